@@ -1,0 +1,35 @@
+"""The temporal autoencoder: `--config=configs/autoencoder.py[:tiny]`.
+
+DICE-Talk uses the published SVD autoencoder as it is; this task trains one where that is missing
+(the synthetic data set) or fine-tunes it (`--config.init_from=MODEL`).
+"""
+
+from configs import common
+
+PRESETS = ('default', 'tiny')
+
+
+def get_config(arg: str = 'default'):
+  name = common.preset(arg, PRESETS)
+  config = common.training('autoencoder')
+  config.batch_size = 8
+  config.data.frames = 5                   # consecutive frames: the decoder's temporal layers see them
+  config.data.step = 2                     # of the 25 fps source: the model's rate is 12.5 fps
+  config.vae = dict(
+      in_channels=3, out_channels=3, latent_channels=4, layers_per_block=2, norm_num_groups=32,
+      block_out_channels=(128, 256, 512, 512), scaling_factor=0.18215)
+  config.loss = dict(kl=1e-6, gradient=1.0)
+  if name == 'tiny':
+    common.tiny(config)
+    config.batch_size = 8
+    config.data.frames = 2
+    config.total_steps = 400
+    config.optim.lr = 2e-3
+    config.optim.schedule = 'cosine'
+    config.optim.ema = 0.99
+    config.vae.layers_per_block = 1
+    config.vae.norm_num_groups = 8
+    config.vae.block_out_channels = (8, 16, 32, 64)
+    config.vae.latent_channels = 8
+    config.log_every, config.eval_every, config.checkpoint_every = 25, 200, 200
+  return config

@@ -1,0 +1,54 @@
+"""What the three training configurations share. Kept free of jax: a config file only states values.
+
+Tuples, never lists, so that every value can be overridden on the command line.
+"""
+
+import ml_collections
+
+EMOTIONS = ('angry', 'contempt', 'disgusted', 'fear', 'happy', 'neutral', 'sad', 'surprised')
+
+
+def preset(arg: str, known: tuple[str, ...]) -> str:
+  """The name after the colon of `--config=file.py:name`, checked."""
+  if arg not in known:
+    raise ValueError(f"unknown preset '{arg}'; this file has: {', '.join(known)}")
+  return arg
+
+
+def training(task: str) -> ml_collections.ConfigDict:
+  """Everything that the loop reads, with the defaults of a full-size run."""
+  return ml_collections.ConfigDict(dict(
+      task=task,
+      seed=0,
+      total_steps=30_000,
+      batch_size=32,                       # global, over all devices and processes
+      accum=1,                             # micro-batches per step
+      mesh=dict(data=1, fsdp=-1),          # one may be -1: all remaining devices
+      multihost=False,                     # True on pods and clusters: jax.distributed.initialize()
+      dtype='bfloat16',                    # compute type; parameters stay float32
+      trainable=('.*',),                   # regular expressions on dotted parameter names
+      optim=dict(name='adam', lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, clip=1.0,
+                 warmup=500, schedule='constant', end_lr=0.0, ema=0.9999),
+      log_every=50,
+      eval_every=1_000,
+      checkpoint_every=1_000,
+      keep=2,
+      model='',                            # model folder: frozen parts in, trained parts out; default <workdir>/../model
+      init_from='',                        # model folder with initial weights; '' draws them at random
+      data=dict(dir='',                    # default <workdir>/../data
+                dataset='synthetic', workers=0),
+  ))
+
+
+def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Changes a full-size configuration to the synthetic data set and the tiny frozen models of `make demo`."""
+  config.dtype = 'float32'
+  config.optim.warmup = 50
+  config.data.synthetic = ml_collections.ConfigDict(dict(
+      size=64, train=28, val=6, test=2, clips=16, seconds=2.0, levels=(2, 3), motion=0.5, seed=0))
+  # No published weights at this size: frozen random towers, honest about it in bundle.json.
+  config.frozen = ml_collections.ConfigDict(dict(
+      whisper=dict(d_model=64, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=64),
+      image_encoder=dict(hidden_size=32, intermediate_size=64, projection_dim=64, num_hidden_layers=1,
+                         num_attention_heads=2, image_size=56, patch_size=14)))
+  return config

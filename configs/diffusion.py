@@ -1,0 +1,52 @@
+"""The diffusion model (paper sections 3.2 and 3.3): `--config=configs/diffusion.py[:tiny]`."""
+
+from configs import common
+
+PRESETS = ('default', 'tiny')
+
+
+def get_config(arg: str = 'default'):
+  name = common.preset(arg, PRESETS)
+  config = common.training('diffusion')
+  config.data.frames, config.data.step, config.data.size = 25, 2, 512
+  config.data.area = (1.0, 1.3)            # face box enlargement, drawn per clip; 1.1 in evaluation
+  config.unet = dict(
+      in_channels=8, out_channels=4, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2,
+      num_attention_heads=(5, 10, 20, 20), cross_attention_dim=1024, addition_time_embed_dim=256,
+      projection_class_embeddings_input_dim=768, num_frames=25, norm_num_groups=32,
+      down_block_types=('CrossAttnDownBlockSpatioTemporal',) * 3 + ('DownBlockSpatioTemporal',),
+      up_block_types=('UpBlockSpatioTemporal',) + ('CrossAttnUpBlockSpatioTemporal',) * 3)
+  config.audio_linear = dict(seq_len=10, blocks=5, channels=384, intermediate_dim=1024, output_dim=1024,
+                             context_tokens=32)
+  config.pose_guider = dict(conditioning_embedding_channels=320, block_out_channels=(16, 32, 96, 256))
+  config.emo_model = dict(
+      prior_dim=256, dim=1024, intermediate_dim=1024, tokens=32, codebook_size=64, num_heads=8, commitment=0.25,
+      mode='bank', classifier_in=1280, classifier_hidden=(512, 256), num_classes=22, dropout=0.1)
+  config.emotion = dict(sample=True, p_whole_bank=0.0)
+  config.noise = dict(p_mean=0.7, p_std=1.6, sigma_min=0.002, sigma_max=700.0)
+  config.drop = dict(audio=0.05, image=0.05, emotion=0.05, all=0.05, audio_emotion=0.05)
+  config.loss = dict(lambda_cls=0.05, cls_warmup=1_000, lambda_vq=1.0)
+  config.remat = True
+  config.sample = dict(steps=25, g_image=(3.0, 3.0), g_condition=(6.0, 6.0), overlap=0, shift=7)
+  if name == 'tiny':
+    common.tiny(config)
+    config.batch_size = 4
+    config.data.frames, config.data.size = 8, 64
+    config.total_steps = 1_500
+    config.optim.lr, config.optim.schedule, config.optim.ema = 1e-3, 'cosine', 0.995
+    config.unet.update(
+        in_channels=16, out_channels=8, block_out_channels=(64, 64, 64), layers_per_block=1,
+        num_attention_heads=(2, 2, 2), cross_attention_dim=64, addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=96, num_frames=8, norm_num_groups=8,
+        down_block_types=('CrossAttnDownBlockSpatioTemporal',) * 2 + ('DownBlockSpatioTemporal',),
+        up_block_types=('UpBlockSpatioTemporal',) + ('CrossAttnUpBlockSpatioTemporal',) * 2)
+    config.audio_linear.update(blocks=2, channels=64, intermediate_dim=256, output_dim=64, context_tokens=4)
+    config.pose_guider.update(conditioning_embedding_channels=64, block_out_channels=(8, 8, 16, 16))
+    config.emo_model.update(prior_dim=64, dim=64, intermediate_dim=128, tokens=4, codebook_size=16, num_heads=4,
+                            classifier_in=64, classifier_hidden=(64, 32), dropout=0.0)
+    config.emotion.p_whole_bank = 0.5
+    config.loss.cls_warmup = 100
+    config.remat = False
+    config.sample.update(steps=12, g_image=(1.5, 1.5), g_condition=(2.5, 2.5), shift=3)
+    config.log_every, config.eval_every, config.checkpoint_every = 50, 500, 500
+  return config

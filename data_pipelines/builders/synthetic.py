@@ -1,0 +1,99 @@
+"""TFDS builder of the synthetic talking faces: people x emotions x levels x sentences, rendered on all cores."""
+
+from collections.abc import Iterator
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import tensorflow_datasets as tfds
+import tqdm
+
+from data_pipelines.builders import synthetic_clips
+from data_pipelines.builders.synthetic_clips import SyntheticConfig
+from data_pipelines.source import ClipSource
+from dicetalk_jax.errors import InputError
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class BuilderConfig(tfds.core.BuilderConfig):
+  """Carries the settings; a data set's folder is named after them."""
+  settings: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
+
+  def __repr__(self) -> str:
+    return self.name
+
+
+class Synthetic(tfds.core.GeneratorBasedBuilder):
+  """Records `talking_clip` with the exact truth of every frame. Splits share neither people nor sentences."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  workers: int = 1  # processes that render; the result does not depend on it
+
+  @property
+  def settings(self) -> SyntheticConfig:
+    return self.builder_config.settings
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+        builder=self, features=self.settings.spec.features(),
+        metadata=tfds.core.MetadataDict(settings=dataclasses.asdict(self.settings)))
+
+  def _split_generators(self, dl_manager) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+    del dl_manager  # nothing is downloaded
+    return {split: self._generate_examples(split) for split in self.settings.splits}
+
+  def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    jobs = synthetic_clips.jobs(self.settings, split)
+    bar = tqdm.tqdm(total=len(jobs), desc=f'synthetic {split}', unit='clip', mininterval=1)
+    workers = min(self.workers, len(jobs))
+    with bar:
+      if workers == 1:
+        for example in map(synthetic_clips.render, jobs):
+          bar.update()
+          yield example
+        return
+      # spawn, since forking a process that runs JAX's threads may hang
+      with multiprocessing.get_context('spawn').Pool(workers) as pool:
+        for example in pool.imap(synthetic_clips.render, jobs, chunksize=max(1, min(8, len(jobs) // (4 * workers)))):
+          bar.update()
+          yield example
+
+
+def prepare_synthetic(
+    data_dir: str | os.PathLike, config: SyntheticConfig | None = None, *, workers: int | None = None) -> pathlib.Path:
+  """Generates a synthetic data set as ArrayRecord files, or finds it where it has been generated before.
+
+  Args:
+    data_dir: root of all data sets.
+    config: what to generate; 24 people of 24 clips of 2.4 s by default.
+    workers: processes that render, all cores by default; they start anew, so a script that calls this with more
+      than one must do so under `if __name__ == '__main__'`. The records do not depend on it.
+
+  Returns:
+    The folder of the data set, for `ClipSource`. It appears when whole: a killed run leaves only a folder
+    marked incomplete.
+
+  Raises:
+    InputError: `data_dir` cannot be written.
+  """
+  config = config or SyntheticConfig()
+  try:
+    pathlib.Path(data_dir).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f'data_dir {data_dir} cannot be made: {error.strerror}; choose a folder you can write') from error
+  if not os.access(data_dir, os.W_OK):
+    raise InputError(f'data_dir {data_dir} cannot be written; choose another folder')
+  tfds.disable_progress_bar()  # ours knows how much there is to do
+  builder = Synthetic(
+      data_dir=data_dir, config=BuilderConfig(name=config.name, settings=config), file_format='array_record')
+  builder.workers = workers or os.cpu_count() or 1
+  with tempfile.TemporaryDirectory() as unused:  # TFDS makes a folder for downloads, and there are none
+    builder.download_and_prepare(
+        download_dir=unused, download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+  folder = pathlib.Path(builder.data_dir)
+  for split in config.splits:
+    len(ClipSource(folder, split).table)  # written beside the records now, while the folder is ours
+  return folder

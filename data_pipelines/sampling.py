@@ -1,0 +1,93 @@
+"""What a training example is: which frames, which sound, which face region, how much motion.
+
+Pure functions of arrays and a random generator; the loaders put them together.
+"""
+
+from collections.abc import Callable, Sequence
+import math
+
+import numpy as np
+
+AUDIO_WINDOW = 10       # Whisper tokens per frame
+AUDIO_BEFORE = 4        # of which this many lie before the frame's own first token
+FALLBACK_BUCKETS = (8., 16.)  # the two motion buckets of the published inference
+MAX_BUCKET = 127.
+
+
+def window_span(frames: int, step: int) -> int:
+  """Number of source frames under a window of `frames` at `step`."""
+  return step * (frames - 1) + 1
+
+
+def window_rows(rng: np.random.Generator, length: int, frames: int, step: int = 1) -> np.ndarray:
+  """A window at a random place of a clip of `length` frames; int `[frames]`, ascending by `step`."""
+  return rng.integers(length - window_span(frames, step) + 1) + step * np.arange(frames)
+
+
+def reference_row(rng: np.random.Generator, length: int, rows: np.ndarray, stride: int = 1) -> int:
+  """A random frame outside the window if the clip allows it, else any.
+
+  Args:
+    length: frames of the clip.
+    rows: frames of the window, ascending.
+    stride: only every `stride`-th frame has a CLIP token.
+  """
+  candidates = np.arange(0, length, stride)
+  outside = candidates[(candidates < rows[0]) | (candidates > rows[-1])]
+  return int(rng.choice(outside if len(outside) else candidates))
+
+
+def audio_windows(whisper: Callable[[slice], np.ndarray], tokens: int, rows: np.ndarray) -> np.ndarray:
+  """Whisper states around each frame: frame `f` sees tokens `2f-4 ... 2f+5`, zeros beyond the clip.
+
+  Args:
+    whisper: reads a slice of the clip's states, `[n, states, width]`.
+    tokens: number of states rows of the clip.
+    rows: source frames `[F]`, ascending.
+
+  Returns:
+    float32 `[F, 10, states, width]`.
+  """
+  positions = 2 * rows[:, None] - AUDIO_BEFORE + np.arange(AUDIO_WINDOW)
+  start, stop = int(positions[0, 0]), int(positions[-1, -1]) + 1
+  known = whisper(slice(max(start, 0), min(stop, tokens)))
+  states = np.zeros((stop - start, *known.shape[1:]), np.float32)
+  states[max(start, 0) - start:][:len(known)] = known
+  return states[positions - start]
+
+
+def face_mask(boxes: np.ndarray, size: int, area: float) -> np.ndarray:
+  """One rectangle that holds the face in every frame.
+
+  Args:
+    boxes: `[n, 4]` x1, y1, x2, y2 in [0, 1]; none at all marks the whole picture.
+    size: side of the square picture in pixels.
+    area: the union of the boxes is scaled by this about its centre.
+
+  Returns:
+    float32 `[size, size]`, 1 in the rectangle, 0 elsewhere.
+  """
+  if not len(boxes):
+    return np.ones((size, size), np.float32)
+  low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
+  centre, half = (low + high) / 2, (high - low) / 2 * area
+  x1, y1 = np.clip(np.floor((centre - half) * size), 0, size).astype(int)
+  x2, y2 = np.clip(np.ceil((centre + half) * size), 0, size).astype(int)
+  mask = np.zeros((size, size), np.float32)
+  mask[y1:y2, x1:x2] = 1
+  return mask
+
+
+def motion_bucket(value: float, median: float, fallback: float) -> float:
+  """16 is the motion of the median clip, 127 the most; `fallback` for data that does not measure it."""
+  return float(np.clip(16 * value / median, 0, MAX_BUCKET)) if median > 0 else fallback
+
+
+def draw_group(rng: np.random.Generator, clips: Sequence[int], count: int) -> list[tuple[int, float]]:
+  """`count` (clip, place) pairs of one group, the place being where in the clip a window starts, in [0, 1).
+
+  All clips are used before one is used again; then the windows of one clip lie in different parts of it.
+  """
+  rounds = math.ceil(count / len(clips))
+  order = rng.permutation(np.asarray(clips))
+  return [(int(order[k % len(order)]), (k // len(order) + rng.random()) / rounds) for k in range(count)]

@@ -1,0 +1,122 @@
+"""Random access to the clips of a prepared data set, with a table of what each clip is."""
+
+from collections.abc import Iterable, Iterator, Mapping
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+import tempfile
+from typing import Any, Self
+
+import numpy as np
+
+from data_pipelines import record as clip_record
+from dicetalk_jax.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClipTable:
+  """One row per clip: what samplers must know before they read a record. All fields have length `n`."""
+  clip_id: np.ndarray
+  video_id: np.ndarray
+  identity: np.ndarray
+  dataset: np.ndarray      # index in record.DATASETS
+  emotion: np.ndarray      # name, record.UNKNOWN where there is no label
+  intensity: np.ndarray
+  num_frames: np.ndarray
+  motion_head: np.ndarray
+  motion_exp: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.clip_id)
+
+  @classmethod
+  def scan(cls, records: Iterable[Mapping[str, Any]]) -> Self:
+    """Reads the rows from the records."""
+    rows = [{
+        **{name: clip_record.decode_text(r, name) for name in ('clip_id', 'video_id', 'identity')},
+        'emotion': clip_record.decode_emotion(r),
+        **{name: r[name] for name in ('dataset', 'intensity', 'num_frames', 'motion_head', 'motion_exp')},
+    } for r in records]
+    return cls(**{f.name: np.array([row[f.name] for row in rows]) for f in dataclasses.fields(cls)})
+
+  def save(self, path: pathlib.Path):
+    """Writes the table aside and moves it when whole."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+      np.savez(file, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+    os.replace(file.name, path)
+
+  @classmethod
+  def load(cls, path: pathlib.Path) -> Self:
+    with np.load(path, allow_pickle=False) as arrays:
+      return cls(**arrays)
+
+
+class ClipSource:
+  """One split of a prepared data set: `source[i]` is a record, `source.table` says what there is.
+
+  Picklable, so that Grain's worker processes can open it anew.
+
+  Args:
+    folder: the builder directory that `prepare` returned (it holds `dataset_info.json`).
+    split: 'train', 'val' or 'test'.
+
+  Raises:
+    DataError: the folder holds no data set, or the data set no such split.
+  """
+
+  def __init__(self, folder: str | os.PathLike, split: str = 'train'):
+    self.folder, self.split = pathlib.Path(folder), split
+    if not (self.folder / 'dataset_info.json').exists():
+      raise DataError(f'{folder} holds no prepared data set; make one with python -m data_pipelines.prepare')
+    if split not in self._builder.info.splits:
+      raise DataError(f'{folder} has no split {split!r}; it has {", ".join(self._builder.info.splits)}')
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {'folder': self.folder, 'split': self.split}
+
+  @functools.cached_property
+  def _builder(self):
+    import tensorflow_datasets as tfds  # seconds to import, and sources are also opened in worker processes
+    return tfds.builder_from_directory(self.folder)
+
+  @functools.cached_property
+  def _records(self):
+    return self._builder.as_data_source(self.split)
+
+  def __len__(self) -> int:
+    return self._builder.info.splits[self.split].num_examples
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    return self._records[i]
+
+  def __iter__(self) -> Iterator[dict[str, Any]]:
+    return (self[i] for i in range(len(self)))
+
+  def __repr__(self) -> str:
+    return f'{type(self).__name__}({str(self.folder)!r}, {self.split!r})'
+
+  @functools.cached_property
+  def table(self) -> ClipTable:
+    """Read from beside the records; made by one pass over them the first time."""
+    path = self.folder / f'clips-{self.split}.npz'
+    if path.exists():
+      return ClipTable.load(path)
+    table = ClipTable.scan(self)
+    if os.access(self.folder, os.W_OK):
+      table.save(path)
+    return table
+
+  @functools.cached_property
+  def motion_medians(self) -> tuple[float, float]:
+    """Median head and expression motion of the training clips: the unit of the motion buckets."""
+    splits = self._builder.info.splits
+    source = ClipSource(self.folder, 'train') if self.split != 'train' and 'train' in splits else self
+    return float(np.median(source.table.motion_head)), float(np.median(source.table.motion_exp))
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Changes when the data set or the split does; names everything computed from the records."""
+    parts = [(self.folder / name).read_bytes() for name in ('dataset_info.json', 'features.json')]
+    return hashlib.sha256(b'\0'.join([*parts, self.split.encode()])).hexdigest()[:16]

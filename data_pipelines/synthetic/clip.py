@@ -1,0 +1,125 @@
+"""One synthetic clip: voice, face and the truth about every frame."""
+
+import dataclasses
+import zlib
+
+import numpy as np
+
+from data_pipelines.record import EMOTIONS, FPS, LEVELS, SAMPLES_PER_FRAME
+from data_pipelines.synthetic import emotions, phonemes, speech, visemes
+from data_pipelines.synthetic.emotions import AU
+from data_pipelines.synthetic.geometry import make_face
+from data_pipelines.synthetic.identity import make_identity
+from data_pipelines.synthetic.landmarks import face_box, landmarks
+from data_pipelines.synthetic.motion import blinks, head_motion, loudness
+from data_pipelines.synthetic.projection import Pose
+from data_pipelines.synthetic.renderer import Renderer
+from dicetalk_jax.errors import InputError
+
+_BROW_FLASH = .15         # brows rise on loud syllables
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """N frames at 25 per second. All truth comes from the geometry that was painted, never from a detector."""
+  frames: np.ndarray       # uint8 [N, size, size, 3]; N = 0 without rendering
+  audio: np.ndarray        # float32 [N * 640], 16 kHz
+  expression: np.ndarray   # float32 [N, 64]
+  bbox: np.ndarray         # float32 [N, 4] x1, y1, x2, y2 in [0, 1]
+  landmarks: np.ndarray    # float32 [N, 68, 2] in [0, 1]
+  au: np.ndarray           # float32 [N, 26] activations that were painted, speech included
+  opening: np.ndarray      # float32 [N] true mouth opening, face units
+  viseme: np.ndarray       # float32 [N, 6]
+  phoneme: np.ndarray      # int32 [N] index into PHONEMES
+  pose: np.ndarray         # float32 [N, 5] yaw, pitch, roll, tx, ty
+  blink: np.ndarray        # float32 [N]
+  text: str
+
+
+def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: int = 64, take: int = 0, motion: float = 1.,
+              max_seconds: float | None = None, render: bool = True) -> Clip:
+  """A person says a sentence in an emotion. Every value is a function of the arguments.
+
+  Args:
+    identity: seed of the person.
+    emotion: one of the eight emotions.
+    level: intensity 1, 2 or 3; neutral has none.
+    sentence: seed of the words.
+    size: height and width of the frames in pixels.
+    take: another performance of the same words.
+    motion: factor on head motion; 0 leaves only the posture of the emotion.
+    max_seconds: cuts the finished clip after this time, to whole frames.
+    render: False leaves `frames` empty, which is about twenty times faster.
+
+  Raises:
+    InputError: unknown emotion or level, or nothing left after the cut.
+  """
+  _check(emotion, level)
+  level = 0 if emotion == 'neutral' else level
+  performance = (identity, EMOTIONS.index(emotion), level, sentence, take)
+  stream = lambda name: np.random.default_rng([zlib.crc32(name.encode()), *performance])
+  person, strength = make_identity(identity), emotions.intensity(emotion, level)
+
+  words = phonemes.sentence(sentence)
+  utterance = speech.synthesise(words, person.voice, speech.prosody(emotion, strength), stream('speech'))
+  track = visemes.viseme_track(utterance)
+  loud = loudness(utterance.audio)
+  strengths = emotions.envelope(utterance.frames, stream('envelope'))[:, None]
+  jaw_gain = person.jaw_gain * emotions.speech_jaw(emotion, level)
+  au = _activations(strengths * emotions.preset(emotion, level), track, loud, jaw_gain)
+  pose = head_motion(strengths * emotions.head_pose(emotion, level), loud, motion, stream('pose'))
+  blink = blinks(utterance.frames, stream('blink'))
+  expression = emotions.expression(identity, au, stream('tracker'))
+
+  n = utterance.frames if max_seconds is None else min(utterance.frames, int(max_seconds * FPS + 1e-6))
+  if n < 1:
+    raise InputError(f'max_seconds={max_seconds} leaves no frame; ask for at least {1 / FPS} s')
+  poses = [Pose(*row) for row in pose[:n].tolist()]
+  faces = [make_face(person, au[i], track.viseme[i], blink[i], _gaze(poses[i])) for i in range(n)]
+  frames = np.zeros((n if render else 0, size, size, 3), np.uint8)
+  if render:
+    draw = Renderer(person, size)
+    first = int(stream('grain').integers(1 << 16))
+    for i, (face, at) in enumerate(zip(faces, poses)):
+      frames[i] = draw(face, at, first + i)
+  return Clip(
+      frames=frames, audio=utterance.audio[:n * SAMPLES_PER_FRAME], expression=expression[:n],
+      bbox=np.stack([face_box(f, at) for f, at in zip(faces, poses)]),
+      landmarks=np.stack([landmarks(f, at) for f, at in zip(faces, poses)]),
+      au=au[:n], opening=np.array([f.mouth.opening for f in faces], np.float32), viseme=track.viseme[:n],
+      phoneme=track.phoneme[:n], pose=pose[:n], blink=blink[:n], text=phonemes.text(words))
+
+
+def make_portrait(identity: int, size: int = 256, emotion: str = 'neutral', level: int = 3) -> tuple[np.ndarray, np.ndarray]:
+  """A frontal portrait, mouth closed where the emotion allows, eyes open.
+
+  Returns:
+    (uint8 image [size, size, 3], float32 face box [4] as x1, y1, x2, y2 in [0, 1]).
+  """
+  _check(emotion, level)
+  person = make_identity(identity)
+  face, pose = make_face(person, emotions.preset(emotion, level), np.zeros(len(visemes.CHANNELS))), Pose()
+  return Renderer(person, size)(face, pose), face_box(face, pose)
+
+
+def _check(emotion: str, level: int) -> None:
+  if emotion not in EMOTIONS:
+    raise InputError(f'emotion {emotion!r} is not known; choose one of {", ".join(EMOTIONS)}')
+  if emotion != 'neutral' and level not in LEVELS:
+    raise InputError(f'emotion level {level} is not known; choose 1, 2 or 3')
+
+
+def _activations(au: np.ndarray, track: visemes.VisemeTrack, loud: np.ndarray, jaw_gain: float) -> np.ndarray:
+  """Emotion [N, 26] plus speech: jaw and lip parting are mixed, brows flash on loud syllables."""
+  au = au.copy()
+  flash = _BROW_FLASH * np.clip(2 * loud - 1, 0, 1)
+  for name in ('1', '2'):
+    au[:, AU[name]] = np.minimum(1, au[:, AU[name]] + flash)
+  jaw, parting = visemes.mix(au[:, AU['26']], au[:, AU['25']], track.viseme, track.activity, jaw_gain)
+  au[:, AU['26']], au[:, AU['25']] = jaw, parting
+  return au
+
+
+def _gaze(pose: Pose) -> tuple[float, float]:
+  """The eyes stay on the camera while the head turns."""
+  return -.7 * pose.yaw, -.6 * pose.pitch

@@ -1,0 +1,132 @@
+"""Small tools of the painter: smooth steps, noise, textures and patches of the canvas. Everything stays float32.
+
+A canvas is [3, H, W] with values in [0, 1]; whole planes keep the inner loops of numpy long.
+"""
+
+import functools
+
+import numpy as np
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+  """Clips to [0, 1]; two plain ufuncs cost less than `np.clip` on small arrays."""
+  return np.minimum(np.maximum(x, 0), 1)
+
+
+def smooth(low: float, high: float, x: np.ndarray) -> np.ndarray:
+  """Smooth step from 0 at `low` to 1 at `high`; low > high reverses it."""
+  t = unit((x - low) * (1 / (high - low)))
+  return t * t * (3 - 2 * t)
+
+
+def bump(x, y, cx: float, cy: float, rx: float, ry: float) -> np.ndarray:
+  """Gaussian of height 1 and radii rx, ry."""
+  dx, dy = (x - cx) * (1 / rx), (y - cy) * (1 / ry)
+  return np.exp(-(dx * dx + dy * dy))
+
+
+def band(d, width: float) -> np.ndarray:
+  """Gaussian profile of a line; d is the distance from it."""
+  d = d * (1 / width)
+  return np.exp(-d * d)
+
+
+@functools.cache
+def _lattice() -> np.ndarray:
+  """Random values; a stored table instead of a hash, so that no maths library decides about pixels."""
+  return np.random.default_rng(0x5EED).random((256, 256), np.float32)
+
+
+def noise(x: np.ndarray, y, seed: int) -> np.ndarray:
+  """Value noise in [0, 1] with a period of 256 lattice cells; x and y in cells."""
+  # The offsets make everything positive, so that truncation is floor.
+  x, y = x + np.float32(512.3 + seed % 251), y + np.float32(512.1 + seed % 241)
+  ix, iy = x.astype(np.intp), y.astype(np.intp)
+  fx, fy = x - ix.astype(np.float32), y - iy.astype(np.float32)
+  fx, fy = fx * fx * (3 - 2 * fx), fy * fy * (3 - 2 * fy)
+  jx, iy, jy = (ix + 1) & 255, (iy & 255) << 8, ((iy + 1) & 255) << 8
+  ix &= 255
+  read = _lattice().take
+  top, bottom = read(iy | ix), read(jy | ix)
+  top += fx * (read(iy | jx) - top)
+  bottom += fx * (read(jy | jx) - bottom)
+  return top + fy * (bottom - top)
+
+
+def dots(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
+  """Soft spots, at most one per lattice cell: coverage in [0, 1]; x and y in cells."""
+  table = _lattice()
+  ix, iy = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+  value = lambda k: table[(iy + 37 * k + seed) & 255, (ix + 91 * k) & 255]
+  dx, dy = x - ix - .2 - .6 * value(0), y - iy - .2 - .6 * value(1)
+  radius = .10 + .18 * value(2)
+  r = np.sqrt(dx * dx + dy * dy) / radius
+  return (smooth(1.2, .6, r) * (value(3) > .45) * (.4 + .6 * value(4))).astype(np.float32)
+
+
+def tint(colour) -> np.ndarray:
+  """A colour as a float32 array that broadcasts over a canvas: [3, 1, 1]."""
+  return np.array(colour, np.float32)[:, None, None]
+
+
+class Texture:
+  """Channels over a rectangle of the face plane, read with bilinear interpolation."""
+
+  def __init__(self, channels: np.ndarray, origin: tuple[float, float], resolution: float):
+    """`channels` [C, h, w]; `origin` is the corner's (x, y); `resolution` in texels per face unit."""
+    self._depth, self._height, self._width = channels.shape
+    self._texels = np.ascontiguousarray(channels, np.float32).reshape(self._depth, -1)
+    self._origin, self._resolution = origin, resolution
+
+  def sample(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Values at (x, y), both [h, w] -> [C, h, w]; clamped at the border."""
+    u = np.clip((x - self._origin[0]) * self._resolution - .5, 0, self._width - 1.001).ravel()
+    v = np.clip((y - self._origin[1]) * self._resolution - .5, 0, self._height - 1.001).ravel()
+    iu, iv = u.astype(np.intp), v.astype(np.intp)
+    u -= iu.astype(np.float32)
+    v -= iv.astype(np.float32)
+    here = iv * self._width + iu
+    right, below, across = here + 1, here + self._width, here + (self._width + 1)
+    out = np.empty((self._depth, here.size), np.float32)
+    for texels, top in zip(self._texels, out):
+      np.take(texels, here, out=top, mode='clip')
+      top += u * (texels.take(right) - top)
+      bottom = texels.take(below)
+      bottom += u * (texels.take(across) - bottom)
+      top += v * (bottom - top)
+    return out.reshape(self._depth, *x.shape)
+
+
+class Patch:
+  """A rectangle of the canvas with its face coordinates."""
+
+  def __init__(self, view: np.ndarray, x: np.ndarray, y: np.ndarray, corner: tuple[int, int], pixel: float):
+    """`view` [3, h, w] is painted in place and begins at `corner` (row, column) of the image; `x` and `y` are [h, w].
+
+    `pixel` is the size of a pixel in face units.
+    """
+    self.view, self.x, self.y, self.corner, self.pixel = view, x, y, corner, pixel
+
+  def inside(self, distance: np.ndarray) -> np.ndarray:
+    """Coverage of the region where the signed distance (face units) is negative, antialiased."""
+    return unit(.5 - distance * (1 / self.pixel))
+
+  def part(self, span: tuple[slice, slice]) -> tuple[slice, slice]:
+    """Rows and columns of the image as rows and columns of this patch, at least one pixel."""
+    inside = lambda s, start, n: slice(min(max(s.start - start, 0), n - 1), max(1, min(s.stop - start, n)))
+    return tuple(inside(s, start, n) for s, start, n in zip(span, self.corner, self.x.shape))
+
+  def cut(self, span: tuple[slice, slice]) -> 'Patch':
+    """The part of this patch inside these rows and columns of the image."""
+    rows, columns = at = self.part(span)
+    corner = self.corner[0] + rows.start, self.corner[1] + columns.start
+    return Patch(self.view[:, rows, columns], self.x[at], self.y[at], corner, self.pixel)
+
+  def paint(self, colour, alpha: np.ndarray) -> None:
+    """Blends a colour (tuple, or [3, h, w]) over the canvas."""
+    colour = tint(colour) if isinstance(colour, tuple) else colour
+    self.view += alpha * (colour - self.view)
+
+  def shade(self, factor: np.ndarray) -> None:
+    """Multiplies the canvas."""
+    self.view *= factor

@@ -1,0 +1,39 @@
+"""What a person can get wrong. Each of these ends a command with one sentence and exit code 2."""
+
+import contextlib
+import sys
+from typing import Iterator
+
+
+class UserError(Exception):
+  """Base of the family. The message names the thing that is wrong and the remedy."""
+
+
+class InputError(UserError):
+  """A file, picture, recording or flag cannot be used."""
+
+
+class ConfigError(UserError):
+  """A configuration asks for something unknown or impossible."""
+
+
+class DataError(UserError):
+  """A data set, clip or stored feature is missing, too short or does not fit."""
+
+
+class WeightsError(UserError):
+  """A weight file or model folder does not fit the model."""
+
+
+class MeshError(UserError):
+  """Devices, batch and parameters do not divide as asked."""
+
+
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+  """Entries run inside this: a UserError becomes one line on stderr and exit code 2."""
+  try:
+    yield
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,145 @@
+"""The creator's entry: portrait, speech and emotion to a video with sound.
+
+    python -m dicetalk_jax.generate --model=DIR --image=face.jpg --audio=speech.wav --emotion=happy --output=out.mp4
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+import tempfile
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from dicetalk_jax import bundle, parallel
+from dicetalk_jax.errors import InputError, one_sentence
+from dicetalk_jax.media.audio import load_audio
+from dicetalk_jax.media.face import find_face, parse_face_box
+from dicetalk_jax.media.image import load_image
+from dicetalk_jax.media.video import write_video
+from dicetalk_jax.pipeline import COMPONENTS, Pipeline, Settings
+
+USAGE = """\
+usage: python -m dicetalk_jax.generate --model=DIR --image=FILE --audio=FILE --emotion=NAME --output=FILE.mp4
+  --model               model folder, from python -m convert or from training
+  --image               portrait of one person: JPEG, PNG or WebP
+  --audio               speech: wav, flac, mp3, m4a, or a video with sound
+  --emotion             one of the model's emotions, such as happy
+  --output              the video; missing folders are made
+  --face_box=x0,y0,x1,y1  corners of the face in pixels, where it is not found
+  --seed                another number, another video (default 0)
+  --steps               denoising steps (default: the model's, 25 as published); fewer are faster and rougher
+  --guidance_image      how closely to follow the portrait (default: the model's, 3 as published)
+  --guidance_condition  how closely to follow speech and emotion (default: the model's, 6 as published)
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+  """Says what is wrong in one sentence."""
+
+  def error(self, message):
+    raise InputError(f'{message}; run python -m dicetalk_jax.generate without arguments to see how it is used')
+
+  def print_help(self, file=None):
+    print(USAGE, end='', file=file)
+
+
+def _flags(argv: list[str]) -> argparse.Namespace:
+  parser = _Parser(allow_abbrev=False)
+  for name in ('model', 'image', 'audio', 'emotion', 'output'):
+    parser.add_argument(f'--{name}', required=True)
+  parser.add_argument('--face_box')
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--steps', type=int)
+  parser.add_argument('--guidance_image', type=float)
+  parser.add_argument('--guidance_condition', type=float)
+  return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+  """Generates one video. Everything that can be wrong is checked before weights are read."""
+  flags = _flags(argv)
+  sampling = dict(num_steps=flags.steps, g_image=flags.guidance_image, g_condition=flags.guidance_condition)
+  sampling = {name: value for name, value in sampling.items() if value is not None}
+  bundle.require(flags.model, *COMPONENTS)
+  settings = Settings.of(flags.model, **sampling)
+  prior, _ = bundle.load_prior(flags.model, flags.emotion)
+  image = load_image(flags.image)
+  face_box = parse_face_box(flags.face_box, image.shape[1::-1]) if flags.face_box else find_face(image)
+  wave = load_audio(flags.audio)
+  settings.frames_of(wave)
+  _check_writable(flags.output)
+
+  _keep_compiled_programs()
+  pipe = Pipeline.load(flags.model, _mesh(), None if jax.default_backend() == 'cpu' else jnp.bfloat16, **sampling)
+  with _ProgressBars() as progress:
+    frames, fps = pipe.generate(image, wave, prior=prior, face_box=face_box, seed=flags.seed, progress=progress)
+  write_video(flags.output, frames, fps, audio=wave)
+  count, height, width, _ = frames.shape
+  print(f'{flags.output}: {count / fps:.1f} s, {width}x{height}, {count} frames at {fps:g} per second')
+
+
+def _check_writable(output: str) -> None:
+  """Finds out now, not after minutes, that there is no place for the result."""
+  path = pathlib.Path(output)
+  if path.suffix.lower() != '.mp4':
+    raise InputError(f'{output}: videos are written as MP4; end the name in .mp4')
+  if path.is_dir():
+    raise InputError(f'cannot write {output}: it is a folder; name a file')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+      pass
+  except OSError as error:
+    raise InputError(f'cannot write {output}: {error.strerror}; choose another place') from error
+
+
+def _mesh() -> jax.sharding.Mesh | None:
+  """All devices share the windows of a clip; each has all parameters."""
+  return parallel.make_mesh(data=-1, fsdp=1) if jax.device_count() > 1 else None
+
+
+def _keep_compiled_programs() -> None:
+  """Compiling takes minutes at full size: the next run finds it done. `JAX_COMPILATION_CACHE_DIR` moves the place."""
+  if jax.config.jax_compilation_cache_dir is None:
+    cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+    jax.config.update('jax_compilation_cache_dir', str(cache / 'dicetalk_jax'))
+
+
+class _ProgressBars:
+  """One bar per stage, on stderr."""
+
+  def __init__(self):
+    self._bar: tqdm | None = None
+
+  def __call__(self, stage: str, done: int, total: int) -> None:
+    if self._bar is None or self._bar.desc != f'{stage}: ':
+      self.close()
+      self._bar = tqdm(total=total, desc=stage, unit='step')
+    self._bar.update(done - self._bar.n)
+
+  def close(self) -> None:
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
+
+  def __enter__(self) -> '_ProgressBars':
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+
+def run() -> None:
+  """Console entry: no argument prints the usage; a user's mistake is one sentence and exit code 2."""
+  if len(sys.argv) == 1:
+    print(USAGE, end='', file=sys.stderr)
+    sys.exit(2)
+  with one_sentence():
+    main(sys.argv[1:])
+
+
+if __name__ == '__main__':
+  run()

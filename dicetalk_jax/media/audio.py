@@ -1,0 +1,153 @@
+"""Sound files to 16 kHz waves, log-mel windows for Whisper, and its states cut per video frame.
+
+Clocks: 16000 samples, 100 mel frames, 50 Whisper positions, 25 units of `audio_len`, and (with step 2) 12.5 video
+frames per second.
+"""
+
+import functools
+import os
+
+import numpy as np
+
+from dicetalk_jax.errors import InputError
+
+RATE = 16000  # samples per second
+WINDOW = 30 * RATE  # samples per Whisper window
+HOP = 160  # samples per mel frame
+FFT = 400  # samples per analysis window of the STFT
+UNIT = 640  # samples per unit of `audio_len`
+CLIP = 10  # Whisper positions around a video frame
+BEFORE, AFTER = 4, 6  # zero positions around the states, so that every frame has a whole clip
+SILENCE = 1e-3  # peak (-60 dB) below which a recording counts as silent
+
+
+def load_audio(path: str | os.PathLike) -> np.ndarray:
+  """Reads the sound of an audio or video file.
+
+  The published reading, librosa's: channels averaged, resampled by soxr at high quality.
+
+  Args:
+    path: anything libsndfile or FFmpeg decodes (wav, flac, ogg, mp3, m4a, mp4, ...).
+
+  Returns:
+    float32 `[samples]` in [-1,1], 16 kHz mono.
+
+  Raises:
+    InputError: the file is missing, holds no sound that can be decoded, is empty or silent.
+  """
+  if not os.path.isfile(path):
+    raise InputError(f'There is no recording at {path}; check the path.')
+  wave, rate = _decode(path)
+  wave = wave.mean(axis=1)
+  if not wave.size:
+    raise InputError(f'The recording {path} is empty; give one with speech.')
+  if not np.isfinite(wave).all():
+    raise InputError(f'The recording {path} holds samples that are not numbers; export it again.')
+  if rate != RATE:
+    wave = _resample(wave, rate)
+  if np.abs(wave).max() < SILENCE:
+    raise InputError(f'The recording {path} is silent; give one with speech.')
+  return wave
+
+
+def _decode(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+  """float32 `[samples,channels]` at the rate of the file."""
+  import soundfile
+  try:
+    return soundfile.read(path, dtype='float32', always_2d=True)
+  except soundfile.LibsndfileError:
+    return _decode_with_ffmpeg(path)
+
+
+def _decode_with_ffmpeg(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+  """The first sound track of a container that libsndfile does not know (mp4, m4a, mkv, ...)."""
+  import av
+  try:
+    # A playlist must not make the decoder fetch addresses.
+    with av.open(os.fspath(path), options={'protocol_whitelist': 'file'}) as container:
+      if not container.streams.audio:
+        raise InputError(f'{path} has no sound track; give a recording of speech.')
+      stream = container.streams.audio[0]
+      planar = av.AudioResampler(format='fltp')
+      frames = [out for frame in container.decode(stream) for out in planar.resample(frame)]
+      chunks = [frame.to_ndarray() for frame in (*frames, *planar.resample(None))]
+      rate = stream.rate
+  except av.FFmpegError as error:
+    raise InputError(f'{path} cannot be decoded as sound; convert it to wav, flac, mp3 or m4a.') from error
+  if not chunks:
+    return np.zeros((0, 1), np.float32), rate
+  return np.concatenate(chunks, axis=1).T, rate
+
+
+def _resample(wave: np.ndarray, rate: int) -> np.ndarray:
+  import soxr
+  samples = -(-len(wave) * RATE // rate)
+  wave = soxr.resample(wave, rate, RATE, quality='HQ')[:samples]
+  return np.pad(wave, (0, samples - len(wave)))
+
+
+def audio_len(samples: int) -> int:
+  """Length in 25 Hz units of a 16 kHz wave; half of it, rounded down, is the number of video frames at step 2."""
+  return samples // UNIT
+
+
+@functools.cache
+def _extractor():
+  from transformers import WhisperFeatureExtractor  # the import takes seconds
+  return WhisperFeatureExtractor()
+
+
+def log_mel(wave: np.ndarray) -> np.ndarray:
+  """Whisper's log-mel spectrogram of each window of 30 s, the last one padded with zeros.
+
+  Args:
+    wave: float32 `[samples]`, 16 kHz.
+
+  Returns:
+    float32 `[windows,3000,80]`.
+  """
+  return np.stack([_log_mel_window(wave[i:i + WINDOW]) for i in range(0, len(wave), WINDOW)])
+
+
+def _log_mel_window(wave: np.ndarray) -> np.ndarray:
+  # All columns of pure padding are equal: compute one of them and repeat it. The extractor's NumPy path is named
+  # because its public call switches to torch where that is installed, with slightly other results.
+  samples = min(WINDOW, HOP * -(-(len(wave) + FFT) // HOP))
+  padded = np.pad(wave, (0, samples - len(wave)))
+  mel = _extractor()._np_extract_fbank_features([padded], device='cpu')[0].T
+  return np.pad(mel, ((0, WINDOW // HOP - len(mel)), (0, 0)), mode='edge')
+
+
+def pad_states(states: np.ndarray, audio_len: int) -> np.ndarray:
+  """Joins the windows of Whisper's states, cuts them to the recording and pads both ends with zeros.
+
+  Args:
+    states: `[windows,1500,S,D]`.
+    audio_len: length of the recording in 25 Hz units.
+
+  Returns:
+    `[2*audio_len+10,S,D]`.
+  """
+  states = np.asarray(states)
+  joined = states.reshape(-1, *states.shape[2:])
+  if len(joined) < 2 * audio_len:
+    raise ValueError(f'{len(joined)} positions cannot hold a recording of {audio_len} units')
+  return np.pad(joined[:2 * audio_len], ((BEFORE, AFTER), (0, 0), (0, 0)))
+
+
+def audio_windows(padded: np.ndarray, step: int = 2, start: int = 0, frames: int | None = None) -> np.ndarray:
+  """The Whisper positions around each video frame.
+
+  Args:
+    padded: `[2*audio_len+10,S,D]`, from `pad_states`.
+    step: 25 Hz units per video frame; 2 is the published 12.5 frames per second.
+    start: first video frame.
+    frames: number of video frames; None for all from `start`.
+
+  Returns:
+    `[frames,10,S,D]`; frame i holds positions `2*step*i` to `2*step*i+9` of `padded`.
+  """
+  if frames is None:
+    frames = (len(padded) - CLIP) // (2 * step) - start
+  first = 2 * step * (start + np.arange(frames))
+  return padded[first[:, None] + np.arange(CLIP)]

@@ -1,0 +1,148 @@
+"""Attention: the one function that picks a kernel, and the two layers of the UNet built on it."""
+
+from collections.abc import Sequence
+import functools
+import math
+
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+# Bytes of float32 logits that may exist at once on a device; beyond, queries are taken in chunks.
+LOGITS_LIMIT = 2 ** 29
+
+KeyValue = tuple[jax.Array, jax.Array]
+
+
+@functools.cache
+def _flash_device() -> bool:
+  """Whether cuDNN's fused attention can run here (CUDA, Ampere or later)."""
+  device = jax.devices()[0]
+  return (jax.default_backend() == 'gpu' and 'cuda' in device.client.platform_version
+          and float(device.compute_capability) >= 8)
+
+
+def _devices() -> int:
+  """Over how many devices the array shapes that we see are spread (inside `shard_map` they are local)."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return math.prod(size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = 'auto') -> jax.Array:
+  """softmax(q k^T / sqrt(d)) v per head, softmax in float32. The only place that chooses how.
+
+  Args:
+    q: `[b,t,heads,d]`.
+    k: `[b,s,heads,d]`.
+    v: `[b,s,heads,d]`.
+    implementation: 'auto', or one of 'xla' (whole logits in memory), 'chunked' (bounded memory, any device) and
+      'cudnn' (fused; NVIDIA GPU and half precision only, raises elsewhere). 'auto' takes the fused kernel where it
+      runs, else the plain one while its logits are small, else chunks.
+
+  Returns:
+    `[b,t,heads,d]`.
+  """
+  b, t, heads, d = q.shape
+  row = 4 * b * heads * k.shape[1] // _devices()  # bytes of logits per query
+  if implementation == 'auto':
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    if half and d % 8 == 0 and d <= 128 and _flash_device():
+      implementation = 'cudnn'
+    else:
+      implementation = 'xla' if t * row <= LOGITS_LIMIT else 'chunked'
+  if implementation == 'chunked':
+    return _chunked(q, k, v, chunk=min(t, max(1, LOGITS_LIMIT // row)))
+  return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+
+
+def _chunked(q: jax.Array, k: jax.Array, v: jax.Array, *, chunk: int) -> jax.Array:
+  """Logits exist for `chunk` queries at a time, in the backward pass too."""
+  b, t, heads, d = q.shape
+  count = -(-t // chunk)
+  chunk = -(-t // count)  # equal chunks need the least padding
+  q = jnp.pad(q, ((0, 0), (0, count * chunk - t), (0, 0), (0, 0)))
+  one = jax.checkpoint(lambda q: jax.nn.dot_product_attention(q, k, v, implementation='xla'))
+  out = lax.map(one, q.reshape(b, count, chunk, heads, d).swapaxes(0, 1))
+  return out.swapaxes(0, 1).reshape(b, count * chunk, heads, d)[:, :t]
+
+
+class SelfAttention(nnx.Module):
+  """Multi-head attention of tokens to each other (published name `attn1`)."""
+
+  def __init__(self, channels: int, heads: int, *, dtype=None, rngs):
+    linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
+    self.to_q = linear(channels, channels, use_bias=False)
+    self.to_k = linear(channels, channels, use_bias=False)
+    self.to_v = linear(channels, channels, use_bias=False)
+    self.to_out = nnx.List([linear(channels, channels)])
+    self.heads = heads
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """x `[...,T,C]`, attention along T; returns the same shape, without the residual."""
+    split = lambda y: y.reshape(-1, y.shape[-2], self.heads, y.shape[-1] // self.heads)
+    y = attend(split(self.to_q(x)), split(self.to_k(x)), split(self.to_v(x)))
+    return self.to_out[0](y.reshape(x.shape))
+
+
+class Adapters(nnx.Module):
+  """Key and value projections of the decoupled adapters (published name `processor`)."""
+
+  def __init__(self, context_dim: int, channels: int, count: int, *, dtype=None, rngs):
+    linear = functools.partial(nnx.Linear, context_dim, channels, use_bias=False, dtype=dtype, rngs=rngs)
+    self.to_k_ip = nnx.List([linear() for _ in range(count)])
+    self.to_v_ip = nnx.List([linear() for _ in range(count)])
+
+
+class CrossAttention(nnx.Module):
+  """Attention to the image, plus one decoupled attention per adapter with the same queries (`attn2`).
+
+  u = SDPA(q, K_image, V_image) + sum_i M SDPA(q, K_i, V_i); output to_out(u). Adapter 0 is audio, 1 emotion (paper
+  section 3.4; the published scheme is that of IP-Adapter). Keys and values come from `context_kv`: they depend
+  neither on the noise nor on the pixel, so they are made once per clip.
+  """
+
+  def __init__(self, channels: int, heads: int, context_dim: int, adapters: int, *, dtype=None, rngs):
+    linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
+    self.to_q = linear(channels, channels, use_bias=False)
+    self.to_k = linear(context_dim, channels, use_bias=False)
+    self.to_v = linear(context_dim, channels, use_bias=False)
+    self.to_out = nnx.List([linear(channels, channels)])
+    self.processor = Adapters(context_dim, channels, adapters, dtype=dtype, rngs=rngs)
+    self.heads = heads
+
+  def context_kv(self, contexts: Sequence[jax.Array | None]) -> tuple[KeyValue | None, ...]:
+    """Projects the image tokens and each adapter's tokens, all `[B,F',T,D]`, to keys and values `[B,F',T,C]`.
+
+    None stays None: that adapter is off.
+    """
+    projections = [(self.to_k, self.to_v), *zip(self.processor.to_k_ip, self.processor.to_v_ip)]
+    return tuple(None if tokens is None else (to_k(tokens), to_v(tokens))
+                 for (to_k, to_v), tokens in zip(projections, contexts, strict=True))
+
+  def __call__(self, x: jax.Array, kv: Sequence[KeyValue | None], mask: jax.Array | None = None) -> jax.Array:
+    """Attends to the contexts.
+
+    Args:
+      x: `[B,F,T,C]`.
+      kv: `context_kv` of image and adapters, `[B,F',S,C]`; F' is F, or 1 if all frames share it.
+      mask: `[B,T]` weights of the adapters' contribution, or None for 1.
+
+    Returns:
+      `[B,F,T,C]`, or something that broadcasts to it when all queries get the same answer.
+    """
+    image, *adapters = kv
+    q = self.to_q(x)
+    # Attention to one token is its value, whatever the query.
+    u = image[1] if image[1].shape[2] == 1 else self._sdpa(q, *image)
+    for pair in adapters:
+      if pair is not None:
+        y = self._sdpa(q, *pair)
+        u = u + (y if mask is None else y * mask[:, None, :, None].astype(y.dtype))
+    return self.to_out[0](u)
+
+  def _sdpa(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Frames that share keys become more queries to the same keys: nothing is copied."""
+    b, frames, s, c = k.shape
+    split = lambda y: y.reshape(b * frames, -1, self.heads, c // self.heads)
+    return attend(split(q), split(k), split(v)).reshape(q.shape)

@@ -1,0 +1,49 @@
+"""From a window of speech features to the audio tokens of one video frame."""
+
+import dataclasses
+import functools
+
+from flax import nnx
+import jax
+
+from dicetalk_jax.models.core import ModelConfig
+from dicetalk_jax.models.layers import LayerNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioProjectionConfig(ModelConfig):
+  """Sizes of the projection; the defaults are those of the published `audio_linear`."""
+
+  seq_len: int = 10  # Whisper positions around a video frame, at 50 Hz
+  blocks: int = 5  # hidden states per position
+  channels: int = 384
+  intermediate_dim: int = 1024
+  output_dim: int = 1024
+  context_tokens: int = 32
+
+
+class AudioProjection(nnx.Module):
+  """Three linear layers and a norm (published `audio_linear`; with other sizes two parts of the emotion model)."""
+
+  def __init__(self, config: AudioProjectionConfig, *, dtype=None, rngs):
+    linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
+    self.config = config
+    self.proj1 = linear(config.seq_len * config.blocks * config.channels, config.intermediate_dim)
+    self.proj2 = linear(config.intermediate_dim, config.intermediate_dim)
+    self.proj3 = linear(config.intermediate_dim, config.context_tokens * config.output_dim)
+    self.norm = LayerNorm(config.output_dim, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Projects the features of each frame to tokens.
+
+    Args:
+      x: `[B,F,seq_len,blocks,channels]`, or with the last axes already flattened in this order.
+
+    Returns:
+      `[B,F,context_tokens,output_dim]`. Zeros in give the unconditional tokens.
+    """
+    x = x.reshape(*x.shape[:2], -1)
+    x = nnx.relu(self.proj1(x))
+    x = nnx.relu(self.proj2(x))
+    x = self.proj3(x)
+    return self.norm(x.reshape(*x.shape[:2], self.config.context_tokens, self.config.output_dim))

@@ -1,0 +1,188 @@
+"""Emotion bank, conditioning tokens and emotion classifier (paper section 3.2; published file `emo_model.pth`)."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from dicetalk_jax.models.attention import attend
+from dicetalk_jax.models.audio_projection import AudioProjection, AudioProjectionConfig
+from dicetalk_jax.models.core import ModelConfig
+
+MODES = ('bank', 'direct', 'learnable')
+
+
+@dataclasses.dataclass(frozen=True)
+class EmotionConfig(ModelConfig):
+  """Sizes of the emotion model; the defaults are those of the published file.
+
+  `mode` chooses between the paper's model and its ablations (table 4): 'bank' looks a prior up in a vector-quantised
+  bank and attends to what it finds; 'learnable' attends to a free table, without look-up ("learnable CA"); 'direct'
+  has no attention at all ("w/o emotion bank").
+  """
+
+  prior_dim: int = 256
+  dim: int = 1024
+  intermediate_dim: int = 1024
+  tokens: int = 32
+  codebook_size: int = 64
+  num_heads: int = 8
+  mode: str = 'bank'
+  commitment: float = 0.25  # beta of paper equation 17
+  classifier_in: int = 1280
+  classifier_hidden: tuple[int, int] = (512, 256)
+  num_classes: int = 22
+  dropout: float = 0.1
+
+  def __post_init__(self):
+    if self.mode not in MODES:
+      raise ValueError(f'mode={self.mode!r} of the emotion model is unknown; choose one of {", ".join(MODES)}')
+
+
+class VQ(NamedTuple):
+  """What a look-up tells besides its result."""
+
+  loss: jax.Array  # float32 scalar (paper equation 17, as a mean over elements)
+  indices: jax.Array  # int32 [B], the code of each prior; empty in modes without look-up
+
+
+class Codebook(nnx.Module):
+  """The emotion bank: `codebook_size` vectors, and the projection of priors to their space. Computes in float32."""
+
+  def __init__(self, config: EmotionConfig, *, rngs):
+    size = config.codebook_size
+    uniform = lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -1 / size, 1 / size)
+    self.fc = nnx.Linear(config.prior_dim, config.dim, rngs=rngs) if config.mode == 'bank' else None
+    self.codebook = nnx.Embed(size, config.dim, embedding_init=uniform, rngs=rngs)
+    self.commitment = config.commitment
+
+  @property
+  def codes(self) -> jax.Array:
+    """The bank, `[K,D]`."""
+    return self.codebook.embedding[...].astype(jnp.float32)
+
+  def __call__(self, prior: jax.Array) -> tuple[jax.Array, VQ]:
+    """Replaces priors `[B,d_s]` by their nearest codes `[B,D]`, straight through for the gradient.
+
+    The codes learn from the first term of the loss only; `fc` from the second, and from whatever uses the result.
+    """
+    z = self.fc(prior.astype(jnp.float32))
+    # Differences rather than |z|^2 + |c|^2 - 2 z.c: exact on devices that round the operands of products.
+    distance = jnp.square(z[:, None] - self.codes).sum(-1)
+    indices = jnp.argmin(distance, axis=-1).astype(jnp.int32)
+    code = self.codes[indices]
+    fixed = lax.stop_gradient
+    loss = jnp.mean(jnp.square(code - fixed(z))) + self.commitment * jnp.mean(jnp.square(fixed(code) - z))
+    return z + fixed(code - z), VQ(loss, indices)
+
+
+class TokenAttention(nnx.Module):
+  """Multi-head attention without output projection, residual or norm (published name `attention`)."""
+
+  def __init__(self, dim: int, heads: int, *, dtype=None, rngs):
+    linear = functools.partial(nnx.Linear, dim, dim, dtype=dtype, rngs=rngs)
+    self.fc_q = linear()
+    self.fc_k = linear()
+    self.fc_v = linear()
+    self.heads = heads
+
+  def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+    """x `[B,T,D]`, context `[B,S,D]`, or `[1,S,D]` where all rows share it; returns `[B,T,D]`."""
+    # Rows that share keys become more queries to the same keys: nothing is copied.
+    split = lambda y: y.reshape(len(context), -1, self.heads, y.shape[-1] // self.heads)
+    return attend(split(self.fc_q(x)), split(self.fc_k(context)), split(self.fc_v(context))).reshape(x.shape)
+
+
+class Classifier(nnx.Module):
+  """Emotion classifier on features of the UNet's middle block (paper equation 16); not used when sampling."""
+
+  def __init__(self, config: EmotionConfig, *, dtype=None, rngs):
+    first, second = config.classifier_hidden
+    linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
+    self.fc1 = linear(config.classifier_in, first)
+    self.fc2 = linear(first, second)
+    self.fc3 = linear(second, config.num_classes)
+    self.dropout = nnx.Dropout(config.dropout)
+
+  def __call__(self, features: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """features `[N,h,w,C]`; returns logits `[N,classes]`. `key` turns dropout on."""
+    keys = (None, None) if key is None else jax.random.split(key)
+    x = features.mean(axis=(1, 2), dtype=jnp.float32)
+    for layer, drop_key in zip((self.fc1, self.fc2), keys):
+      x = self.dropout(nnx.relu(layer(x)), deterministic=drop_key is None, rngs=drop_key)
+    return self.fc3(x)
+
+
+class EmotionModel(nnx.Module):
+  """An emotion prior to the emotion tokens of a clip (published `emo_model`; paper equations 9 to 13).
+
+  One prior serves a whole clip: compute its tokens once and share them between frames.
+  """
+
+  def __init__(self, config: EmotionConfig, *, dtype=None, rngs):
+    # The published sizes of an audio projection with one position and one state.
+    projection = lambda width: AudioProjection(AudioProjectionConfig(
+        seq_len=1, blocks=1, channels=width, intermediate_dim=config.intermediate_dim, output_dim=config.dim,
+        context_tokens=config.tokens), dtype=dtype, rngs=rngs)
+    attends = config.mode != 'direct'
+    self.config = config
+    self.emo_linear = projection(config.prior_dim)
+    self.kv_tokens_linear = projection(config.dim) if attends else None
+    self.codebook = Codebook(config, rngs=rngs) if attends else None
+    self.attention = TokenAttention(config.dim, config.num_heads, dtype=dtype, rngs=rngs) if attends else None
+    self.classifier = Classifier(config, dtype=dtype, rngs=rngs)
+
+  def __call__(self, prior: jax.Array, retrieval: bool, drop: jax.Array | None = None) -> tuple[jax.Array, VQ]:
+    """Tokens of a batch of priors.
+
+    Args:
+      prior: `[B,d_s]`, one sample or mean per clip.
+      retrieval: attend to the tokens of the retrieved code (training), or to those of the whole bank (the released
+        setting for sampling). Only mode 'bank' retrieves.
+      drop: bool `[B]`: True where the condition is dropped. Prior and retrieved code then count as zero; the loss is
+        that of the prior nevertheless.
+
+    Returns:
+      Tokens `[B,tokens,dim]`, and the look-up: its loss is 0 without retrieval.
+    """
+    keep = lambda x: x if drop is None else jnp.where(drop[:, None], 0, x)
+    tokens = self.emo_linear(keep(prior)[:, None])[:, 0]
+    code, vq = self._look_up(prior)
+    if self.attention is None:
+      return tokens, vq
+    if retrieval and code is not None:
+      context = self.kv_tokens_linear(keep(code)[:, None])[:, 0]
+    else:
+      context = self.kv_tokens_linear(self.codebook.codes[None]).reshape(1, -1, self.config.dim)
+      vq = vq._replace(loss=jnp.zeros(()))
+    return self.attention(tokens, context), vq
+
+  def _look_up(self, prior: jax.Array) -> tuple[jax.Array | None, VQ]:
+    if self.config.mode == 'bank':
+      return self.codebook(prior)
+    return None, VQ(jnp.zeros(()), jnp.zeros(0, jnp.int32))
+
+  def null_tokens(self, retrieval: bool = False) -> jax.Array:
+    """The tokens of "no emotion", `[tokens,dim]`: a constant of the weights.
+
+    Queries are those of a zero prior. By default they attend to the whole bank, as the released sampler has it; with
+    `retrieval` to the zero code, which is what training puts in place of a dropped emotion.
+    """
+    nothing = jnp.zeros((1, self.config.prior_dim))
+    return self(nothing, retrieval, drop=jnp.ones(1, bool))[0][0]
+
+  def classify(self, features: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """Emotion logits of feature maps.
+
+    Args:
+      features: `[N,h,w,classifier_in]`, output of the UNet's middle block, a row per frame.
+      key: turns dropout on.
+
+    Returns:
+      `[N,num_classes]`.
+    """
+    return self.classifier(features, key)

@@ -1,0 +1,43 @@
+"""The components of a model folder, by the names of the published files."""
+
+import functools
+from typing import Any, Callable, Mapping
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from dicetalk_jax.models.audio_projection import AudioProjection, AudioProjectionConfig
+from dicetalk_jax.models.clip import CLIPVision, CLIPVisionConfig
+from dicetalk_jax.models.core import ModelConfig
+from dicetalk_jax.models.embedder import Embedder, EmbedderConfig
+from dicetalk_jax.models.emotion import EmotionConfig, EmotionModel
+from dicetalk_jax.models.pose_guider import PoseGuider, PoseGuiderConfig
+from dicetalk_jax.models.unet import UNet, UNetConfig
+from dicetalk_jax.models.vae import VAE, VAEConfig
+from dicetalk_jax.models.whisper import WhisperConfig, WhisperEncoder
+
+COMPONENTS: dict[str, tuple[type[ModelConfig], type[nnx.Module]]] = {
+    'unet': (UNetConfig, UNet),
+    'vae': (VAEConfig, VAE),
+    'image_encoder': (CLIPVisionConfig, CLIPVision),
+    'whisper': (WhisperConfig, WhisperEncoder),
+    'audio_linear': (AudioProjectionConfig, AudioProjection),
+    'pose_guider': (PoseGuiderConfig, PoseGuider),
+    'emo_model': (EmotionConfig, EmotionModel),
+    'embedder': (EmbedderConfig, Embedder),
+}
+
+
+def config_of(name: str, mapping: Mapping[str, Any]) -> ModelConfig:
+  """The typed configuration of a component from its `config.json`."""
+  return COMPONENTS[name][0].from_json(mapping)
+
+
+def builder(name: str, mapping: Mapping[str, Any], dtype: jax.typing.DTypeLike | None = None) -> Callable[..., nnx.Module]:
+  """`builder(name, config)(rngs=...)` constructs the component; see `core.abstract` and `core.init_params`.
+
+  `dtype` is the compute type of its layers; None and 'float32' leave it to the parameters and the input.
+  """
+  return functools.partial(COMPONENTS[name][1], config_of(name, mapping),
+                           dtype=None if dtype in (None, 'float32') else jnp.dtype(dtype))

@@ -1,0 +1,298 @@
+"""Components put together: portrait, speech and emotion become conditions, latents, frames.
+
+    pipe = Pipeline.load('model')
+    frames, fps = pipe.generate(load_image('face.jpg'), load_audio('speech.wav'), emotion='happy')
+
+Each stage is one compiled function of fixed shape; clip lengths are rounded up to buckets, so that clip after clip
+compiles nothing new. Frames come at the model's own rate, 12.5 per second as published.
+"""
+
+from collections.abc import Callable
+import contextlib
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from dicetalk_jax import bundle, parallel
+from dicetalk_jax.diffusion.sampler import Conditions, SamplerConfig, draw_noise, make_sampler
+from dicetalk_jax.errors import InputError, WeightsError
+from dicetalk_jax.media import audio
+from dicetalk_jax.media.face import find_face
+from dicetalk_jax.media.image import Box, prepare_portrait
+from dicetalk_jax.models import core, registry
+from dicetalk_jax.models.face_mask import mask_pyramid
+
+COMPONENTS = ('unet', 'vae', 'image_encoder', 'whisper', 'audio_linear', 'pose_guider', 'emo_model')
+MASK_CHANNELS = 3
+
+Progress = Callable[[str, int, int], None]     # (stage, done, total)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(core.ModelConfig):
+  """What belongs to a model but to none of its components; read from `bundle.json`, defaults as published.
+
+  Attributes:
+    image_size: shorter side of the video in pixels.
+    multiple: both sides are multiples of this, because of the downsampling in autoencoder and UNet.
+    area: growth of the face box for the mask.
+    frame_step: units of 1/25 s per frame.
+    time_ids: frame rate and two motion amounts, as the network was told in training.
+    decode_chunk: frames that are decoded together.
+    retrieval: look the emotion up in the bank, instead of attending to all of it.
+    sampler: see `SamplerConfig`; its scaling factor is the autoencoder's.
+  """
+
+  image_size: int = 512
+  multiple: int = 64
+  area: float = 1.1
+  frame_step: int = 2
+  time_ids: tuple[float, float, float] = (12.5, 8.0, 16.0)
+  decode_chunk: int = 10
+  retrieval: bool = False
+  sampler: SamplerConfig = SamplerConfig(windows_per_call=1)
+
+  @property
+  def fps(self) -> float:
+    """Frames per second of what is generated."""
+    return 25 / self.frame_step
+
+  @classmethod
+  def of(cls, folder, scaling_factor: float = 0.18215, **changes) -> 'Settings':
+    """The settings of a model folder; `changes` are those of the sampler."""
+    values = bundle.settings(folder)
+    sampling = dict(windows_per_call=1, scaling_factor=scaling_factor) | values.get('sampler', {}) | changes
+    return dataclasses.replace(cls.from_json(values), sampler=SamplerConfig.from_json(sampling))
+
+  def frames_of(self, wave: np.ndarray) -> int:
+    """How many frames a recording fills, `[samples]` at 16 kHz.
+
+    Raises:
+      InputError: not even one.
+    """
+    frames = audio.audio_len(len(wave)) // self.frame_step
+    if not frames:
+      raise InputError(f'the recording lasts {len(wave) / audio.RATE:.2f} s, less than one frame; '
+                       f'give at least {1 / self.fps:.2f} s')
+    return frames
+
+
+class Network(NamedTuple):
+  """One component: its configuration, its structure, its parameters."""
+
+  config: core.ModelConfig
+  graphdef: nnx.GraphDef
+  params: core.Params
+
+  @classmethod
+  def load(cls, folder, name: str, mesh: Mesh | None, dtype=None, param_dtype=None) -> 'Network':
+    """Restores a component; `dtype` is that of the computation, `param_dtype` that of the parameters in memory."""
+    shardings = functools.partial(parallel.shardings, mesh=mesh) if mesh else None
+    config, params = bundle.load_component(folder, name, shardings, param_dtype)
+    graphdef, target = core.abstract(registry.builder(name, config, dtype))
+    if {k: x.shape for k, x in target.items()} != {k: x.shape for k, x in params.items()}:
+      raise WeightsError(f'{folder}: the parameters of {name} do not fit its configuration; save the component again')
+    return cls(registry.config_of(name, config), graphdef, params)
+
+  def stage(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(model, *args)` compiled, with the parameters bound: call it with args."""
+    run = jax.jit(lambda params, *args: function(core.merge(self.graphdef, params), *args))
+    return functools.partial(run, self.params)
+
+
+class Pipeline:
+  """A model in memory, ready to generate. Make it with `Pipeline.load`."""
+
+  def __init__(self, folder, networks: dict[str, Network], settings: Settings, mesh: Mesh | None = None,
+               dtype: jax.typing.DTypeLike | None = None):
+    self.folder, self.networks, self.settings, self.mesh = folder, networks, settings, mesh
+    vae, scale = networks['vae'], settings.sampler.scaling_factor
+    decoder = vae._replace(graphdef=core.abstract(registry.builder('vae', vae.config.to_json(), dtype))[0])
+    self._encode = vae.stage(lambda model, x: model.encode(x)[0])
+    self._decode = decoder.stage(lambda model, z: _pixels(model.decode(self._spread(z / scale))))
+    self._image_token = networks['image_encoder'].stage(lambda model, x: model(x)[:, None])
+    self._states = networks['whisper'].stage(lambda model, mel: model(mel))
+    self._audio_tokens = networks['audio_linear'].stage(
+        lambda model, x: (model(x), model(jnp.zeros_like(x[:1, :1]))[0, 0]))
+    self._emotion_tokens = networks['emo_model'].stage(
+        lambda model, prior: (model(prior, settings.retrieval)[0], model.null_tokens(settings.retrieval)))
+    self._guide = networks['pose_guider'].stage(
+        lambda model, mask: model(jnp.repeat(mask[:, None, ..., None], MASK_CHANNELS, -1))[:, 0])
+    self._draw = jax.jit(draw_noise, static_argnums=2)
+    self._sample = functools.partial(
+        make_sampler(networks['unet'].graphdef, settings.sampler, mesh), networks['unet'].params)
+
+  @classmethod
+  def load(cls, folder, mesh: Mesh | None = None, dtype: jax.typing.DTypeLike | None = None, **sampling) -> 'Pipeline':
+    """Reads a model folder.
+
+    Args:
+      folder: see `bundle`.
+      mesh: from `parallel.make_mesh`: the windows of a clip and its chunks are spread over it.
+      dtype: compute type of UNet, decoder, image encoder and pose guider, such as bfloat16 on accelerators; None for
+        float32. Speech and emotion are always computed in float32, and so is the portrait's encoding.
+      **sampling: changes to the folder's `SamplerConfig`.
+
+    Raises:
+      WeightsError: a component is missing or damaged.
+    """
+    bundle.require(folder, *COMPONENTS)
+    halved = {name: dict(dtype=dtype, param_dtype=dtype) for name in ('unet', 'image_encoder', 'pose_guider')}
+    networks = {name: Network.load(folder, name, mesh, **halved.get(name, {})) for name in COMPONENTS}
+    settings = Settings.of(folder, networks['vae'].config.scaling_factor, **sampling)
+    return cls(folder, networks, settings, mesh, dtype)
+
+  def prior(self, emotion: str) -> np.ndarray:
+    """Mean of an emotion of the model folder; raises WeightsError with the names it has."""
+    return bundle.load_prior(self.folder, emotion)[0]
+
+  def conditions(self, image: np.ndarray, wave: np.ndarray, prior: np.ndarray,
+                 face_box: Box | None = None) -> tuple[Conditions, int]:
+    """Everything that steers one clip, as a batch of one.
+
+    Args:
+      image: uint8 RGB `[H0, W0, 3]`.
+      wave: float32 `[samples]`, 16 kHz mono.
+      prior: an emotion, `[256]`.
+      face_box: (left, top, width, height) in pixels of `image`; None to look for the face.
+
+    Returns:
+      The conditions, padded to the clip's bucket, and the number of frames.
+
+    Raises:
+      InputError: no face was found, or the recording is shorter than one frame.
+      WeightsError: the prior does not fit the model.
+    """
+    length = self.settings.frames_of(wave)
+    prior = np.float32(prior).reshape(1, -1)
+    if prior.shape[1] != (width := self.networks['emo_model'].config.prior_dim):
+      raise WeightsError(f'the emotion prior has {prior.shape[1]} numbers, the model wants {width}; '
+                         'use priors made by the same embedder')
+    portrait = prepare_portrait(
+        image, face_box or find_face(image), image_size=self.settings.image_size, area=self.settings.area,
+        multiple=self.settings.multiple, clip_size=self.networks['image_encoder'].config.image_size)
+    with self._on_mesh():
+      latents = self._encode(portrait.ref_img[None])
+      masks = mask_pyramid(portrait.mask[None], latents.shape[1:3], self.networks['unet'].config.levels)
+      audio_tokens, null_audio = self._audio_tokens(self._audio_windows(wave, length))
+      emotion_tokens, null_emotion = self._emotion_tokens(prior)
+      return Conditions(
+          reference_latents=latents, image_token=self._image_token(portrait.clip_image[None]),
+          audio_tokens=audio_tokens, null_audio=null_audio, emotion_tokens=emotion_tokens, null_emotion=null_emotion,
+          masks=masks, spatial=self._guide(portrait.mask[None]),
+          added_time_ids=jnp.float32([self.settings.time_ids])), length
+
+  def sample(self, conditions: Conditions, lengths, keys: jax.Array, progress: Progress | None = None):
+    """Latents `[B, N + frames, h, w, C]` of a batch of clips, float32; see `make_sampler`.
+
+    Args:
+      conditions: one or several clips, padded to the same bucket.
+      lengths: int `[B]`, frames of each clip.
+      keys: `[B]`, one random key per clip: a clip's result does not depend on its neighbours.
+      progress: called after every step.
+    """
+    with self._on_mesh():
+      x = self._draw(keys, conditions, self.settings.sampler.frames)
+      lengths = jnp.asarray(lengths)
+      if progress is None:
+        return self._sample(x, conditions, lengths)
+      steps = self.settings.sampler.steps_run
+      progress('sampling', 0, steps)
+      for step in range(steps):
+        x = jax.block_until_ready(self._sample(x, conditions, lengths, step, step + 1))
+        progress('sampling', step + 1, steps)
+      return x
+
+  def decode(self, latents: jax.Array, length: int, progress: Progress | None = None) -> np.ndarray:
+    """Frames of one clip.
+
+    Chunks do not see each other. The last frames share theirs with padding frames, which therefore are decoded too.
+
+    Args:
+      latents: `[T, h, w, C]` from `sample`, T at least `length`.
+      length: frames to return.
+      progress: called after every call of the decoder.
+
+    Returns:
+      uint8 `[length, H, W, 3]`, `255 x` truncated as published.
+    """
+    chunk = self.settings.decode_chunk
+    wanted = min(len(latents), length + self.settings.sampler.frames, -(-length // chunk) * chunk)
+    whole = wanted - wanted % chunk
+    group = chunk * (parallel.batch_devices(self.mesh) if self.mesh else 1)
+    parts = [(i, min(i + group, whole), group) for i in range(0, whole, group)]
+    parts += [(whole, wanted, wanted - whole)] if wanted > whole else []
+    latents, frames = np.asarray(latents), []
+    for done, (first, last, size) in enumerate(parts):
+      if progress:
+        progress('decoding', done, len(parts))
+      z = np.pad(latents[first:last], ((0, size - (last - first)), *[(0, 0)] * 3))
+      with self._on_mesh():
+        decoded = np.asarray(self._decode(z.reshape(-1, min(chunk, size), *z.shape[1:])))
+      frames.append(decoded.reshape(-1, *decoded.shape[2:])[:last - first])
+    if progress:
+      progress('decoding', len(parts), len(parts))
+    return np.concatenate(frames)[:length]
+
+  def generate(self, image: np.ndarray, wave: np.ndarray, emotion: str | None = None, *,
+               prior: np.ndarray | None = None, face_box: Box | None = None, seed: int = 0,
+               progress: Progress | None = None) -> tuple[np.ndarray, float]:
+    """A talking portrait.
+
+    Args:
+      image, wave, face_box: see `conditions`.
+      emotion: one of the model folder's, unless `prior` is given.
+      prior: an emotion as a vector, `[256]`.
+      seed: the same seed gives the same video.
+      progress: called with (stage, done, total) while sampling and decoding.
+
+    Returns:
+      uint8 `[N, H, W, 3]` and frames per second: 12.5 as published, before interpolation.
+
+    Raises:
+      InputError, WeightsError: see `conditions` and `prior`.
+    """
+    if (emotion is None) == (prior is None):
+      raise ValueError('give either the name of an emotion or a prior')
+    prior = self.prior(emotion) if prior is None else prior
+    conditions, length = self.conditions(image, wave, prior, face_box)
+    latents = self.sample(conditions, [length], jax.random.key(seed)[None], progress)
+    return self.decode(latents[0], length, progress), self.settings.fps
+
+  def reconstruct(self, frames: np.ndarray) -> np.ndarray:
+    """Frames through the autoencoder and back, uint8 `[N, H, W, 3]`: the best that the model could draw."""
+    with self._on_mesh():
+      latents = np.concatenate([self._encode(frame[None] / np.float32(127.5) - 1) for frame in frames])
+    return self.decode(latents * self.settings.sampler.scaling_factor, len(frames))
+
+  def _audio_windows(self, wave: np.ndarray, length: int) -> np.ndarray:
+    """Whisper's states around each frame, `[1, bucket, 10, S, D]`, zero beyond `length`."""
+    states = np.concatenate([self._states(mel[None]) for mel in audio.log_mel(wave)])
+    padded = audio.pad_states(states, audio.audio_len(len(wave)))
+    windows = audio.audio_windows(padded, step=self.settings.frame_step, frames=length)
+    return np.pad(windows, ((0, self._bucket(length) - length), *[(0, 0)] * 3))[None]
+
+  def _bucket(self, length: int) -> int:
+    """A window, two, four, eight, ...: few programs serve all lengths, and windows beyond a clip are not computed."""
+    windows = -(-length // self.settings.sampler.frames)
+    return self.settings.sampler.frames * 2 ** (windows - 1).bit_length()
+
+  def _on_mesh(self):
+    return jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext()
+
+  def _spread(self, x: jax.Array) -> jax.Array:
+    """Lays chunks out over the mesh, if there is one for each device."""
+    if self.mesh is None or len(x) % parallel.batch_devices(self.mesh):
+      return x
+    return jax.lax.with_sharding_constraint(x, parallel.batch_sharding(self.mesh))
+
+
+def _pixels(x: jax.Array) -> jax.Array:
+  """[-1, 1] to uint8, truncating as published."""
+  return (255 * jnp.clip(x.astype(jnp.float32) * 0.5 + 0.5, 0, 1)).astype(jnp.uint8)

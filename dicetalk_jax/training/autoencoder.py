@@ -1,0 +1,82 @@
+"""Task: the temporal autoencoder (AutoencoderKLTemporalDecoder), from scratch or fine-tuned."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines import loader
+from dicetalk_jax import bundle, parallel
+from dicetalk_jax.media.sheet import grid
+from dicetalk_jax.models import core, registry
+from dicetalk_jax.training import sources
+from dicetalk_jax.training.task import Task
+
+
+def image_gradients(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Differences between neighbouring pixels of [..., H, W, C], down and across."""
+  return x[..., 1:, :, :] - x[..., :-1, :, :], x[..., :, 1:, :] - x[..., :, :-1, :]
+
+
+class AutoencoderTask(Task):
+  """Reconstruction (L1 on pixels and on their differences) plus a small KL term on the posterior."""
+
+  name = 'autoencoder'
+
+  def __init__(self, config, mesh, workdir):
+    super().__init__(config, mesh, workdir)
+    self.build = registry.builder('vae', config.vae.to_dict(), config.dtype)
+    self.graphdef, _ = core.abstract(self.build)
+    self.train, self.val = sources.train_and_val(config, self.data_dir)
+    self.reconstruct = jax.jit(self._reconstruct)
+
+  def init(self, key: jax.Array) -> core.Params:
+    """Parameters `vae.*`: from `init_from`, or drawn."""
+    if self.config.init_from:
+      return core.prefixed('vae', bundle.load_component(self.config.init_from, 'vae')[1])
+    return core.prefixed('vae', core.init_params(self.build, key))
+
+  def loss(self, params, frozen, batch, key, step):
+    """Scalar loss and its parts for `video` [B,F,H,W,3] in [-1,1]."""
+    video = batch['video']
+    vae = core.merge(self.graphdef, core.under('vae', params))
+    mean, logvar = vae.encode(video.reshape(-1, *video.shape[2:]))
+    mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+    z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    out = vae.decode(z.reshape(*video.shape[:2], *z.shape[1:])).astype(jnp.float32)
+    l1 = jnp.abs(out - video).mean()
+    gradient = sum(jnp.abs(a - b).mean() for a, b in zip(image_gradients(out), image_gradients(video)))
+    kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
+    weights = self.config.loss
+    total = l1 + weights.gradient * gradient + weights.kl * kl
+    return total, {'l1': l1, 'gradient': gradient, 'kl': kl}
+
+  def batches(self):
+    data = self.config.data
+    index, count = parallel.batch_shard(self.mesh)
+    return iter(loader.frames_loader(
+        self.train, batch=self.config.batch_size // count, frames=data.frames, step=data.step, seed=self.config.seed,
+        shard=(index, count), workers=data.workers))
+
+  def _reconstruct(self, params, video):
+    vae = core.merge(self.graphdef, core.under('vae', params))
+    mean, _ = vae.encode(video.reshape(-1, *video.shape[2:]))
+    return mean, vae.decode(mean.reshape(*video.shape[:2], *mean.shape[1:])).astype(jnp.float32)
+
+  def evaluate(self, params, frozen) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """PSNR in dB on unseen identities, and a picture: truth above reconstruction."""
+    video = next(iter(loader.frames_loader(self.val, batch=8, frames=self.config.data.frames,
+                                           step=self.config.data.step, seed=1)))['video']
+    _, out = self.reconstruct(params, video)
+    mse = float(np.mean((np.asarray(out) - video) ** 2))
+    rows = [video[:, 0], np.clip(np.asarray(out)[:, 0], -1, 1)]
+    return {'psnr': 10 * np.log10(4 / mse)}, {'reconstruction': grid(rows)}
+
+  def export(self, params) -> None:
+    """Writes `vae` with the scaling factor that gives its latents unit deviation."""
+    batch = next(iter(loader.frames_loader(self.train, batch=32, frames=1, step=1, seed=2)))['video']
+    mean, _ = self.reconstruct(params, batch)
+    config: dict[str, Any] = self.config.vae.to_dict() | {'scaling_factor': float(1 / np.std(np.asarray(mean)))}
+    bundle.save_component(self.model_dir, 'vae', config, core.under('vae', params),
+                          sources.provenance(self))

@@ -1,0 +1,61 @@
+"""Checkpoints of a run. The only file of the training package that knows Orbax's training interface."""
+
+from etils import epath
+import grain
+from orbax.checkpoint import v1 as ocp
+
+from dicetalk_jax.training.state import TrainState
+
+save_policies = ocp.training.save_decision_policies
+keep_policies = ocp.training.preservation_policies
+
+
+def has_checkpoint(folder: epath.Path) -> bool:
+  """Whether there is one to restore. Only looks; opening `Checkpoints` tidies up after killed runs."""
+  folder = epath.Path(folder)
+  return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+class Checkpoints:
+  """State and data position of one run, by step. Use as a context: leaving it waits for the last save.
+
+  A checkpoint appears under its final name only when it is whole, so a killed run leaves the previous one.
+  """
+
+  def __init__(self, folder: epath.Path, keep: int = 2, with_best: bool = False):
+    """Opens or creates `folder`. Keeps the latest `keep` checkpoints and, if asked, the one with the lowest score."""
+    kept = [keep_policies.LatestN(keep)]
+    if with_best:
+      kept.append(keep_policies.BestN(get_metric_fn=lambda metrics: metrics['score'], reverse=True, n=1,
+                                      keep_checkpoints_without_metrics=False))
+    self._orbax = ocp.training.Checkpointer(
+        epath.Path(folder), preservation_policy=keep_policies.AnyPreservationPolicy(kept),
+        save_decision_policy=save_policies.FixedIntervalPolicy(1),  # the loop decides when
+        cleanup_tmp_directories=True)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exc_info):
+    self._orbax.close()
+
+  @property
+  def steps(self) -> list[int]:
+    """Steps that can be restored, oldest first."""
+    return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+
+  @property
+  def latest(self) -> int | None:
+    return max(self.steps, default=None)
+
+  def save(self, step: int, state: TrainState, data: grain.DatasetIterator, score: float | None = None) -> None:
+    """Copies state and data position now, writes them in the background. All processes call it together."""
+    self._orbax.save_checkpointables_async(
+        step, dict(state=state, data=data), metrics=None if score is None else {'score': float(score)})
+
+  def restore(self, target: TrainState, data: grain.DatasetIterator, step: int | None = None) -> TrainState:
+    """The state of `step` (default the latest) as `target` says: abstract arrays, with shardings.
+
+    The mesh may differ from the one that saved. `data` is set to its saved position in place.
+    """
+    return self._orbax.load_checkpointables(step, dict(state=target, data=data))['state']

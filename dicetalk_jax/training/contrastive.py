@@ -1,0 +1,103 @@
+"""Contrastive training of the emotion embedder: modality dropout, pairs and InfoNCE (paper section 3.1)."""
+
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+SIMILARITIES = ('cosine', 'inv_dist')
+
+
+class Pairs(NamedTuple):
+  """Bool `[B,B]`. Pairs that are neither positive nor negative are ignored; both are symmetric, False for i = j."""
+
+  positive: jax.Array
+  negative: jax.Array
+
+
+def make_pairs(identity: jax.Array, emotion: jax.Array, video: jax.Array, level: jax.Array | None = None) -> Pairs:
+  """Says which samples attract and which repel each other (paper sections 3.1 and 4.1).
+
+  Emotional clips of a person are positives if the emotion is the same, negatives if not. Windows of one unlabelled
+  video are positives; other unlabelled clips of a person are ignored, as their emotion may or may not be the same.
+  Different people are always negatives.
+
+  Args:
+    identity: int `[B]`; equal numbers are the same person, over all data sets.
+    emotion: int `[B]`, -1 for unlabelled clips.
+    video: int `[B]`; equal numbers are the same recording.
+    level: int `[B]` intensities; if given, positives among labelled clips must share it, and clips of one emotion
+      but different levels are ignored.
+  """
+  same = lambda x: x[:, None] == x[None]
+  labelled = emotion >= 0
+  both, neither = (known[:, None] & known[None] for known in (labelled, ~labelled))
+  alike = same(emotion) if level is None else same(emotion) & same(level)
+  positive = same(identity) & ((both & alike) | (neither & same(video))) & ~jnp.eye(len(identity), dtype=bool)
+  negative = ~same(identity) | (both & ~same(emotion))
+  return Pairs(positive, negative)
+
+
+def similarity_matrix(s: jax.Array, similarity: str = 'cosine') -> jax.Array:
+  """zeta of all pairs of rows of s `[B,D]`: float32 `[B,B]`.
+
+  'cosine' is the paper's; 'inv_dist' is 1 / (1 + |s_i - s_j|), which saturates for distant pairs.
+  """
+  if similarity not in SIMILARITIES:
+    raise ValueError(f'similarity={similarity!r} is unknown; choose one of {", ".join(SIMILARITIES)}')
+  s = s.astype(jnp.float32)
+  products = jnp.matmul(s, s.T, precision='highest')
+  square = jnp.square(s).sum(axis=1)
+  # The floors keep slopes finite: a root's is infinite at 0, which equal rows (and i = j) reach.
+  if similarity == 'cosine':
+    scale = lax.rsqrt(jnp.maximum(square, 1e-12))
+    return products * scale[:, None] * scale[None]
+  distance = jnp.sqrt(jnp.maximum(square[:, None] + square[None] - 2 * products, 1e-12))
+  return 1 / (1 + distance)
+
+
+def info_nce(s: jax.Array, pairs: Pairs, *, tau: float = 0.1, sim_offset: float = 1.0,
+             similarity: str = 'cosine') -> jax.Array:
+  """InfoNCE with one positive at a time in the denominator (paper equations 7 and 8).
+
+  Averages over the positives of each anchor, then over anchors with a positive and a negative. Call it on the global
+  batch, so that samples of all devices meet.
+
+  Args:
+    s: `[B,D]`, samples of the priors (or their means).
+    pairs: see `make_pairs`.
+    tau: temperature.
+    sim_offset: the paper's constant c, added to every similarity; it cancels.
+    similarity: see `similarity_matrix`.
+
+  Returns:
+    float32 scalar; 0 for a batch without any anchor.
+  """
+  logit = (similarity_matrix(s, similarity) + sim_offset) / tau
+  # With n = logsumexp over negatives, -log(e^p / (e^p + e^n)) = softplus(n - p). Masks are large but finite numbers,
+  # so that neither value nor gradient can be NaN.
+  n = jax.nn.logsumexp(jnp.where(pairs.negative, logit, -1e30), axis=1)
+  each = jnp.where(pairs.positive, jax.nn.softplus(n[:, None] - logit), 0)
+  positives = pairs.positive.sum(axis=1)
+  anchor = (positives > 0) & pairs.negative.any(axis=1)
+  mean = each.sum(axis=1) / jnp.maximum(positives, 1)
+  return jnp.where(anchor, mean, 0).sum() / jnp.maximum(anchor.sum(), 1)
+
+
+def modality_dropout(key: jax.Array, has_video: jax.Array, has_audio: jax.Array, *, video: float = 0.2,
+                     audio: float = 0.2) -> tuple[jax.Array, jax.Array]:
+  """Drops video or audio, never both (paper sections 3.1 and 4.1): one uniform draw per sample.
+
+  Args:
+    key: of the draw.
+    has_video, has_audio: bool `[B]`, what each clip has; its only modality is never dropped.
+    video, audio: probability that this one is dropped.
+
+  Returns:
+    `has_video` and `has_audio` of what remains.
+  """
+  u = jax.random.uniform(key, has_video.shape)
+  drop_video = (u < video) & has_audio
+  drop_audio = (u >= video) & (u < video + audio) & has_video
+  return has_video & ~drop_video, has_audio & ~drop_audio

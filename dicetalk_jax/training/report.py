@@ -1,0 +1,190 @@
+"""What a run tells: terminal lines, `metrics.jsonl`, pictures, TensorBoard, and curves at the end."""
+
+from collections.abc import Callable, Mapping
+import json
+import math
+import time
+from typing import Any, Protocol
+
+from etils import epath
+import jax
+from matplotlib.figure import Figure
+import numpy as np
+from PIL import Image
+
+from dicetalk_jax.errors import UserError
+
+Metrics = Mapping[str, Any]
+
+
+class DivergedError(UserError):
+  """The loss or its gradient is no longer a number."""
+
+
+class Writer(Protocol):
+  """The part of `clu.metric_writers.MetricWriter` that the loop uses."""
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None: ...
+
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None: ...
+
+  def flush(self) -> None: ...
+
+
+class JsonLinesWriter:
+  """One JSON object per call: `{"step": 50, "train/loss": 0.5, ...}`. Numbers survive to the bit."""
+
+  def __init__(self, path: epath.Path):
+    self.path = epath.Path(path)
+
+  def write_scalars(self, step, scalars):
+    with self.path.open('a') as f:
+      f.write(json.dumps({'step': step, **scalars}) + '\n')
+
+  def write_images(self, step, images):
+    """Pictures are files of their own: `Report.evaluation` writes them."""
+
+  def flush(self):
+    """Every line is written when it is made."""
+
+  def cut(self, step: int) -> None:
+    """Drops what a killed run wrote after `step`, its last checkpoint."""
+    kept = [row for row in read_json_lines(self.path) if row['step'] <= step]
+    aside = self.path.with_name(self.path.name + '.tmp')
+    aside.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    aside.replace(self.path)
+
+
+def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
+  """The rows of a `metrics.jsonl`, without the half line that a killed process may leave at the end."""
+  path = epath.Path(path)
+  lines = path.read_text().split('\n')[:-1] if path.exists() else []
+  return [json.loads(line) for line in lines]
+
+
+class Meter:
+  """Means of the step metrics between two reports.
+
+  Values are fetched one step late, so the host prepares the next step while the device works on this one, and
+  never runs further ahead than that.
+  """
+
+  def __init__(self):
+    self._values: list[dict[str, float]] = []
+    self._pending: tuple[int, Metrics] | None = None
+    self._since: float | None = None  # the first step compiles and is not timed
+    self._timed = 0
+
+  def add(self, step: int, metrics: Metrics) -> None:
+    self._fetch()
+    self._pending = step, metrics
+    if self._since is None:
+      self._fetch()
+
+  def means(self) -> tuple[dict[str, float], float | None]:
+    """(means, steps per second or None) since the last call. Raises DivergedError, naming the step."""
+    self._fetch()
+    values, self._values = self._values, []
+    means = {name: math.fsum(v[name] for v in values) / len(values) for name in sorted(values[0], key='loss'.__ne__)}
+    return means, self._timed / (time.monotonic() - self._since) if self._timed else None
+
+  def restart_clock(self) -> None:
+    """Leaves out of the rate what happened since the last step."""
+    self._since, self._timed = time.monotonic(), 0
+
+  def _fetch(self) -> None:
+    if self._pending is None:
+      return
+    (step, metrics), self._pending = self._pending, None
+    values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+    if not (math.isfinite(values['loss']) and math.isfinite(values['grad_norm'])):
+      raise DivergedError(f'training diverged at step {step} (loss {values["loss"]:g}, gradient norm '
+                          f'{values["grad_norm"]:g}); the last checkpoint before it is kept: lower optim.lr, or look '
+                          'for bad data')
+    self._values.append(values)
+    if self._since is None:
+      self.restart_clock()
+    else:
+      self._timed += 1
+
+
+class Report:
+  """Writes on process 0 only; on the others every call does nothing."""
+
+  def __init__(self, workdir: epath.Path, make_writer: Callable[[epath.Path], Writer] | None, first_step: int,
+               total_steps: int):
+    self._active = jax.process_index() == 0
+    self._workdir, self._total = workdir, total_steps
+    if self._active:
+      lines = JsonLinesWriter(workdir / 'metrics.jsonl')
+      lines.cut(first_step)
+      self._writers = (lines, *([make_writer(workdir)] if make_writer else []))
+
+  def say(self, text: str) -> None:
+    if self._active:
+      print(text, flush=True)
+
+  def train(self, step: int, means: dict[str, float], rate: float | None) -> None:
+    """One line on the terminal, and the same as scalars `train/...`."""
+    if not self._active:
+      return
+    parts = [f'step {step:{len(str(self._total))}}/{self._total}', *(f'{k} {v:.4g}' for k, v in means.items())]
+    scalars = {f'train/{k}': v for k, v in means.items()}
+    if rate:
+      parts += [f'{rate:.3g} steps/s', f'{_duration((self._total - step) / rate)} left']
+      scalars['train/steps_per_second'] = rate
+    self.say('  '.join(parts))
+    self._write(step, scalars)
+
+  def evaluation(self, step: int, metrics: dict[str, float], pictures: dict[str, np.ndarray]) -> None:
+    """Scalars `eval/...`; pictures go to the writer and to `pictures/NAME_STEP.png`."""
+    if not self._active:
+      return
+    self.say('  '.join([f'step {step:{len(str(self._total))}}/{self._total}  evaluation',
+                        *(f'{k} {v:.4g}' for k, v in metrics.items())]))
+    self._write(step, {f'eval/{k}': float(v) for k, v in metrics.items()})
+    folder = self._workdir / 'pictures'
+    folder.mkdir(exist_ok=True)
+    for name, picture in pictures.items():
+      with (folder / f'{name}_{step:07d}.png').open('wb') as f:
+        Image.fromarray(picture).save(f, format='PNG')
+      for writer in self._writers:
+        writer.write_images(step, {name: picture[None]})
+
+  def close(self) -> None:
+    """Draws `curves.png` from `metrics.jsonl` and flushes the writer."""
+    if self._active:
+      draw_curves(self._workdir)
+      for writer in self._writers:
+        writer.flush()
+
+  def _write(self, step, scalars):
+    for writer in self._writers:
+      writer.write_scalars(step, scalars)
+
+
+def draw_curves(workdir: epath.Path) -> None:
+  """`curves.png` with one panel per metric; nothing if there is no metric yet."""
+  rows = read_json_lines(workdir / 'metrics.jsonl')
+  names = list(dict.fromkeys(name for row in rows for name in row if name != 'step'))
+  if not names:
+    return
+  columns = min(len(names), 4)
+  height = -(-len(names) // columns)
+  figure = Figure(figsize=(4 * columns, 3 * height))
+  figure.subplots_adjust(0.16 / columns, 0.1 / height, 1 - 0.08 / columns, 1 - 0.12 / height, wspace=0.25, hspace=0.3)
+  for i, name in enumerate(names, 1):
+    axes = figure.add_subplot(height, columns, i, title=name)
+    points = [(row['step'], row[name]) for row in rows if name in row]
+    axes.plot(*zip(*points), marker='.' if len(points) < 20 else '')
+    axes.grid(alpha=0.3)
+    if 'loss' in name and all(value > 0 for _, value in points):
+      axes.set_yscale('log')
+  with (workdir / 'curves.png').open('wb') as f:
+    figure.savefig(f, format='png', dpi=100)
+
+
+def _duration(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s'

@@ -1,0 +1,61 @@
+"""What training changes from step to step."""
+
+from collections.abc import Iterable
+import re
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from dicetalk_jax.errors import ConfigError
+from dicetalk_jax.models.core import Params
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a checkpoint holds, besides the position in the data.
+
+  Attributes:
+    step: int32 scalar, updates made so far.
+    params: trained parameters only.
+    ema: exponential moving average of `params`; `{}` where it is off.
+    opt_state: optimizer state of `params`.
+  """
+
+  step: jax.Array
+  params: Params
+  ema: Params
+  opt_state: optax.OptState
+
+  @property
+  def averaged(self) -> Params:
+    """The parameters to evaluate and to export."""
+    return self.ema or self.params
+
+
+def init_state(params: Params, tx: optax.GradientTransformation, ema: bool) -> TrainState:
+  """The state before the first step; the average begins at the initial parameters."""
+  return TrainState(step=jnp.zeros((), jnp.int32), params=params,
+                    ema=jax.tree.map(jnp.copy, params) if ema else {}, opt_state=tx.init(params))
+
+
+def partition(params: Params, patterns: Iterable[str]) -> tuple[Params, Params]:
+  """(trained, held): a parameter is trained if any of the regular expressions is found in its dotted name.
+
+  Raises:
+    ConfigError: a pattern is not a regular expression, or no name contains it.
+  """
+  trained = set()
+  for pattern in patterns:
+    try:
+      found = {name for name in params if re.search(pattern, name)}
+    except re.error as error:
+      raise ConfigError(f"trainable pattern '{pattern}' is not a regular expression: {error}") from error
+    if not found:
+      raise ConfigError(f"trainable pattern '{pattern}' matches no parameter; names look like '{min(params)}'")
+    trained |= found
+  if not trained:
+    raise ConfigError('config.trainable is empty: nothing would be trained')
+  return ({name: x for name, x in params.items() if name in trained},
+          {name: x for name, x in params.items() if name not in trained})

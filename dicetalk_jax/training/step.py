@@ -1,0 +1,64 @@
+"""One training step: a jitted pure function of (state, frozen, batch, key)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+import optax
+
+from dicetalk_jax.models.core import Params
+from dicetalk_jax.parallel import BATCH_AXES
+from dicetalk_jax.training.optimizer import ema_decay
+from dicetalk_jax.training.state import TrainState
+
+# (params, frozen, batch, key, step) -> (mean loss, parts to log)
+Loss = Callable[[Params, Any, Any, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def make_train_step(loss_fn: Loss, tx: optax.GradientTransformation, state_shardings: TrainState, *,
+                    accum: int = 1, ema: float = 0.0) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  """Compiles `train_step(state, frozen, batch, key) -> (state, metrics)`; call it with the mesh set.
+
+  The state is donated. `key` is the same for all steps: the step's own key is `fold_in(key, state.step)`, and of
+  micro-batch i `fold_in(that, i)`. Metrics are `loss`, the parts of the loss, and `grad_norm` before clipping.
+
+  Args:
+    loss_fn: a mean over the rows of its batch.
+    tx: the optimizer.
+    state_shardings: `parallel.shardings` of the state.
+    accum: micro-batches per step; memory for activations falls by this factor.
+    ema: final decay of the moving average; 0 where the state has none.
+  """
+  value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def accumulated(params, frozen, batch, key, step):
+    # Strided split: each device keeps its own rows, so no data moves.
+    micro = jax.tree.map(lambda x: x.reshape(-1, accum, *x.shape[1:]).swapaxes(0, 1), batch)
+    micro = lax.with_sharding_constraint(micro, P(None, BATCH_AXES))
+
+    def body(total, xs):
+      i, part = xs
+      metrics, grads = value_and_grad(params, frozen, part, jax.random.fold_in(key, i), step)
+      return jax.tree.map(jnp.add, total, grads), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    grads, metrics = lax.scan(body, zeros, (jnp.arange(accum), micro))
+    return jax.tree.map(lambda x: x.mean(0), metrics), jax.tree.map(lambda x: x / accum, grads)
+
+  def train_step(state: TrainState, frozen, batch, key):
+    key = jax.random.fold_in(key, state.step)
+    gradient = value_and_grad if accum == 1 else accumulated
+    (loss, parts), grads = gradient(state.params, frozen, batch, key, state.step)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.ema
+    if ema:
+      average = optax.incremental_update(params, state.ema, 1 - ema_decay(ema, state.step))
+    metrics = {'loss': loss, **parts, 'grad_norm': optax.tree.norm(grads)}
+    return TrainState(state.step + 1, params, average, opt_state), metrics
+
+  replicated = state_shardings.step
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, replicated))

@@ -1,0 +1,92 @@
+"""What a training task is. One loop (`training/loop.py`) serves every task."""
+
+import abc
+from typing import Any, ClassVar
+
+from etils import epath
+import grain
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from dicetalk_jax.models.core import Params
+
+
+class Task(abc.ABC):
+  """A model with its loss, data and evaluation; the loop owns steps, optimizer, averages and checkpoints.
+
+  The loop calls `init` once, reads `frozen`, calls `batches` once, then `loss` (traced), `evaluate` and
+  finally `export`. Where several processes train together, all of them call all methods alike.
+
+  Everything random in `loss` comes from `key`, which derives from (seed, step); everything random in the data
+  comes from the seed and the iterator's state. Nothing else may be random, or a resumed run would differ
+  from an uninterrupted one.
+
+  Attributes:
+    name: 'autoencoder', 'embedder' or 'diffusion'; equals `config.task`.
+    best: the key of `evaluate`'s metrics that decides which checkpoint is kept as the best one, lower is
+      better; '' keeps the latest ones only.
+    config: the whole resolved configuration.
+    mesh: the devices; see `parallel.py`.
+    workdir: folder of this run; the task may write below it, but not into 'checkpoints' or 'pictures'.
+    frozen: second argument of `loss` and `evaluate`, a tree of arrays (or flat Params); read after `init`.
+      Never differentiated, optimised or saved in checkpoints; so `init` must reproduce it.
+  """
+
+  name: ClassVar[str]
+  best: ClassVar[str] = ''
+
+  def __init__(self, config: Any, mesh: Mesh, workdir: epath.Path):
+    self.config, self.mesh, self.workdir = config, mesh, epath.Path(workdir)
+    self.frozen: Params = {}
+
+  @property
+  def model_dir(self) -> epath.Path:
+    """The model folder that frozen parts come from and trained parts go to."""
+    return epath.Path(self.config.model or self.workdir.parent / 'model')
+
+  @property
+  def data_dir(self) -> epath.Path:
+    """The folder of the data sets."""
+    return epath.Path(self.config.data.dir or self.workdir.parent / 'data')
+
+  @abc.abstractmethod
+  def init(self, key: jax.Array) -> Params:
+    """All parameters that `config.trainable` may choose from, prefixed by component ('vae.encoder.conv_in.kernel').
+
+    Called eagerly, also when a run resumes. Returns concrete arrays, NumPy or jax; the loop lays them out with
+    `parallel.put_params` and takes them over (they are donated: keep no reference). A model too large for one host
+    returns arrays that `parallel.shardings` has laid out already.
+    """
+
+  @abc.abstractmethod
+  def loss(self, params: Params, frozen: Any, batch: Any, key: jax.Array, step: jax.Array
+           ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean loss of a batch, and its parts. Pure; traced under `jax.jit`, with the mesh set.
+
+    Args:
+      params: every name that `init` returned, trained or not.
+      frozen: `self.frozen`.
+      batch: a batch (one of `config.accum` micro-batches) as global arrays `[rows, ...]`.
+      key: for this step and micro-batch alone.
+      step: int32 scalar, updates made so far.
+
+    Returns:
+      A float32 scalar, a mean over the rows (accumulation averages it), and float32 scalars to log.
+    """
+
+  @abc.abstractmethod
+  def batches(self) -> grain.DatasetIterator:
+    """Endless batches of this process: trees of NumPy arrays `[batch_size // count, ...]`.
+
+    `index, count = parallel.batch_shard(self.mesh)` tells which slice of the data this process reads.
+    The iterator's state goes into the checkpoint; neither order nor content may depend on the number of devices.
+    """
+
+  @abc.abstractmethod
+  def evaluate(self, params: Params, frozen: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Metrics and uint8 pictures `[H,W,3]` by name, from averaged parameters (complete, as in `loss`)."""
+
+  @abc.abstractmethod
+  def export(self, params: Params) -> None:
+    """Writes the trained components into the model folder. `params` as in `evaluate`."""

@@ -1,0 +1,67 @@
+"""A work directory belongs to one run: its task and its configuration are recorded in `config.json`."""
+
+import json
+import os
+from typing import Any
+
+from etils import epath
+import jax
+import ml_collections
+
+from dicetalk_jax.errors import ConfigError, InputError
+
+# How long, how often, where: keys that may change between the parts of one run.
+FREE = ('total_steps', 'log_every', 'eval_every', 'checkpoint_every', 'keep', 'model', 'data.dir', 'multihost',
+        'mesh.data', 'mesh.fsdp')
+
+
+def open_workdir(path: os.PathLike | str) -> epath.Path:
+  """Creates the directory where it is missing. Raises InputError where that is impossible."""
+  workdir = epath.Path(path).expanduser().resolve()  # Orbax wants it absolute
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f'cannot use {workdir} as work directory ({error.strerror}); choose another --workdir') from error
+  return workdir
+
+
+def claim(workdir: epath.Path, config: ml_collections.ConfigDict, *, resuming: bool) -> None:
+  """Records task and configuration, or checks them against the record.
+
+  Args:
+    workdir: an existing directory.
+    config: the resolved configuration.
+    resuming: there is a checkpoint to go on from. Without one, any configuration of the same task may begin.
+
+  Raises:
+    ConfigError: the directory belongs to another task, or a value differs that would make another run of this one.
+  """
+  record = workdir / 'config.json'
+  mine = json.loads(json.dumps(config.to_dict()))  # tuples become lists, as in the file
+  if record.exists():
+    theirs = json.loads(record.read_text())
+    if theirs['task'] != mine['task']:
+      raise ConfigError(f"{workdir} belongs to task '{theirs['task']}'; choose another --workdir "
+                        f"for task '{mine['task']}'")
+    changes = _changes(theirs, mine)
+    if resuming and changes:
+      raise ConfigError(f'{workdir} holds a run with other values of {", ".join(changes)}; '
+                        'give the old values or choose another --workdir')
+  if jax.process_index() == 0:
+    aside = workdir / 'config.json.tmp'
+    aside.write_text(json.dumps(mine, indent=2) + '\n')
+    aside.replace(record)
+
+
+def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  out = {}
+  for key, value in tree.items():
+    out |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+  return out
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+  old, new = _flat(old), _flat(new)
+  return [f'{key} (was {old.get(key, "absent")}, now {new.get(key, "absent")})'
+          for key in sorted(old.keys() | new.keys())
+          if key not in FREE and old.get(key, 'absent') != new.get(key, 'absent')]

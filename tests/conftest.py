@@ -1,0 +1,37 @@
+"""Eight simulated CPU devices, one compilation cache for the whole run, goldens as a fixture."""
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+import pathlib
+
+from absl import flags
+import jax
+import pytest
+
+GOLDENS = pathlib.Path(__file__).parent / 'goldens'
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_threefry_partitionable', True)
+
+
+def pytest_configure(config):
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
+  jax.config.update('jax_compilation_cache_dir', str(config.cache.mkdir('jax')))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+@pytest.fixture(scope='session')
+def goldens() -> pathlib.Path:
+  return GOLDENS
+
+
+@pytest.fixture
+def mesh():
+  mesh = jax.make_mesh((2, 4), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  with jax.set_mesh(mesh):
+    yield mesh

@@ -1,0 +1,361 @@
+"""Loaders: what a batch holds, resume, sharing among processes, refusals."""
+
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+import pytest
+
+from data_pipelines import loader, record, sampling
+from data_pipelines.features import FeatureStore
+from data_pipelines.loader import Part
+from data_pipelines.source import ClipTable
+from dicetalk_jax.errors import ConfigError, DataError
+
+LENGTH = 20
+WIDTH = 3
+
+
+class Memory:
+  """Clips in memory; everything in them tells which clip and which frame it is."""
+  motion_medians = (.1, .5)
+
+  def __init__(self, people=3, clips=8, length=LENGTH, dataset='synthetic', labelled=True, **blocks):
+    spec = record.RecordSpec(expression_dim=2)
+    self.records = [
+        record.encode_example(
+            spec, clip_id=f'{dataset}{i}', identity=f'{dataset}/{i // clips}', video_id=f'{dataset}/{i // 2}',
+            dataset=dataset, num_frames=length, emotion=record.EMOTIONS[i % clips // 2] if labelled else 'unknown',
+            intensity=i % 2 + 1 if labelled else 0, audio=np.zeros(640 * length),
+            expression=np.stack([np.full(length, i), np.arange(length)], axis=1), bbox=boxes(i, length),
+            frames=np.broadcast_to(np.arange(length, dtype=np.uint8)[:, None, None, None] * 10, (length, 8, 8, 3)),
+            **{name: make(i) for name, make in blocks.items()})
+        for i in range(people * clips)]
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitem__(self, i):
+    return {k: record.DATASETS.index(v) if k == 'dataset' else v for k, v in self.records[i].items()}
+
+  @functools.cached_property
+  def table(self):
+    return ClipTable.scan(map(self.__getitem__, range(len(self))))
+
+
+def boxes(clip, length):
+  """A face that moves to the right and grows."""
+  x = .1 + .01 * np.arange(length) + .001 * clip
+  return np.stack([x, np.full(length, .3), x + .3 + .005 * np.arange(length), np.full(length, .8)], axis=1)
+
+
+def counting(clips, rows, *shape):
+  """Row `k` of clip `c` is filled with `1000 c + k`."""
+  return [(c, np.broadcast_to((1000 * c + np.arange(rows)).reshape(-1, *[1] * len(shape)), (rows, *shape)))
+          for c in range(clips)]
+
+
+def part_of(source, folder, weight=1., length=LENGTH):
+  store, n = FeatureStore(folder, source.records[0]['dataset']), len(source)
+  prior = [(c, np.stack([np.full(WIDTH, float(c)), np.full(WIDTH, .5)])[None]) for c in range(n)]
+  return Part(source, {
+      'latents': store.write('latents', 'vae', counting(n, length, 4, 4, 4)),
+      'clip_embed': store.write('clip_embed', 'clip', counting(n, length, WIDTH)),
+      'whisper': store.write('whisper', 'whisper', counting(n, 2 * length, 2, WIDTH)),
+      'prior': store.write('prior', 'embedder', prior)}, weight)
+
+
+@pytest.fixture(scope='module')
+def part(tmp_path_factory):
+  return part_of(Memory(), tmp_path_factory.mktemp('features'))
+
+
+@pytest.fixture(scope='module')
+def regular(tmp_path_factory):
+  source = Memory(people=2, clips=6, dataset='hdtf', labelled=False)
+  return part_of(source, tmp_path_factory.mktemp('features'))
+
+
+def take(dataset, n):
+  return list(itertools.islice(iter(dataset), n))
+
+
+def assert_equal(a, b):
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def clip_of(batch):
+  return (batch['latents'][:, 0, 0, 0, 0] // 1000).astype(int)
+
+
+diffusion = functools.partial(loader.diffusion_loader, batch=4, frames=5, step=2, mask_size=32, seed=7)
+embedder = functools.partial(loader.embedder_loader, identities=2, emotions=3, clips=2, min_len=4, max_len=12, seed=7)
+frames = functools.partial(loader.frames_loader, batch=4, frames=3, seed=7)
+
+
+# What a batch holds.
+
+def test_frames_are_consecutive_pixels(part):
+  for batch in take(frames(part.source, step=2), 6):
+    assert batch['video'].shape == (4, 3, 8, 8, 3) and batch['video'].dtype == np.float32
+    assert np.abs(batch['video']).max() <= 1
+    rows = np.round((batch['video'].mean(axis=(2, 3, 4)) + 1) * 12.75)
+    np.testing.assert_array_equal(np.diff(rows), 2)
+
+
+def test_a_diffusion_batch(part):
+  batch = next(iter(diffusion(part)))
+  shapes = {name: (value.shape, value.dtype.name) for name, value in batch.items()}
+  assert shapes == {
+      'latents': ((4, 5, 4, 4, 4), 'float32'), 'reference': ((4, 4, 4, 4), 'float32'),
+      'image_token': ((4, 1, WIDTH), 'float32'), 'audio': ((4, 5, 10, 2, WIDTH), 'float32'),
+      'mu': ((4, WIDTH), 'float32'), 'sigma': ((4, WIDTH), 'float32'), 'mask': ((4, 32, 32), 'float32'),
+      'emotion_class': ((4,), 'int32'), 'buckets': ((4, 2), 'float32'), 'drop': ((4,), 'float32')}
+  for b, clip in enumerate(clip_of(batch)):
+    clip_record = part.source[clip]
+    assert batch['emotion_class'][b] == record.emotion_class(clip_record['emotion'], clip_record['intensity'])
+    assert (batch['mu'][b] == clip).all() and (batch['sigma'][b] == .5).all()
+
+
+def test_window_reference_and_token_belong_together(part):
+  starts = set()
+  for batch in take(diffusion(part), 30):
+    rows = batch['latents'][:, :, 0, 0, 0] % 1000
+    np.testing.assert_array_equal(np.diff(rows), 2)
+    reference = batch['reference'][:, 0, 0, 0]
+    np.testing.assert_array_equal(reference // 1000, clip_of(batch))
+    np.testing.assert_array_equal(batch['image_token'][:, 0, 0], reference)
+    assert ((reference % 1000 < rows[:, 0]) | (reference % 1000 > rows[:, -1])).all()
+    starts |= set(rows[:, 0])
+  assert starts == set(range(LENGTH - 8))
+
+
+def test_the_reference_falls_back_to_the_window_and_keeps_to_clip_tokens():
+  rng = np.random.default_rng(0)
+  assert {sampling.reference_row(rng, 3, np.arange(3)) for _ in range(50)} == {0, 1, 2}
+  assert {sampling.reference_row(rng, 20, np.arange(4, 9), stride=5) for _ in range(50)} == {0, 10, 15}
+
+
+def test_clip_tokens_of_every_fourth_frame(part, tmp_path):
+  store = FeatureStore(tmp_path, 'strided')
+  sparse = store.write('clip_embed', 'clip', counting(len(part.source), LENGTH // 4, WIDTH))
+  strided = dataclasses.replace(part, features={**part.features, 'clip_embed': sparse})
+  for batch in take(diffusion(strided, clip_stride=4), 5):
+    reference = batch['reference'][:, 0, 0, 0] % 1000
+    np.testing.assert_array_equal(4 * (batch['image_token'][:, 0, 0] % 1000), reference)
+
+
+def test_each_frame_hears_its_tokens(part):
+  for batch in take(diffusion(part), 10):
+    heard = batch['audio'][..., 0, 0]
+    rows = batch['latents'][:, :, 0, 0, 0] % 1000
+    positions = 2 * rows[..., None] - 4 + np.arange(10)
+    inside = (positions >= 0) & (positions < 2 * LENGTH)
+    np.testing.assert_array_equal(heard, np.where(inside, positions + 1000 * clip_of(batch)[:, None, None], 0))
+  assert not inside.all()  # the borders were seen
+
+
+def test_the_mask_covers_every_box_and_little_more(part):
+  for batch in take(diffusion(part, area=(1., 1.)), 10):
+    for b, clip in enumerate(clip_of(batch)):
+      start, stop = (batch['latents'][b, [0, -1], 0, 0, 0] % 1000).astype(int)
+      seen = part.source[clip]['bbox'][[*range(start, stop + 1), int(batch['reference'][b, 0, 0, 0] % 1000)]] * 32
+      low, high = seen[:, :2].min(axis=0), seen[:, 2:].max(axis=0)
+      ys, xs = np.nonzero(batch['mask'][b])
+      assert xs.min() <= low[0] < xs.min() + 1 and xs.max() < high[0] <= xs.max() + 1
+      assert ys.min() <= low[1] < ys.min() + 1 and ys.max() < high[1] <= ys.max() + 1
+      assert batch['mask'][b].sum() == (np.ptp(xs) + 1) * (np.ptp(ys) + 1)
+
+
+def test_the_mask_is_scaled_about_its_centre():
+  box = np.array([[.25, .25, .5, .75]])
+  rows, columns = (np.flatnonzero(sampling.face_mask(box, 100, 1.2).any(axis=axis)) for axis in (1, 0))
+  assert (rows[0], rows[-1], columns[0], columns[-1]) == (20, 79, 22, 52)
+  assert not sampling.face_mask(box, 8, 2.).all() and sampling.face_mask(box, 8, 9.).all()  # clipped to the picture
+  assert sampling.face_mask(np.zeros((0, 4)), 8, 1.1).all()
+
+
+def test_area_and_drop_are_uniform(part):
+  batches = take(diffusion(part, batch=100), 3)
+  drop = np.sort(np.concatenate([b['drop'] for b in batches]))
+  assert np.abs(drop - np.linspace(0, 1, len(drop))).max() < 1.63 / len(drop) ** .5  # Kolmogorov-Smirnov, 1 %
+  fixed = np.concatenate([b['mask'].sum(axis=(1, 2)) for b in take(diffusion(part, batch=100, area=(1., 1.)), 3)])
+  grown = np.concatenate([b['mask'].sum(axis=(1, 2)) for b in batches])
+  assert (grown >= fixed).all() and 1.2 < (grown / fixed).mean() < 1.45  # E[area^2] = 1.33
+
+
+def test_motion_buckets(part):
+  batch = next(iter(diffusion(part)))
+  for b, clip in enumerate(clip_of(batch)):
+    start = int(batch['latents'][b, 0, 0, 0, 0] % 1000)
+    box = part.source[clip]['bbox'][start:start + 9]
+    head = np.sqrt(((box[:, :2] + box[:, 2:]) / 2).var(axis=0).sum()) / (box[:, 2:] - box[:, :2]).mean()
+    face = np.arange(9).std() / 2  # one of two dimensions counts frames, the other is constant
+    np.testing.assert_allclose(batch['buckets'][b], [16 * head / .1, 16 * face / .5], rtol=1e-5)
+  assert (next(iter(diffusion(part, measured_buckets=False)))['buckets'] == [8, 16]).all()
+  assert sampling.motion_bucket(1e9, 1., 8.) == 127 and sampling.motion_bucket(1., 0., 8.) == 8
+
+
+def test_features_may_be_in_the_records_instead(tmp_path):
+  shapes = {'latents': (LENGTH, 64, 64, 4), 'clip_embed': (LENGTH, 1024), 'whisper': (2 * LENGTH, 5, 384)}
+  source = Memory(people=1, clips=2, emo_mu=lambda i: np.full(256, i), emo_sigma=lambda i: np.ones(256), **{
+      name: functools.partial(np.full, shape) for name, shape in shapes.items()})
+  batch = next(iter(diffusion(Part(source), batch=2)))
+  clip = batch['latents'][:, 0, 0, 0, 0]
+  assert (clip == batch['mu'].T).all() and (clip == batch['image_token'][:, 0].T).all()
+  assert batch['audio'].shape == (2, 5, 10, 5, 384)
+
+
+# Groups for the embedder.
+
+def test_an_embedder_batch(part, regular):
+  batch = next(iter(embedder(part, regular, videos=3)))
+  shapes = {name: (value.shape, value.dtype.name) for name, value in batch.items()}
+  assert shapes == {
+      'expr': ((18, 12, 2), 'float32'), 'whisper': ((18, 24, 2, WIDTH), 'int64'), 'frame_mask': ((18, 12), 'bool'),
+      'has_video': ((18,), 'bool'), 'has_audio': ((18,), 'bool'),
+      **{name: ((18,), 'int32') for name in ('dataset', 'identity', 'emotion', 'level', 'video')}}
+  assert batch['has_video'].all() and batch['has_audio'].all()
+  assert [record.DATASETS[d] for d in batch['dataset']] == ['synthetic'] * 12 + ['hdtf'] * 6
+  assert (batch['emotion'][12:] == -1).all() and (batch['emotion'][:12] >= 0).all()
+
+
+def test_expression_sound_and_mask_are_of_the_same_frames(part):
+  lengths = []
+  for batch in take(embedder(part), 10):
+    for expr, whisper, mask in zip(batch['expr'], batch['whisper'][..., 0, 0], batch['frame_mask']):
+      n = int(mask.sum())
+      lengths.append(n)
+      assert mask[:n].all() and not expr[n:].any() and not whisper[2 * n:].any()
+      np.testing.assert_array_equal(np.diff(expr[:n, 1]), 1)
+      np.testing.assert_array_equal(whisper[:2 * n], 1000 * expr[0, 0] + 2 * expr[0, 1] + np.arange(2 * n))
+  assert set(lengths) == set(range(4, 13))
+
+
+def test_groups_have_positives_and_negatives(part, regular):
+  for batch in take(embedder(part, regular, videos=3), 10):
+    group = list(zip(batch['identity'][:12], batch['emotion'][:12]))
+    assert sorted(map(group.count, group)) == [2] * 12
+    assert len(set(batch['identity'][:12])) == 2
+    for person in set(batch['identity'][:12]):
+      assert len(set(batch['emotion'][:12][batch['identity'][:12] == person])) == 3
+    assert not set(batch['identity'][:12]) & set(batch['identity'][12:])
+    videos = list(batch['video'][12:])
+    assert sorted(map(videos.count, videos)) == [2] * 6
+
+
+def test_small_groups_give_different_windows():
+  rng = np.random.default_rng(0)
+  for _ in range(50):
+    picks = sampling.draw_group(rng, [5, 6], 5)
+    assert sorted({clip for clip, _ in picks}) == [5, 6]
+    assert len({(clip, int(3 * place)) for clip, place in picks}) == 5  # one in each third
+
+
+def test_a_modality_that_is_missing(tmp_path):
+  source = Memory()
+  for r in source.records[::2]:
+    r['expression'], r['has_expression'] = np.zeros((0, 2), np.float32), False
+  rows = [(c, np.ones(((c % 4 > 0) * 2 * LENGTH, 2, WIDTH), np.float16)) for c in range(len(source))]
+  silent = Part(source, {'whisper': FeatureStore(tmp_path, 'x').write('whisper', 'w', rows)})
+  for batch in take(embedder(silent), 5):
+    assert (batch['has_video'] == batch['expr'].any(axis=(1, 2))).all() and not batch['has_video'].all()
+    assert (batch['has_audio'] == batch['whisper'].any(axis=(1, 2, 3))).all() and not batch['has_audio'].all()
+
+
+# Streams: resume, processes, mixtures.
+
+LOADERS = {
+    'frames': lambda part, **kw: frames(part.source, **kw),
+    'diffusion': diffusion,
+    'embedder': embedder}
+
+
+@pytest.mark.parametrize('name', LOADERS)
+def test_a_resumed_stream_goes_on_exactly(part, name):
+  make = functools.partial(LOADERS[name], part, seed=3)
+  stream = iter(make())
+  for _ in range(8):  # 32 clips: into the second epoch of 24
+    next(stream)
+  state = stream.get_state()
+  want = [next(stream) for _ in range(5)]
+  again = iter(make(threads=1))
+  again.set_state(state)
+  for batch in want:
+    assert_equal(batch, next(again))
+
+
+@pytest.mark.parametrize('name', LOADERS)
+def test_seed_and_position_decide(part, name):
+  a, b, c = (take(LOADERS[name](part, seed=seed), 7) for seed in (3, 3, 4))
+  for x, y in zip(a, b):
+    assert_equal(x, y)
+  assert any((x[k] != y[k]).any() for x, y in zip(a, c) for k in x)
+  assert any((a[0][k] != a[6][k]).any() for k in a[0])  # the next epoch is not the same
+
+
+def test_worker_processes_change_nothing(part):
+  assert_equal(next(iter(diffusion(part, workers=1))), next(iter(diffusion(part))))
+
+
+def test_processes_share_an_epoch_and_draw_apart(part):
+  whole = take(diffusion(part, batch=24), 2)
+  shards = [take(diffusion(part, batch=12, shard=(i, 2)), 2) for i in (0, 1)]
+  for epoch in (0, 1):
+    clips = [set(clip_of(shard[epoch])) for shard in shards]
+    assert not clips[0] & clips[1] and clips[0] | clips[1] == set(range(24))
+    for name in whole[0]:  # dealt out in turns, examples are those of one process
+      np.testing.assert_array_equal(
+          np.stack([shard[epoch][name] for shard in shards], axis=1).reshape(whole[epoch][name].shape),
+          whole[epoch][name])
+
+
+def test_processes_share_the_groups_of_one_batch(part):
+  whole = take(embedder(part), 2)
+  shards = [take(embedder(part, shard=(i, 2)), 2) for i in (0, 1)]
+  for step in (0, 1):
+    assert_equal(whole[step], {k: np.concatenate([s[step][k] for s in shards]) for k in whole[step]})
+
+
+def test_a_mixture_by_weight(part, regular):
+  batches = take(diffusion([dataclasses.replace(part, weight=3.), regular], batch=8), 6)
+  assert [int((b['emotion_class'] == -1).sum()) for b in batches] == [2] * 6
+
+
+# What is refused.
+
+def test_short_clips_are_refused_by_name(part):
+  with pytest.raises(DataError, match='clip synthetic0 has 20 frames, but a window of 11 frames at step 2 needs 21'):
+    diffusion(part, frames=11)
+  with pytest.raises(DataError, match='needs 21'):
+    frames(part.source, frames=21)
+
+
+def test_features_that_do_not_fit_are_refused(part, tmp_path):
+  with pytest.raises(DataError, match='has no latents'):
+    diffusion(Part(part.source))
+  store = FeatureStore(tmp_path, 'data')
+  short = store.write('latents', 'x', counting(len(part.source), LENGTH - 1, 4, 4, 4))
+  with pytest.raises(DataError, match='latents of clip synthetic0 has 19 rows, but its frames ask for 20'):
+    diffusion(dataclasses.replace(part, features={**part.features, 'latents': short}))
+  few = store.write('latents', 'few', counting(2, LENGTH, 4, 4, 4))
+  with pytest.raises(DataError, match='no clip 2'):
+    diffusion(dataclasses.replace(part, features={**part.features, 'latents': few}))
+
+
+def test_impossible_batches_are_refused(part, regular):
+  with pytest.raises(DataError, match='4 identities with 3 emotions'):
+    embedder(part, identities=4)
+  with pytest.raises(DataError, match='2 identities with 5 emotions'):
+    embedder(part, emotions=5)
+  with pytest.raises(DataError, match='7 regular videos, but there are 6'):
+    embedder(part, regular, videos=7)
+  with pytest.raises(ConfigError, match='12 windows does not divide among 5'):
+    embedder(part, shard=(0, 5))
+  with pytest.raises(ConfigError, match='shard 2 of 2'):
+    diffusion(part, shard=(2, 2))
+  with pytest.raises(DataError, match='fewer than the 30 processes'):
+    diffusion(part, shard=(0, 30))

@@ -1,0 +1,188 @@
+"""The sampler against the published loop, written naively in NumPy around a toy network."""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dicetalk_jax.diffusion import sampler, schedule
+from dicetalk_jax.errors import ConfigError
+from dicetalk_jax.models import core
+
+CONFIG = sampler.SamplerConfig(num_steps=3, frames=5, shift=2, g_image=(2.0, 3.0), g_condition=5.0)
+OVERLAP = dataclasses.replace(CONFIG, frames=4, overlap=1, shift=3)
+N, K, D, H, W, C = 12, 3, 6, 2, 3, 4
+
+
+class Toy(nnx.Module):
+  """Mixes frames, branches and conditions in the ways that the UNet can; counts how often it is traced."""
+
+  traces = 0
+
+  def __init__(self, rngs):
+    self.mix = nnx.Param(jax.random.normal(rngs.params(), (2 * C, C)) * 0.4)
+    self.key = nnx.Param(jax.random.normal(rngs.params(), (3, D, C)) * 0.3)
+
+  def context_kv(self, image, audio, emotion):
+    return {'attn2': tuple((jnp.tanh(x @ w), x @ w) for x, w in zip((image, audio, emotion), self.key.get_value()))}
+
+  def __call__(self, sample, timestep, kv, ids, spatial_condition, masks, adapter_scales):
+    Toy.traces += 1
+    return toy(jnp, self.mix.get_value(), sample, timestep, kv['attn2'], ids, spatial_condition, masks,
+               adapter_scales), None
+
+
+def toy(np, mix, sample, timestep, kv, ids, spatial, masks, scales):
+  """Same in NumPy and JAX. All arguments are rows `[R, F, ...]`."""
+  image, audio, emotion = ((k * v).mean(-2)[:, :, None, None] for k, v in kv)    # [R, F or 1, 1, 1, C]
+  mask = masks[0].reshape(len(sample), 1, H, W, 1)
+  x = sample @ mix + spatial + image + mask * (scales[0] * audio + scales[1] * emotion)
+  across_frames = np.cumsum(x, axis=1) / 5
+  return np.tanh(across_frames + timestep * 0.1 + ids.sum(-1)[:, None, None, None, None] * 0.01)
+
+
+def inputs(batch, frames, seed=0):
+  draw = lambda *shape: jnp.float32(np.random.default_rng([seed, *shape]).normal(size=shape))
+  conditions = sampler.Conditions(
+      reference_latents=draw(batch, H, W, C), image_token=draw(batch, 1, D), audio_tokens=draw(batch, N, K, D),
+      null_audio=draw(K, D), emotion_tokens=draw(batch, K, D), null_emotion=draw(K, D) * 0.3,
+      masks=(jnp.abs(draw(batch, H * W)),), spatial=draw(batch, H, W, C), added_time_ids=draw(batch, 3))
+  return conditions, draw(batch, N + frames, H, W, C)
+
+
+def naive(params, config, c, noise, length):
+  """The published pipeline for one clip: batch axis removed from every condition."""
+  key, total = np.asarray(params['key']), length + config.frames
+  sigmas = schedule.karras_sigmas(config.num_steps)
+  kv = lambda tokens, w: (np.tanh(tokens @ w), tokens @ w)
+  row = lambda *parts: np.stack([np.broadcast_to(p, parts[-1].shape) for p in parts])
+  x = config.scaling_factor * c.reference_latents + noise[:total] * sigmas[0]
+  shift = 0
+  for step, (sigma, below) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+    sums, counts = np.zeros_like(x), np.zeros(total)
+    for start in range(0, total, config.frames - config.overlap):
+      frames = [(start - shift + j) % total for j in range(config.frames)]
+      audio = np.stack([c.audio_tokens[i] if i < length else c.null_audio for i in frames])
+      emotion = np.stack([c.emotion_tokens if i < length else c.null_emotion for i in frames])
+      z = x[frames]
+      reference = row(z * 0, *[np.broadcast_to(c.reference_latents, z.shape)] * 2)
+      sample = np.concatenate([row(*[z / np.sqrt(sigma**2 + 1)] * 3), reference], axis=-1)
+      contexts = (row(c.image_token * 0, c.image_token, c.image_token)[:, None], row(c.null_audio, c.null_audio, audio),
+                  row(c.null_emotion, c.null_emotion, emotion))
+      u, m, v = toy(
+          np, np.asarray(params['mix']), sample, 0.25 * np.log(sigma), [kv(t, w) for t, w in zip(contexts, key)],
+          row(*[c.added_time_ids] * 3), c.spatial[None, None], [row(*[c.masks[0]] * 3)], config.adapter_scales)
+      g1, g2 = (np.linspace(*g, config.num_steps)[step] for g in ((2, 3), (5, 5)))
+      guided = u + g1 * (m - u) + g2 * (v - m)
+      clean = -guided * sigma / np.sqrt(sigma**2 + 1) + z / (sigma**2 + 1)
+      sums[frames] += z + (z - clean) / sigma * (below - sigma)
+      counts[frames] += 1
+    x = sums / counts[:, None, None, None]
+    shift = (shift + config.shift) % config.frames
+  return x
+
+
+@pytest.fixture(scope='module')
+def network():
+  return core.split(Toy(core.ParamKeys(jax.random.key(0))))
+
+
+@pytest.fixture(scope='module')
+def sample(network):
+  """One compiled sampler per configuration, for all tests."""
+  made = {}
+  return lambda config: made.setdefault(config, sampler.make_sampler(network[0], config))
+
+
+def clip(conditions, b):
+  """One clip of a batch in float64, without the batch axis; the shared tokens have none."""
+  double = jax.tree.map(lambda x: np.asarray(x, np.float64), conditions)
+  one = jax.tree.map(lambda x: x[b], double)
+  return one.replace(null_audio=double.null_audio, null_emotion=double.null_emotion)
+
+
+@pytest.mark.parametrize('config', [CONFIG, OVERLAP], ids=['wrap', 'overlap'])
+def test_equals_the_published_loop(network, sample, config):
+  """Two clips of unequal length in one batch; 12 + 5 frames revisit three frames, 7 + 4 overlap."""
+  conditions, noise = inputs(2, config.frames)
+  out = sample(config)(network[1], noise, conditions, jnp.array([12, 7]))
+  assert out.shape == noise.shape and out.dtype == jnp.float32
+  for b, length in enumerate([12, 7]):
+    expected = naive(network[1], config, clip(conditions, b), np.asarray(noise[b], np.float64), length)
+    np.testing.assert_allclose(out[b, :length + config.frames], expected, atol=2e-5 * expected.std())
+    assert not np.any(out[b, length + config.frames:])
+
+
+def test_lengths_are_data(network, sample):
+  """Another length compiles nothing; a bucket that fits gives the same as one that is too large."""
+  conditions, noise = inputs(1, CONFIG.frames)
+  run = sample(CONFIG)
+  run(network[1], noise, conditions, jnp.array([12]))
+  traces = Toy.traces
+  out = run(network[1], noise, conditions, jnp.array([7]))
+  assert Toy.traces == traces
+  tight = run(network[1], noise[:, :7 + CONFIG.frames], conditions.replace(audio_tokens=conditions.audio_tokens[:, :7]),
+              jnp.array([7]))
+  np.testing.assert_allclose(out[:, :12], tight, atol=1e-5)
+
+
+def test_step_by_step(network, sample):
+  """Running one step at a time, as for a progress bar, compiles nothing and changes nothing."""
+  conditions, noise = inputs(1, CONFIG.frames)
+  lengths = jnp.array([10])
+  whole = sample(CONFIG)(network[1], noise, conditions, lengths, 0, 3)
+  traces = Toy.traces
+  x = noise
+  for step in range(CONFIG.num_steps):
+    x = sample(CONFIG)(network[1], x, conditions, lengths, step, step + 1)
+  assert Toy.traces == traces
+  np.testing.assert_array_equal(x, whole)
+
+
+@pytest.mark.parametrize('per_call', [1, 3])
+def test_windows_per_call(network, sample, per_call):
+  conditions, noise = inputs(2, CONFIG.frames)
+  lengths = jnp.array([12, 3])
+  whole = sample(CONFIG)(network[1], noise, conditions, lengths)
+  parts = sample(dataclasses.replace(CONFIG, windows_per_call=per_call))(network[1], noise, conditions, lengths)
+  np.testing.assert_allclose(parts, whole, atol=1e-5)
+
+
+def test_windows_over_eight_devices(network, sample, mesh):
+  conditions, noise = inputs(1, CONFIG.frames)
+  lengths = jnp.array([11])
+  spread = sampler.make_sampler(network[0], CONFIG, mesh)
+  args = jax.device_put((network[1], noise, conditions, lengths), jax.NamedSharding(mesh, jax.P()))
+  program = spread.lower(*args).compile().as_text()
+  assert f'f32[{3 * 5 * H * W},{C}]{{1,0}} dot' in program               # a device multiplies 1 window x 3 branches
+  np.testing.assert_allclose(
+      spread(*args), sample(CONFIG)(network[1], noise, conditions, lengths), atol=1e-5)
+
+
+def test_strength_starts_late(network, sample):
+  """Two thirds of three steps: start at the second level, with the last two steps."""
+  config = dataclasses.replace(CONFIG, strength=0.67)
+  assert config.steps_run == 2
+  conditions, noise = inputs(1, CONFIG.frames)
+  out = sample(config)(network[1], noise, conditions, jnp.array([12]), 0, 0)
+  start = 0.18215 * conditions.reference_latents[:, None] + noise * schedule.karras_sigmas(3)[1]
+  np.testing.assert_allclose(out, start, rtol=1e-6)
+
+
+def test_noise_belongs_to_clip_and_frame():
+  keys = jax.random.split(jax.random.key(0), 2)
+  conditions, _ = inputs(2, CONFIG.frames)
+  noise = sampler.draw_noise(keys, conditions, CONFIG.frames)
+  assert noise.shape == (2, N + CONFIG.frames, H, W, C) and abs(float(noise.std()) - 1) < 0.1
+  short, _ = inputs(1, CONFIG.frames)
+  short = short.replace(audio_tokens=short.audio_tokens[:, :4])
+  np.testing.assert_array_equal(sampler.draw_noise(keys[1:], short, CONFIG.frames)[0], noise[1, :4 + CONFIG.frames])
+
+
+@pytest.mark.parametrize('wrong', [dict(overlap=5), dict(num_steps=0), dict(strength=0.0), dict(windows_per_call=0)])
+def test_impossible_settings(wrong):
+  with pytest.raises(ConfigError):
+    dataclasses.replace(CONFIG, **wrong)

@@ -1,0 +1,156 @@
+import wave as wave_file
+
+import av
+import librosa
+import numpy as np
+import pytest
+import soundfile
+
+from dicetalk_jax.errors import InputError
+from dicetalk_jax.media import audio
+from tests.models import parity
+
+
+def tone(seconds=0.5, rate=16000, hertz=440.0):
+  return (0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def write_container(path, codec, wave=None, rate=44100):
+  """An mp4 or m4a with a sound track, or with a picture track only if there is no wave."""
+  with av.open(str(path), 'w') as container:
+    if wave is None:
+      stream = container.add_stream('mpeg4', rate=25)
+      stream.width = stream.height = 32
+      frames = [av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format='rgb24')]
+    else:
+      stream = container.add_stream(codec, rate=rate)
+      frame = av.AudioFrame.from_ndarray(np.stack([wave, wave]), format='fltp', layout='stereo')
+      frame.sample_rate = rate
+      frames = [frame]
+    for packet in (*(p for f in frames for p in stream.encode(f)), *stream.encode(None)):
+      container.mux(packet)
+
+
+@pytest.mark.parametrize('rate', [16000, 44100, 22050])
+@pytest.mark.parametrize('channels', [1, 2])
+def test_reads_as_librosa_does(tmp_path, rate, channels):
+  wave = np.stack([tone(0.3, rate, 300.0 * (i + 1)) for i in range(channels)], axis=1)
+  path = tmp_path / 'speech.wav'
+  soundfile.write(path, wave, rate, subtype='PCM_16')
+  expected, _ = librosa.load(path, sr=16000)
+  ours = audio.load_audio(path)
+  assert ours.dtype == np.float32
+  np.testing.assert_array_equal(ours, expected)
+
+
+def test_int16_is_divided_by_32768(tmp_path):
+  samples = np.array([0, 1, -32768, 32767, 16384] * 100, np.int16)
+  with wave_file.open(str(tmp_path / 'x.wav'), 'wb') as file:
+    file.setparams((1, 2, 16000, 0, 'NONE', ''))
+    file.writeframes(samples.tobytes())
+  np.testing.assert_array_equal(audio.load_audio(str(tmp_path / 'x.wav')), samples / np.float32(32768))
+
+
+@pytest.mark.parametrize('name', ['speech.m4a', 'speech.mp4'])
+def test_sound_of_a_video_container(tmp_path, name):
+  write_container(tmp_path / name, 'aac', tone(0.5, 44100))
+  wave = audio.load_audio(tmp_path / name)
+  assert wave.dtype == np.float32 and wave.ndim == 1
+  # AAC works in blocks of 1024 samples, so the ends move by up to two of them.
+  assert abs(len(wave) - 8000) < 2 * 1024 * 16000 / 44100
+  spectrum = np.abs(np.fft.rfft(wave[2000:6000]))
+  assert abs(spectrum.argmax() * 4 - 440) <= 4
+  np.testing.assert_allclose(np.abs(wave[2000:6000]).max(), 0.3, rtol=0.1)
+
+
+def missing(path):
+  pass
+
+
+def not_audio(path):
+  path.write_text('these are words, not sound')
+
+
+def a_folder(path):
+  path.mkdir()
+
+
+def no_sound_track(path):
+  write_container(path, None)
+
+
+def empty(path):
+  soundfile.write(path, np.zeros(0, np.float32), 16000, format='WAV')
+
+
+def silent(path):
+  soundfile.write(path, np.full(16000, 2e-4, np.float32), 16000, format='WAV')
+
+
+def not_numbers(path):
+  soundfile.write(path, np.full(160, np.nan, np.float32), 16000, format='WAV', subtype='FLOAT')
+
+
+@pytest.mark.parametrize('write, sentence', [
+    (missing, 'There is no recording at'), (a_folder, 'There is no recording at'), (not_audio, 'cannot be decoded'),
+    (no_sound_track, 'no sound track'), (empty, 'is empty'), (silent, 'is silent'), (not_numbers, 'not numbers')])
+def test_bad_recordings_end_in_one_sentence(tmp_path, write, sentence):
+  path = tmp_path / 'speech.mp4'
+  write(path)
+  with pytest.raises(InputError, match=sentence) as info:
+    audio.load_audio(path)
+  message = str(info.value)
+  assert str(path) in message and message.endswith('.') and '\n' not in message
+
+
+def test_log_mel_golden(goldens):
+  short, long, _, expected = parity.recordings(goldens)
+  _, _, encoder_inputs, _ = parity.golden(goldens / 'whisper' / 'encoder')
+  # The goldens come from the extractor's torch path, in float32; ours is its NumPy path, in float64. They differ by up
+  # to 4e-5 in bands close to the floor, where the logarithm magnifies rounding; measured here: 1.4e-5.
+  close = lambda actual, desired: np.testing.assert_allclose(actual, desired, rtol=0, atol=4e-5)
+  mel = audio.log_mel(short)
+  assert mel.shape == (1, 3000, 80) and mel.dtype == np.float32
+  close(mel[0, :368], encoder_inputs['log_mel_head'][0].T)
+  close(mel[0, 368:], encoder_inputs['log_mel_fill'][0, 0, 0])
+  mel = audio.log_mel(long)
+  assert mel.shape == (2, 3000, 80)
+  mel = mel.reshape(6000, 80).T
+  close(mel[:, ::50], expected['log_mel_long_every50'][0])
+  close(mel.mean(axis=0), expected['log_mel_long_colmean'][0])
+  close(mel[:, 2992:3110], expected['log_mel_long_tail'][0])
+
+
+@pytest.mark.parametrize('samples', [100, 16000, 479_600, 480_000, 480_001])
+def test_log_mel_equals_the_extractor(samples):
+  """The shortcut over padding changes nothing: ends near, at and beyond a window."""
+  import transformers
+  wave = np.random.default_rng(0).normal(scale=0.1, size=samples).astype(np.float32)
+  extractor = transformers.WhisperFeatureExtractor()
+  windows = [np.pad(w, (0, audio.WINDOW - len(w))) for w in np.split(wave, range(audio.WINDOW, samples, audio.WINDOW))]
+  expected = extractor._np_extract_fbank_features(windows, device='cpu').swapaxes(1, 2)
+  np.testing.assert_array_equal(audio.log_mel(wave), expected)
+
+
+def test_audio_len_counts_25_per_second():
+  assert [audio.audio_len(n) for n in (0, 639, 640, 16000, 52800, 496000)] == [0, 0, 1, 25, 82, 775]
+
+
+def test_pad_states_and_windows():
+  states = np.arange(2 * 1500, dtype=np.float32).reshape(2, 1500, 1, 1) + 1
+  padded = audio.pad_states(states, audio_len=775)
+  assert padded.shape == (1560, 1, 1)
+  assert not padded[:4].any() and not padded[-6:].any()
+  np.testing.assert_array_equal(padded[4:-6, 0, 0], np.arange(1550) + 1)
+
+  clips = audio.audio_windows(padded)
+  assert clips.shape == (387, 10, 1, 1)
+  np.testing.assert_array_equal(clips[100, :, 0, 0], 400 - 4 + 1 + np.arange(10))
+  np.testing.assert_array_equal(audio.audio_windows(padded, start=50, frames=25), clips[50:75])
+  np.testing.assert_array_equal(audio.audio_windows(padded, start=380), clips[380:])
+  np.testing.assert_array_equal(audio.audio_windows(padded, step=1)[::2], np.concatenate([clips, padded[None, -12:-2]]))
+
+
+def test_states_too_short_for_the_recording():
+  with pytest.raises(ValueError, match='cannot hold'):
+    audio.pad_states(np.zeros((1, 1500, 1, 1), np.float32), audio_len=775)

@@ -1,0 +1,87 @@
+"""Clustering strength and probes on planted clusters."""
+
+import numpy as np
+import pytest
+
+from dicetalk_jax.metrics import clustering
+
+PEOPLE, EMOTIONS, CLIPS, WIDTH = 6, 4, 10, 12
+
+
+def planted(person=0.0, emotion=0.0, noise=1.0, seed=0):
+  """Rows = a vector of the person + one of the emotion + noise, each with the given deviation per entry."""
+  rng = np.random.default_rng(seed)
+  draw = lambda *size: rng.normal(size=(*size, WIDTH))
+  x = person * draw(PEOPLE, 1, 1) + emotion * draw(1, EMOTIONS, 1) + noise * draw(PEOPLE, EMOTIONS, CLIPS)
+  label = np.indices((PEOPLE, EMOTIONS, CLIPS)).reshape(3, -1)
+  return x.reshape(-1, WIDTH), label[0], label[1]
+
+
+def test_strength_by_hand():
+  """Two tight pairs on a line: centroids 0 and 10, members at distance 1 and 2."""
+  x = np.array([[-1.], [1.], [8.], [12.]])
+  ratios = clustering.clustering_strength(x, np.zeros(4), np.array(['sad', 'sad', 'happy', 'happy']))
+  assert ratios == {'sad': pytest.approx(10.0), 'happy': pytest.approx(5.0)}
+
+
+def test_strength_on_planted_clusters():
+  """Grows with the distance of emotions; blind to where a person is; falls to its floor without clusters."""
+  strength = lambda **kw: np.mean(list(clustering.clustering_strength(*planted(**kw)).values()))
+  none, weak, strong = (strength(emotion=e) for e in (0, 1, 5))
+  assert none < 0.6 < weak < strong
+  assert strong > 5
+  assert strength(emotion=1, person=50) == pytest.approx(weak)
+  # Centroids of an isotropic cluster: distance sqrt(2) e sqrt(D) over deviation sqrt(D), both up to sampling.
+  assert strength(emotion=20) == pytest.approx(20 * np.sqrt(2), rel=0.3)
+
+
+def test_strength_leaves_out_what_has_no_spread():
+  x, identity, emotion = planted(emotion=2)
+  expected = clustering.clustering_strength(x, identity, emotion)
+  x = np.concatenate([x, np.ones((2, WIDTH))])  # a single clip, and a person with one emotion
+  more = clustering.clustering_strength(x, np.append(identity, [0, 99]), np.append(emotion, [77, 1]))
+  assert more == expected
+
+
+def test_probes_find_what_is_planted():
+  x, identity, emotion = planted(emotion=3)
+  within = clustering.folds_within(identity)
+  assert clustering.nearest_centroid_accuracy(x, emotion, identity) > 0.95
+  assert clustering.linear_probe_accuracy(x, emotion, identity) > 0.95
+  assert clustering.linear_probe_accuracy(x, identity, within) < 2 / PEOPLE
+  assert clustering.recall_at_1(x, emotion) > 0.95
+  x, identity, emotion = planted(person=3)
+  assert clustering.linear_probe_accuracy(x, identity, within) > 0.95
+  assert clustering.nearest_centroid_accuracy(x, emotion, identity) < 2 / EMOTIONS
+
+
+def test_linear_probe_sees_past_a_big_common_direction():
+  """What a centroid misses: the label in a small entry beside a big one without meaning."""
+  rng = np.random.default_rng(0)
+  label = np.arange(200) % 2
+  x = np.stack([100 * rng.normal(size=200), label + 0.1 * rng.normal(size=200)], axis=1)
+  fold = clustering.folds_within(label)
+  assert clustering.linear_probe_accuracy(x, label, fold) == 1
+  assert clustering.nearest_centroid_accuracy(x, label, fold) < 0.7
+
+
+def test_linear_probe_is_not_fooled_by_many_features():
+  x, identity, _ = planted()
+  noise = np.random.default_rng(1).normal(size=(len(x), 300))
+  assert clustering.linear_probe_accuracy(noise, identity, clustering.folds_within(identity)) < 2 / PEOPLE
+
+
+def test_folds_deal_every_label_out():
+  label = np.array([0, 0, 1, 0, 1, 0, 0])
+  np.testing.assert_array_equal(clustering.folds_within(label, 2), [0, 1, 0, 0, 1, 1, 0])
+
+
+def test_summary():
+  x, identity, emotion = planted(person=2, emotion=4, noise=0.5)
+  report = clustering.summary(x, identity, emotion)
+  assert report['clustering'] > 3
+  assert report['emotion_accuracy'] > 0.95 and report['recall_at_1'] > 0.95
+  assert report['norm'] == pytest.approx(np.linalg.norm(x, axis=1).mean())
+  x, identity, emotion = planted()
+  assert clustering.summary(x + 100, identity, emotion)['mean_cosine'] > 0.99
+  assert abs(clustering.summary(x, identity, emotion)['mean_cosine']) < 0.05

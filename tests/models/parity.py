@@ -1,0 +1,98 @@
+"""What parity tests share: goldens, layouts, errors, and gradients of a live PyTorch twin."""
+
+from collections.abc import Callable, Mapping
+import functools
+import json
+import pathlib
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file
+
+from convert.naming import from_torch, to_torch
+from dicetalk_jax.models import core
+
+MANIFESTS = pathlib.Path(__file__).parents[1] / 'manifests'
+
+
+def golden(folder: pathlib.Path):
+  """config, weights, inputs and outputs of one recorded component."""
+  tensors = (load_file(folder / f'{part}.safetensors') for part in ('weights', 'inputs', 'outputs'))
+  return json.loads((folder / 'config.json').read_text()), *tensors
+
+
+def recordings(goldens: pathlib.Path):
+  """Two recorded waves (float32, 16 kHz): 3.3 s stored, 31 s from its recipe; facts and features of the latter."""
+  folder = goldens / 'whisper'
+  facts = json.loads((folder / 'features.json').read_text())['long']
+  features = load_file(folder / 'features.safetensors')
+  t = np.arange(facts['samples']) / 16000
+  chirp = 0.3 * np.sin(2 * np.pi * (200 * t + 5 * t ** 2)) * (0.5 + 0.5 * np.sin(2 * np.pi * 0.7 * t))
+  x = chirp + 0.05 * np.random.default_rng(406).standard_normal(len(t))
+  long = np.clip(x * 32767, -32768, 32767).astype(np.int16)
+  assert long[:16].tolist() == facts['first16'] and long.sum(dtype=np.int64) == facts['int64_sum']
+  short = features['wav_short_int16']
+  return short / np.float32(32768), long / np.float32(32768), facts, features
+
+
+def manifest(name: str) -> dict[str, np.ndarray]:
+  """Full-size published tensors by key, without memory: all elements are one zero."""
+  shapes = json.loads((MANIFESTS / f'{name}.json').read_text())
+  return {key: np.broadcast_to(np.float32(0), entry['shape']) for key, entry in shapes.items()}
+
+
+def abstract(config: core.ModelConfig, model: type, dtype=None):
+  return core.abstract(functools.partial(model, config, dtype=dtype))
+
+
+def converted(config: core.ModelConfig, model: type, state_dict: Mapping[str, np.ndarray]):
+  """Structure and parameters of our model with published weights."""
+  graphdef, target = abstract(config, model)
+  return graphdef, from_torch(target, state_dict)
+
+
+def channels_last(x: np.ndarray) -> np.ndarray:
+  return np.moveaxis(x, -3, -1)
+
+
+def channels_first(x) -> np.ndarray:
+  return np.moveaxis(np.asarray(x), -1, -3)
+
+
+def error(actual, expected) -> float:
+  """Largest difference over the standard deviation of what is expected."""
+  actual, expected = np.asarray(actual), np.asarray(expected)
+  assert actual.shape == expected.shape
+  return float(np.abs(actual - expected).max() / expected.std())
+
+
+def lively(module) -> dict[str, np.ndarray]:
+  """Adds noise to every parameter of a PyTorch module, so that nothing stays zero or one; returns its state dict."""
+  import torch
+  generator = torch.Generator().manual_seed(1)
+  with torch.no_grad():
+    for parameter in module.parameters():
+      parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+  return {key: value.numpy() for key, value in module.state_dict().items()}
+
+
+def jax_gradients(loss: Callable, params, *inputs):
+  """Outputs of the model, gradients under published names, gradients of the inputs.
+
+  `loss(params, *inputs)` returns a scalar and the outputs from which it was made.
+  """
+  grad = jax.jit(jax.grad(loss, argnums=tuple(range(1 + len(inputs))), has_aux=True))
+  (of_params, *of_inputs), outputs = grad(params, *inputs)
+  return outputs, to_torch(of_params), of_inputs
+
+
+def gradient_error(actual: Mapping[str, np.ndarray], module) -> float:
+  """Worst `error` over the parameters of `module` after backward.
+
+  Gradients that vanish mathematically (a bias of attention keys) are rounding noise on both sides: deviations below a
+  hundredth of the overall one are replaced by that.
+  """
+  expected = {key: p.grad.numpy() for key, p in module.named_parameters() if p.grad is not None}
+  assert expected.keys() == actual.keys()
+  floor = 0.01 * np.sqrt(np.mean([np.mean(g ** 2) for g in expected.values()]))
+  return max(float(np.abs(actual[k] - g).max() / max(g.std(), floor)) for k, g in expected.items())

@@ -1,0 +1,265 @@
+"""Emotion model: the published numbers, a PyTorch twin with gradients, the bank's gradient paths, ablations."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from convert import naming
+from dicetalk_jax.models import core
+from dicetalk_jax.models.emotion import EmotionConfig, EmotionModel
+
+TINY = EmotionConfig(prior_dim=12, dim=16, intermediate_dim=20, tokens=3, codebook_size=5, num_heads=4,
+                     classifier_in=6, classifier_hidden=(8, 7), num_classes=4)
+
+
+def build(config):
+  return lambda rngs: EmotionModel(config, rngs=rngs)
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+  with jax.default_matmul_precision('highest'):
+    yield
+
+
+@pytest.fixture(scope='module')
+def golden(goldens):
+  folder = goldens / 'emotion_model'
+  config = EmotionConfig.from_json(json.loads((folder / 'config.json').read_text())['constructor'])
+  graphdef, target = core.abstract(build(config))
+  params = naming.from_torch(target, load_file(folder / 'weights.safetensors'))
+  inputs, outputs = load_file(folder / 'inputs.safetensors'), load_file(folder / 'outputs.safetensors')
+  return run(graphdef, params), inputs, outputs
+
+
+def run(graphdef, params):
+  """`f(method, *args)`: a method of the model as one compiled program per method and shape."""
+  call = lambda params, method, args: method(core.merge(graphdef, params), *args)
+  jitted = jax.jit(call, static_argnums=1)
+  return lambda method, *args: jitted(params, method, args)
+
+
+RETRIEVE = {True: lambda model, prior, drop=None: model(prior, True, drop),
+            False: lambda model, prior, drop=None: model(prior, False, drop)}
+
+
+def assert_near(actual, expected, tolerance=2e-5):
+  """Within `tolerance`, relative to the deviation of `expected` (its size, for single numbers)."""
+  expected = np.asarray(expected)
+  actual = np.asarray(actual).reshape(expected.shape)
+  scale = expected.std() if expected.size > 1 else np.abs(expected).item()
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
+
+
+def test_published_tree(goldens):
+  manifest = json.loads((goldens.parent / 'manifests/emo_model.json').read_text())
+  _, target = core.abstract(build(EmotionConfig()))
+  naming.from_torch(target, {k: np.broadcast_to(np.float32(0), v['shape']) for k, v in manifest.items()})
+
+
+@pytest.mark.parametrize('retrieval', [True, False])
+@pytest.mark.parametrize('case', ['', '_masked', '_zero'])
+def test_golden_tokens(golden, retrieval, case):
+  model, inputs, outputs = golden
+  prior = inputs['emo_prompts_zero' if case == '_zero' else 'emo_prompts'].reshape(-1, 256)
+  drop = inputs['emo_prompt_mask'].ravel() & (case == '_masked')
+  tokens, vq = model(RETRIEVE[retrieval], prior, drop[:len(prior)])
+  name = f'retrieval_{"on" if retrieval else "off"}{case}'
+  assert_near(tokens, outputs[f'{name}/tokens'])
+  assert_near(vq.loss, outputs[f'{name}/vq_loss'])
+  if case != '_zero':
+    np.testing.assert_array_equal(vq.indices, outputs['codebook/indices'].ravel())
+
+
+def test_golden_codebook_and_classifier(golden):
+  model, inputs, outputs = golden
+  quantized, vq = model(lambda m, x: m.codebook(x), inputs['emo_prompts'].reshape(-1, 256))
+  assert_near(quantized, outputs['codebook/quantized'])
+  assert_near(vq.loss, outputs['codebook/vq_loss'])
+  logits = model(lambda m, x: m.classify(x), np.moveaxis(inputs['classifier_features'], 1, -1))
+  assert_near(logits, outputs['classifier_logits'])
+
+
+def test_null_tokens(golden):
+  """Two kinds of nothing: the sampler's attends to the bank, the training's to the tokens of a zero code."""
+  model, inputs, outputs = golden
+  assert_near(model(lambda m: m.null_tokens()), outputs['retrieval_off_zero/tokens'])
+  prior, everyone = inputs['emo_prompts'].reshape(-1, 256), np.ones(6, bool)
+  dropped, kept, half = (model(RETRIEVE[True], prior, drop)[0] for drop in (everyone, ~everyone, np.arange(6) < 3))
+  trained = model(lambda m: m.null_tokens(retrieval=True))
+  np.testing.assert_allclose(dropped, np.broadcast_to(trained, dropped.shape), atol=1e-6)
+  np.testing.assert_array_equal(half, np.concatenate([dropped[:3], kept[3:]]))
+  np.testing.assert_array_equal(kept, model(lambda m, x: m(x, True)[0], prior))
+
+
+class Tokens(nn.Module):
+
+  def __init__(self, width, config):
+    super().__init__()
+    self.proj1 = nn.Linear(width, config.intermediate_dim)
+    self.proj2 = nn.Linear(config.intermediate_dim, config.intermediate_dim)
+    self.proj3 = nn.Linear(config.intermediate_dim, config.tokens * config.dim)
+    self.norm = nn.LayerNorm(config.dim)
+
+  def forward(self, x):
+    x = self.proj3(F.relu(self.proj2(F.relu(self.proj1(x)))))
+    return self.norm(x.unflatten(-1, (-1, len(self.norm.weight))))
+
+
+class Twin(nn.Module):
+  """The same mathematics in PyTorch, for its gradients."""
+
+  def __init__(self, config):
+    super().__init__()
+    linear = lambda: nn.Linear(config.dim, config.dim)
+    self.config = config
+    self.emo_linear = Tokens(config.prior_dim, config)
+    self.kv_tokens_linear = Tokens(config.dim, config)
+    self.codebook = nn.ModuleDict({
+        'fc': nn.Linear(config.prior_dim, config.dim), 'codebook': nn.Embedding(config.codebook_size, config.dim)})
+    self.attention = nn.ModuleDict({'fc_q': linear(), 'fc_k': linear(), 'fc_v': linear()})
+    widths = (config.classifier_in, *config.classifier_hidden, config.num_classes)
+    self.classifier = nn.ModuleDict({f'fc{i + 1}': nn.Linear(*widths[i:i + 2]) for i in range(3)})
+
+  def forward(self, prior, retrieval, drop):
+    z, table = self.codebook['fc'](prior), self.codebook['codebook'].weight
+    nearest = table[torch.cdist(z, table).argmin(1)]
+    loss = F.mse_loss(nearest, z.detach()) + self.config.commitment * F.mse_loss(z, nearest.detach())
+    code = z + (nearest - z).detach()
+    keep = (~drop).float()[:, None]
+    q = self.attention['fc_q'](self.emo_linear(prior * keep))
+    context = self.kv_tokens_linear(code * keep) if retrieval else self.kv_tokens_linear(table).flatten(0, 1)[None]
+    heads = lambda y: y.unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2)
+    y = F.scaled_dot_product_attention(heads(q), *(
+        heads(self.attention[name](context)).expand(len(q), -1, -1, -1) for name in ('fc_k', 'fc_v')))
+    return y.transpose(1, 2).flatten(2), loss
+
+  def classify(self, features):
+    x = F.adaptive_avg_pool2d(features, 1).flatten(1)
+    x = F.relu(self.classifier['fc2'](F.relu(self.classifier['fc1'](x))))
+    return self.classifier['fc3'](x)
+
+
+@pytest.mark.parametrize('retrieval', [True, False])
+def test_gradients_equal_pytorch(retrieval):
+  torch.manual_seed(0)
+  twin = Twin(TINY).double()
+  graphdef, target = core.abstract(build(TINY))
+  params = naming.from_torch(target, {k: v.float().numpy() for k, v in twin.state_dict().items()})
+  rng = np.random.default_rng(0)
+  prior, features = rng.normal(size=(6, 12)), rng.normal(size=(6, 4, 5, 6))
+  weight, drop = rng.normal(size=(6, 3, 16)), np.arange(6) == 2
+
+  def loss(params):
+    model = core.merge(graphdef, params)
+    tokens, vq = model(jnp.asarray(prior, jnp.float32), retrieval, drop)
+    return (tokens * weight).sum() + vq.loss + model.classify(jnp.asarray(features, jnp.float32)).sum()
+
+  value, grads = jax.jit(jax.value_and_grad(loss))(params)
+  tokens, vq_loss = twin(torch.tensor(prior), retrieval, torch.tensor(drop))
+  expected = (tokens * torch.tensor(weight)).sum() + vq_loss * retrieval
+  expected += twin.classify(torch.tensor(features).movedim(-1, 1)).sum()
+  expected.backward()
+  np.testing.assert_allclose(value, expected.item(), rtol=0, atol=2e-5)  # terms of size 10 nearly cancel
+  grads = naming.to_torch(grads)
+  for name, parameter in twin.named_parameters():
+    reference = np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.numpy()
+    # A key's bias shifts all logits alike: its gradient is zero but for rounding.
+    scale = 1 if name == 'attention.fc_k.bias' else np.abs(reference).max()
+    np.testing.assert_allclose(grads[name], reference, rtol=0, atol=2e-5 * scale, err_msg=name)
+
+
+class TestBank:
+  """Gradient paths of the look-up."""
+
+  graphdef, target = core.abstract(build(TINY))
+  params = core.numpy_params(target)
+  prior = np.random.default_rng(4).normal(size=(7, 12)).astype(np.float32)
+  table, fc = 'codebook.codebook.embedding', 'codebook.fc.kernel'
+
+  def look_up(self, params):
+    """z, the code and the look-up's loss and indices."""
+    codebook = core.merge(self.graphdef, params).codebook
+    return codebook.fc(self.prior), *codebook(self.prior)
+
+  def gradient(self, function):
+    """Gradient of `function(code, vq)` for the codebook's parameters."""
+    return jax.jit(jax.grad(lambda params: function(*self.look_up(params)[1:])))(self.params)
+
+  def test_nearest_by_brute_force(self):
+    z, code, vq = jax.jit(self.look_up)(self.params)
+    table = np.float64(self.params[self.table])
+    nearest = [min(range(5), key=lambda k: ((row - table[k]) ** 2).sum()) for row in np.float64(z)]
+    assert len(set(nearest)) > 1
+    np.testing.assert_array_equal(vq.indices, nearest)
+    np.testing.assert_allclose(code, table[nearest], atol=1e-6)
+    assert vq.loss.dtype == jnp.float32
+
+  def test_first_of_equal_codes(self):
+    _, _, vq = jax.jit(self.look_up)(self.params | {self.table: jnp.ones((5, 16))})
+    assert not vq.indices.any()
+
+  def test_straight_through_is_the_identity(self):
+    weight = np.random.default_rng(5).normal(size=(7, 16))
+    grads = self.gradient(lambda code, vq: (code * weight).sum())
+    assert not grads[self.table].any()
+    np.testing.assert_allclose(grads[self.fc], self.prior.T @ weight, rtol=1e-5, atol=1e-5)
+
+  def test_loss_moves_codes_to_priors_and_priors_to_codes(self):
+    """2/n (c - z) for the codes that were hit, 2 beta/n (z - c) for the projection, and nothing crosswise."""
+    grads = self.gradient(lambda code, vq: vq.loss)
+    z, code, vq = jax.tree.map(np.asarray, jax.jit(self.look_up)(self.params))
+    pull, expected = 2 * (code - z) / z.size, np.zeros((5, 16))
+    np.add.at(expected, vq.indices, pull)
+    np.testing.assert_allclose(grads[self.table], expected, atol=1e-6)
+    np.testing.assert_allclose(grads[self.fc], -0.25 * self.prior.T @ pull, atol=1e-6)
+
+
+def test_shared_bank_equals_a_bank_per_row():
+  graphdef, target = core.abstract(build(TINY))
+  model = run(graphdef, core.numpy_params(target))
+  prior = np.random.default_rng(1).normal(size=(4, 12)).astype(np.float32)
+  together = model(RETRIEVE[False], prior)[0]
+  apart = np.concatenate([model(RETRIEVE[False], prior[i:i + 1])[0] for i in range(4)])
+  np.testing.assert_allclose(together, apart, atol=1e-6)
+
+
+def test_ablations():
+  """`direct` has only the token projection; `learnable` lacks the look-up; neither has a loss of its own."""
+  prior = np.random.default_rng(1).normal(size=(2, 12)).astype(np.float32)
+  names, models = {}, {}
+  for mode in ('direct', 'learnable', 'bank'):
+    config = EmotionConfig.from_json(TINY.to_json() | {'mode': mode})
+    graphdef, target = core.abstract(build(config))
+    names[mode], models[mode] = set(target), run(graphdef, core.numpy_params(target))
+    tokens, vq = models[mode](RETRIEVE[True], prior)
+    assert tokens.shape == (2, 3, 16)
+    assert (vq.loss > 0) == (mode == 'bank')
+    assert len(vq.indices) == (2 if mode == 'bank' else 0)
+  assert names['bank'] - names['learnable'] == {'codebook.fc.kernel', 'codebook.fc.bias'}
+  assert {name.split('.')[0] for name in names['direct']} == {'emo_linear', 'classifier'}
+  tokens = models['direct'](lambda m, x: m.emo_linear(x[:, None])[:, 0], prior)
+  np.testing.assert_allclose(models['direct'](RETRIEVE[True], prior)[0], tokens, atol=1e-6)
+  whole_bank = models['bank'](RETRIEVE[False], prior)[0]
+  np.testing.assert_allclose(models['learnable'](RETRIEVE[True], prior)[0], whole_bank, atol=1e-6)
+  with pytest.raises(ValueError, match='choose one of bank, direct, learnable'):
+    EmotionConfig(mode='bnak')
+
+
+def test_classifier_dropout_is_by_key():
+  config = EmotionConfig.from_json(TINY.to_json() | {'dropout': 0.5, 'classifier_hidden': [64, 64]})
+  graphdef, target = core.abstract(build(config))
+  model, features = run(graphdef, core.numpy_params(target)), np.ones((3, 2, 2, 6), np.float32)
+  classify = lambda m, x, key: m.classify(x, key)
+  quiet, first, second = (model(classify, features, key) for key in (None, jax.random.key(0), jax.random.key(1)))
+  np.testing.assert_array_equal(quiet, model(classify, features, None))
+  np.testing.assert_array_equal(first, model(classify, features, jax.random.key(0)))
+  assert not np.allclose(first, second)
+  assert not np.allclose(first[0], first[1])  # rows have masks of their own

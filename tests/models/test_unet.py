@@ -1,0 +1,259 @@
+"""The UNet: published trees and numbers, live parity with diffusers, gradients, precision."""
+
+import collections
+import dataclasses
+import functools
+import json
+
+from diffusers import UNetSpatioTemporalConditionModel
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+import torch
+
+from convert import naming
+from dicetalk_jax.models import core
+from dicetalk_jax.models.face_mask import mask_pyramid
+from dicetalk_jax.models.unet import UNet, UNetConfig, init_adapters_from_image
+
+# Compilation is nearly all the time of these tests.
+jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+TOLERANCE = 3e-5  # of the reference's deviation; six times the float32 error of the reference itself
+
+
+@pytest.fixture(autouse=True)
+def exact():
+  with jax.default_matmul_precision('highest'):
+    yield
+
+
+def channels_last(x):
+  """`(B,F,C,h,w)` to `[B,F,h,w,C]`."""
+  return np.moveaxis(x, 2, -1)
+
+
+def assert_close(actual, expected, tolerance=TOLERANCE):
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * expected.std())
+
+
+class Golden:
+  """Weights, inputs and outputs of the reference, and one compiled forward pass per input shape."""
+
+  def __init__(self, folder):
+    self.meta = json.loads((folder / 'config.json').read_text())
+    self.config = UNetConfig.from_json(self.meta['constructor'])
+    self.graphdef, target = core.abstract(lambda rngs: UNet(self.config, rngs=rngs))
+    self.params = naming.from_torch(target, load_file(folder / 'weights.safetensors'))
+    self.tensors = load_file(folder / 'inputs.safetensors')
+    self.outputs = load_file(folder / 'outputs.safetensors')
+    self.forward = jit(self._forward)
+
+  def _forward(self, params, x, masks, scales):
+    unet = core.merge(self.graphdef, params)
+    kv = unet.context_kv(x['image_context'], x.get('audio_tokens'), x.get('emo_tokens'))
+    return unet(x['sample'], x['timestep'], kv, x['added_time_ids'], x.get('spatial_condition'), masks, scales)
+
+  def inputs(self, case):
+    """Arrays of a case in our layout, and its masks (None if it has none)."""
+    x = {k.removeprefix(f'{case}/'): v for k, v in self.tensors.items() if k.startswith(f'{case}/')}
+    rows = len(x['sample'])
+    x |= {k: v.reshape(rows, -1, *v.shape[1:]) for k, v in x.items() if k.endswith(('context', 'tokens'))}
+    x |= {k: channels_last(x[k]) for k in ('sample', 'spatial_condition') if k in x}
+    x['timestep'] = x['timestep'][0]
+    mask = x.pop('mask', None)
+    return x, None if mask is None else mask_pyramid(mask[:, 0], x['sample'].shape[2:4], self.config.levels)
+
+
+@pytest.fixture(scope='module')
+def golden(goldens):
+  return Golden(goldens / 'unet')
+
+
+@pytest.mark.parametrize('case, masked, scales', [
+    ('main', True, (1., 1.)), ('main_nomask', False, (1., 1.)),
+    ('main_scale_07_03', True, (0.7, 0.3)), ('main_scale_1_0', True, (1., 0.))])
+def test_golden_guidance_layout(golden, case, masked, scales):
+  """Three rows with both adapters; traced masks and scales, so that one program serves all cases."""
+  x, masks = golden.inputs('main')
+  masks = masks if masked else jax.tree.map(jnp.ones_like, masks)
+  v, mid = golden.forward(golden.params, x, masks, scales)
+  assert_close(v, channels_last(golden.outputs[f'{case}/out']))
+  if case == 'main':
+    features = golden.outputs['main/mid_block']
+    assert_close(mid, channels_last(features.reshape(*v.shape[:2], *features.shape[1:])))
+
+
+def test_golden_small_signal(golden):
+  """Weights scaled down until the epsilons of the norms decide the result."""
+  rule = golden.meta['small_signal']
+  small = lambda name: naming.torch_name(name).endswith(tuple(rule['key_suffixes'])) and not name.startswith('conv_out')
+  params = {k: v * np.float32(rule['factor']) if small(k) else v for k, v in golden.params.items()}
+  x, masks = golden.inputs('main')
+  x['spatial_condition'] = x['spatial_condition'] * np.float32(rule['factor'])
+  v, _ = golden.forward(params, x, masks, (1., 1.))
+  assert_close(v, channels_last(golden.outputs['main_small_signal/out']))
+
+
+def test_golden_per_frame_image(golden):
+  x, masks = golden.inputs('perframe')
+  v, _ = golden.forward(golden.params, x, masks, (1., 1.))
+  assert_close(v, channels_last(golden.outputs['perframe/out']))
+
+
+def test_golden_plain(golden):
+  """Without tokens for the adapters, without mask: stock SVD of two diffusers releases."""
+  x, masks = golden.inputs('plain')
+  assert masks is None
+  v, _ = golden.forward(golden.params, x, masks, (1., 1.))
+  for version in ('0.29.0', '0.42.1'):
+    assert_close(v, channels_last(golden.outputs[f'plain/out_diffusers_{version}']))
+
+
+SMALL = UNetConfig(
+    down_block_types=('CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
+    up_block_types=('UpBlockSpatioTemporal', 'UpBlockSpatioTemporal'),
+    block_out_channels=(64, 128), num_attention_heads=(2, 4), layers_per_block=1, cross_attention_dim=16,
+    addition_time_embed_dim=8, projection_class_embeddings_input_dim=24, adapters=0)
+
+
+class Twin:
+  """The same random weights in diffusers and here; output and gradients of a scalar loss from both."""
+
+  def __init__(self):
+    rng = np.random.default_rng(0)
+    self.x = {'sample': (2, 3, 16, 24, 8), 'image': (2, 1, 1, 16), 'ids': (2, 3), 'weight': (2, 3, 16, 24, 4)}
+    self.x = {k: rng.normal(size=shape).astype(np.float32) for k, shape in self.x.items()}
+    self.t = np.array([0.5, -1.25], np.float32)
+    self.graphdef, target = core.abstract(lambda rngs: UNet(SMALL, rngs=rngs))
+    self.params = core.numpy_params(target)
+
+  def ours(self):
+    def loss(params, sample):
+      unet = core.merge(self.graphdef, params)
+      v, _ = unet(sample, self.t, unet.context_kv(self.x['image']), self.x['ids'], remat=True)
+      return jnp.sum(v * self.x['weight']), v
+    (_, v), grads = jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(self.params, self.x['sample'])
+    return v, naming.to_torch(grads[0]), grads[1]
+
+  def stock(self):
+    fields = {k: v for k, v in SMALL.to_json().items() if k not in ('adapters', 'norm_num_groups')}
+    model = UNetSpatioTemporalConditionModel(**fields)
+    model.load_state_dict({k: torch.tensor(v) for k, v in naming.to_torch(self.params).items()})
+    sample = torch.tensor(np.moveaxis(self.x['sample'], -1, 2), requires_grad=True)
+    image = torch.tensor(self.x['image'][:, 0])
+    v = model(sample, torch.tensor(self.t), image, torch.tensor(self.x['ids'])).sample
+    (v * torch.tensor(np.moveaxis(self.x['weight'], -1, 2))).sum().backward()
+    return (channels_last(v.detach().numpy()), {k: p.grad.numpy() for k, p in model.named_parameters()},
+            channels_last(sample.grad.numpy()))
+
+
+def test_diffusers_live():
+  """Forward pass and every gradient, rematerialised, at 2 channels per group (1 makes gradients vanish)."""
+  twin = Twin()
+  v, grads, sample_grad = twin.ours()
+  expected_v, expected_grads, expected_sample_grad = twin.stock()
+  assert_close(v, expected_v)
+  assert_close(sample_grad, expected_sample_grad)
+  assert grads.keys() == expected_grads.keys()
+  for name, expected in expected_grads.items():
+    # The floor is for gradients that are zero but for rounding: queries and keys of a single image token.
+    atol = 1e-4 * np.abs(expected).max() + 1e-5
+    np.testing.assert_allclose(grads[name], expected, rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize('name, adapters', [('unet_dicetalk', 2), ('unet_sonic', 1), ('unet_svd_xt', 0)])
+def test_published_tree(goldens, name, adapters):
+  """Every name and shape of the full-size model, nothing missing and nothing left over."""
+  manifests = goldens.parent / 'manifests'
+  published = json.loads((manifests / 'configs.json').read_text())['unet_config']['value']
+  config = UNetConfig.from_json(published | {'adapters': adapters})
+  assert config == UNetConfig(adapters=adapters)
+  _, target = core.abstract(lambda rngs: UNet(config, rngs=rngs))
+  manifest = json.loads((manifests / f'{name}.json').read_text())
+  naming.from_torch(target, {k: np.broadcast_to(np.float32(0), v['shape']) for k, v in manifest.items()})
+
+
+CONV = jax.lax.conv_general_dilated_p.name
+
+
+def equations(jaxpr):
+  """All equations of a program, those of inner programs too."""
+  for eqn in jaxpr.eqns:
+    yield eqn
+    for param in eqn.params.values():
+      inner = getattr(param, 'jaxpr', param)
+      if hasattr(inner, 'eqns'):
+        yield from equations(inner)
+
+
+def abstract_call(config, rows, frames, size, tokens=32, **kwargs):
+  """The traced program of a UNet and its output shapes, from shapes alone."""
+  graphdef, target = core.abstract(lambda rngs: UNet(config, dtype=jnp.bfloat16, rngs=rngs))
+  f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+
+  def forward(params, sample, image, audio, emotion, *args):
+    unet = core.merge(graphdef, params)
+    return unet(sample, 0.3, unet.context_kv(image, audio, emotion), *args, **kwargs)
+  return jax.make_jaxpr(forward, return_shape=True)(
+      target, f32(rows, frames, size, size, config.in_channels), f32(rows, 1, 1, config.cross_attention_dim),
+      f32(rows, frames, tokens, config.cross_attention_dim), f32(rows, 1, tokens, config.cross_attention_dim),
+      f32(rows, 3), f32(1, 1, size, size, config.block_out_channels[0]),
+      tuple(f32(1, (size >> level) ** 2) for level in range(config.levels)))
+
+
+def test_full_size_program():
+  """A guided window of 25 frames in bfloat16: shapes, number types, memory, rematerialisation; traced, not run."""
+  jaxpr, (v, mid) = abstract_call(UNetConfig(), 3, 25, 64, remat=True)
+  assert (v.shape, v.dtype) == ((3, 25, 64, 64, 4), jnp.float32)
+  assert (mid.shape, mid.dtype) == ((3, 25, 8, 8, 1280), jnp.bfloat16)
+  eqns = list(equations(jaxpr.jaxpr))
+  operands = [x.aval.dtype for eqn in eqns for x in eqn.invars if eqn.primitive.name in ('dot_general', CONV)]
+  assert set(operands) == {jnp.dtype(jnp.bfloat16)}
+  # Whole logits of the first level would take 25 GB.
+  assert max(x.aval.size * x.aval.dtype.itemsize for eqn in eqns for x in eqn.outvars) < 1.6e9
+  names = collections.Counter(eqn.primitive.name for eqn in eqns)
+  resnets, transformers, chunked = 22, 16, names['scan']
+  assert names['remat2'] == resnets + transformers + chunked
+
+
+ONE_LEVEL = UNetConfig(
+    block_out_channels=(8,), down_block_types=('CrossAttnDownBlockSpatioTemporal',),
+    up_block_types=('CrossAttnUpBlockSpatioTemporal',), layers_per_block=1, num_attention_heads=2, norm_num_groups=4,
+    cross_attention_dim=12)
+THREE_LEVELS = dataclasses.replace(
+    ONE_LEVEL, block_out_channels=(8, 16, 24), layers_per_block=(1, 2, 1), num_attention_heads=(1, 2, 3),
+    down_block_types=('DownBlockSpatioTemporal', 'CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
+    up_block_types=('UpBlockSpatioTemporal',) * 3)
+
+
+@pytest.mark.parametrize('config', [ONE_LEVEL, THREE_LEVELS])
+def test_any_number_of_levels(config):
+  _, (v, mid) = abstract_call(config, 2, 3, 16)
+  lowest = 16 >> config.levels - 1
+  assert v.shape == (2, 3, 16, 16, 4)
+  assert mid.shape == (2, 3, lowest, lowest, config.block_out_channels[-1])
+
+
+def test_adapters_start_as_copies():
+  _, target = core.abstract(lambda rngs: UNet(ONE_LEVEL, rngs=rngs))
+  before = core.numpy_params(target)
+  after = core.under('unet', init_adapters_from_image(core.prefixed('unet', before)))
+  assert after.keys() == before.keys()
+  for name in before:
+    layer, is_adapter, projection = name.partition('processor.')
+    source = f'{layer}{projection[:4]}.kernel' if is_adapter else name
+    np.testing.assert_array_equal(after[name], before[source])
+    # Buffers of their own, or the dict could not be donated.
+    assert not is_adapter or after[name].unsafe_buffer_pointer() != after[source].unsafe_buffer_pointer()
+  layers = len([name for name in before if name.endswith('attn2.to_k.kernel')])
+  assert len([name for name in before if '_ip.' in name]) == 4 * layers  # keys and values of two adapters
+
+
+def test_tokens_without_adapter_are_refused():
+  graphdef, target = core.abstract(lambda rngs: UNet(SMALL, rngs=rngs))
+  tokens = jax.ShapeDtypeStruct((1, 1, 1, 16), jnp.float32)
+  with pytest.raises(ValueError, match='0 adapters'):
+    jax.eval_shape(lambda params, x: core.merge(graphdef, params).context_kv(x, x), target, tokens)

@@ -1,0 +1,161 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dicetalk_jax.models.core import abstract, init_params, merge
+from dicetalk_jax.models.vae import VAE, VAEConfig
+from tests.models import parity
+
+TINY = VAEConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
+
+
+@pytest.fixture(scope='module')
+def recorded(goldens):
+  """Jitted encoder and decoder on published layouts, weights in both strengths, and the recorded tensors."""
+  settings, weights, inputs, outputs = parity.golden(goldens / 'vae')
+  graphdef, params = parity.converted(VAEConfig.from_json(settings['constructor']), VAE, weights)
+  rule = settings['small_signal']
+  small = lambda key: key.endswith(tuple(rule['key_suffixes'])) and rule['exclude_substring'] not in key
+  weights = {k: v * np.float32(rule['factor']) if small(k) else v for k, v in weights.items()}
+  _, weak = parity.converted(VAEConfig.from_json(settings['constructor']), VAE, weights)
+
+  @jax.jit
+  def encode(params, x):
+    with jax.default_matmul_precision('highest'):
+      return merge(graphdef, params).encode(x)
+
+  @jax.jit
+  def decode(params, z):
+    with jax.default_matmul_precision('highest'):
+      return merge(graphdef, params).decode(z)
+
+  def decode_published(params, latents, clips):
+    z = parity.channels_last(latents)
+    x = decode(params, z.reshape(clips, -1, *z.shape[1:]))
+    return parity.channels_first(x).reshape(-1, 3, *x.shape[2:4])
+
+  return encode, decode_published, {'': params, 'small_signal/': weak}, inputs, outputs
+
+
+def test_golden_encode(recorded):
+  encode, _, params, inputs, expected = recorded
+  image = parity.channels_last(inputs['image'])
+  mean, logvar = encode(params[''], image)
+  assert parity.error(parity.channels_first(mean), expected['encode/mean']) < 3e-5
+  assert parity.error(parity.channels_first(logvar), expected['encode/logvar']) < 3e-5
+  mean, _ = encode(params['small_signal/'], image)
+  assert parity.error(parity.channels_first(mean), expected['small_signal/encode_mean']) < 3e-5
+
+
+@pytest.mark.parametrize('case', ['decode_1x5', 'decode_2x3', 'small_signal/decode_2x3'])
+def test_golden_decode(recorded, case):
+  _, decode, params, inputs, expected = recorded
+  prefix, layout = case.split('decode_')
+  frames = decode(params[prefix], inputs[f'latents_{layout}'], clips=int(layout[0]))
+  assert parity.error(frames, expected[case]) < 2e-4
+
+
+def test_twin():
+  """Forward and all gradients against diffusers, with two stages."""
+  import diffusers
+  import torch
+  torch.manual_seed(0)
+  theirs = diffusers.AutoencoderKLTemporalDecoder(
+      block_out_channels=(32, 64), down_block_types=('DownEncoderBlock2D',) * 2, layers_per_block=2).eval()
+  config = VAEConfig.from_json(theirs.config | {'block_out_channels': [32, 64]})
+  graphdef, params = parity.converted(config, VAE, parity.lively(theirs))
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  image, z = draw(2, 16, 24, 3), draw(1, 3, 8, 12, 4)
+  weigh_mean, weigh_logvar, weigh_frames = draw(2, 8, 12, 4), draw(2, 8, 12, 4), draw(1, 3, 16, 24, 3)
+
+  to_torch = lambda x: torch.tensor(parity.channels_first(x).reshape(-1, x.shape[-1], *x.shape[-3:-1]))
+  their_image, their_z = to_torch(image).requires_grad_(), to_torch(z).requires_grad_()
+  latents = theirs.encode(their_image).latent_dist
+  their_frames = theirs.decode(their_z, num_frames=3).sample
+  loss = sum((x * to_torch(w)).sum() for x, w in (
+      (latents.mean, weigh_mean), (latents.logvar, weigh_logvar), (their_frames, weigh_frames)))
+  loss.backward()
+
+  def ours(params, image, z):
+    model = merge(graphdef, params)
+    return *model.encode(image), model.decode(z)
+
+  def weighed(params, image, z):
+    outputs = ours(params, image, z)
+    return sum(jnp.vdot(x, w) for x, w in zip(outputs, (weigh_mean, weigh_logvar, weigh_frames))), outputs
+
+  with jax.default_matmul_precision('highest'):
+    outputs, grads, (of_image, of_z) = parity.jax_gradients(weighed, params, image, z)
+  mean, logvar, frames = (parity.channels_first(x) for x in outputs)
+  assert parity.error(mean, latents.mean.detach()) < 3e-5
+  assert parity.error(logvar, latents.logvar.detach()) < 3e-5
+  assert parity.error(frames[0], their_frames.detach()) < 2e-4
+  assert parity.error(parity.channels_first(of_image), their_image.grad) < 2e-4
+  assert parity.error(parity.channels_first(of_z)[0], their_z.grad) < 2e-4
+  assert parity.gradient_error(grads, theirs) < 2e-4
+
+
+def test_trains_from_scratch_and_remat_changes_nothing_but_memory():
+  build = functools.partial(VAE, TINY)
+  graphdef, _ = abstract(build)
+  params = init_params(build, jax.random.key(0))
+  ramp = np.linspace(-1, 1, 16, dtype=np.float32)
+  clip = np.stack([np.broadcast_to(c * ramp[:, None], (16, 16)) for c in (1, -1, 0.5)], axis=-1)
+  clip = np.stack([clip, clip.swapaxes(0, 1)])[None]  # [1,2,16,16,3]
+
+  def loss(params, remat):
+    model = merge(graphdef, params)
+    mean, _ = model.encode(clip[0], remat)
+    return jnp.mean((model.decode(mean[None], remat) - clip) ** 2)
+
+  def kept(remat):
+    """Numbers that wait for the backward pass."""
+    _, pull = jax.eval_shape(lambda p: jax.vjp(lambda p: loss(p, remat), p), params)
+    return sum(x.size for x in jax.tree.leaves(pull))
+
+  assert kept(True) < 0.5 * kept(False)
+  grad = {remat: jax.jit(jax.grad(functools.partial(loss, remat=remat)))(params) for remat in (True, False)}
+  for name in params:
+    np.testing.assert_allclose(grad[True][name], grad[False][name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+  optimizer = optax.adam(3e-3)
+
+  @jax.jit  # not a scan: on CPU, gradients of convolutions are many times slower inside a loop
+  def step(params, state):
+    value, grad = jax.value_and_grad(loss)(params, False)
+    updates, state = optimizer.update(grad, state)
+    return optax.apply_updates(params, updates), state, value
+
+  state, losses = optimizer.init(params), []
+  for _ in range(60):
+    params, state, value = step(params, state)
+    losses.append(float(value))
+  assert losses[0] < 10 and losses[-1] < 0.1 * losses[0]
+
+
+def test_config_keeps_what_the_published_file_says():
+  written = TINY.to_json()
+  assert written['down_block_types'] == ('DownEncoderBlock2D',) * 2
+  assert VAEConfig.from_json(written) == TINY
+
+
+def test_full_size():
+  graphdef, params = parity.converted(VAEConfig(), VAE, parity.manifest('vae_temporal_decoder'))
+  like = lambda *shape: jax.ShapeDtypeStruct(shape, 'float32')
+  mean, logvar = jax.eval_shape(lambda p, x: merge(graphdef, p).encode(x), params, like(1, 512, 512, 3))
+  assert mean.shape == logvar.shape == (1, 64, 64, 4)
+  frames = jax.eval_shape(lambda p, z: merge(graphdef, p).decode(z), params, like(1, 10, 64, 64, 4))
+  assert frames.shape == (1, 10, 512, 512, 3)
+
+
+def test_compute_dtype():
+  graphdef, target = parity.abstract(TINY, VAE, dtype=jnp.bfloat16)
+  like = lambda *shape: jax.ShapeDtypeStruct(shape, 'float32')
+  mean, _ = jax.eval_shape(lambda p, x: merge(graphdef, p).encode(x), target, like(1, 16, 16, 3))
+  frames = jax.eval_shape(lambda p, z: merge(graphdef, p).decode(z), target, like(1, 2, 8, 8, 4))
+  assert mean.dtype == jnp.float32 and frames.dtype == jnp.bfloat16

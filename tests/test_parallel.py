@@ -1,0 +1,76 @@
+import types
+
+import jax
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from dicetalk_jax import parallel
+from dicetalk_jax.errors import MeshError
+
+
+@pytest.mark.parametrize(('sizes', 'shape'), [
+    ({}, (1, 8)), ({'data': 2}, (2, 4)), ({'data': -1, 'fsdp': 1}, (8, 1)), ({'data': 2, 'fsdp': 4}, (2, 4))])
+def test_make_mesh(sizes, shape):
+  assert dict(parallel.make_mesh(**sizes).shape) == dict(zip(('data', 'fsdp'), shape))
+
+
+@pytest.mark.parametrize('sizes', [{'data': 3}, {'data': 2, 'fsdp': 2}, {'data': -1}, {'data': 0}, {'data': 16}])
+def test_mesh_that_does_not_fit_names_sizes(sizes):
+  with pytest.raises(MeshError, match=f"data={sizes['data']}"):
+    parallel.make_mesh(**sizes)
+
+
+def test_mesh_over_some_devices():
+  mesh = parallel.make_mesh(devices=jax.devices()[:1])
+  assert mesh.size == 1
+
+
+def test_param_spec_takes_largest_dimension_that_divides(mesh):
+  assert parallel.param_spec('a.kernel', (3, 3, 64, 128), mesh) == P(None, None, None, 'fsdp')
+  assert parallel.param_spec('a.kernel', (64, 127), mesh) == P('fsdp', None)
+  assert parallel.param_spec('a.kernel', (127, 63), mesh) == P()
+  assert parallel.param_spec('a.bias', (64,), mesh) == P()
+
+
+def test_rules_see_dotted_names_anywhere_in_a_state(mesh):
+  rules = [(r'^unet\..*kernel$', ('fsdp', None))]
+  tree = {'opt': ({'unet.a.kernel': np.zeros((8, 8))}, np.zeros(())), 'ema': {'vae.a.kernel': np.zeros((8, 8))}}
+  specs = jax.tree.map(lambda s: s.spec, parallel.shardings(tree, mesh, rules))
+  assert specs == {'opt': ({'unet.a.kernel': P('fsdp', None)}, P()), 'ema': {'vae.a.kernel': P()}}
+
+
+def test_put_params_keeps_values_and_splits(mesh):
+  params = {'a.kernel': np.arange(8192, dtype=np.float32).reshape(64, 128), 'a.bias': jax.numpy.ones(3)}
+  placed = parallel.put_params(params, mesh)
+  assert placed['a.kernel'].addressable_shards[0].data.shape == (64, 32)
+  jax.tree.map(np.testing.assert_array_equal, placed, params)
+
+
+def test_put_batch_splits_rows_over_all_devices(mesh):
+  batch = {'x': np.arange(48.0, dtype=np.float32).reshape(16, 3)}
+  placed = parallel.put_batch(batch, mesh)['x']
+  assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
+  np.testing.assert_array_equal(placed, batch['x'])
+  with pytest.raises(MeshError, match='batch_size=12 .* 8 devices; make it a multiple of 8'):
+    parallel.put_batch({'x': np.zeros((12, 3))}, mesh)
+
+
+def test_check_batch_counts_micro_batches(mesh):
+  parallel.check_batch(32, mesh, accum=4)
+  with pytest.raises(MeshError, match='multiple of 32'):
+    parallel.check_batch(16, mesh, accum=4)
+
+
+def _layout(processes, **shape):
+  """A mesh as `batch_shard` sees it: devices that know their process."""
+  devices = np.array([types.SimpleNamespace(process_index=p) for p in processes], object)
+  return types.SimpleNamespace(devices=devices.reshape(tuple(shape.values())), shape=shape, axis_names=tuple(shape))
+
+
+def test_batch_shard_of_processes():
+  mesh = _layout([0, 0, 1, 1], data=1, fsdp=4)
+  assert [parallel.batch_shard(mesh, p) for p in (0, 1)] == [(0, 2), (1, 2)]
+  # An axis that does not split the batch spans both processes: they load the same rows.
+  mesh = _layout([0, 1, 0, 1], data=1, fsdp=2, sequence=2)
+  assert [parallel.batch_shard(mesh, p) for p in (0, 1)] == [(0, 1), (0, 1)]

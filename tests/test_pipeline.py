@@ -1,0 +1,129 @@
+"""The pipeline on a tiny model: stages put together, buckets, meshes, decoding in chunks."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dicetalk_jax import bundle, parallel
+from dicetalk_jax.errors import InputError, WeightsError
+from dicetalk_jax.models import core, registry
+from dicetalk_jax.pipeline import Pipeline, Settings
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('tiny') / 'model'
+  tiny.save_model(folder)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def pipe(folder):
+  return Pipeline.load(folder)
+
+
+@pytest.fixture(scope='module')
+def video(pipe):
+  calls = []
+  frames, fps = pipe.generate(tiny.portrait(), tiny.speech(), emotion='happy', face_box=tiny.FACE_BOX, seed=3,
+                              progress=lambda *call: calls.append(call))
+  return frames, fps, calls
+
+
+def test_generates(video):
+  frames, fps, calls = video
+  assert frames.shape == (10, 40, 32, 3) and frames.dtype == np.uint8 and fps == 12.5     # 0.8 s; 80x64 pixels
+  assert frames.std() > 1
+  assert [c for c in calls if c[0] == 'sampling'] == [('sampling', i, 2) for i in range(3)]
+  assert calls[-1] == ('decoding', 4, 4)                   # 10 frames need 12, in chunks of 3
+
+
+def test_seed_emotion_and_speech_matter(pipe, video):
+  """The same seed gives the same video, with or without progress; each condition changes it."""
+  def again(wave=None, emotion='happy', seed=3, box=tiny.FACE_BOX):
+    wave = tiny.speech() if wave is None else wave
+    return pipe.generate(tiny.portrait(), wave, emotion=emotion, face_box=box, seed=seed)[0]
+  np.testing.assert_allclose(again().astype(int), video[0].astype(int), atol=1)
+  for other in (again(seed=4), again(emotion='sad'), again(wave=tiny.speech()[::-1]), again(box=(0., 0., 9., 9.))):
+    assert (other != video[0]).mean() > 0.01
+
+
+def test_lengths_of_a_bucket_share_programs(pipe):
+  """Windows of 4 frames make buckets of 4, 8, 16, ... frames."""
+  assert [pipe._bucket(n) for n in (1, 4, 5, 8, 9, 17)] == [4, 4, 8, 8, 16, 32]
+  shapes = set()
+  for seconds in (0.75, 0.8, 1.2):
+    conditions, length = pipe.conditions(tiny.portrait(), tiny.speech(seconds), pipe.prior('sad'), tiny.FACE_BOX)
+    assert length == int(seconds * 12.5)
+    shapes.add(str(jax.tree.map(jnp.shape, conditions)))
+  assert len(shapes) == 1
+
+
+def test_conditions_follow_the_settings(pipe, folder):
+  conditions, _ = pipe.conditions(tiny.portrait(), tiny.speech(), pipe.prior('sad'), tiny.FACE_BOX)
+  assert conditions.added_time_ids.tolist() == [[12.5, 8, 16]]
+  assert conditions.reference_latents.shape == (1, 10, 8, 4)
+  assert [m.shape for m in conditions.masks] == [(1, 80), (1, 20)]
+  assert pipe.settings.sampler.scaling_factor == 0.5 and pipe.settings.sampler.num_steps == 2
+  changed = Settings.of(folder, num_steps=7)
+  assert changed.sampler == dataclasses.replace(pipe.settings.sampler, num_steps=7, scaling_factor=0.18215)
+  assert Settings.of(folder / 'nowhere') == Settings()
+
+
+@pytest.mark.parametrize('length, frames', [(3, 7), (7, 11), (2, 2)])
+def test_decodes_in_chunks_with_padding_frames(pipe, folder, length, frames):
+  """Chunks of 3 from frame 0, each by itself; the last one may be cut by the end of the latents."""
+  vae = registry.builder('vae', tiny.CONFIGS['vae'])
+  model = core.merge(core.abstract(vae)[0], bundle.load_component(folder, 'vae')[1])
+  z = np.float32(np.random.default_rng(0).normal(size=(frames, 4, 3, 4)))
+  expected = np.concatenate([model.decode(z[None, i:i + 3] / 0.5)[0] for i in range(0, frames, 3)])
+  expected = 255 * np.clip(expected * 0.5 + 0.5, 0, 1)
+  ours = pipe.decode(z, length)
+  assert ours.shape == (length, 16, 12, 3)
+  assert np.abs(ours - np.floor(expected[:length])).max() <= 1 and (ours == np.floor(expected[:length])).mean() > 0.99
+
+
+def test_reconstructs(pipe):
+  frames = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3), np.uint8)
+  assert pipe.reconstruct(frames).shape == frames.shape
+
+
+def test_spread_over_a_mesh(folder, video):
+  """Windows and chunks over eight devices, parameters on all of them or split."""
+  mesh = parallel.make_mesh(data=2, fsdp=4)
+  frames, _ = Pipeline.load(folder, mesh).generate(
+      tiny.portrait(), tiny.speech(), emotion='happy', face_box=tiny.FACE_BOX, seed=3)
+  difference = np.abs(frames.astype(int) - video[0])
+  assert difference.max() <= 1 and (difference == 0).mean() > 0.99
+
+
+def test_half_precision(folder, video):
+  """bfloat16 stays near float32: rounding, not another picture."""
+  frames, _ = Pipeline.load(folder, dtype=jnp.bfloat16).generate(
+      tiny.portrait(), tiny.speech(), emotion='happy', face_box=tiny.FACE_BOX, seed=3)
+  assert np.abs(frames.astype(int) - video[0]).mean() < 0.1 * video[0].std()
+
+
+def test_refusals(pipe, folder, tmp_path):
+  with pytest.raises(WeightsError, match='it has: happy, sad'):
+    pipe.generate(tiny.portrait(), tiny.speech(), emotion='bored')
+  with pytest.raises(WeightsError, match='prior has 9 numbers, the model wants 6'):
+    pipe.conditions(tiny.portrait(), tiny.speech(), np.zeros(9), tiny.FACE_BOX)
+  with pytest.raises(InputError, match='less than one frame'):
+    pipe.conditions(tiny.portrait(), tiny.speech(0.05), pipe.prior('sad'), tiny.FACE_BOX)
+  with pytest.raises(InputError, match='no face'):
+    pipe.conditions(tiny.portrait(), tiny.speech(), pipe.prior('sad'))
+  with pytest.raises(WeightsError, match='no model folder'):
+    Pipeline.load(tmp_path)
+
+
+def test_parameters_must_fit_their_configuration(tmp_path):
+  tiny.save_model(tmp_path)
+  bundle.save_component(tmp_path, 'audio_linear', tiny.CONFIGS['audio_linear'] | {'channels': 9},
+                        bundle.load_component(tmp_path, 'audio_linear')[1], {})
+  with pytest.raises(WeightsError, match='parameters of audio_linear do not fit'):
+    Pipeline.load(tmp_path)

@@ -1,0 +1,54 @@
+"""A model folder with all components, tiny and filled with fixed numbers, and inputs for it."""
+
+import numpy as np
+import soundfile
+
+from dicetalk_jax import bundle
+from dicetalk_jax.models import core, registry
+
+EMOTIONS = ('happy', 'sad')
+FACE_BOX = (12.0, 10.0, 40.0, 44.0)
+
+CONFIGS = {
+    'unet': dict(
+        block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, num_attention_heads=(1, 2),
+        cross_attention_dim=8, addition_time_embed_dim=4, projection_class_embeddings_input_dim=12,
+        down_block_types=('CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
+        up_block_types=('UpBlockSpatioTemporal', 'CrossAttnUpBlockSpatioTemporal')),
+    'vae': dict(block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=0.5),
+    'image_encoder': dict(hidden_size=16, intermediate_size=16, projection_dim=8, num_hidden_layers=1,
+                          num_attention_heads=2, image_size=28, patch_size=14),
+    'whisper': dict(d_model=8, encoder_layers=1, encoder_attention_heads=1, encoder_ffn_dim=8),
+    'audio_linear': dict(blocks=2, channels=8, intermediate_dim=8, output_dim=8, context_tokens=2),
+    'pose_guider': dict(conditioning_embedding_channels=8, block_out_channels=(4, 4, 4)),
+    'emo_model': dict(prior_dim=6, dim=8, intermediate_dim=8, tokens=2, codebook_size=4, num_heads=2,
+                      classifier_in=16, classifier_hidden=(8, 8), num_classes=3),
+}
+SETTINGS = dict(image_size=32, multiple=8, decode_chunk=3,
+                sampler=dict(num_steps=2, frames=4, shift=1, g_image=1.5, g_condition=2.0))
+
+
+def save_model(folder) -> None:
+  """Writes the folder."""
+  for name, config in CONFIGS.items():
+    params = core.numpy_params(core.abstract(registry.builder(name, config))[1])
+    bundle.save_component(folder, name, registry.config_of(name, config).to_json(), params, {'source': 'test'})
+  bundle.save_settings(folder, SETTINGS)
+  rng = np.random.default_rng(0)
+  bundle.save_priors(folder, {name: (rng.normal(size=6), np.ones(6)) for name in EMOTIONS})
+
+
+def portrait() -> np.ndarray:
+  """uint8 `[80, 64, 3]`: structured noise, no face that a detector would find."""
+  rng = np.random.default_rng(1)
+  return rng.integers(0, 255, (10, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+
+
+def speech(seconds: float = 0.8) -> np.ndarray:
+  """float32 `[samples]` at 16 kHz."""
+  t = np.arange(int(16000 * seconds)) / 16000
+  return np.float32(0.3 * np.sin(2 * np.pi * 150 * t) * np.sin(2 * np.pi * 3 * t))
+
+
+def write_speech(path, wave=None) -> None:
+  soundfile.write(path, speech() if wave is None else wave, 16000)

@@ -1,0 +1,176 @@
+"""The loop with a small real task: resuming to the bit, device counts, refusals, divergence, signals."""
+
+import functools
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from dicetalk_jax import parallel
+from dicetalk_jax.errors import ConfigError, InputError, MeshError
+from dicetalk_jax.training.checkpoint import Checkpoints, has_checkpoint
+from dicetalk_jax.training.loop import train
+from dicetalk_jax.training.report import DivergedError, read_json_lines
+from tests.training import toy
+
+ROOT = pathlib.Path(__file__).parents[2]
+TOTAL = 24
+ONE = parallel.make_mesh(devices=jax.devices()[:1])
+
+
+def start(devices, delay, *workdirs):
+  env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
+         'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir}
+  return subprocess.Popen([sys.executable, toy.__file__, str(devices), str(delay), str(TOTAL), *map(str, workdirs)],
+                          env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process):
+  output, _ = process.communicate(timeout=120)
+  assert process.returncode == 0, output[-3000:]
+  return output
+
+
+def wait_until(condition, process):
+  deadline = time.monotonic() + 120
+  while not condition():
+    assert process.poll() is None, process.communicate()[0][-3000:]
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+def losses(workdir, prefix='train/'):
+  """{step: everything logged except the speed}."""
+  rows = read_json_lines(workdir / 'metrics.jsonl')
+  return {row['step']: {k: v for k, v in row.items() if k.startswith(prefix) and 'per_second' not in k}
+          for row in rows if any(k.startswith(prefix) for k in row)}
+
+
+def interrupt(devices, workdir):
+  """Kills a run at a random moment; stops another part of it with SIGTERM where there are several devices."""
+  process = start(devices, 0.05, workdir)
+  wait_until(lambda: has_checkpoint(workdir / 'checkpoints'), process)
+  moment = random.uniform(0, 0.4)
+  print(f'killed {moment:.3f} s after the first checkpoint')
+  time.sleep(moment)
+  process.kill()
+  process.communicate()
+  assert 4 <= max(losses(workdir)) < TOTAL
+  if devices == 1:
+    return
+
+  process = start(devices, 0.05, workdir)
+  wait_until(lambda: process.stdout.readline().startswith('step'), process)
+  process.send_signal(signal.SIGTERM)
+  assert 'run the same command again' in finish(process)
+  stopped = max(losses(workdir))
+  with Checkpoints(workdir / 'checkpoints') as checkpoints:
+    assert checkpoints.latest == stopped < TOTAL
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """runs(devices) -> workdirs of a run that was interrupted and resumed, and of an uninterrupted one."""
+  @functools.cache
+  def make(devices):
+    root = tmp_path_factory.mktemp(f'devices{devices}')
+    interrupt(devices, root / 'resumed')
+    finish(start(devices, 0, root / 'resumed', root / 'whole'))
+    return root / 'resumed', root / 'whole'
+  return make
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(runs, devices):
+  resumed, whole = runs(devices)
+  assert losses(resumed) == losses(whole)
+  assert list(losses(whole)) == list(range(1, TOTAL + 1))
+  assert losses(resumed, 'eval/') == losses(whole, 'eval/')
+  assert list(losses(whole, 'eval/')) == [8, 16, 24]
+  exported = [np.load(whole.parent / 'model' / f'{run.name}.npz') for run in (resumed, whole)]
+  assert set(exported[0]) == {'net.hidden.kernel', 'net.hidden.bias', 'net.out.kernel', 'net.out.bias', 'scale'}
+  for name in exported[0]:
+    np.testing.assert_array_equal(exported[0][name], exported[1][name])
+
+
+def test_eight_devices_train_as_one(runs):
+  one, eight = (losses(runs(devices)[1]) for devices in (1, 8))
+  for step, values in one.items():
+    np.testing.assert_allclose(list(eight[step].values()), list(values.values()), rtol=1e-5, err_msg=f'step {step}')
+  assert one[TOTAL]['train/loss'] < 0.2 * one[1]['train/loss']
+
+
+def test_what_a_run_leaves_behind(runs):
+  _, whole = runs(1)
+  assert json.loads((whole / 'config.json').read_text())['task'] == 'toy'
+  assert sorted(path.name for path in (whole / 'pictures').iterdir()) == [
+      'error_0000008.png', 'error_0000016.png', 'error_0000024.png']
+  assert Image.open(whole / 'pictures' / 'error_0000008.png').size == (8, 8)
+  assert Image.open(whole / 'curves.png').size[0] > 100
+  with Checkpoints(whole / 'checkpoints') as checkpoints:
+    assert checkpoints.steps == [20, 24]
+
+
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+  with pytest.raises(DivergedError, match='at step 7 .*lower optim.lr'):
+    train(toy.ToyTask, toy.get_config(bad_step=6, accum=1, log_every=100), tmp_path / 'run', mesh=ONE)
+  with Checkpoints(tmp_path / 'run' / 'checkpoints') as checkpoints:
+    assert checkpoints.steps == [4]
+  assert not (tmp_path / 'model').exists()
+
+
+def test_refusals_and_free_changes(tmp_path):
+  run = tmp_path / 'run'
+  config = dict(total_steps=2, checkpoint_every=2, log_every=2, accum=1)
+  train(toy.ToyTask, toy.get_config(**config), run)
+  before = (run / 'config.json').read_text()
+
+  with pytest.raises(ConfigError, match="belongs to task 'toy'; choose another --workdir"):
+    train(toy.ToyTask, toy.get_config(task='other'), run)
+  changed = toy.get_config(**config, batch_size=32)
+  changed.optim.lr = 0.5
+  with pytest.raises(ConfigError, match=r'batch_size \(was 16, now 32\), optim.lr \(was 0.01, now 0.5\)'):
+    train(toy.ToyTask, changed, run)
+  assert (run / 'config.json').read_text() == before
+
+  longer = toy.get_config(total_steps=3, checkpoint_every=1, log_every=1, keep=3, accum=1, mesh=dict(data=2, fsdp=-1))
+  assert int(train(toy.ToyTask, longer, run).step) == 3
+  assert list(losses(run)) == [2, 3]
+
+
+def test_finished_run_only_exports_again(tmp_path, capsys):
+  config = toy.get_config(total_steps=1, accum=1)
+  first = train(toy.ToyTask, config, tmp_path / 'run', mesh=ONE)
+  rows = (tmp_path / 'run' / 'metrics.jsonl').read_text()
+  (tmp_path / 'model' / 'run.npz').unlink()
+  again = train(toy.ToyTask, config, tmp_path / 'run', mesh=ONE)
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  assert (tmp_path / 'run' / 'metrics.jsonl').read_text() == rows
+  assert (tmp_path / 'model' / 'run.npz').exists()
+  assert 'from step 1 to 1' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('changes', 'error', 'sentence'), [
+    (dict(batch_size=12), MeshError, 'batch_size=12'),
+    (dict(mesh=dict(data=3, fsdp=-1)), MeshError, 'data=3'),
+    (dict(total_steps=0), ConfigError, 'total_steps=0'),
+    (dict(trainable=('nett',)), ConfigError, "'nett' matches no parameter"),
+])
+def test_impossible_configurations(tmp_path, changes, error, sentence):
+  with pytest.raises(error, match=sentence):
+    train(toy.ToyTask, toy.get_config(**changes), tmp_path / 'run')
+
+
+def test_a_file_is_no_workdir(tmp_path):
+  (tmp_path / 'run').touch()
+  with pytest.raises(InputError, match='choose another --workdir'):
+    train(toy.ToyTask, toy.get_config(), tmp_path / 'run')

@@ -1,0 +1,96 @@
+"""A small real task: an MLP learns a random projection. Also a script, for tests that kill it:
+
+    python toy.py DEVICES SECONDS_PER_BATCH TOTAL_STEPS WORKDIR [WORKDIR ...]     (runs one after the other)
+"""
+
+import functools
+import sys
+import time
+
+from flax import nnx
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dicetalk_jax import parallel
+from dicetalk_jax.models import core
+from dicetalk_jax.training.loop import train
+from dicetalk_jax.training.task import Task
+
+
+def get_config(**changes) -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict(dict(
+      task='toy', seed=0, total_steps=24, batch_size=16, accum=2, mesh=dict(data=1, fsdp=-1), multihost=False,
+      dtype='float32', trainable=('net',),
+      optim=dict(name='adamw', lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, clip=1.0, warmup=5,
+                 schedule='cosine', end_lr=0.0, ema=0.99),
+      log_every=1, eval_every=8, checkpoint_every=4, keep=2, model='', init_from='', bad_step=-1, data=dict(dir='')))
+  config.update(changes)
+  return config
+
+
+class MLP(nnx.Module):
+
+  def __init__(self, width, *, rngs):
+    self.hidden = nnx.Linear(16, width, rngs=rngs)
+    self.out = nnx.Linear(width, 4, rngs=rngs)
+
+  def __call__(self, x):
+    return self.out(nnx.relu(self.hidden(x)))
+
+
+class ToyTask(Task):
+  """`net` is trained; `scale` may be, by pattern; `frozen` holds the target projection."""
+
+  name = 'toy'
+  best = 'loss'
+  delay = 0.0  # seconds per batch
+
+  def __init__(self, config, mesh, workdir):
+    super().__init__(config, mesh, workdir)
+    self.build = functools.partial(MLP, 256)
+    self.graphdef, self.target = core.abstract(self.build)
+    self.error = jax.jit(lambda params, frozen, x: jnp.mean(
+        (core.merge(self.graphdef, core.under('net', params))(x) - x @ frozen['projection']) ** 2))
+
+  def init(self, key):
+    self.frozen = {'projection': np.random.default_rng(7).normal(size=(16, 4)).astype(np.float32)}
+    return core.prefixed('net', core.numpy_params(self.target)) | {'scale': np.ones(4, np.float32)}
+
+  def loss(self, params, frozen, batch, key, step):
+    target = batch['x'] @ frozen['projection']
+    x = batch['x'] + 0.1 * jax.random.uniform(key, batch['x'].shape)
+    out = core.merge(self.graphdef, core.under('net', params))(x) * params['scale']
+    error = jnp.mean((out - target) ** 2, -1) * batch['weight']
+    error = jnp.where(step == self.config.bad_step, jnp.nan, error)
+    return error.mean(), {'largest': error.max(), 'early': jnp.mean(step < 5)}
+
+  def batches(self):
+    index, count = parallel.batch_shard(self.mesh)
+    data = grain.MapDataset.range(100).seed(self.config.seed).shuffle()[index::count].repeat()
+    data = data.random_map(self.row).batch(self.config.batch_size // count, drop_remainder=True)
+    return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=0)))  # no reading ahead: `delay` paces the steps
+
+  def row(self, i, rng):
+    time.sleep(self.delay / self.config.batch_size)
+    x = np.random.default_rng(i).normal(size=16) + 0.1 * rng.normal(size=16)
+    return {'x': x.astype(np.float32), 'weight': np.float32(1)}
+
+  def evaluate(self, params, frozen):
+    loss = float(self.error(params, frozen, np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)))
+    return {'loss': loss}, {'error': np.full((8, 8, 3), min(255, int(10 * loss)), np.uint8)}
+
+  def export(self, params):
+    self.model_dir.mkdir(parents=True, exist_ok=True)
+    with (self.model_dir / f'{self.workdir.name}.npz').open('wb') as f:
+      np.savez(f, **params)
+
+
+if __name__ == '__main__':
+  devices, delay, total, *workdirs = sys.argv[1:]
+  jax.config.update('jax_num_cpu_devices', int(devices))
+  ToyTask.delay = float(delay)
+  for workdir in workdirs:
+    train(ToyTask, get_config(total_steps=int(total)), workdir)
