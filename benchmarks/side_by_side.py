@@ -21,8 +21,8 @@ from dicetalk_jax.models import core
 from dicetalk_jax.models.unet import UNet, UNetConfig
 
 SIZES = dict(
-    in_channels=8, out_channels=4, block_out_channels=(32, 64, 64, 64), layers_per_block=1, num_attention_heads=(2, 2, 2, 2),
-    cross_attention_dim=32, addition_time_embed_dim=16, projection_class_embeddings_input_dim=48)
+    in_channels=8, out_channels=4, block_out_channels=(32, 64, 64, 64), layers_per_block=1,
+    num_attention_heads=(2, 2, 2, 2), cross_attention_dim=32, addition_time_embed_dim=16, projection_class_embeddings_input_dim=48)
 ROWS, FRAMES, SIDE = 2, 8, 16
 
 
@@ -73,7 +73,8 @@ def main():
 
 
 def report(name: str, ours: float, theirs: float, note: str) -> None:
-  print(f'{name:14} JAX {1e3 * ours:7.1f} ms   PyTorch eager {1e3 * theirs:7.1f} ms   ratio {theirs / ours:.2f}   {note}')
+  print(f'{name:14} JAX {1e3 * ours:7.1f} ms   PyTorch eager {1e3 * theirs:7.1f} ms   '
+        f'ratio {theirs / ours:.2f}   {note}')
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
 """Clocks for benchmarks: ratios in one run, alternating, medians; compile time apart."""
 
+from collections.abc import Callable
 import statistics
 import time
-from typing import Callable
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -18,18 +18,18 @@ def get_config(arg: str = 'default'):
   config.vae = dict(
       in_channels=3, out_channels=3, latent_channels=4, layers_per_block=2, norm_num_groups=32,
       block_out_channels=(128, 256, 512, 512), scaling_factor=0.18215)
-  config.loss = dict(kl=1e-6, gradient=1.0)
+  config.loss = dict(mse=2.0, kl=1e-6)
   if name == 'tiny':
     common.tiny(config)
     config.batch_size = 8
-    config.data.frames = 2
-    config.total_steps = 400
-    config.optim.lr = 2e-3
+    config.data.frames = 1
+    config.total_steps = 600
+    config.optim.lr = 3e-3
     config.optim.schedule = 'cosine'
     config.optim.ema = 0.99
     config.vae.layers_per_block = 1
-    config.vae.norm_num_groups = 8
-    config.vae.block_out_channels = (8, 16, 32, 64)
-    config.vae.latent_channels = 8
-    config.log_every, config.eval_every, config.checkpoint_every = 25, 200, 200
+    config.vae.norm_num_groups = 2
+    config.vae.block_out_channels = (16, 16, 32)
+    config.vae.latent_channels = 4
+    config.log_every, config.eval_every, config.checkpoint_every = 50, 300, 300
   return config

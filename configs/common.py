@@ -33,7 +33,7 @@ def training(task: str) -> ml_collections.ConfigDict:
       eval_every=1_000,
       checkpoint_every=1_000,
       keep=2,
-      model='',                            # model folder: frozen parts in, trained parts out; default <workdir>/../model
+      model='',                            # model folder, frozen parts in, trained ones out; default <workdir>/../model
       init_from='',                        # model folder with initial weights; '' draws them at random
       data=dict(dir='',                    # default <workdir>/../data
                 dataset='synthetic', workers=0),
@@ -45,7 +45,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.dtype = 'float32'
   config.optim.warmup = 50
   config.data.synthetic = ml_collections.ConfigDict(dict(
-      size=64, train=28, val=6, test=2, clips=16, seconds=2.0, levels=(2, 3), motion=0.5, seed=0))
+      size=64, train=36, val=4, test=1, clips=8, seconds=2.0, levels=(2, 3), motion=0.5, seed=0))
   # No published weights at this size: frozen random towers, honest about it in bundle.json.
   config.frozen = ml_collections.ConfigDict(dict(
       whisper=dict(d_model=64, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=64),

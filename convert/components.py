@@ -112,8 +112,9 @@ def emotion_model(golden: Golden) -> Iterator[Case]:
   methods = {'on': lambda model, *args: model(args[0], True, args[1]),
              'off': lambda model, *args: model(args[0], False, args[1])}
   prior, zero, mask = (golden.inputs[name] for name in ('emo_prompts', 'emo_prompts_zero', 'emo_prompt_mask'))
+  nobody = np.zeros_like(mask)
   for retrieval, method in methods.items():
-    for suffix, e, drop in (('', prior, ~mask & mask), ('_masked', prior, mask), ('_zero', zero, mask[:1, :1] & False)):
+    for suffix, e, drop in (('', prior, nobody), ('_masked', prior, mask), ('_zero', zero, nobody[:1, :1])):
       tokens, vq = module(method, e.reshape(-1, e.shape[-1]), drop.ravel())
       yield f'retrieval_{retrieval}{suffix}/tokens', tokens.reshape(*e.shape[:2], *tokens.shape[1:]), LIMIT
       yield f'retrieval_{retrieval}{suffix}/vq_loss', vq.loss[None], LIMIT
@@ -184,17 +185,16 @@ def unet(golden: Golden) -> Iterator[Case]:
     grouped = [x.reshape(len(sample), -1, *x.shape[1:]) for x in grouped]
     return sample, inputs[f'{name}/timestep'][0], inputs[f'{name}/added_time_ids'], grouped
 
-  def call(model, sample, timestep, ids, tokens, spatial=None, masks=None, scales=(1., 1.)):
+  def call(model, sample, timestep, ids, tokens, spatial=None, masks=None, scales=()):
     return model(sample, timestep, model.context_kv(*tokens), ids, spatial, masks, scales)
 
   def adapted(name, scales=(1., 1.), masked=True, factor=1, weights=None):
-    """Output and middle block in PyTorch's layouts."""
+    """Output and middle block in PyTorch's layouts. No mask is a mask of ones, which saves a compilation."""
     sample, timestep, ids, tokens = prepare(name, 'image_context', 'audio_tokens', 'emo_tokens')
     spatial = np.moveaxis(inputs[f'{name}/spatial_condition'], 2, -1) * np.float32(factor)
-    masks = None
-    if masked:
-      mask = np.repeat(inputs[f'{name}/mask'][:, 0], len(sample), axis=0)
-      masks = mask_pyramid(mask, sample.shape[2:4], len(golden.constructor['block_out_channels']))
+    mask = np.repeat(inputs[f'{name}/mask'][:, 0], len(sample), axis=0)
+    levels = len(golden.constructor['block_out_channels'])
+    masks = mask_pyramid(mask if masked else np.ones_like(mask), sample.shape[2:4], levels)
     out, mid = module(call, sample, timestep, ids, tokens, spatial, masks, np.float32(scales), weights=weights)
     return np.moveaxis(out, -1, 2), channels_first(mid.reshape(-1, *mid.shape[2:]))
 

@@ -4,7 +4,7 @@ Modules carry the attribute names of the published state dicts, so only two thin
 part of a name and the order of axes. There is no table of parameters.
 """
 
-from typing import Mapping
+from collections.abc import Mapping
 
 import numpy as np
 

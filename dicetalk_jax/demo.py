@@ -72,6 +72,7 @@ def generate(folder: pathlib.Path) -> dict:
   """Writes portrait, sounds, videos and the contact sheet; returns what was measured."""
   from data_pipelines.synthetic.clip import make_portrait
   from dicetalk_jax.media import sheet, video
+  from dicetalk_jax.metrics.face_probe import crop_faces
   from dicetalk_jax.pipeline import Pipeline
 
   pipe = Pipeline.load(folder / 'model')
@@ -80,6 +81,7 @@ def generate(folder: pathlib.Path) -> dict:
   portrait, box = make_portrait(identity, 4 * size)
   sheet.save_image(folder / 'portrait.png', portrait)
   x0, y0, x1, y1 = box * 4 * size
+  reference = crop_faces(portrait[None], box)
   rows, scores, panels = [], {}, []
   probe = _probe(folder, size)
   for emotion, truth in truths:
@@ -89,7 +91,8 @@ def generate(folder: pathlib.Path) -> dict:
     box_of = truth.bbox[:2 * len(real):2].mean(0)
     coded = pipe.reconstruct(real)
     for name, clip in (('generated', frames), ('truth', real), ('autoencoded truth', coded)):
-      scores.setdefault(name, []).append(_score(probe, clip, box_of, emotion, truth.opening[::2][:len(real)], fps))
+      scores.setdefault(name, []).append(
+          _score(probe, clip, box_of, reference, emotion, truth.opening[::2][:len(real)], fps))
     shown = np.linspace(0, len(real) - 1, COLUMNS).round().astype(int)
     rows += [(f'{emotion}: truth', list(real[shown])), (f'{emotion}: generated', list(frames[shown]))]
     panels.append(sheet.side_by_side([_enlarged(real), _enlarged(frames)], [f'{emotion}: truth', 'generated']))
@@ -106,24 +109,29 @@ def _probe(folder: pathlib.Path, size: int):
   from data_pipelines.source import ClipSource
   from dicetalk_jax.metrics.face_probe import FaceProbe, crop_faces
   source = ClipSource(next(p.parent for p in (folder / 'data').rglob('dataset_info.json')), 'train')
-  crops, emotions, openings = [], [], []
-  for i in range(len(source)):
+  neutral, crops, references, emotions, openings = {}, [], [], [], []
+  table = source.table
+  for i in sorted(range(len(source)), key=lambda i: (table.identity[i], table.emotion[i] != 'neutral')):
     record = source[i]
+    if table.identity[i] not in neutral:  # clips are in order: the first of a person is neutral
+      closed = [int(record['opening'].argmin())]
+      neutral[table.identity[i]] = crop_faces(clip_record.decode_frames(record, closed), record['bbox'].mean(0))
     rows = np.arange(2, len(record['frames']), 6)
     crops.append(crop_faces(clip_record.decode_frames(record, rows), record['bbox'].mean(0)))
-    emotions += [clip_record.EMOTIONS.index(clip_record.decode_emotion(record))] * len(rows)
+    references.append(np.repeat(neutral[table.identity[i]], len(rows), axis=0))
+    emotions += [clip_record.EMOTIONS.index(table.emotion[i])] * len(rows)
     openings += list(record['opening'][rows])
-  return FaceProbe.fit(np.concatenate(crops), np.array(emotions), np.array(openings))
+  return FaceProbe.fit(np.concatenate(crops), np.array(emotions), np.array(openings), np.concatenate(references))
 
 
-def _score(probe, frames, box, emotion, opening, fps) -> dict:
+def _score(probe, frames, box, reference, emotion, opening, fps) -> dict:
   from data_pipelines.record import EMOTIONS as ALL
   from dicetalk_jax.metrics.face_probe import crop_faces
   from dicetalk_jax.metrics.lip_sync import lip_sync
   crops = crop_faces(frames, box)
-  probabilities = probe.emotion(crops).mean(0)
+  probabilities = probe.emotion(crops, reference).mean(0)
   return {'asked': emotion, 'recognised': ALL[int(probabilities.argmax())],
-          'lip_sync': round(lip_sync(probe.opening(crops), opening, fps).correlation, 3)}
+          'lip_sync': round(lip_sync(probe.opening(crops, reference), opening, fps).correlation, 3)}
 
 
 def _enlarged(frames: np.ndarray, factor: int = 4) -> np.ndarray:

@@ -1,8 +1,8 @@
 """What a person can get wrong. Each of these ends a command with one sentence and exit code 2."""
 
+from collections.abc import Iterator
 import contextlib
 import sys
-from typing import Iterator
 
 
 class UserError(Exception):

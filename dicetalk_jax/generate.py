@@ -19,7 +19,7 @@ from dicetalk_jax.media.audio import load_audio
 from dicetalk_jax.media.face import find_face, parse_face_box
 from dicetalk_jax.media.image import load_image
 from dicetalk_jax.media.video import write_video
-from dicetalk_jax.pipeline import COMPONENTS, Pipeline, Settings
+from dicetalk_jax.pipeline import COMPONENTS, Pipeline, Progress, Settings
 
 USAGE = """\
 usage: python -m dicetalk_jax.generate --model=DIR --image=FILE --audio=FILE --emotion=NAME --output=FILE.mp4
@@ -73,9 +73,10 @@ def main(argv: list[str]) -> None:
   _check_writable(flags.output)
 
   _keep_compiled_programs()
-  pipe = Pipeline.load(flags.model, _mesh(), None if jax.default_backend() == 'cpu' else jnp.bfloat16, **sampling)
-  with _ProgressBars() as progress:
-    frames, fps = pipe.generate(image, wave, prior=prior, face_box=face_box, seed=flags.seed, progress=progress)
+  progress = _progress_bars()
+  dtype = None if jax.default_backend() == 'cpu' else jnp.bfloat16
+  pipe = Pipeline.load(flags.model, _mesh(), dtype, progress=progress, **sampling)
+  frames, fps = pipe.generate(image, wave, prior=prior, face_box=face_box, seed=flags.seed, progress=progress)
   write_video(flags.output, frames, fps, audio=wave)
   count, height, width, _ = frames.shape
   print(f'{flags.output}: {count / fps:.1f} s, {width}x{height}, {count} frames at {fps:g} per second')
@@ -108,28 +109,18 @@ def _keep_compiled_programs() -> None:
     jax.config.update('jax_compilation_cache_dir', str(cache / 'dicetalk_jax'))
 
 
-class _ProgressBars:
+def _progress_bars() -> Progress:
   """One bar per stage, on stderr."""
+  bars: dict[str, tqdm] = {}
 
-  def __init__(self):
-    self._bar: tqdm | None = None
+  def progress(stage: str, done: int, total: int) -> None:
+    if stage not in bars:
+      bars[stage] = tqdm(total=total, desc=stage, unit='step')
+    bars[stage].update(done - bars[stage].n)
+    if done == total:
+      bars[stage].close()
 
-  def __call__(self, stage: str, done: int, total: int) -> None:
-    if self._bar is None or self._bar.desc != f'{stage}: ':
-      self.close()
-      self._bar = tqdm(total=total, desc=stage, unit='step')
-    self._bar.update(done - self._bar.n)
-
-  def close(self) -> None:
-    if self._bar is not None:
-      self._bar.close()
-      self._bar = None
-
-  def __enter__(self) -> '_ProgressBars':
-    return self
-
-  def __exit__(self, *_) -> None:
-    self.close()
+  return progress
 
 
 def run() -> None:

@@ -4,7 +4,7 @@ Models know nothing of this file. Parameters, moving averages and optimizer stat
 rule on name and shape; batches are split over all axes in `BATCH_AXES`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import math
 import re
 from typing import Any

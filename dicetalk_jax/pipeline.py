@@ -34,6 +34,10 @@ MASK_CHANNELS = 3
 Progress = Callable[[str, int, int], None]     # (stage, done, total)
 
 
+def _silent(stage: str, done: int, total: int) -> None:
+  """Nobody watches."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings(core.ModelConfig):
   """What belongs to a model but to none of its components; read from `bundle.json`, defaults as published.
@@ -67,8 +71,9 @@ class Settings(core.ModelConfig):
   def of(cls, folder, scaling_factor: float = 0.18215, **changes) -> 'Settings':
     """The settings of a model folder; `changes` are those of the sampler."""
     values = bundle.settings(folder)
-    sampling = dict(windows_per_call=1, scaling_factor=scaling_factor) | values.get('sampler', {}) | changes
-    return dataclasses.replace(cls.from_json(values), sampler=SamplerConfig.from_json(sampling))
+    stored = SamplerConfig.from_json(dict(windows_per_call=1) | values.get('sampler', {}))
+    return dataclasses.replace(
+        cls.from_json(values), sampler=dataclasses.replace(stored, scaling_factor=scaling_factor, **changes))
 
   def frames_of(self, wave: np.ndarray) -> int:
     """How many frames a recording fills, `[samples]` at 16 kHz.
@@ -91,7 +96,7 @@ class Network(NamedTuple):
   params: core.Params
 
   @classmethod
-  def load(cls, folder, name: str, mesh: Mesh | None, dtype=None, param_dtype=None) -> 'Network':
+  def load(cls, folder, name: str, mesh: Mesh | None = None, dtype=None, param_dtype=None) -> 'Network':
     """Restores a component; `dtype` is that of the computation, `param_dtype` that of the parameters in memory."""
     shardings = functools.partial(parallel.shardings, mesh=mesh) if mesh else None
     config, params = bundle.load_component(folder, name, shardings, param_dtype)
@@ -129,7 +134,8 @@ class Pipeline:
         make_sampler(networks['unet'].graphdef, settings.sampler, mesh), networks['unet'].params)
 
   @classmethod
-  def load(cls, folder, mesh: Mesh | None = None, dtype: jax.typing.DTypeLike | None = None, **sampling) -> 'Pipeline':
+  def load(cls, folder, mesh: Mesh | None = None, dtype: jax.typing.DTypeLike | None = None, *,
+           progress: Progress = _silent, **sampling) -> 'Pipeline':
     """Reads a model folder.
 
     Args:
@@ -137,6 +143,7 @@ class Pipeline:
       mesh: from `parallel.make_mesh`: the windows of a clip and its chunks are spread over it.
       dtype: compute type of UNet, decoder, image encoder and pose guider, such as bfloat16 on accelerators; None for
         float32. Speech and emotion are always computed in float32, and so is the portrait's encoding.
+      progress: called after every component.
       **sampling: changes to the folder's `SamplerConfig`.
 
     Raises:
@@ -144,7 +151,11 @@ class Pipeline:
     """
     bundle.require(folder, *COMPONENTS)
     halved = {name: dict(dtype=dtype, param_dtype=dtype) for name in ('unet', 'image_encoder', 'pose_guider')}
-    networks = {name: Network.load(folder, name, mesh, **halved.get(name, {})) for name in COMPONENTS}
+    networks = {}
+    for done, name in enumerate(COMPONENTS):
+      progress('loading', done, len(COMPONENTS))
+      networks[name] = Network.load(folder, name, mesh, **halved.get(name, {}))
+    progress('loading', len(COMPONENTS), len(COMPONENTS))
     settings = Settings.of(folder, networks['vae'].config.scaling_factor, **sampling)
     return cls(folder, networks, settings, mesh, dtype)
 
@@ -188,7 +199,7 @@ class Pipeline:
           masks=masks, spatial=self._guide(portrait.mask[None]),
           added_time_ids=jnp.float32([self.settings.time_ids])), length
 
-  def sample(self, conditions: Conditions, lengths, keys: jax.Array, progress: Progress | None = None):
+  def sample(self, conditions: Conditions, lengths, keys: jax.Array, progress: Progress = _silent):
     """Latents `[B, N + frames, h, w, C]` of a batch of clips, float32; see `make_sampler`.
 
     Args:
@@ -200,16 +211,15 @@ class Pipeline:
     with self._on_mesh():
       x = self._draw(keys, conditions, self.settings.sampler.frames)
       lengths = jnp.asarray(lengths)
-      if progress is None:
-        return self._sample(x, conditions, lengths)
       steps = self.settings.sampler.steps_run
+      spans = [(0, steps)] if progress is _silent else [(i, i + 1) for i in range(steps)]    # one program for both
       progress('sampling', 0, steps)
-      for step in range(steps):
-        x = jax.block_until_ready(self._sample(x, conditions, lengths, step, step + 1))
-        progress('sampling', step + 1, steps)
+      for first, last in spans:
+        x = jax.block_until_ready(self._sample(x, conditions, lengths, first, last))
+        progress('sampling', last, steps)
       return x
 
-  def decode(self, latents: jax.Array, length: int, progress: Progress | None = None) -> np.ndarray:
+  def decode(self, latents: jax.Array, length: int, progress: Progress = _silent) -> np.ndarray:
     """Frames of one clip.
 
     Chunks do not see each other. The last frames share theirs with padding frames, which therefore are decoded too.
@@ -230,19 +240,17 @@ class Pipeline:
     parts += [(whole, wanted, wanted - whole)] if wanted > whole else []
     latents, frames = np.asarray(latents), []
     for done, (first, last, size) in enumerate(parts):
-      if progress:
-        progress('decoding', done, len(parts))
+      progress('decoding', done, len(parts))
       z = np.pad(latents[first:last], ((0, size - (last - first)), *[(0, 0)] * 3))
       with self._on_mesh():
         decoded = np.asarray(self._decode(z.reshape(-1, min(chunk, size), *z.shape[1:])))
       frames.append(decoded.reshape(-1, *decoded.shape[2:])[:last - first])
-    if progress:
-      progress('decoding', len(parts), len(parts))
+    progress('decoding', len(parts), len(parts))
     return np.concatenate(frames)[:length]
 
   def generate(self, image: np.ndarray, wave: np.ndarray, emotion: str | None = None, *,
                prior: np.ndarray | None = None, face_box: Box | None = None, seed: int = 0,
-               progress: Progress | None = None) -> tuple[np.ndarray, float]:
+               progress: Progress = _silent) -> tuple[np.ndarray, float]:
     """A talking portrait.
 
     Args:

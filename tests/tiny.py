@@ -1,5 +1,8 @@
-"""A model folder with all components, tiny and filled with fixed numbers, and inputs for it."""
+"""A model folder with all components, as small as they go (compiling takes the time), and inputs for it."""
 
+import contextlib
+
+import jax
 import numpy as np
 import soundfile
 
@@ -11,20 +14,19 @@ FACE_BOX = (12.0, 10.0, 40.0, 44.0)
 
 CONFIGS = {
     'unet': dict(
-        block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, num_attention_heads=(1, 2),
+        block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, num_attention_heads=(2,),
         cross_attention_dim=8, addition_time_embed_dim=4, projection_class_embeddings_input_dim=12,
-        down_block_types=('CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
-        up_block_types=('UpBlockSpatioTemporal', 'CrossAttnUpBlockSpatioTemporal')),
-    'vae': dict(block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=0.5),
+        down_block_types=('DownBlockSpatioTemporal',), up_block_types=('UpBlockSpatioTemporal',)),
+    'vae': dict(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=0.5),
     'image_encoder': dict(hidden_size=16, intermediate_size=16, projection_dim=8, num_hidden_layers=1,
                           num_attention_heads=2, image_size=28, patch_size=14),
     'whisper': dict(d_model=8, encoder_layers=1, encoder_attention_heads=1, encoder_ffn_dim=8),
     'audio_linear': dict(blocks=2, channels=8, intermediate_dim=8, output_dim=8, context_tokens=2),
-    'pose_guider': dict(conditioning_embedding_channels=8, block_out_channels=(4, 4, 4)),
+    'pose_guider': dict(conditioning_embedding_channels=8, block_out_channels=(4, 4)),
     'emo_model': dict(prior_dim=6, dim=8, intermediate_dim=8, tokens=2, codebook_size=4, num_heads=2,
-                      classifier_in=16, classifier_hidden=(8, 8), num_classes=3),
+                      classifier_in=8, classifier_hidden=(8, 8), num_classes=3),
 }
-SETTINGS = dict(image_size=32, multiple=8, decode_chunk=3,
+SETTINGS = dict(image_size=16, multiple=2, decode_chunk=3,
                 sampler=dict(num_steps=2, frames=4, shift=1, g_image=1.5, g_condition=2.0))
 
 
@@ -36,6 +38,22 @@ def save_model(folder) -> None:
   bundle.save_settings(folder, SETTINGS)
   rng = np.random.default_rng(0)
   bundle.save_priors(folder, {name: (rng.normal(size=6), np.ones(6)) for name in EMOTIONS})
+
+
+def shared_model(tmp_path_factory):
+  """The folder, written once per test run; not to be changed."""
+  folder = tmp_path_factory.getbasetemp() / 'tiny_model'
+  if not folder.exists():
+    save_model(folder)
+  return folder
+
+
+@contextlib.contextmanager
+def quick_compilation():
+  """Compiling less optimised programs takes half the time."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def portrait() -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What does not move on its own, painted once per clip with two-fold supersampling: head, hair, glasses, body, backdrop.
+"""What does not move on its own, painted once per clip at twice the resolution: head, hair, glasses, body, backdrop.
 
 Head and hair are textures over the face plane. The renderer only warps and lights them, so their detail is free.
 """
@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines.synthetic import geometry, hair, projection
 from data_pipelines.synthetic.identity import Identity
-from data_pipelines.synthetic.raster import band, bump, dots, noise, smooth, Texture, tint
+from data_pipelines.synthetic.raster import Texture, band, bump, dots, noise, smooth, tint
 
 _LEFT, _TOP, _WIDTH, _HEIGHT = -1.4, -1.45, 2.8, 3.0       # the rectangle of the face plane that textures cover
 BEHIND_Z = -.20                                             # depth of ears and back hair
@@ -50,7 +50,12 @@ def bake(person: Identity, size: int) -> Layers:
       front=None if front is None else texture(front),
       front_window=(0., 0., 0., 0.) if front is None else _extent(front[0] < .02, x, y),
       glasses=None if person.glasses == 'none' else texture(_glasses(person, x, y)),
-      grain=np.random.default_rng(0x6A1).standard_normal((3, 2 * size, 2 * size), np.float32))
+      grain=_grain(size))
+
+
+@functools.lru_cache(maxsize=4)
+def _grain(size: int) -> np.ndarray:
+  return np.random.default_rng(0x6A1).standard_normal((3, 2 * size, 2 * size), np.float32)
 
 
 def _extent(mask, x, y) -> tuple[float, float, float, float]:
@@ -122,7 +127,7 @@ def _behind(p: Identity, x, y) -> list[np.ndarray]:
   ear = np.sqrt(((side - cx) / .10) ** 2 + ((y - cy + .35 * (side - cx)) / .185) ** 2)
   distance = (ear - 1) * .105
   rim = .80 + .24 * smooth(.35, .85, ear) - .28 * band(ear - .55, .22)
-  colour = (.93 * tint(p.skin) * (1, .93, .92)[0] * tint((1, .92, .90))) * rim
+  colour = tint(p.skin) * tint((.93, .86, .84)) * rim
   back = hair.back(p, x, y)
   if back is not None:
     cover = np.clip(.5 - distance / .012, 0, 1)
@@ -194,7 +199,8 @@ def _body(p: Identity, size: int) -> tuple[np.ndarray, np.ndarray, int]:
   hem = band(opening - .035, .035) if p.neckline != 'collar' else band(y - 1.17 - .12 * (1 - turn ** 2), .03)
   fabric = tint(p.clothes) * shading * (1 - .20 * hem)
   cloth_alpha = cover(cloth)
-  colour = colour * (1 - .25 * smooth(.07, 0, opening)) if p.neckline != 'collar' else colour
+  if p.neckline != 'collar':
+    colour = colour * (1 - .25 * smooth(.07, 0, opening))
   colour = colour + cloth_alpha * (fabric - colour)
   alpha = np.maximum(alpha, cloth_alpha)
   colour, alpha = _halve(colour * alpha), _halve(alpha[None])[0]

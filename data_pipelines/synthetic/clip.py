@@ -36,8 +36,8 @@ class Clip:
   text: str
 
 
-def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: int = 64, take: int = 0, motion: float = 1.,
-              max_seconds: float | None = None, render: bool = True) -> Clip:
+def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: int = 64, take: int = 0,
+              motion: float = 1., max_seconds: float | None = None, render: bool = True) -> Clip:
   """A person says a sentence in an emotion. Every value is a function of the arguments.
 
   Args:
@@ -49,7 +49,7 @@ def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: i
     take: another performance of the same words.
     motion: factor on head motion; 0 leaves only the posture of the emotion.
     max_seconds: cuts the finished clip after this time, to whole frames.
-    render: False leaves `frames` empty, which is about twenty times faster.
+    render: False leaves `frames` empty, which is several times faster.
 
   Raises:
     InputError: unknown emotion or level, or nothing left after the cut.
@@ -66,7 +66,7 @@ def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: i
   loud = loudness(utterance.audio)
   strengths = emotions.envelope(utterance.frames, stream('envelope'))[:, None]
   jaw_gain = person.jaw_gain * emotions.speech_jaw(emotion, level)
-  au = _activations(strengths * emotions.preset(emotion, level), track, loud, jaw_gain)
+  au = activations(strengths * emotions.preset(emotion, level), track, loud, jaw_gain)
   pose = head_motion(strengths * emotions.head_pose(emotion, level), loud, motion, stream('pose'))
   blink = blinks(utterance.frames, stream('blink'))
   expression = emotions.expression(identity, au, stream('tracker'))
@@ -90,7 +90,8 @@ def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: i
       phoneme=track.phoneme[:n], pose=pose[:n], blink=blink[:n], text=phonemes.text(words))
 
 
-def make_portrait(identity: int, size: int = 256, emotion: str = 'neutral', level: int = 3) -> tuple[np.ndarray, np.ndarray]:
+def make_portrait(identity: int, size: int = 256, emotion: str = 'neutral',
+                  level: int = 3) -> tuple[np.ndarray, np.ndarray]:
   """A frontal portrait, mouth closed where the emotion allows, eyes open.
 
   Returns:
@@ -109,8 +110,8 @@ def _check(emotion: str, level: int) -> None:
     raise InputError(f'emotion level {level} is not known; choose 1, 2 or 3')
 
 
-def _activations(au: np.ndarray, track: visemes.VisemeTrack, loud: np.ndarray, jaw_gain: float) -> np.ndarray:
-  """Emotion [N, 26] plus speech: jaw and lip parting are mixed, brows flash on loud syllables."""
+def activations(au: np.ndarray, track: visemes.VisemeTrack, loud: np.ndarray, jaw_gain: float) -> np.ndarray:
+  """Emotion [N, 26] plus speech: jaw and lip parting are mixed, brows flash on loud syllables [N]."""
   au = au.copy()
   flash = _BROW_FLASH * np.clip(2 * loud - 1, 0, 1)
   for name in ('1', '2'):

@@ -30,7 +30,8 @@ HEAD: dict[str, tuple[float, float, float]] = {
     'angry': (0, .10, 0), 'contempt': (.14, -.13, .08), 'disgusted': (-.10, -.03, .05), 'fear': (0, -.07, 0),
     'happy': (0, -.02, .05), 'neutral': (0, 0, 0), 'sad': (.04, .14, -.05), 'surprised': (0, -.09, 0)}
 _INTENSITY = {1: .38, 2: .68, 3: 1.}
-_SPEECH_JAW = {'angry': 1.1, 'happy': 1.1, 'surprised': 1.1, 'fear': 1., 'neutral': .9, 'disgusted': .9, 'contempt': .8, 'sad': .75}
+_SPEECH_JAW = {'angry': 1.1, 'happy': 1.1, 'surprised': 1.1, 'fear': 1., 'neutral': .9, 'disgusted': .9, 'contempt': .8,
+               'sad': .75}
 
 LEAKAGE = 1.                   # how strongly identity enters the expression vector (lambda)
 EXPRESSION_DIM = 64

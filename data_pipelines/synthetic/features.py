@@ -4,7 +4,7 @@ import numpy as np
 
 from data_pipelines.synthetic import projection
 from data_pipelines.synthetic.geometry import Brow, Eye, Face
-from data_pipelines.synthetic.raster import band, bump, noise, Patch, smooth, tint, unit
+from data_pipelines.synthetic.raster import Patch, band, bump, noise, smooth, tint, unit
 
 _WHITE = tint((.955, .945, .93))
 _LASH = (.10, .07, .06)
@@ -16,6 +16,7 @@ def eye_window(eye: Eye) -> tuple[float, float, float, float]:
 
 
 def paint_eye(patch: Patch, face: Face, eye: Eye) -> None:
+  """Lid folds, eyeball with iris and two highlights, lashes."""
   p = face.person
   offset = eye.side * patch.x - eye.x                                    # grows outward
   u = offset * (1 / eye.width)
@@ -54,7 +55,7 @@ def paint_eye(patch: Patch, face: Face, eye: Eye) -> None:
   patch.paint(ball, opening)
 
   outer = smooth(-.9, .9, u)
-  flick = .22 if p.female else .06                                        # how far the lashes reach past the outer corner
+  flick = .22 if p.female else .06                                        # reach of the lashes past the outer corner
   thick = (.006 + .010 * outer) * (1.15 if p.female else .75) * smooth(1 + flick, .85, u)
   rise = np.maximum(u - 1, 0) * (.5 * eye.width)
   lash = np.maximum(abs(above - rise - .6 * thick) - thick, .6 * eye.width * np.maximum(u - 1 - flick, -u - 1))
@@ -63,18 +64,21 @@ def paint_eye(patch: Patch, face: Face, eye: Eye) -> None:
 
 
 def brow_window(brow: Brow) -> tuple[float, float, float, float]:
+  """Centre and half-extent of what `paint_brow` touches."""
   xs, ys = zip(brow.inner, brow.middle, brow.outer)
   middle, top, bottom = brow.side * .5 * (xs[0] + xs[2]), min(ys), max(ys)
   return middle, .5 * (top + bottom), .5 * (xs[2] - xs[0]) + .04, .5 * (bottom - top) + .08
 
 
 def paint_brow(patch: Patch, face: Face, brow: Brow) -> None:
+  """A tapering stroke of hairs along the brow's curve."""
   p = face.person
   side = brow.side * patch.x
   length = brow.outer[0] - brow.inner[0]
   t = (side - brow.inner[0]) * (1 / length)
   inside = unit(t)
-  slope = 2 * ((1 - inside) * (brow.middle[1] - brow.inner[1]) + inside * (brow.outer[1] - brow.middle[1])) * (1 / length)
+  rise = brow.middle[1] - brow.inner[1], brow.outer[1] - brow.middle[1]
+  slope = ((1 - inside) * rise[0] + inside * rise[1]) * (2 / length)
   d = patch.y - brow.curve(inside)
   half = brow.thickness * (1 - .62 * inside) * (.62 + .38 * smooth(0, .16, inside))
   beyond = length * abs(t - inside)
@@ -87,6 +91,7 @@ def paint_brow(patch: Patch, face: Face, brow: Brow) -> None:
 
 
 def mouth_window(face: Face) -> tuple[float, float, float, float]:
+  """Centre and half-extent of what `paint_mouth` touches."""
   m = face.mouth
   top = min(min(m.corner), -m.sneer) - m.gap_up - m.upper - .05
   bottom = max(max(m.corner), m.gap_down) + m.lower + .11
@@ -95,6 +100,7 @@ def mouth_window(face: Face) -> tuple[float, float, float, float]:
 
 
 def paint_mouth(patch: Patch, face: Face) -> None:
+  """Lips, the seam between them or what shows in the opening."""
   p, m = face.person, face.mouth
   right = patch.x > 0
   u = patch.x * np.where(right, np.float32(1 / m.width[1]), np.float32(1 / m.width[0]))
@@ -141,14 +147,14 @@ def _paint_inside(patch: Patch, face: Face, u, v, top, bottom, aperture) -> None
   enamel = tint((.97, .955, .92)) * (.74 + .26 * unit((v - top) * (1 / .03))) * (1 - .34 * u * u)
   enamel *= 1 - .13 * band((abs(patch.x) % .058) - .029, .004 + .2 * patch.pixel) * smooth(.02, .008, patch.pixel) \
       if patch.pixel < .02 else 1.
-  edge = np.minimum(.062, .85 * height) * (1 - .35 * u * u)
+  edge = min(.062, .85 * height) * (1 - .35 * u * u)
   visible = unit(.5 - (v - top - edge) * soft) * smooth(.96, .70, abs(u))
   inside += visible * (enamel - inside)
   if m.teeth > .05:
     rim = .045 * m.teeth
     visible = unit(.5 - (bottom - rim - v) * soft) * smooth(.80, .55, abs(u)) * min(1., height / .05)
     inside += visible * (.90 * enamel - inside)
-  inside *= .62 + .38 * smooth(0, .028, v - top)                                                        # shadow of the lip
+  inside *= .62 + .38 * smooth(0, .028, v - top)                                                        # lip's shadow
   patch.paint(inside, aperture)
 
 
@@ -161,7 +167,8 @@ def paint_folds(patch_of, face: Face) -> None:
     patch = patch_of((0., brow - .20, .62, .20))
     x, y = patch.x, patch.y
     amount = f['forehead'] * band(x, .22) + f['forehead_wide'] * band(x, .50) + f['forehead_right'] * band(x - .32, .20)
-    rows = sum(_crease(y - brow + d + .10 * x * x - .05 * f['forehead'] * band(x, .14), .016) for d in (.115, .195, .275))
+    line = y - brow + .10 * x * x - .05 * f['forehead'] * band(x, .14)
+    rows = sum(_crease(line + d, .016) for d in (.115, .195, .275))
     patch.shade(1 - .26 * w * np.minimum(1, amount) * rows)
   if f['frown'] > .04:
     patch = patch_of((0., brow + .09, .16, .19))
@@ -175,7 +182,7 @@ def paint_folds(patch_of, face: Face) -> None:
   for s, side in (('L', -1.), ('R', 1.)):
     _side_folds(patch_of, face, side, f['nasolabial' + s], f['dimple' + s], tip)
   if f['chin'] > .04:
-    y0 = face.stretch(p.mouth_y + .155)
+    y0 = float(face.stretch(p.mouth_y + .155))
     patch = patch_of((0., y0 + .06, .30, .20))
     patch.shade(1 - .34 * w * f['chin'] * _crease(patch.y - y0 + .9 * patch.x ** 2, .022) * band(patch.x, .15))
     pits = noise(patch.x * 24, patch.y * 24, 3) - .5
@@ -197,8 +204,8 @@ def _side_folds(patch_of, face: Face, side: float, nasolabial: float, dimple: fl
     cx = p.eye_x + p.eye_width
     patch = patch_of((side * (cx + .085), p.eye_y, .09, .11))
     dx, dy = side * patch.x - cx + .02, patch.y - p.eye_y + .01
-    rays = sum(_crease(dy - slope * dx, .011) for slope in (-.55, 0., .55)) * smooth(.03, .06, dx) * smooth(.16, .09, dx)
-    patch.shade(1 - .34 * p.wrinkles * f['crow'] * rays)
+    rays = sum(_crease(dy - slope * dx, .011) for slope in (-.55, 0., .55))
+    patch.shade(1 - .34 * p.wrinkles * f['crow'] * rays * smooth(.03, .06, dx) * smooth(.16, .09, dx))
   if dimple > .04:
     patch = patch_of((side * (mx + .05), my, .09, .11))
     d = side * patch.x - mx - .042 + 3 * (patch.y - my) ** 2

@@ -7,12 +7,13 @@ import dataclasses
 
 import numpy as np
 
-from data_pipelines.synthetic import visemes
 from data_pipelines.synthetic.emotions import AUS
 from data_pipelines.synthetic.identity import Identity
+from data_pipelines.synthetic.visemes import FV, PRESS, ROUND, TONGUE, WIDE
 
 JAW_DROP = .19        # the chin's way at jaw = 1
 JAW_GAP = .27         # the mouth's opening at jaw = 1
+CROWN_Y = -1.15
 HINGE_Y = .40         # the face above this line does not follow the jaw
 
 
@@ -160,7 +161,7 @@ def _brow(p: Identity, a: dict, side: float) -> Brow:
 
 
 def _mouth(p: Identity, a: dict, v: list[float]) -> Mouth:
-  wide, rounded, press, fv, tongue = (v[i] for i in (visemes.WIDE, visemes.ROUND, visemes.PRESS, visemes.FV, visemes.TONGUE))
+  wide, rounded, press, fv, tongue = (v[i] for i in (WIDE, ROUND, PRESS, FV, TONGUE))
   pucker = min(1., rounded + a['18'] + a['22'])
   both = .5 * (a['12L'] + a['12R'])
   width = p.mouth_width * (1 - .42 * pucker) * (1 + .33 * a['20']) * (1 - .10 * a['23']) * (1 - .06 * a['24'])
@@ -173,8 +174,8 @@ def _mouth(p: Identity, a: dict, v: list[float]) -> Mouth:
   return Mouth(
       y=p.mouth_y - .035 * a['17'],
       width=tuple(width * (1 + .30 * a['12' + s]) * (1 + .22 * a['14' + s]) for s in 'LR'),
-      corner=tuple(-.010 - .125 * a['12' + s] - .05 * a['14' + s] + .135 * a['15'] - .015 * wide - .03 * (a['10' + s] - a['10'])
-                   for s in 'LR'),
+      corner=tuple(-.010 - .125 * a['12' + s] - .05 * a['14' + s] - .03 * (a['10' + s] - a['10']) + .135 * a['15']
+                   - .015 * wide for s in 'LR'),
       gap_up=.28 * gap + .022 * fv * contact, gap_down=.72 * gap + .075 * a['16'] * contact,
       sneer=sneer, follow=1 - .30 * contact,
       square=2.2 + 2.0 * min(1., a['20'] + .7 * a['10'] + .8 * both),
@@ -184,7 +185,8 @@ def _mouth(p: Identity, a: dict, v: list[float]) -> Mouth:
 
 def _folds(a: dict) -> dict[str, float]:
   return {
-      'forehead': min(1., .9 * a['1'] * (1 - .5 * a['4'])), 'forehead_wide': a['2L'], 'forehead_right': a['2R'] - a['2L'],
+      'forehead': min(1., .9 * a['1'] * (1 - .5 * a['4'])), 'forehead_wide': a['2L'],
+      'forehead_right': a['2R'] - a['2L'],
       'frown': a['4'], 'bridge': a['9'], 'crow': a['6'], 'chin': a['17'], 'droop': a['15'],
       **{'nasolabial' + s: min(1., .55 * a['10' + s] + .65 * a['12' + s] + .20 * a['9'] + .25 * a['20']) for s in 'LR'},
       **{'dimple' + s: min(1., a['14' + s] + .25 * a['12' + s]) for s in 'LR'}}
@@ -202,9 +204,7 @@ def outline_field(person: Identity, x, y):
   return ((abs(x) / person.face_width) ** 2.3 + lower ** person.jaw + upper ** 2.3) ** (1 / 2.3) - 1
 
 
-CROWN_Y = -1.15
-
-
 def _outline_parameters(person: Identity, y):
-  start_low, start_up = person.eye_y + .12, person.eye_y - .16
-  return (np.maximum(0, (y - start_low) / (person.chin - start_low)), np.maximum(0, (start_up - y) / (start_up - CROWN_Y)))
+  """Progress from the eyes down to the chin and up to the crown, 0 in between."""
+  low, high = person.eye_y + .12, person.eye_y - .16
+  return np.maximum(0, (y - low) / (person.chin - low)), np.maximum(0, (high - y) / (high - CROWN_Y))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data_pipelines.synthetic import geometry, projection
+from data_pipelines.synthetic import projection
 from data_pipelines.synthetic.identity import Identity
 from data_pipelines.synthetic.raster import band, bump, noise, smooth, tint
 
@@ -60,7 +60,8 @@ def beard(p: Identity, x, y, skin: np.ndarray) -> np.ndarray:
   above = tip + .11
   soft = .10 if p.beard == 'stubble' else .05
   jawline = smooth(-soft, soft, y - (p.eye_y + .24) - .34 * smooth(.66, .24, side))
-  lip = smooth(.05, -.02, abs(y - above - .05 - .35 * side ** 2) - .035) * smooth(p.mouth_width + .06, p.mouth_width - .03, side)
+  lip = smooth(.05, -.02, abs(y - above - .05 - .35 * side ** 2) - .035)
+  lip *= smooth(p.mouth_width + .06, p.mouth_width - .03, side)
   grain = noise(x * 34 + 6 * y, y * 16, p.seed + 9)
   if p.beard == 'moustache':
     amount = lip * (.80 + .3 * grain)

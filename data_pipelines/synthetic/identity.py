@@ -79,6 +79,7 @@ class Identity:
 
   @property
   def brow_y(self) -> float:
+    """Height of the resting brows."""
     return self.eye_y - self.brow_height
 
 

@@ -20,8 +20,8 @@ def landmarks(face: Face, pose: Pose) -> np.ndarray:
   17 on the outline from the viewer's left to right at equal arc, 5 per brow, 9 on the nose, 6 per eye, 12 on the outer
   and 8 on the inner edge of the lips.
   """
-  points = np.concatenate([_jaw(face), *(_brow(b) for b in face.brows), _nose(face), *(_eye(e) for e in face.eyes), _mouth(face)])
-  return _project(face, pose, points)
+  points = [_jaw(face), *map(_brow, face.brows), _nose(face), *map(_eye, face.eyes), _mouth(face)]
+  return _project(face, pose, np.concatenate(points))
 
 
 def face_box(face: Face, pose: Pose) -> np.ndarray:

@@ -26,12 +26,14 @@ _DIPHTHONG_HALF = 80.
 LEXICON = {
     'my': 'M AY', 'baby': 'B EY B IY', 'mama': 'M AA M AX', 'papa': 'P AA P AX', 'move': 'M UW V', 'boom': 'B UW M',
     'palm': 'P AA M', 'bobby': 'B AA B IY', 'five': 'F AY V', 'wave': 'W EY V', 'river': 'R IH V ER',
-    'apple': 'AE P AX L', 'people': 'P IY P AX L', 'summer': 'S AH M ER', 'movie': 'M UW V IY', 'beautiful': 'B Y UW T AX F AX L',
-    'water': 'W AO T ER', 'window': 'W IH N D OW', 'yellow': 'Y EH L OW', 'blue': 'B L UW', 'moon': 'M UW N',
+    'apple': 'AE P AX L', 'people': 'P IY P AX L', 'summer': 'S AH M ER', 'movie': 'M UW V IY',
+    'beautiful': 'B Y UW T AX F AX L', 'water': 'W AO T ER', 'window': 'W IH N D OW', 'yellow': 'Y EH L OW',
+    'blue': 'B L UW', 'moon': 'M UW N',
     'open': 'OW P AX N', 'above': 'AX B AH V', 'before': 'B IH F AO R', 'father': 'F AA DH ER', 'mother': 'M AH DH ER',
-    'we': 'W IY', 'you': 'Y UW', 'saw': 'S AO', 'keep': 'K IY P', 'food': 'F UW D', 'shoe': 'SH UW', 'cheese': 'CH IY Z',
-    'home': 'HH OW M', 'lemon': 'L EH M AX N', 'think': 'TH IH NG K', 'good': 'G UH D', 'the': 'DH AX', 'a': 'AX',
-    'away': 'AX W EY', 'happy': 'HH AE P IY', 'job': 'JH AA B', 'boy': 'B OY', 'now': 'N AW', 'voice': 'V OY S',
+    'we': 'W IY', 'you': 'Y UW', 'saw': 'S AO', 'keep': 'K IY P', 'food': 'F UW D', 'shoe': 'SH UW',
+    'cheese': 'CH IY Z', 'home': 'HH OW M', 'lemon': 'L EH M AX N', 'think': 'TH IH NG K',
+    'good': 'G UH D', 'the': 'DH AX', 'a': 'AX', 'away': 'AX W EY', 'happy': 'HH AE P IY',
+    'job': 'JH AA B', 'boy': 'B OY', 'now': 'N AW', 'voice': 'V OY S',
     'perfect': 'P ER F IH K T'}
 
 

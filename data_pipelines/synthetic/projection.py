@@ -83,7 +83,8 @@ def plane_map(pose: Pose, z: float):
   return tuple(tuple(v / SCALE for v in m) for m in inverse), offset
 
 
-def unproject(person: Identity, pose: Pose, u: np.ndarray, v: np.ndarray, iterations: int = 3) -> tuple[np.ndarray, np.ndarray]:
+def unproject(person: Identity, pose: Pose, u: np.ndarray, v: np.ndarray,
+              iterations: int = 3) -> tuple[np.ndarray, np.ndarray]:
   """Image coordinates (u [w], v [h]) -> points of the face (x, y), [h, w] each.
 
   Fixed point of p <- A^-1 (P - c - R[:2, 2] z(p)); converges for |yaw|, |pitch| below about 0.4.

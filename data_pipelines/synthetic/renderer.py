@@ -3,7 +3,7 @@
 Only what moves is computed per frame, in windows around the features; the rest is warped from baked textures.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from data_pipelines.synthetic import bake, features, geometry, projection
 from data_pipelines.synthetic.geometry import Face
 from data_pipelines.synthetic.identity import Identity
 from data_pipelines.synthetic.projection import Pose
-from data_pipelines.synthetic.raster import bump, Patch, smooth, tint, unit
+from data_pipelines.synthetic.raster import Patch, bump, smooth, tint, unit
 
 Window = tuple[float, float, float, float]       # x, y, half-width, half-height in face units
 Span = tuple[slice, slice]                       # rows, columns of the image
@@ -84,7 +84,8 @@ class Renderer:
     rows, columns = self._span(pose, (0., .5 * (low - .9), wide, .5 * (low + .9)), bake.BEHIND_Z)
     ((a, b), (c, d)), (x0, y0) = projection.plane_map(pose, bake.BEHIND_Z)
     u, v = self._axis[columns][None, :], self._axis[rows][:, None]
-    patch = Patch(canvas[:, rows, columns], a * u + b * v + x0, c * u + d * v + y0, (rows.start, columns.start), self._pixel)
+    x, y = a * u + b * v + x0, c * u + d * v + y0
+    patch = Patch(canvas[:, rows, columns], x, y, (rows.start, columns.start), self._pixel)
     layer = self._layers.behind.sample(patch.x, patch.y)
     patch.paint(layer[1:], patch.inside(layer[0]))
 
@@ -98,8 +99,9 @@ class Renderer:
       rest[at] += .030 * face.sneer * bump(x[at], y[at], 0., tip - .02, .17, .13)
     skin = self._layers.skin.sample(x, rest)
     distance, slope_x, slope_y, albedo = skin[0], skin[1], skin[2], skin[3:]
-    mounds = [(side * .385, tip - .10 - .04 * amount, .17, .13, .062 * amount) for side, amount in zip((-1., 1.), face.cheek)]
-    for cx, cy, rx, ry, amount in (*mounds, (0., face.stretch(p.chin - .17), .15, .09, .035 * face.boss)):
+    mounds = [(side * .385, tip - .10 - .04 * a, .17, .13, .062 * a) for side, a in zip((-1., 1.), face.cheek)]
+    mounds.append((0., float(face.stretch(p.chin - .17)), .15, .09, .035 * face.boss))
+    for cx, cy, rx, ry, amount in mounds:
       if amount > .001:
         at = patch.part(span((cx, cy, 2.4 * rx, 2.4 * ry)))
         dx, dy = (x[at] - cx) * (1 / rx), (y[at] - cy) * (1 / ry)

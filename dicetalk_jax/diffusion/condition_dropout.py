@@ -1,6 +1,7 @@
 """Condition dropout (paper section 4.1): one uniform draw per clip decides what the network does not see."""
 
-from typing import Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

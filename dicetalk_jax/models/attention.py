@@ -44,7 +44,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = 'a
     `[b,t,heads,d]`.
   """
   b, t, heads, d = q.shape
-  row = 4 * b * heads * k.shape[1] // _devices()  # bytes of logits per query
+  row = -(-4 * b * heads * k.shape[1] // _devices())  # bytes of logits per query
   if implementation == 'auto':
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     if half and d % 8 == 0 and d <= 128 and _flash_device():

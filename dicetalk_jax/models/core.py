@@ -4,8 +4,9 @@ The dotted name of a parameter is its published PyTorch key (leaf names apart), 
 conversion, sharding rules, freezing and checkpoints.
 """
 
+from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, Callable, Mapping, Self
+from typing import Any, Self
 import zlib
 
 from flax import nnx

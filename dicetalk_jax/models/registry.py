@@ -1,7 +1,8 @@
 """The components of a model folder, by the names of the published files."""
 
+from collections.abc import Callable, Mapping
 import functools
-from typing import Any, Callable, Mapping
+from typing import Any
 
 from flax import nnx
 import jax
@@ -34,7 +35,8 @@ def config_of(name: str, mapping: Mapping[str, Any]) -> ModelConfig:
   return COMPONENTS[name][0].from_json(mapping)
 
 
-def builder(name: str, mapping: Mapping[str, Any], dtype: jax.typing.DTypeLike | None = None) -> Callable[..., nnx.Module]:
+def builder(name: str, mapping: Mapping[str, Any],
+            dtype: jax.typing.DTypeLike | None = None) -> Callable[..., nnx.Module]:
   """`builder(name, config)(rngs=...)` constructs the component; see `core.abstract` and `core.init_params`.
 
   `dtype` is the compute type of its layers; None and 'float32' leave it to the parameters and the input.

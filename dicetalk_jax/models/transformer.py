@@ -35,6 +35,7 @@ class GEGLU(nnx.Module):
 
 
 class FeedForward(nnx.Module):
+  """Gated feed-forward of four times the width."""
 
   def __init__(self, channels: int, *, dtype=None, rngs):
     # The published list has a dropout of rate 0 in the middle.

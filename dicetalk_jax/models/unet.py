@@ -60,6 +60,7 @@ class UNetConfig(ModelConfig):
 
 
 class UNet(nnx.Module):
+  """Down, middle and up stages with skip connections, after SVD; raw network output."""
 
   def __init__(self, config: UNetConfig, *, dtype=None, rngs):
     c, widths = config, config.block_out_channels

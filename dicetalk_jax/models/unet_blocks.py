@@ -6,6 +6,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 from dicetalk_jax.models.core import under
 from dicetalk_jax.models.resnet import Downsample, Upsample
@@ -72,7 +73,7 @@ class UpBlock(nnx.Module):
   def __call__(self, x: jax.Array, skips: list[jax.Array], inputs: Inputs) -> jax.Array:
     """`skips` in order of use."""
     for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
-      x = inputs.resnet(resnet, jax.numpy.concatenate([x, skip], axis=-1))
+      x = inputs.resnet(resnet, jnp.concatenate([x, skip], axis=-1))
       x = inputs.transformer(self.attentions, i, x)
     for upsample in self.upsamplers:
       x = upsample(x)

@@ -137,7 +137,9 @@ class TemporalDecoder(nnx.Module):
     self.conv_norm_out = GroupNorm(
         widths[-1], num_groups=config.norm_num_groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
     self.conv_out = conv(widths[-1], config.out_channels)
-    self.time_conv_out = TemporalConv(config.out_channels, config.out_channels, dtype=dtype, rngs=rngs)
+    unchanged = lambda key, shape: jnp.eye(shape[-1]).reshape(shape)
+    self.time_conv_out = TemporalConv(
+        config.out_channels, config.out_channels, kernel_init=unchanged, dtype=dtype, rngs=rngs)
 
   def __call__(self, z: jax.Array, remat: bool = False) -> jax.Array:
     """z `[B,F,h,w,latent_channels]`; returns `[B,F,H,W,out_channels]`."""

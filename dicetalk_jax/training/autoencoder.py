@@ -14,13 +14,8 @@ from dicetalk_jax.training import sources
 from dicetalk_jax.training.task import Task
 
 
-def image_gradients(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Differences between neighbouring pixels of [..., H, W, C], down and across."""
-  return x[..., 1:, :, :] - x[..., :-1, :, :], x[..., :, 1:, :] - x[..., :, :-1, :]
-
-
 class AutoencoderTask(Task):
-  """Reconstruction (L1 on pixels and on their differences) plus a small KL term on the posterior."""
+  """Reconstruction (absolute and squared error) plus a small KL term on the posterior."""
 
   name = 'autoencoder'
 
@@ -35,7 +30,10 @@ class AutoencoderTask(Task):
     """Parameters `vae.*`: from `init_from`, or drawn."""
     if self.config.init_from:
       return core.prefixed('vae', bundle.load_component(self.config.init_from, 'vae')[1])
-    return core.prefixed('vae', core.init_params(self.build, key))
+    params = core.init_params(self.build, key)
+    # The posterior begins narrow: at deviation 1 its noise would drown the untrained mean.
+    params['quant_conv.bias'] = params['quant_conv.bias'].at[self.config.vae.latent_channels:].set(-6.0)
+    return core.prefixed('vae', params)
 
   def loss(self, params, frozen, batch, key, step):
     """Scalar loss and its parts for `video` [B,F,H,W,3] in [-1,1]."""
@@ -45,12 +43,11 @@ class AutoencoderTask(Task):
     mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
     z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
     out = vae.decode(z.reshape(*video.shape[:2], *z.shape[1:])).astype(jnp.float32)
-    l1 = jnp.abs(out - video).mean()
-    gradient = sum(jnp.abs(a - b).mean() for a, b in zip(image_gradients(out), image_gradients(video)))
+    l1, mse = jnp.abs(out - video).mean(), jnp.square(out - video).mean()
     kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
     weights = self.config.loss
-    total = l1 + weights.gradient * gradient + weights.kl * kl
-    return total, {'l1': l1, 'gradient': gradient, 'kl': kl}
+    total = l1 + weights.mse * mse + weights.kl * kl
+    return total, {'l1': l1, 'mse': mse, 'kl': kl}
 
   def batches(self):
     data = self.config.data

@@ -15,7 +15,8 @@ from dicetalk_jax.media.sheet import grid
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.models.face_mask import mask_pyramid
 from dicetalk_jax.models.unet import init_adapters_from_image
-from dicetalk_jax.training import frozen as networks, sources
+from dicetalk_jax.training import frozen as networks
+from dicetalk_jax.training import sources
 from dicetalk_jax.training.task import Task
 
 TRAINED = ('unet', 'audio_linear', 'pose_guider', 'emo_model')

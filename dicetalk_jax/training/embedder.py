@@ -14,7 +14,8 @@ from dicetalk_jax import bundle, parallel
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.metrics import clustering
 from dicetalk_jax.models import core, registry
-from dicetalk_jax.training import contrastive, frozen as networks, sources
+from dicetalk_jax.training import contrastive, sources
+from dicetalk_jax.training import frozen as networks
 from dicetalk_jax.training.task import Task
 
 INPUTS = ('expr', 'whisper', 'frame_mask', 'has_video', 'has_audio')

@@ -1,10 +1,11 @@
 """Frozen networks: restored from the model folder, run once over a data set, their outputs kept beside the data."""
 
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 import hashlib
 import json
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any
 
 from flax import nnx
 import jax

@@ -24,14 +24,14 @@ def _clips(identities, seconds):
 
 @pytest.fixture(scope='module')
 def known():
-  crops, emotions, openings, references = zip(*_clips(range(16), .4))
+  crops, emotions, openings, references = zip(*_clips(range(14), .44))
   frames = np.concatenate(crops)[::2], np.repeat(emotions, [len(c) for c in crops])[::2], np.concatenate(openings)[::2]
   return *frames, np.concatenate(references)[::2]
 
 
 @pytest.fixture(scope='module')
 def unseen():
-  return _clips(range(500, 504), .6)
+  return _clips(range(500, 503), .6)
 
 
 @pytest.fixture(scope='module')
@@ -71,7 +71,7 @@ def test_lips_of_an_unseen_person_are_in_sync(probe):
   clip = make_clip(600, 'happy', 2, 600)
   seen = probe.opening(face_probe.crop_faces(clip.frames, clip.bbox))
   score = lip_sync(seen, clip.opening, FPS)
-  late = lip_sync(seen[:-3], clip.opening[3:], FPS)  # what the lips do now, the sound did three frames ago
+  late = lip_sync(seen[:-3], clip.opening[3:], FPS)  # every truth comes three frames too early
   assert score.correlation > .6
   assert (score.offset, late.offset) == (0, 3)
 
@@ -88,12 +88,12 @@ def test_crops_cut_out_the_box():
   frames[:, 20:60, 100:150] = 200
   crops = face_probe.crop_faces(frames, np.float32([[.5, .2, .75, .6]] * 2))
   assert crops.shape == (2, 64, 64, 3)
-  assert crops.min() > 190
+  assert crops[:, 3:-3, 3:-3].min() > 190
+  assert crops.min() > 140
 
 
 def test_frames_beyond_the_limit_are_thinned_out(known):
-  crops, emotions, openings, _ = known
-  few = face_probe.FaceProbe.fit(crops[::8], emotions[::8], openings[::8])
-  thinned = face_probe.FaceProbe.fit(crops[:len(crops[::8]) * 8 - 7], emotions[:len(crops[::8]) * 8 - 7],
-                                     openings[:len(crops[::8]) * 8 - 7], max_frames=len(crops[::8]))
-  np.testing.assert_allclose(few.weights, thinned.weights)
+  crops, emotions, openings, _ = (part[:257] for part in known)
+  thinned = face_probe.FaceProbe.fit(crops, emotions, openings, max_frames=129)
+  few = face_probe.FaceProbe.fit(crops[::2], emotions[::2], openings[::2])
+  np.testing.assert_array_equal(few.weights, thinned.weights)

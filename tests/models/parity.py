@@ -12,6 +12,10 @@ from safetensors.numpy import load_file
 from convert.naming import from_torch, to_torch
 from dicetalk_jax.models import core
 
+# Tests compile for longer than they run.
+jit = functools.partial(jax.jit, compiler_options={
+    'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True})
+
 MANIFESTS = pathlib.Path(__file__).parents[1] / 'manifests'
 
 
@@ -81,18 +85,19 @@ def jax_gradients(loss: Callable, params, *inputs):
 
   `loss(params, *inputs)` returns a scalar and the outputs from which it was made.
   """
-  grad = jax.jit(jax.grad(loss, argnums=tuple(range(1 + len(inputs))), has_aux=True))
+  grad = jit(jax.grad(loss, argnums=tuple(range(1 + len(inputs))), has_aux=True))
   (of_params, *of_inputs), outputs = grad(params, *inputs)
   return outputs, to_torch(of_params), of_inputs
 
 
 def gradient_error(actual: Mapping[str, np.ndarray], module) -> float:
-  """Worst `error` over the parameters of `module` after backward.
+  """Worst difference over the parameters of `module` after backward, relative to the size of each gradient.
 
-  Gradients that vanish mathematically (a bias of attention keys) are rounding noise on both sides: deviations below a
-  hundredth of the overall one are replaced by that.
+  Gradients that vanish mathematically (a bias before a norm, or of attention keys) are rounding noise on both sides:
+  sizes below a tenth of the overall one are replaced by that.
   """
   expected = {key: p.grad.numpy() for key, p in module.named_parameters() if p.grad is not None}
   assert expected.keys() == actual.keys()
-  floor = 0.01 * np.sqrt(np.mean([np.mean(g ** 2) for g in expected.values()]))
-  return max(float(np.abs(actual[k] - g).max() / max(g.std(), floor)) for k, g in expected.items())
+  size = lambda *gradients: np.sqrt(np.mean([np.mean(g ** 2) for g in gradients]))
+  floor = 0.1 * size(*expected.values())
+  return max(float(np.abs(actual[k] - g).max() / max(size(g), floor)) for k, g in expected.items())

@@ -36,7 +36,7 @@ def test_agrees_with_torch():
   np.testing.assert_allclose(attend(*qkv()), expected, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize('rows', [1, 8, 37])
+@pytest.mark.parametrize('rows', [1, 8])
 def test_chunks_agree_with_whole(monkeypatch, rows):
   monkeypatch.setattr(attention, 'LOGITS_LIMIT', rows * 4 * 3 * HEADS * 21)  # room for that many queries
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),

@@ -13,7 +13,7 @@ def test_golden(goldens):
   graphdef, params = parity.converted(CLIPVisionConfig.from_json(settings['constructor']), CLIPVision, weights)
   pixels = parity.channels_last(inputs['pixel_values'])
 
-  @jax.jit
+  @parity.jit
   def trace(params, pixels):
     model = merge(graphdef, params)
     tower = model.vision_model

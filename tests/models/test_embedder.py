@@ -12,6 +12,7 @@ from torch import nn
 from convert import naming
 from dicetalk_jax.models import core
 from dicetalk_jax.models.embedder import Embedder, EmbedderConfig, positions
+from tests.models import parity
 
 TINY = EmbedderConfig(expr_dim=6, whisper_dim=5, whisper_states=3, width=16, heads=4, mlp_dim=24, visual_layers=1,
                       audio_layers=1, fusion_layers=1, dropout=0.3, max_len=12)
@@ -27,7 +28,7 @@ def make(config=TINY):
   """Parameters, and `f(params, method, *args)` as one compiled program per method and shape."""
   graphdef, target = core.abstract(lambda rngs: Embedder(config, rngs=rngs))
   params = core.numpy_params(target)
-  return params, jax.jit(lambda params, method, *args: method(core.merge(graphdef, params), *args), static_argnums=1)
+  return params, parity.jit(lambda params, method, *args: method(core.merge(graphdef, params), *args), static_argnums=1)
 
 
 def forward(model, *args):
@@ -147,7 +148,7 @@ def loss(model, weights, *batch):
 @functools.cache
 def gradient():
   _, call = make()
-  return jax.jit(jax.grad(lambda params, *args: call(params, loss, *args), has_aux=True))
+  return parity.jit(jax.grad(lambda params, *args: call(params, loss, *args), has_aux=True))
 
 
 def test_forward_equals_pytorch():
@@ -280,7 +281,7 @@ def test_bfloat16_returns_float32():
   graphdef, target = core.abstract(lambda rngs: Embedder(TINY, dtype=jnp.bfloat16, rngs=rngs))
   params = core.numpy_params(target)
   batch = clips()
-  mu, var = jax.jit(lambda params: core.merge(graphdef, params)(*batch))(params)
+  mu, var = parity.jit(lambda params: core.merge(graphdef, params)(*batch))(params)
   assert mu.dtype == var.dtype == jnp.float32
   exact, _ = make()[1](params, forward, *batch)
   np.testing.assert_allclose(mu, exact, atol=0.1)

@@ -1,12 +1,9 @@
 """Emotion model: the published numbers, a PyTorch twin with gradients, the bank's gradient paths, ablations."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -14,13 +11,10 @@ from torch.nn import functional as F
 from convert import naming
 from dicetalk_jax.models import core
 from dicetalk_jax.models.emotion import EmotionConfig, EmotionModel
+from tests.models import parity
 
 TINY = EmotionConfig(prior_dim=12, dim=16, intermediate_dim=20, tokens=3, codebook_size=5, num_heads=4,
                      classifier_in=6, classifier_hidden=(8, 7), num_classes=4)
-
-
-def build(config):
-  return lambda rngs: EmotionModel(config, rngs=rngs)
 
 
 @pytest.fixture(autouse=True)
@@ -31,18 +25,15 @@ def exact_products():
 
 @pytest.fixture(scope='module')
 def golden(goldens):
-  folder = goldens / 'emotion_model'
-  config = EmotionConfig.from_json(json.loads((folder / 'config.json').read_text())['constructor'])
-  graphdef, target = core.abstract(build(config))
-  params = naming.from_torch(target, load_file(folder / 'weights.safetensors'))
-  inputs, outputs = load_file(folder / 'inputs.safetensors'), load_file(folder / 'outputs.safetensors')
+  meta, weights, inputs, outputs = parity.golden(goldens / 'emotion_model')
+  graphdef, params = parity.converted(EmotionConfig.from_json(meta['constructor']), EmotionModel, weights)
   return run(graphdef, params), inputs, outputs
 
 
 def run(graphdef, params):
   """`f(method, *args)`: a method of the model as one compiled program per method and shape."""
   call = lambda params, method, args: method(core.merge(graphdef, params), *args)
-  jitted = jax.jit(call, static_argnums=1)
+  jitted = parity.jit(call, static_argnums=1)
   return lambda method, *args: jitted(params, method, args)
 
 
@@ -58,10 +49,8 @@ def assert_near(actual, expected, tolerance=2e-5):
   np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
 
 
-def test_published_tree(goldens):
-  manifest = json.loads((goldens.parent / 'manifests/emo_model.json').read_text())
-  _, target = core.abstract(build(EmotionConfig()))
-  naming.from_torch(target, {k: np.broadcast_to(np.float32(0), v['shape']) for k, v in manifest.items()})
+def test_published_tree():
+  parity.converted(EmotionConfig(), EmotionModel, parity.manifest('emo_model'))
 
 
 @pytest.mark.parametrize('retrieval', [True, False])
@@ -151,8 +140,8 @@ class Twin(nn.Module):
 def test_gradients_equal_pytorch(retrieval):
   torch.manual_seed(0)
   twin = Twin(TINY).double()
-  graphdef, target = core.abstract(build(TINY))
-  params = naming.from_torch(target, {k: v.float().numpy() for k, v in twin.state_dict().items()})
+  weights = {k: v.float().numpy() for k, v in twin.state_dict().items()}
+  graphdef, params = parity.converted(TINY, EmotionModel, weights)
   rng = np.random.default_rng(0)
   prior, features = rng.normal(size=(6, 12)), rng.normal(size=(6, 4, 5, 6))
   weight, drop = rng.normal(size=(6, 3, 16)), np.arange(6) == 2
@@ -162,7 +151,7 @@ def test_gradients_equal_pytorch(retrieval):
     tokens, vq = model(jnp.asarray(prior, jnp.float32), retrieval, drop)
     return (tokens * weight).sum() + vq.loss + model.classify(jnp.asarray(features, jnp.float32)).sum()
 
-  value, grads = jax.jit(jax.value_and_grad(loss))(params)
+  value, grads = parity.jit(jax.value_and_grad(loss))(params)
   tokens, vq_loss = twin(torch.tensor(prior), retrieval, torch.tensor(drop))
   expected = (tokens * torch.tensor(weight)).sum() + vq_loss * retrieval
   expected += twin.classify(torch.tensor(features).movedim(-1, 1)).sum()
@@ -179,7 +168,7 @@ def test_gradients_equal_pytorch(retrieval):
 class TestBank:
   """Gradient paths of the look-up."""
 
-  graphdef, target = core.abstract(build(TINY))
+  graphdef, target = parity.abstract(TINY, EmotionModel)
   params = core.numpy_params(target)
   prior = np.random.default_rng(4).normal(size=(7, 12)).astype(np.float32)
   table, fc = 'codebook.codebook.embedding', 'codebook.fc.kernel'
@@ -191,10 +180,10 @@ class TestBank:
 
   def gradient(self, function):
     """Gradient of `function(code, vq)` for the codebook's parameters."""
-    return jax.jit(jax.grad(lambda params: function(*self.look_up(params)[1:])))(self.params)
+    return parity.jit(jax.grad(lambda params: function(*self.look_up(params)[1:])))(self.params)
 
   def test_nearest_by_brute_force(self):
-    z, code, vq = jax.jit(self.look_up)(self.params)
+    z, code, vq = parity.jit(self.look_up)(self.params)
     table = np.float64(self.params[self.table])
     nearest = [min(range(5), key=lambda k: ((row - table[k]) ** 2).sum()) for row in np.float64(z)]
     assert len(set(nearest)) > 1
@@ -203,7 +192,7 @@ class TestBank:
     assert vq.loss.dtype == jnp.float32
 
   def test_first_of_equal_codes(self):
-    _, _, vq = jax.jit(self.look_up)(self.params | {self.table: jnp.ones((5, 16))})
+    _, _, vq = parity.jit(self.look_up)(self.params | {self.table: jnp.ones((5, 16))})
     assert not vq.indices.any()
 
   def test_straight_through_is_the_identity(self):
@@ -215,7 +204,7 @@ class TestBank:
   def test_loss_moves_codes_to_priors_and_priors_to_codes(self):
     """2/n (c - z) for the codes that were hit, 2 beta/n (z - c) for the projection, and nothing crosswise."""
     grads = self.gradient(lambda code, vq: vq.loss)
-    z, code, vq = jax.tree.map(np.asarray, jax.jit(self.look_up)(self.params))
+    z, code, vq = jax.tree.map(np.asarray, parity.jit(self.look_up)(self.params))
     pull, expected = 2 * (code - z) / z.size, np.zeros((5, 16))
     np.add.at(expected, vq.indices, pull)
     np.testing.assert_allclose(grads[self.table], expected, atol=1e-6)
@@ -223,7 +212,7 @@ class TestBank:
 
 
 def test_shared_bank_equals_a_bank_per_row():
-  graphdef, target = core.abstract(build(TINY))
+  graphdef, target = parity.abstract(TINY, EmotionModel)
   model = run(graphdef, core.numpy_params(target))
   prior = np.random.default_rng(1).normal(size=(4, 12)).astype(np.float32)
   together = model(RETRIEVE[False], prior)[0]
@@ -237,7 +226,7 @@ def test_ablations():
   names, models = {}, {}
   for mode in ('direct', 'learnable', 'bank'):
     config = EmotionConfig.from_json(TINY.to_json() | {'mode': mode})
-    graphdef, target = core.abstract(build(config))
+    graphdef, target = parity.abstract(config, EmotionModel)
     names[mode], models[mode] = set(target), run(graphdef, core.numpy_params(target))
     tokens, vq = models[mode](RETRIEVE[True], prior)
     assert tokens.shape == (2, 3, 16)
@@ -255,7 +244,7 @@ def test_ablations():
 
 def test_classifier_dropout_is_by_key():
   config = EmotionConfig.from_json(TINY.to_json() | {'dropout': 0.5, 'classifier_hidden': [64, 64]})
-  graphdef, target = core.abstract(build(config))
+  graphdef, target = parity.abstract(config, EmotionModel)
   model, features = run(graphdef, core.numpy_params(target)), np.ones((3, 2, 2, 6), np.float32)
   classify = lambda m, x, key: m.classify(x, key)
   quiet, first, second = (model(classify, features, key) for key in (None, jax.random.key(0), jax.random.key(1)))

@@ -2,12 +2,15 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from dicetalk_jax.models.face_mask import mask_pyramid, resample_mask, token_grid
+
+resample = jax.jit(resample_mask, static_argnums=1)
 
 
 def golden_mask(case, tensors):
@@ -25,7 +28,7 @@ def test_golden(goldens, i):
   case = json.loads((folder / 'cases.json').read_text())['cases'][i]
   tensors = load_file(folder / 'tensors.safetensors')
   assert token_grid(case['num_queries'], *case['mask_hw']) == tuple(case['used_grid'])
-  actual = resample_mask(golden_mask(case, tensors), case['num_queries'])
+  actual = resample(golden_mask(case, tensors), case['num_queries'])
   np.testing.assert_allclose(actual, tensors[f'case{i}/out'], rtol=0, atol=2e-6)
 
 
@@ -40,16 +43,16 @@ def test_grid_is_that_of_the_latents():
 
 def test_pads_and_cuts_to_the_tokens():
   assert token_grid(7, 64, 64) == (3, 2)  # 2 rows do not divide 7, 3 do not either
-  row = resample_mask(jnp.ones((2, 64, 64)), 7)
+  row = resample(jnp.ones((2, 64, 64)), 7)
   np.testing.assert_allclose(row, [[1] * 6 + [0]] * 2, atol=1e-6)
 
 
 def test_pyramid():
   mask = np.zeros((2, 64, 128), np.float32)
   mask[1, :, :64] = 1
-  levels = mask_pyramid(mask, (8, 16), 3)
+  levels = jax.jit(lambda mask: mask_pyramid(mask, (8, 16), 3))(mask)
   assert [m.shape for m in levels] == [(2, 128), (2, 32), (2, 8)]
   for i, level in enumerate(levels):
-    np.testing.assert_allclose(level, resample_mask(mask, 128 >> (2 * i)))
+    np.testing.assert_allclose(level, resample(mask, 128 >> (2 * i)), atol=1e-6)
     assert not level[0].any()
     np.testing.assert_allclose(level[1].reshape(8 >> i, -1)[:, 0], 1, atol=1e-6)

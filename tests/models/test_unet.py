@@ -112,10 +112,11 @@ def test_golden_plain(golden):
     assert_close(v, channels_last(golden.outputs[f'plain/out_diffusers_{version}']))
 
 
+# One level, as gradients take long to compile; two channels per group, as with one the gradients of what is added
+# before a norm vanish.
 SMALL = UNetConfig(
-    down_block_types=('CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
-    up_block_types=('UpBlockSpatioTemporal', 'UpBlockSpatioTemporal'),
-    block_out_channels=(64, 128), num_attention_heads=(2, 4), layers_per_block=1, cross_attention_dim=16,
+    down_block_types=('CrossAttnDownBlockSpatioTemporal',), up_block_types=('UpBlockSpatioTemporal',),
+    block_out_channels=(64,), num_attention_heads=(2,), layers_per_block=1, cross_attention_dim=16,
     addition_time_embed_dim=8, projection_class_embeddings_input_dim=24, adapters=0)
 
 
@@ -151,7 +152,7 @@ class Twin:
 
 
 def test_diffusers_live():
-  """Forward pass and every gradient, rematerialised, at 2 channels per group (1 makes gradients vanish)."""
+  """Forward pass and every gradient, rematerialised."""
   twin = Twin()
   v, grads, sample_grad = twin.ours()
   expected_v, expected_grads, expected_sample_grad = twin.stock()

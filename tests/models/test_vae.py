@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from dicetalk_jax.models.core import abstract, init_params, merge
+from dicetalk_jax.models import core
+from dicetalk_jax.models.core import merge
 from dicetalk_jax.models.vae import VAE, VAEConfig
 from tests.models import parity
 
@@ -23,12 +24,12 @@ def recorded(goldens):
   weights = {k: v * np.float32(rule['factor']) if small(k) else v for k, v in weights.items()}
   _, weak = parity.converted(VAEConfig.from_json(settings['constructor']), VAE, weights)
 
-  @jax.jit
+  @parity.jit
   def encode(params, x):
     with jax.default_matmul_precision('highest'):
       return merge(graphdef, params).encode(x)
 
-  @jax.jit
+  @parity.jit
   def decode(params, z):
     with jax.default_matmul_precision('highest'):
       return merge(graphdef, params).decode(z)
@@ -60,7 +61,7 @@ def test_golden_decode(recorded, case):
 
 
 def test_twin():
-  """Forward and all gradients against diffusers, with two stages."""
+  """Forward and all gradients (computed with `remat`) against diffusers, with two stages."""
   import diffusers
   import torch
   torch.manual_seed(0)
@@ -83,7 +84,7 @@ def test_twin():
 
   def ours(params, image, z):
     model = merge(graphdef, params)
-    return *model.encode(image), model.decode(z)
+    return *model.encode(image, remat=True), model.decode(z, remat=True)
 
   def weighed(params, image, z):
     outputs = ours(params, image, z)
@@ -95,20 +96,20 @@ def test_twin():
   assert parity.error(mean, latents.mean.detach()) < 3e-5
   assert parity.error(logvar, latents.logvar.detach()) < 3e-5
   assert parity.error(frames[0], their_frames.detach()) < 2e-4
-  assert parity.error(parity.channels_first(of_image), their_image.grad) < 2e-4
-  assert parity.error(parity.channels_first(of_z)[0], their_z.grad) < 2e-4
-  assert parity.gradient_error(grads, theirs) < 2e-4
+  assert parity.error(parity.channels_first(of_image), their_image.grad) < 1e-4
+  assert parity.error(parity.channels_first(of_z)[0], their_z.grad) < 1e-4
+  assert parity.gradient_error(grads, theirs) < 1e-4
 
 
-def test_trains_from_scratch_and_remat_changes_nothing_but_memory():
+def test_trains_from_scratch_and_remat_saves_memory():
   build = functools.partial(VAE, TINY)
-  graphdef, _ = abstract(build)
-  params = init_params(build, jax.random.key(0))
+  graphdef, _ = core.abstract(build)
+  params = parity.jit(lambda key: core.split(build(rngs=core.ParamKeys(key)))[1])(jax.random.key(0))
   ramp = np.linspace(-1, 1, 16, dtype=np.float32)
   clip = np.stack([np.broadcast_to(c * ramp[:, None], (16, 16)) for c in (1, -1, 0.5)], axis=-1)
   clip = np.stack([clip, clip.swapaxes(0, 1)])[None]  # [1,2,16,16,3]
 
-  def loss(params, remat):
+  def loss(params, remat=False):
     model = merge(graphdef, params)
     mean, _ = model.encode(clip[0], remat)
     return jnp.mean((model.decode(mean[None], remat) - clip) ** 2)
@@ -119,21 +120,18 @@ def test_trains_from_scratch_and_remat_changes_nothing_but_memory():
     return sum(x.size for x in jax.tree.leaves(pull))
 
   assert kept(True) < 0.5 * kept(False)
-  grad = {remat: jax.jit(jax.grad(functools.partial(loss, remat=remat)))(params) for remat in (True, False)}
-  for name in params:
-    np.testing.assert_allclose(grad[True][name], grad[False][name], rtol=1e-3, atol=1e-5, err_msg=name)
 
-  optimizer = optax.adam(3e-3)
+  optimizer = optax.sign_sgd(2e-3)
 
-  @jax.jit  # not a scan: on CPU, gradients of convolutions are many times slower inside a loop
-  def step(params, state):
-    value, grad = jax.value_and_grad(loss)(params, False)
-    updates, state = optimizer.update(grad, state)
-    return optax.apply_updates(params, updates), state, value
+  @parity.jit  # not a scan: on CPU, gradients of convolutions are many times slower inside a loop
+  def step(params):
+    value, grad = jax.value_and_grad(loss)(params)
+    updates, _ = optimizer.update(grad, optimizer.init(params), params)
+    return optax.apply_updates(params, updates), value
 
-  state, losses = optimizer.init(params), []
-  for _ in range(60):
-    params, state, value = step(params, state)
+  losses = []
+  for _ in range(40):
+    params, value = step(params)
     losses.append(float(value))
   assert losses[0] < 10 and losses[-1] < 0.1 * losses[0]
 

@@ -1,0 +1,141 @@
+"""The creator's command: a video with sound for good inputs; one sentence and exit code 2 for each bad one."""
+
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from dicetalk_jax import bundle, generate
+from dicetalk_jax.media.video import read_video
+from dicetalk_jax.pipeline import Pipeline
+from tests import tiny
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  with tiny.quick_compilation():
+    yield
+
+
+@pytest.fixture(scope='module')
+def inputs(tmp_path_factory):
+  """Flags that work."""
+  folder = tmp_path_factory.mktemp('inputs')
+  Image.fromarray(tiny.portrait()).save(folder / 'face.png')
+  tiny.write_speech(folder / 'speech.wav')
+  x, y, width, height = tiny.FACE_BOX
+  return dict(model=tiny.shared_model(tmp_path_factory), image=folder / 'face.png', audio=folder / 'speech.wav',
+              emotion='happy', face_box=f'{x},{y},{x + width},{y + height}')
+
+
+def command(monkeypatch, **flags):
+  """Runs the command like a shell does."""
+  argv = ['generate', *(f'--{name}={value}' for name, value in flags.items() if value is not None)]
+  monkeypatch.setattr(sys, 'argv', argv)
+  generate.run()
+
+
+def test_writes_a_video_with_sound(inputs, tmp_path, monkeypatch, capsys):
+  assert generate._mesh().size == 8            # all devices; here one, whose programs other tests have compiled
+  monkeypatch.setattr(generate, '_mesh', lambda: None)
+  output = tmp_path / 'new' / 'out.mp4'
+  command(monkeypatch, **inputs, output=output, seed=3)
+  captured = capsys.readouterr()
+  assert captured.out == f'{output}: 0.8 s, 16x20, 10 frames at 12.5 per second\n'
+  assert all(captured.err.count(f'{stage}: 100%') == 1 for stage in ('loading', 'sampling', 'decoding'))
+  assert [p.name for p in output.parent.iterdir()] == ['out.mp4']
+  video = read_video(output)
+  assert video.frames.shape == (10, 20, 16, 3) and video.fps == 12.5
+  sound = video.audio[:len(tiny.speech())]
+  assert np.corrcoef(sound, tiny.speech())[0, 1] > 0.9
+
+
+def test_no_arguments_show_the_usage(monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'argv', ['generate'])
+  with pytest.raises(SystemExit) as info:
+    generate.run()
+  usage = capsys.readouterr().err
+  assert info.value.code == 2 and len(usage.splitlines()) < 24
+  for flag in ('model', 'image', 'audio', 'emotion', 'output', 'face_box', 'seed', 'steps'):
+    assert f'--{flag}' in usage
+
+
+def empty(path):
+  path.write_bytes(b'')
+
+
+def rubbish(path):
+  path.write_bytes(b'\x89PNG no picture, no sound')
+
+
+def cut_picture(path):
+  Image.fromarray(tiny.portrait()).save(path, format='PNG')
+  path.write_bytes(path.read_bytes()[:-200])
+
+
+def silent(path):
+  tiny.write_speech(path, np.zeros(16000, np.float32))
+
+
+def blip(path):
+  tiny.write_speech(path, tiny.speech(0.05))
+
+
+def no_samples(path):
+  tiny.write_speech(path, np.zeros(0, np.float32))
+
+
+def no_components(path):
+  bundle.save_settings(path, {})
+
+
+@pytest.mark.parametrize('flag, make, name, sentence', [
+    ('image', None, 'none.png', 'does not exist'),
+    ('image', rubbish, 'face.png', 'cannot be read'),
+    ('image', cut_picture, 'face.png', 'cannot be read'),
+    ('audio', None, 'none.wav', 'none.wav'),
+    ('audio', empty, 'a.wav', 'a.wav'),
+    ('audio', rubbish, 'a.wav', 'a.wav'),
+    ('audio', silent, 'a.wav', 'silent'),
+    ('audio', no_samples, 'a.wav', 'empty'),
+    ('audio', blip, 'a.wav', 'less than one frame'),
+    ('model', None, 'nowhere', 'no model folder'),
+    ('model', no_components, 'part', 'has no unet and no vae'),
+    ('output', empty, 'file/out.mp4', 'cannot write'),
+    ('output', None, 'out.avi', 'end the name in .mp4'),
+])
+def test_bad_files(inputs, tmp_path, monkeypatch, capsys, flag, make, name, sentence):
+  path = tmp_path / name
+  if make is not None:
+    make(path.parent if flag == 'output' else path)
+  refuses(monkeypatch, capsys, tmp_path, sentence, {**inputs, 'output': tmp_path / 'out.mp4', flag: path})
+
+
+@pytest.mark.parametrize('changes, sentence', [
+    (dict(emotion='bored'), 'it has: happy, sad'),
+    (dict(emotion='../unet'), 'it has: happy, sad'),
+    (dict(emotion=None), '--emotion'),
+    (dict(face_box=None), 'no face was found'),
+    (dict(face_box='1,2,3'), 'four numbers'),
+    (dict(face_box='10,10,900,900'), 'within the picture'),
+    (dict(steps=0), 'at least one step'),
+    (dict(steps='many'), '--steps'),
+    (dict(stepz=5), '--stepz'),
+])
+def test_bad_flags(inputs, tmp_path, monkeypatch, capsys, changes, sentence):
+  refuses(monkeypatch, capsys, tmp_path, sentence, {**inputs, 'output': tmp_path / 'out.mp4', **changes})
+
+
+def refuses(monkeypatch, capsys, folder, sentence, flags):
+  """One line, exit code 2, before any weights are read, and no output."""
+  def load(*args, **kwargs):
+    raise AssertionError('weights were read before the inputs were checked')
+  monkeypatch.setattr(Pipeline, 'load', load)
+  before = sorted(folder.rglob('*'))
+  with pytest.raises(SystemExit) as info:
+    command(monkeypatch, **flags)
+  message = capsys.readouterr().err
+  assert info.value.code == 2
+  assert message.startswith('error: ') and message.count('\n') == 1 and sentence in message, message
+  assert sorted(folder.rglob('*')) == before

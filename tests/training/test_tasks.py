@@ -1,0 +1,147 @@
+"""The three tasks at the smallest size there is, one after the other through the one loop, and a video at the end."""
+
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dicetalk_jax import bundle, main
+from dicetalk_jax.errors import ConfigError, WeightsError
+from dicetalk_jax.pipeline import Pipeline
+from dicetalk_jax.training import loop
+from dicetalk_jax.training.diffusion import emotion_discrimination
+
+STEPS = 4
+
+
+def micro(task):
+  """32 px, two levels everywhere."""
+  config = importlib.import_module(f'configs.{task}').get_config('tiny')
+  config.data.synthetic.update(size=32, train=2, val=2, test=0, seconds=0.6, clips=16)
+  config.total_steps = config.log_every = STEPS
+  config.eval_every = config.checkpoint_every = STEPS
+  config.mesh.update(data=1, fsdp=1)
+  config.frozen.whisper.update(d_model=16, encoder_ffn_dim=16)
+  config.frozen.image_encoder.update(hidden_size=16, intermediate_size=16, projection_dim=32, image_size=28)
+  if task == 'autoencoder':
+    config.vae.update(block_out_channels=(8, 16), latent_channels=4)
+    config.batch_size, config.data.frames = 2, 2
+  if task == 'embedder':
+    config.embedder.update(whisper_dim=16, width=32, heads=2, mlp_dim=32, max_len=15)
+    config.data.update(identities=2, emotions=2, clips=2, min_len=8, max_len=15)
+    config.batch_size = 8
+  if task == 'diffusion':
+    config.data.update(frames=3, size=32)
+    config.batch_size = 2
+    config.unet.update(
+        in_channels=8, out_channels=4, block_out_channels=(32, 32), num_attention_heads=2, cross_attention_dim=32,
+        down_block_types=('CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
+        up_block_types=('UpBlockSpatioTemporal', 'CrossAttnUpBlockSpatioTemporal'), num_frames=3)
+    config.audio_linear.update(channels=16, intermediate_dim=32, output_dim=32)
+    config.pose_guider.update(conditioning_embedding_channels=32, block_out_channels=(8, 8))
+    config.emo_model.update(prior_dim=32, dim=32, intermediate_dim=32, classifier_in=32, num_heads=2)
+    config.sample.update(num_steps=2, shift=1)
+  return config
+
+
+def run(task, folder, steps=STEPS, **changes):
+  config = micro(task)
+  config.total_steps = steps
+  config.update(changes)
+  mesh = jax.make_mesh((1, 1), ('data', 'fsdp'), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1])
+  return loop.train(main.task_class(task), config, folder, mesh=mesh)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('runs')
+  for task in ('autoencoder', 'embedder', 'diffusion'):
+    run(task, folder / task)
+  return folder
+
+
+def rows(folder, task):
+  return [json.loads(line) for line in (folder / task / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_model_folder_is_complete_and_generates(trained):
+  assert set(bundle.components(trained / 'model')) == {
+      'vae', 'whisper', 'image_encoder', 'embedder', 'unet', 'audio_linear', 'pose_guider', 'emo_model'}
+  assert len(bundle.emotions(trained / 'model')) == 8
+  pipe = Pipeline.load(trained / 'model')
+  portrait = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+  wave = np.random.default_rng(1).normal(size=16_000 // 2).astype(np.float32) * 0.1
+  frames, fps = pipe.generate(portrait, wave, emotion='happy', face_box=(16, 16, 32, 32))
+  assert frames.shape == (6, 32, 32, 3) and frames.dtype == np.uint8 and fps == 12.5
+
+
+def test_every_loss_is_logged_and_every_run_has_pictures_and_curves(trained):
+  diffusion = rows(trained, 'diffusion')
+  train, evaluation = diffusion[0], diffusion[-1]
+  for part in ('loss', 'denoise', 'cls', 'vq', 'grad_norm', 'steps_per_second'):
+    assert np.isfinite(train[f'train/{part}']), part
+  assert np.isfinite(evaluation['eval/denoise'])
+  assert 'eval/psnr' in rows(trained, 'autoencoder')[-1]
+  scores = rows(trained, 'embedder')[-1].keys()
+  assert {'eval/emotion_accuracy', 'eval/identity_accuracy', 'eval/audio_clustering'} <= scores
+  for task in ('autoencoder', 'diffusion'):
+    assert list((trained / task / 'pictures').glob('*.png'))
+  assert (trained / 'diffusion' / 'curves.png').exists()
+
+
+def test_continued_diffusion_run_equals_the_uninterrupted_one_to_the_bit(trained):
+  model, data = str(trained / 'model'), str(trained / 'data')
+  config = dict(model=model, log_every=1, data=micro('diffusion').data.copy_and_resolve_references())
+  config['data'].dir = data
+  run('diffusion', trained / 'halves', steps=2, **config)
+  run('diffusion', trained / 'halves', steps=STEPS, **config)
+  run('diffusion', trained / 'whole', steps=STEPS, **config)
+  losses = lambda name: [
+      (r['step'], r['train/loss'], r['train/grad_norm']) for r in rows(trained, name) if 'train/loss' in r]
+  assert losses('halves') == losses('whole') and len(losses('whole')) == STEPS
+
+
+def test_gradients_reach_every_trained_component(trained):
+  config = micro('diffusion')
+  mesh = jax.make_mesh((1, 1), ('data', 'fsdp'), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1])
+  task = main.task_class('diffusion')(config, mesh, trained / 'diffusion')
+  params = task.init(jax.random.key(0))
+  batch = next(task.batches())
+  batch['drop'] = np.ones_like(batch['drop'])
+  grads = jax.jit(jax.grad(lambda p: task.loss(p, {}, batch, jax.random.key(1), jnp.array(200))[0]))(params)
+  norms = {name: sum(float(jnp.square(g).sum()) for k, g in grads.items() if k.startswith(name)) for name in (
+      'unet.', 'audio_linear.', 'emo_model.emo_linear', 'emo_model.codebook.codebook', 'emo_model.classifier',
+      'pose_guider.conv_out', 'unet.mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_k_ip.1')}
+  assert all(np.isfinite(v) and v > 0 for v in norms.values()), norms
+
+
+def test_parts_that_do_not_fit_are_refused(trained):
+  config = micro('diffusion')
+  with pytest.raises(ConfigError, match='emo_model.prior_dim=16 does not fit'):
+    config.emo_model.prior_dim = 16
+    main.task_class('diffusion')(config, None, trained / 'diffusion')
+
+
+def test_missing_autoencoder_is_named(tmp_path, trained):
+  config = micro('diffusion')
+  config.data.dir = str(trained / 'data')
+  with pytest.raises(WeightsError, match='model'):
+    main.task_class('diffusion')(config, None, tmp_path / 'diffusion')
+
+
+def test_discrimination_counts_labelled_clips_whose_emotion_is_kept():
+  logits = jax.random.normal(jax.random.key(0), (3, 4, 22))
+  label, dropped = jnp.array([5, -1, 7]), jnp.array([False, False, True])
+  loss, accuracy = emotion_discrimination(logits, label, dropped)
+  expected = -jax.nn.log_softmax(logits[0])[:, 5].mean()
+  np.testing.assert_allclose(loss, expected, rtol=1e-6)
+  assert float(accuracy) == float((logits[0].argmax(-1) == 5).mean())
+
+
+def test_discrimination_without_any_label_is_zero_with_zero_gradient():
+  label, dropped = jnp.array([-1, 3]), jnp.array([False, True])
+  loss, grad = jax.value_and_grad(lambda x: emotion_discrimination(x, label, dropped)[0])(jnp.ones((2, 3, 22)))
+  assert float(loss) == 0 and not np.asarray(grad).any()
