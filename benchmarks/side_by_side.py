@@ -22,7 +22,8 @@ from dicetalk_jax.models.unet import UNet, UNetConfig
 
 SIZES = dict(
     in_channels=8, out_channels=4, block_out_channels=(32, 64, 64, 64), layers_per_block=1,
-    num_attention_heads=(2, 2, 2, 2), cross_attention_dim=32, addition_time_embed_dim=16, projection_class_embeddings_input_dim=48)
+    num_attention_heads=(2, 2, 2, 2), cross_attention_dim=32,
+    addition_time_embed_dim=16, projection_class_embeddings_input_dim=48)
 ROWS, FRAMES, SIDE = 2, 8, 16
 
 

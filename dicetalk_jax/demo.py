@@ -44,13 +44,14 @@ def train(folder: pathlib.Path, small: bool) -> None:
       loop.train(main.task_class(task), config, folder / task)
 
 
-def scenes(size: int) -> list:
-  """(emotion, truth) of the held-out person and sentence, as the data set would render them."""
+def scenes(size: int) -> tuple[int, list]:
+  """The held-out person, and (emotion, truth) of one held-out sentence as the data set would render it."""
   from data_pipelines.builders import synthetic_clips
   from data_pipelines.synthetic.clip import make_clip
-  job = synthetic_clips.jobs(synthetic_clips.SyntheticConfig(test=1, seconds=2 * SECONDS), 'test')[0]
-  return job.identity, [(emotion, make_clip(job.identity, emotion, 3, job.sentence, size=size, motion=0.5,
-                                            max_seconds=SECONDS)) for emotion in EMOTIONS]
+  job = synthetic_clips.jobs(synthetic_clips.SyntheticConfig(test=1), 'test')[0]
+  perform = lambda emotion: make_clip(job.identity, emotion, 3, job.sentence(), size=size, motion=0.5,
+                                      max_seconds=SECONDS)
+  return job.identity, [(emotion, perform(emotion)) for emotion in EMOTIONS]
 
 
 def main(argv: list[str]) -> None:
