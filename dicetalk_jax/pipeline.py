@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from dicetalk_jax import bundle, parallel
@@ -129,6 +129,7 @@ class Pipeline:
         lambda model, prior: (model(prior, settings.retrieval)[0], model.null_tokens(settings.retrieval)))
     self._guide = networks['pose_guider'].stage(
         lambda model, mask: model(jnp.repeat(mask[:, None, ..., None], MASK_CHANNELS, -1))[:, 0])
+    self._place = NamedSharding(mesh, PartitionSpec()) if mesh else jax.local_devices()[0]
     self._draw = jax.jit(draw_noise, static_argnums=2)
     self._sample = functools.partial(
         make_sampler(networks['unet'].graphdef, settings.sampler, mesh), networks['unet'].params)
@@ -209,7 +210,8 @@ class Pipeline:
       progress: called after every step.
     """
     with self._on_mesh():
-      x = self._draw(keys, conditions, self.settings.sampler.frames)
+      # Committed to its place, like the result of a step: one program for the first step and the others.
+      x = jax.device_put(self._draw(keys, conditions, self.settings.sampler.frames), self._place)
       lengths = jnp.asarray(lengths)
       steps = self.settings.sampler.steps_run
       spans = [(0, steps)] if progress is _silent else [(i, i + 1) for i in range(steps)]    # one program for both

@@ -38,6 +38,11 @@ def video(pipe):
   return frames, fps, calls
 
 
+def programs(pipe):
+  """How many programs the sampler and the decoder have been compiled to."""
+  return [stage.func._cache_size() for stage in (pipe._sample, pipe._decode)]
+
+
 def test_generates(video):
   frames, fps, calls = video
   assert frames.shape == (10, 20, 16, 3) and frames.dtype == np.uint8 and fps == 12.5     # 0.8 s; 80x64 pixels
@@ -54,6 +59,8 @@ def test_seed_emotion_and_speech_matter(pipe, video):
   np.testing.assert_allclose(again().astype(int), video[0].astype(int), atol=1)
   for other in (again(seed=4), again(emotion='sad'), again(wave=tiny.speech()[::-1]), again(box=(0., 0., 9., 9.))):
     assert (other != video[0]).mean() > 0.01
+  assert len(again(wave=tiny.speech(1.2))) == 15
+  assert programs(pipe) == [1, 1]                          # for all of this, and the video with progress
 
 
 def test_lengths_of_a_bucket_share_programs(pipe):
@@ -102,7 +109,9 @@ def test_half_precision_over_a_mesh(folder, video):
   pipe = Pipeline.load(folder, parallel.make_mesh(data=-1, fsdp=1), jnp.bfloat16)
   assert pipe.networks['unet'].params['conv_in.kernel'].dtype == jnp.bfloat16
   assert pipe.networks['whisper'].params['encoder.conv1.kernel'].dtype == jnp.float32
-  frames, _ = pipe.generate(tiny.portrait(), tiny.speech(), emotion='happy', face_box=tiny.FACE_BOX, seed=3)
+  frames, _ = pipe.generate(tiny.portrait(), tiny.speech(), emotion='happy', face_box=tiny.FACE_BOX, seed=3,
+                            progress=lambda *_: None)
+  assert programs(pipe) == [1, 1]
   difference = np.abs(frames.astype(int) - video[0])
   assert difference.mean(axis=(1, 2, 3)).max() < 0.1 * video[0].std()
 

@@ -7,13 +7,14 @@ its redundant work removed (keys and values of the conditions are projected once
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 from flax import nnx, struct
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dicetalk_jax import parallel
 from dicetalk_jax.diffusion import edm, guidance, schedule, windows
@@ -192,7 +193,8 @@ def make_sampler(graphdef: nnx.GraphDef, config: SamplerConfig, mesh: Mesh | Non
     v = v.astype(jnp.float32).reshape(batch, count, guidance.BRANCHES, frames, *size)
     return guidance.combine(v, now['g_image'], now['g_condition'], axis=2)
 
-  @jax.jit
+  # Latents leave as they came, on every device, so that they can come again: see `first`.
+  @functools.partial(jax.jit, out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()))
   def sample(params, x, conditions, lengths, first=0, last=config.steps_run):
     unet = core.merge(graphdef, params)
     tables = context_tables(unet, conditions)

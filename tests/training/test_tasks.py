@@ -37,7 +37,7 @@ def micro(task):
     config.data.update(frames=3, size=32)
     config.batch_size = 2
     config.unet.update(
-        in_channels=8, out_channels=4, block_out_channels=(32, 32), num_attention_heads=2, cross_attention_dim=32,
+        in_channels=8, out_channels=4, block_out_channels=(32, 32), num_attention_heads=(2, 2), cross_attention_dim=32,
         down_block_types=('CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
         up_block_types=('UpBlockSpatioTemporal', 'CrossAttnUpBlockSpatioTemporal'), num_frames=3)
     config.audio_linear.update(channels=16, intermediate_dim=32, output_dim=32)
