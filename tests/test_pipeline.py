@@ -89,10 +89,10 @@ def test_decodes_in_chunks_with_padding_frames(pipe, folder):
   """Chunks of 3 from frame 0, each by itself; the last one may be cut by the end of the latents."""
   graphdef, _ = core.abstract(registry.builder('vae', tiny.CONFIGS['vae']))
   params = bundle.load_component(folder, 'vae')[1]
-  decode = jax.jit(lambda z: core.merge(graphdef, params).decode(z[None] / 0.5)[0])
+  decode = jax.jit(lambda params, z: core.merge(graphdef, params).decode(z[None] / 0.5)[0])
   z = np.float32(np.random.default_rng(0).normal(size=(7, 10, 8, 4)))
   for length, frames in ((3, 7), (7, 7), (4, 6)):
-    expected = np.concatenate([decode(z[i:min(i + 3, frames)]) for i in range(0, frames, 3)])[:length]
+    expected = np.concatenate([decode(params, z[i:min(i + 3, frames)]) for i in range(0, frames, 3)])[:length]
     expected = 255 * np.clip(expected * 0.5 + 0.5, 0, 1)
     ours = pipe.decode(z[:frames], length)
     assert ours.shape == (length, 20, 16, 3)

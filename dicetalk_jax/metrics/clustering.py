@@ -107,19 +107,21 @@ def summary(mu: np.ndarray, identity: np.ndarray, emotion: np.ndarray) -> dict[s
     emotion: int `[N]`, all labelled.
 
   Returns:
-    `clustering` (mean over emotions), `emotion_accuracy` (nearest centroid of other people), `identity_accuracy`
-    (linear probe; should fall), `recall_at_1` of (identity, emotion), `norm` and `mean_cosine` of mu.
+    `emotion_accuracy` (nearest centroid of other people), `identity_accuracy` (linear probe; should fall), `norm` and
+    `mean_cosine` of mu; and where people have several clips of an emotion `clustering` (mean over emotions) and
+    `recall_at_1` of (identity, emotion).
   """
   mu, both = np.asarray(mu, np.float64), np.stack([identity, emotion], axis=1)
   group = np.unique(both, axis=0, return_inverse=True)[1].ravel()
   norm = np.linalg.norm(mu, axis=1)
   unit = mu / np.maximum(norm, 1e-12)[:, None]
   others = ~np.eye(len(mu), dtype=bool)
-  return {
-      'clustering': float(np.mean(list(clustering_strength(mu, identity, emotion).values()))),
+  strength = clustering_strength(mu, identity, emotion)
+  repeated = {} if not strength else {
+      'clustering': float(np.mean(list(strength.values()))), 'recall_at_1': recall_at_1(mu, group)}
+  return repeated | {
       'emotion_accuracy': nearest_centroid_accuracy(mu, emotion, identity),
       'identity_accuracy': linear_probe_accuracy(mu, identity, folds_within(identity)),
-      'recall_at_1': recall_at_1(mu, group),
       'norm': float(norm.mean()),
       'mean_cosine': float((unit @ unit.T)[others].mean()),
   }

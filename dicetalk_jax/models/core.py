@@ -67,7 +67,10 @@ def init_params(build: Callable[..., nnx.Module], key: jax.Array, names=None, sh
   def init(key):
     _, params = split(build(rngs=ParamKeys(key)))
     return params if names is None else {name: params[name] for name in names}
-  return jax.jit(init, out_shardings=shardings)(key)
+  # Each value is drawn once: on the CPU, optimising the program costs far more than it saves.
+  quick = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+  options = quick if jax.default_backend() == 'cpu' else None
+  return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
 
 
 def numpy_params(target: Abstract, seed: int = 0) -> Params:

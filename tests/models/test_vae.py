@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -102,7 +103,7 @@ def test_twin():
 
 
 def test_trains_from_scratch_and_remat_saves_memory():
-  build = functools.partial(VAE, TINY)
+  build = functools.partial(VAE, dataclasses.replace(TINY, block_out_channels=(8,)))  # compiles fastest
   graphdef, _ = core.abstract(build)
   params = parity.jit(lambda key: core.split(build(rngs=core.ParamKeys(key)))[1])(jax.random.key(0))
   ramp = np.linspace(-1, 1, 16, dtype=np.float32)
