@@ -9,6 +9,7 @@ def get_config(arg: str = 'default'):
   name = common.preset(arg, PRESETS)
   config = common.training('diffusion')
   config.data.frames, config.data.step, config.data.size = 25, 2, 512
+  config.data.reference = 'clip'           # reference frame of the same 'clip', or of any clip of the 'identity'
   config.data.area = (1.0, 1.3)            # face box enlargement, drawn per clip; 1.1 in evaluation
   config.unet = dict(
       in_channels=8, out_channels=4, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2,
@@ -32,6 +33,7 @@ def get_config(arg: str = 'default'):
     common.tiny(config)
     config.batch_size = 3
     config.data.frames, config.data.size = 8, 64
+    config.data.reference = 'identity'     # one that shows the emotion would let little training ignore the tokens
     config.total_steps = 900
     config.optim.lr, config.optim.schedule, config.optim.ema = 1e-3, 'cosine', 0.995
     # Transformers at the middle level only: at the top one they would take most of the time of two CPU cores.

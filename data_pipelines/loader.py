@@ -20,6 +20,7 @@ from data_pipelines.source import ClipSource
 from dicetalk_jax.errors import ConfigError, DataError
 
 Batch = dict[str, np.ndarray]
+REFERENCES = ('clip', 'identity')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +130,11 @@ class DiffusionExamples:
   area: tuple[float, float]
   measured_buckets: bool
   clip_stride: int
+  reference: str = 'clip'
 
   def __post_init__(self):
+    if self.reference not in REFERENCES:
+      raise ConfigError(f'reference={self.reference!r} is not known; choose one of {", ".join(REFERENCES)}')
     self.part.check_window(self.frames, self.step)
     length = self.part.source.table.num_frames
     self.part.check_feature('latents', length)
@@ -143,17 +147,23 @@ class DiffusionExamples:
     part, record = self.part, self.part.source[clip]
     length = int(record['num_frames'])
     rows = sampling.window_rows(rng, length, self.frames, self.step)
-    reference = sampling.reference_row(rng, length, rows, self.clip_stride)
     span = slice(rows[0], rows[-1] + 1)
+    if self.reference == 'clip':
+      other, seen = clip, record
+      reference = sampling.reference_row(rng, length, rows, self.clip_stride)
+    else:
+      identity = part.source.table.identity
+      other = int(rng.choice(np.flatnonzero(identity == identity[clip])))
+      seen = part.source[other]
+      reference = int(rng.choice(np.arange(0, int(seen['num_frames']), self.clip_stride)))
 
     token = reference // self.clip_stride
-    boxes = record['bbox']
-    boxes = np.concatenate([boxes[span], boxes[reference:reference + 1]])
+    boxes = np.concatenate([record['bbox'][span], seen['bbox'][reference:reference + 1]])
     mu, sigma = self._prior(clip, record)
     return {
         'latents': part.rows('latents', clip, record, slice(span.start, span.stop, self.step)).astype(np.float32),
-        'reference': part.rows('latents', clip, record, slice(reference, reference + 1))[0].astype(np.float32),
-        'image_token': part.rows('clip_embed', clip, record, slice(token, token + 1)).astype(np.float32),
+        'reference': part.rows('latents', other, seen, slice(reference, reference + 1))[0].astype(np.float32),
+        'image_token': part.rows('clip_embed', other, seen, slice(token, token + 1)).astype(np.float32),
         'audio': sampling.audio_windows(lambda s: part.rows('whisper', clip, record, s), 2 * length, rows),
         'mu': mu,
         'sigma': sigma,
@@ -182,7 +192,8 @@ class DiffusionExamples:
 def diffusion_loader(
     parts: Part | Sequence[Part], *, batch: int, frames: int = 25, step: int = 2, mask_size: int = 512, seed: int,
     area: tuple[float, float] = (1., 1.3), measured_buckets: bool = True, clip_stride: int = 1,
-    shard: tuple[int, int] = (0, 1), threads: int = 4, workers: int = 0) -> grain.IterDataset[Batch]:
+    reference: str = 'clip', shard: tuple[int, int] = (0, 1), threads: int = 4,
+    workers: int = 0) -> grain.IterDataset[Batch]:
   """Windows with all conditions, for training the diffusion model.
 
   Args:
@@ -197,6 +208,8 @@ def diffusion_loader(
     area: range of the scale of the face region; `(1.1, 1.1)` for validation.
     measured_buckets: False gives all clips the motion buckets (8, 16) of the published inference.
     clip_stride: every how many frames there is a CLIP token.
+    reference: where the reference frame comes from: the same 'clip', or any clip of the same 'identity', so that it
+      does not show the emotion that is asked for.
     shard: (index, count) of this process.
     threads: batches read at a time.
     workers: processes that read; 0 = threads of this one.
@@ -212,7 +225,8 @@ def diffusion_loader(
   """
   parts = [parts] if isinstance(parts, Part) else list(parts)
   streams = [
-      _dealt(part.source, DiffusionExamples(part, frames, step, mask_size, area, measured_buckets, clip_stride),
+      _dealt(part.source, DiffusionExamples(part, frames, step, mask_size, area, measured_buckets, clip_stride,
+                                            reference),
              seed + k, shard)
       for k, part in enumerate(parts)]
   mixed = grain.MapDataset.mix(streams, weights=[part.weight for part in parts]) if len(parts) > 1 else streams[0]

@@ -83,7 +83,7 @@ class DiffusionTask(Task):
   def _loader(self, split: str, **kwargs):
     data = self.config.data
     return iter(loader.diffusion_loader(self.parts[split], frames=data.frames, step=data.step, mask_size=data.size,
-                                        measured_buckets=False, **kwargs))
+                                        measured_buckets=False, reference=data.reference, **kwargs))
 
   def batches(self):
     index, count = parallel.batch_shard(self.mesh)

@@ -133,6 +133,23 @@ def test_window_reference_and_token_belong_together(part):
   assert starts == set(range(LENGTH - 8))
 
 
+def test_reference_of_the_identity_comes_from_all_clips_of_the_person(part):
+  others = 0
+  for batch in take(diffusion(part, reference='identity'), 20):
+    reference = batch['reference'][:, 0, 0, 0]
+    seen = (reference // 1000).astype(int)
+    identity = part.source.table.identity
+    np.testing.assert_array_equal(identity[seen], identity[clip_of(batch).astype(int)])
+    np.testing.assert_array_equal(batch['image_token'][:, 0, 0], reference)
+    others += (seen != clip_of(batch)).sum()
+  assert others
+
+
+def test_unknown_reference_is_refused(part):
+  with pytest.raises(ConfigError, match='reference'):
+    diffusion(part, reference='nobody')
+
+
 def test_the_reference_falls_back_to_the_window_and_keeps_to_clip_tokens():
   rng = np.random.default_rng(0)
   assert {sampling.reference_row(rng, 3, np.arange(3)) for _ in range(50)} == {0, 1, 2}
