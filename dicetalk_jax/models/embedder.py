@@ -8,6 +8,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.core import ModelConfig
 from dicetalk_jax.models.layers import LayerNorm
 
@@ -54,7 +55,7 @@ class EmbedderConfig(ModelConfig):
   def __post_init__(self):
     for name, choices in CHOICES.items():
       if getattr(self, name) not in choices:
-        raise ValueError(f'{name}={getattr(self, name)!r} is unknown; choose one of {", ".join(choices)}')
+        raise ConfigError(f'{name}={getattr(self, name)!r} is unknown; choose one of {", ".join(choices)}')
 
 
 def positions(length: int, width: int) -> jax.Array:

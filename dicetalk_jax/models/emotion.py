@@ -9,6 +9,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.attention import attend
 from dicetalk_jax.models.audio_projection import AudioProjection, AudioProjectionConfig
 from dicetalk_jax.models.core import ModelConfig
@@ -40,7 +41,7 @@ class EmotionConfig(ModelConfig):
 
   def __post_init__(self):
     if self.mode not in MODES:
-      raise ValueError(f'mode={self.mode!r} of the emotion model is unknown; choose one of {", ".join(MODES)}')
+      raise ConfigError(f'mode={self.mode!r} of the emotion model is unknown; choose one of {", ".join(MODES)}')
 
 
 class VQ(NamedTuple):

@@ -6,6 +6,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from dicetalk_jax.errors import ConfigError
+
 SIMILARITIES = ('cosine', 'inv_dist')
 
 
@@ -45,7 +47,7 @@ def similarity_matrix(s: jax.Array, similarity: str = 'cosine') -> jax.Array:
   'cosine' is the paper's; 'inv_dist' is 1 / (1 + |s_i - s_j|), which saturates for distant pairs.
   """
   if similarity not in SIMILARITIES:
-    raise ValueError(f'similarity={similarity!r} is unknown; choose one of {", ".join(SIMILARITIES)}')
+    raise ConfigError(f'similarity={similarity!r} is unknown; choose one of {", ".join(SIMILARITIES)}')
   s = s.astype(jnp.float32)
   products = jnp.matmul(s, s.T, precision='highest')
   square = jnp.square(s).sum(axis=1)

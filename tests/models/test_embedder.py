@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from convert import naming
+from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models import core
 from dicetalk_jax.models.embedder import Embedder, EmbedderConfig, positions
 from tests.models import parity
@@ -193,7 +194,7 @@ def test_switches_change_the_parameters():
   assert switched['audio.linear_in.kernel'].shape == (5, 16)  # half of what two packed positions need
   drawn = core.init_params(lambda rngs: Embedder(SWITCHED, rngs=rngs), jax.random.key(0), ['fusion.0.cross_weight'])
   assert drawn['fusion.0.cross_weight'] == 0.5
-  with pytest.raises(ValueError, match='pool=.* choose one of linear, mlp_mish'):
+  with pytest.raises(ConfigError, match='pool=.* choose one of linear, mlp_mish'):
     changed(pool='max')
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from convert import naming
+from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models import core
 from dicetalk_jax.models.emotion import EmotionConfig, EmotionModel
 from tests.models import parity
@@ -238,7 +239,7 @@ def test_ablations():
   np.testing.assert_allclose(models['direct'](RETRIEVE[True], prior)[0], tokens, atol=1e-6)
   whole_bank = models['bank'](RETRIEVE[False], prior)[0]
   np.testing.assert_allclose(models['learnable'](RETRIEVE[True], prior)[0], whole_bank, atol=1e-6)
-  with pytest.raises(ValueError, match='choose one of bank, direct, learnable'):
+  with pytest.raises(ConfigError, match='choose one of bank, direct, learnable'):
     EmotionConfig(mode='bnak')
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.training.contrastive import Pairs, info_nce, make_pairs, modality_dropout, similarity_matrix
 
 # Two people of a labelled corpus, then a person with two unlabelled videos.
@@ -120,7 +121,7 @@ def test_computes_in_float32(s):
   matrix = similarity_matrix(half)
   assert matrix.dtype == jnp.float32
   np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-6)
-  with pytest.raises(ValueError, match='choose one of cosine, inv_dist'):
+  with pytest.raises(ConfigError, match='choose one of cosine, inv_dist'):
     similarity_matrix(s, 'dot')
 
 
