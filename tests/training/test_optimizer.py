@@ -51,6 +51,19 @@ def test_decay_spares_vectors():
   np.testing.assert_array_equal(updates['bias'], 0)
 
 
+def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
+  tx = make_optimizer(optim(name='muon', lr=0.1), 10)
+  grads = {'conv.kernel': jax.random.normal(jax.random.key(0), (3, 3, 4, 6)), 'conv.bias': jnp.array([0.3, -5.0])}
+  params = jax.tree.map(jnp.zeros_like, grads)
+  updates, _ = tx.update(grads, tx.init(params), params)
+  singular = np.linalg.svd(np.reshape(updates['conv.kernel'], (36, 6)), compute_uv=False)
+  assert singular.max() / singular.min() < 2 < np.linalg.cond(np.reshape(grads['conv.kernel'], (36, 6))) + 0.5
+  np.testing.assert_allclose(np.sqrt(np.mean(np.square(updates['conv.kernel']))), 2 * 0.1 * 0.2, rtol=0.2)
+  nadam = optax.nadam(0.1, b1=0.8, b2=0.9)
+  expected, _ = nadam.update(grads, nadam.init(params))
+  np.testing.assert_allclose(updates['conv.bias'], expected['conv.bias'], rtol=1e-4)
+
+
 def test_clip_makes_large_gradients_alike():
   tx = make_optimizer(optim(clip=1.0, eps=1.0), 10)
   params = {'w': jnp.zeros(2)}
