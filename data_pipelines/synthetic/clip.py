@@ -37,7 +37,8 @@ class Clip:
 
 
 def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: int = 64, take: int = 0,
-              motion: float = 1., max_seconds: float | None = None, render: bool = True) -> Clip:
+              motion: float = 1., articulation: float = 1., max_seconds: float | None = None,
+              render: bool = True) -> Clip:
   """A person says a sentence in an emotion. Every value is a function of the arguments.
 
   Args:
@@ -48,6 +49,7 @@ def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: i
     size: height and width of the frames in pixels.
     take: another performance of the same words.
     motion: factor on head motion; 0 leaves only the posture of the emotion.
+    articulation: factor on how far speech opens the mouth.
     max_seconds: cuts the finished clip after this time, to whole frames.
     render: False leaves `frames` empty, which is several times faster.
 
@@ -65,7 +67,7 @@ def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: i
   track = visemes.viseme_track(utterance)
   loud = loudness(utterance.audio)
   strengths = emotions.envelope(utterance.frames, stream('envelope'))[:, None]
-  jaw_gain = person.jaw_gain * emotions.speech_jaw(emotion, level)
+  jaw_gain = articulation * person.jaw_gain * emotions.speech_jaw(emotion, level)
   au = activations(strengths * emotions.preset(emotion, level), track, loud, jaw_gain)
   pose = head_motion(strengths * emotions.head_pose(emotion, level), loud, motion, stream('pose'))
   blink = blinks(utterance.frames, stream('blink'))

@@ -87,6 +87,12 @@ def test_motion_scales_the_head_and_nothing_else():
   np.testing.assert_array_equal(still.au, lively.au)
 
 
+def test_articulation_opens_the_mouth_of_a_speaker():
+  quiet, natural, clear = (make_clip(3, 'neutral', 1, 5, articulation=a, render=False) for a in (0., 1., 1.6))
+  assert quiet.opening.std() < natural.opening.std() / 3 and clear.opening.std() > 1.2 * natural.opening.std()
+  np.testing.assert_array_equal(natural.audio, clear.audio)
+
+
 def test_neutral_ignores_the_level():
   assert digest(make_clip(2, 'neutral', 1, 6, render=False)) == digest(make_clip(2, 'neutral', 3, 6, render=False))
 
