@@ -11,9 +11,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
-from typing import Any, NamedTuple
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -27,6 +25,7 @@ from dicetalk_jax.media.face import find_face
 from dicetalk_jax.media.image import Box, prepare_portrait
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.models.face_mask import mask_pyramid
+from dicetalk_jax.network import Network
 
 COMPONENTS = ('unet', 'vae', 'image_encoder', 'whisper', 'audio_linear', 'pose_guider', 'emo_model')
 MASK_CHANNELS = 3
@@ -88,29 +87,6 @@ class Settings(core.ModelConfig):
     return frames
 
 
-class Network(NamedTuple):
-  """One component: its configuration, its structure, its parameters."""
-
-  config: core.ModelConfig
-  graphdef: nnx.GraphDef
-  params: core.Params
-
-  @classmethod
-  def load(cls, folder, name: str, mesh: Mesh | None = None, dtype=None, param_dtype=None) -> 'Network':
-    """Restores a component; `dtype` is that of the computation, `param_dtype` that of the parameters in memory."""
-    shardings = functools.partial(parallel.shardings, mesh=mesh) if mesh else None
-    config, params = bundle.load_component(folder, name, shardings, param_dtype)
-    graphdef, target = core.abstract(registry.builder(name, config, dtype))
-    if {k: x.shape for k, x in target.items()} != {k: x.shape for k, x in params.items()}:
-      raise WeightsError(f'{folder}: the parameters of {name} do not fit its configuration; save the component again')
-    return cls(registry.config_of(name, config), graphdef, params)
-
-  def stage(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(model, *args)` compiled, with the parameters bound: call it with args."""
-    run = jax.jit(lambda params, *args: function(core.merge(self.graphdef, params), *args))
-    return functools.partial(run, self.params)
-
-
 class Pipeline:
   """A model in memory, ready to generate. Make it with `Pipeline.load`."""
 
@@ -118,7 +94,8 @@ class Pipeline:
                dtype: jax.typing.DTypeLike | None = None):
     self.folder, self.networks, self.settings, self.mesh = folder, networks, settings, mesh
     vae, scale = networks['vae'], settings.sampler.scaling_factor
-    decoder = vae._replace(graphdef=core.abstract(registry.builder('vae', vae.config.to_json(), dtype))[0])
+    decoder = dataclasses.replace(
+        vae, graphdef=core.abstract(registry.builder('vae', vae.config.to_json(), dtype))[0])
     self._encode = vae.stage(lambda model, x: model.encode(x)[0])
     self._decode = decoder.stage(lambda model, z: _pixels(model.decode(self._spread(z / scale))))
     self._image_token = networks['image_encoder'].stage(lambda model, x: model(x)[:, None])

@@ -10,7 +10,8 @@ import pytest
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.models import core, registry
-from dicetalk_jax.pipeline import Network, Pipeline, Settings
+from dicetalk_jax.network import Network
+from dicetalk_jax.pipeline import Pipeline, Settings
 from tests import tiny
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.attention import CrossAttention, KeyValue
 from dicetalk_jax.models.core import ModelConfig, Params, under
 from dicetalk_jax.models.layers import GroupNorm, sinusoid
@@ -48,6 +49,14 @@ class UNetConfig(ModelConfig):
   num_frames: int = 25
   norm_num_groups: int = 32
   adapters: int = 2  # audio, emotion
+
+  def __post_init__(self):
+    for field in ('down_block_types', 'up_block_types'):
+      kinds = getattr(self, field)
+      if unknown := [kind for kind in kinds if kind not in STAGES]:
+        raise ConfigError(f'{field} of the UNet has {unknown[0]!r}, which is unknown; choose from {", ".join(STAGES)}')
+      if len(kinds) != self.levels:
+        raise ConfigError(f'{field} of the UNet has {len(kinds)} entries, but block_out_channels has {self.levels}')
 
   @property
   def levels(self) -> int:
@@ -200,3 +209,9 @@ def init_adapters_from_image(params: Params) -> Params:
   """
   source = lambda name: re.sub(r'processor\.to_([kv])_ip\.\d+', r'to_\1', name)
   return {name: value if source(name) == name else jnp.copy(params[source(name)]) for name, value in params.items()}
+
+
+def zero_residuals(params: Params) -> Params:
+  """Begins every residual branch, and the output, at zero, as is usual where a diffusion model learns from nothing."""
+  last = re.compile(r'(conv2|proj_out|conv_out)\.kernel$')
+  return {name: jnp.zeros_like(value) if last.search(name) else value for name, value in params.items()}

@@ -14,9 +14,10 @@ from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.media.sheet import grid
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.models.face_mask import mask_pyramid
-from dicetalk_jax.models.unet import init_adapters_from_image
+from dicetalk_jax.models.unet import init_adapters_from_image, zero_residuals
+from dicetalk_jax.network import Network
+from dicetalk_jax.training import bank, sources
 from dicetalk_jax.training import frozen as networks
-from dicetalk_jax.training import sources
 from dicetalk_jax.training.task import Task
 
 TRAINED = ('unet', 'audio_linear', 'pose_guider', 'emo_model')
@@ -35,14 +36,15 @@ class DiffusionTask(Task):
     super().__init__(config, mesh, workdir)
     self.train, self.val = sources.train_and_val(config, self.data_dir)
     random = config.get('frozen', {})
-    self.vae = networks.Frozen.load(self.model_dir, 'vae')
+    self.vae = Network.load(self.model_dir, 'vae')
     self.whisper = networks.ensure(self.model_dir, 'whisper', random.get('whisper'), seed=1)
     self.tower = networks.ensure(self.model_dir, 'image_encoder', random.get('image_encoder'), seed=2)
-    self.embedder = networks.Frozen.load(self.model_dir, 'embedder')
+    self.embedder = Network.load(self.model_dir, 'embedder')
     self._check()
     self.builds = {name: registry.builder(name, config[name].to_dict(), config.dtype) for name in TRAINED}
     self.graphs = {name: core.abstract(build)[0] for name, build in self.builds.items()}
     self.parts = {split: self._part(source) for split, source in (('train', self.train), ('val', self.val))}
+    self._decode = self.vae.stage(lambda model, z: model.decode(z))
     self._eval_loss = jax.jit(self.loss)
     self._sampler = sampler.make_sampler(self.graphs['unet'], sampler.SamplerConfig(
         **config.sample.to_dict(), frames=config.data.frames, scaling_factor=self.scaling_factor), mesh)
@@ -98,7 +100,9 @@ class DiffusionTask(Task):
         part = bundle.load_component(self.config.init_from, name)[1]
       else:
         part = core.init_params(build, jax.random.fold_in(key, i))
-        part = init_adapters_from_image(part) if name == 'unet' else part
+        part = zero_residuals(init_adapters_from_image(part)) if name == 'unet' else part
+        if name == 'emo_model' and self.config.emo_model.mode == 'bank' and self.config.emotion.bank_init == 'kmeans':
+          part = bank.fit_codes(part, self.parts['train'].features['prior'], self.config.seed)
       params |= core.prefixed(name, part)
     return params
 
@@ -120,29 +124,29 @@ class DiffusionTask(Task):
     prior = batch['mu']
     if c.emotion.sample:  # a fresh draw from the clip's Gaussian each time: the mean alone leaks identity
       prior = prior + batch['sigma'] * jax.random.normal(prior_key, prior.shape)
-    emotion, bank = self._emotion_tokens(model['emo_model'], prior, dropped, bank_key)
+    emotion, look_up = self._emotion_tokens(model['emo_model'], prior, dropped, bank_key)
     v, mid = self._denoise(model, batch, dropped, z * edm.c_in(level), edm.c_noise(sigma), emotion)
 
     error = jnp.square(v.astype(jnp.float32) - edm.v_target(x, noise, level))
-    denoise = error.mean()
+    denoise = jnp.mean(error * self._weight(batch['mask'], x.shape[2:4]))
     logits = model['emo_model'].classify(mid.reshape(-1, *mid.shape[2:]), key=head_key)
     classify, accuracy = emotion_discrimination(logits.reshape(*mid.shape[:2], -1), batch['emotion_class'],
                                                 dropped.emotion)
     warm = jnp.minimum(1.0, (step + 1) / max(c.loss.cls_warmup, 1))
-    total = denoise + c.loss.lambda_cls * warm * classify + c.loss.lambda_vq * bank.loss
-    codes = jnp.zeros(c.emo_model.codebook_size).at[bank.indices].set(1.0).sum()
-    return total, {'denoise': denoise, 'cls': classify, 'cls_accuracy': accuracy, 'vq': bank.loss,
+    total = denoise + c.loss.lambda_cls * warm * classify + c.loss.lambda_vq * look_up.loss
+    codes = jnp.zeros(c.emo_model.codebook_size).at[look_up.indices].set(1.0).sum()
+    return total, {'denoise': denoise, 'cls': classify, 'cls_accuracy': accuracy, 'vq': look_up.loss,
                    'codes_used': codes}
 
   def _emotion_tokens(self, emo_model, prior, dropped: Dropped, key):
     """Tokens [B,T,D]. With probability `p_whole_bank` a step attends to the whole bank, as sampling does."""
-    retrieved, bank = emo_model(prior, retrieval=True, drop=dropped.emotion)
+    retrieved, look_up = emo_model(prior, retrieval=True, drop=dropped.emotion)
     p = self.config.emotion.p_whole_bank
     if p == 0:
-      return retrieved, bank
+      return retrieved, look_up
     # Dropped clips get what sampling uses for "no emotion": the zero prior against the whole bank.
     whole, _ = emo_model(jnp.where(dropped.emotion[:, None], 0, prior), retrieval=False)
-    return jnp.where(jax.random.bernoulli(key, p), whole, retrieved), bank
+    return jnp.where(jax.random.bernoulli(key, p), whole, retrieved), look_up
 
   def _denoise(self, model, batch, dropped: Dropped, scaled, timestep, emotion):
     """One UNet call on scaled noisy latents [B,F,h,w,c] with the conditions of the batch."""
@@ -155,6 +159,13 @@ class DiffusionTask(Task):
     spatial, masks, ids = self._face(model, batch, scaled.shape[2:4])
     return model['unet'](jnp.concatenate([scaled, reference], axis=-1), timestep, kv, ids,
                          spatial_condition=spatial[:, None], masks=masks, remat=self.config.remat)
+
+  def _weight(self, mask, latent_hw) -> jax.Array:
+    """Weight of each latent pixel in the denoising loss, [B,1,h,w,1]: more in face and mouth, 1 on average."""
+    face = mask_pyramid(mask, latent_hw, 1)[0].reshape(-1, *latent_hw)
+    mouth = mask_pyramid(mouth_region(mask), latent_hw, 1)[0].reshape(-1, *latent_hw)
+    weight = 1 + self.config.loss.face_weight * face + self.config.loss.mouth_weight * mouth
+    return (weight / weight.mean((1, 2), keepdims=True))[:, None, ..., None]
 
   def _face(self, model, batch, latent_hw):
     """Pose guider features, mask pyramid and time ids of a batch."""
@@ -191,9 +202,7 @@ class DiffusionTask(Task):
     frames = self.config.data.frames
     noise = sampler.draw_noise(jax.random.split(jax.random.key(0), 2), conditions, frames)
     out = self._sampler(core.under('unet', params), noise, conditions, jnp.full(2, frames))[:, :frames]
-    decode = lambda model, z: model.decode(z)
-    truth = self.vae.apply(self.vae.params, decode, two['latents'])
-    video = self.vae.apply(self.vae.params, decode, out / self.scaling_factor)
+    truth, video = self._decode(two['latents']), self._decode(out / self.scaling_factor)
     rows = [row for pair in zip(np.asarray(truth), np.asarray(video)) for row in pair]
     return totals, {'sample': grid([np.clip(row, -1, 1) for row in rows])}
 
@@ -226,3 +235,12 @@ def emotion_discrimination(logits: jax.Array, label: jax.Array, dropped: jax.Arr
   hit = (logits.argmax(-1) == target).mean(1)
   mean = lambda values: jnp.where(counted, values, 0).sum() / jnp.maximum(counted.sum(), 1)
   return mean(entropy), mean(hit)
+
+
+def mouth_region(mask: jax.Array) -> jax.Array:
+  """The part of a rectangular face mask `[B,H,W]` where the mouth is: half its width, a third of its height."""
+  def inside(axis: int, low: float, high: float) -> jax.Array:
+    rows = mask.max(axis) > 0  # [B,n], the extent of the rectangle along the other axis
+    share = jnp.cumsum(rows, -1) / jnp.maximum(rows.sum(-1, keepdims=True), 1)
+    return rows & (share > low) & (share <= high)
+  return (inside(2, .56, .90)[:, :, None] & inside(1, .25, .75)[:, None]).astype(mask.dtype)

@@ -14,6 +14,7 @@ from dicetalk_jax import bundle, parallel
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.metrics import clustering
 from dicetalk_jax.models import core, registry
+from dicetalk_jax.network import Network
 from dicetalk_jax.training import contrastive, sources
 from dicetalk_jax.training import frozen as networks
 from dicetalk_jax.training.task import Task
@@ -112,7 +113,7 @@ class EmbedderTask(Task):
     """Writes `embedder`, and the mean Gaussian of each emotion over the strongest training clips as priors."""
     bundle.save_component(self.model_dir, 'embedder', registry.config_of(
         'embedder', self.config.embedder.to_dict()).to_json(), core.under('embedder', params), sources.provenance(self))
-    embedder = networks.Frozen.load(self.model_dir, 'embedder')
+    embedder = Network.load(self.model_dir, 'embedder')
     part = self.parts['train']
     statistics = networks.statistics(embedder, part.features['whisper'], self.train,
                                      FeatureStore(self.data_dir / 'features', self.train.fingerprint))

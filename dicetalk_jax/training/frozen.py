@@ -1,13 +1,8 @@
 """Frozen networks: restored from the model folder, run once over a data set, their outputs kept beside the data."""
 
-from collections.abc import Callable, Iterator, Mapping
-import dataclasses
-import functools
-import hashlib
-import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,40 +15,12 @@ from dicetalk_jax import bundle
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.media import audio, image
 from dicetalk_jax.models import core, registry
+from dicetalk_jax.network import Network
 
 BATCH = 64  # rows per call; the last batch of a clip is padded, so that one program serves all
 
 
-@dataclasses.dataclass(frozen=True)
-class Frozen:
-  """A component that is not trained: structure, parameters, and a fingerprint that names what it computes."""
-  name: str
-  config: Any
-  graphdef: nnx.GraphDef
-  params: core.Params
-  fingerprint: str
-
-  @classmethod
-  def load(cls, folder, name: str) -> 'Frozen':
-    """Restores a component of a model folder.
-
-    Raises:
-      WeightsError: the folder does not have it.
-    """
-    config, params = bundle.load_component(folder, name)
-    graphdef, _ = core.abstract(registry.builder(name, config))
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for key in sorted(params):
-      digest.update(np.ascontiguousarray(params[key]))
-    return cls(name, registry.config_of(name, config), graphdef, params, digest.hexdigest()[:16])
-
-  @functools.cached_property
-  def apply(self) -> Callable[..., Any]:
-    """`apply(params, method, *args)`, jitted; `method(model, *args)` is a function of the module."""
-    return jax.jit(lambda params, method, *args: method(core.merge(self.graphdef, params), *args), static_argnums=1)
-
-
-def ensure(folder, name: str, random: Mapping[str, Any] | None, seed: int) -> Frozen:
+def ensure(folder, name: str, random: Mapping[str, Any] | None, seed: int) -> Network:
   """The component of the model folder; where it has none, a random one of configuration `random` is put there.
 
   Random towers serve the tiny synthetic models only: no published weights exist at that size.
@@ -68,53 +35,52 @@ def ensure(folder, name: str, random: Mapping[str, Any] | None, seed: int) -> Fr
     config = registry.config_of(name, random).to_json()
     params = core.init_params(registry.builder(name, config), jax.random.key(seed))
     bundle.save_component(folder, name, config, params, {'source': f'random, seed {seed}'})
-  return Frozen.load(folder, name)
+  return Network.load(folder, name)
 
 
-def latents(vae: Frozen, source: ClipSource, store: FeatureStore) -> Feature:
+def latents(vae: Network, source: ClipSource, store: FeatureStore) -> Feature:
   """Posterior means, unscaled: per clip `[N,h,w,c]` float32."""
-  encode = lambda model, x: model.encode(x)[0]
+  encode = vae.stage(lambda model, x: model.encode(x)[0])
   def one(record):
-    x = clip_record.decode_frames(record).astype(np.float32) / 127.5 - 1
-    return _batched(functools.partial(vae.apply, vae.params, encode), x)
+    return _batched(encode, clip_record.decode_frames(record).astype(np.float32) / 127.5 - 1)
   return _computed('latents', vae, source, store, one)
 
 
-def image_tokens(tower: Frozen, source: ClipSource, store: FeatureStore) -> Feature:
+def image_tokens(tower: Network, source: ClipSource, store: FeatureStore) -> Feature:
   """CLIP tokens of the frames: per clip `[N,1024]` float32."""
-  embed = lambda model, x: model(x)
+  embed = tower.stage(lambda model, x: model(x))
   def one(record):
-    x = np.stack([image.clip_pixels(frame, tower.config.image_size) for frame in clip_record.decode_frames(record)])
-    return _batched(functools.partial(tower.apply, tower.params, embed), x)
+    return _batched(embed, np.stack([
+        image.clip_pixels(frame, tower.config.image_size) for frame in clip_record.decode_frames(record)]))
   return _computed('clip_embed', tower, source, store, one)
 
 
-def whisper_states(whisper: Frozen, source: ClipSource, store: FeatureStore) -> Feature:
+def whisper_states(whisper: Network, source: ClipSource, store: FeatureStore) -> Feature:
   """Whisper states at 50 Hz: per clip `[2N,states,width]` float32."""
-  encode = lambda model, mel: model(mel)
+  encode = whisper.stage(lambda model, mel: model(mel))
   def one(record):
-    mel = audio.log_mel(clip_record.decode_audio(record))
-    states = np.asarray(whisper.apply(whisper.params, encode, jnp.asarray(mel)))
+    states = np.asarray(encode(audio.log_mel(clip_record.decode_audio(record))))
     return states.reshape(-1, *states.shape[2:])[:2 * int(record['num_frames'])]
   return _computed('whisper', whisper, source, store, one)
 
 
-def statistics(embedder: Frozen, whisper: Feature, source: ClipSource, store: FeatureStore) -> Feature:
+def statistics(embedder: Network, whisper: Feature, source: ClipSource, store: FeatureStore) -> Feature:
   """Emotion prior of each clip from both modalities: `[2,256]` float32, mean and standard deviation."""
-  def embed(model, *batch):
+  def gaussian(model, *batch):
     mu, var = model(*batch)
     return jnp.stack([mu, jnp.sqrt(var)], axis=1)
+  embed = embedder.stage(gaussian)
   length = embedder.config.max_len
   def one(index, record):
     n = min(int(record['num_frames']), length)
     pad = lambda x, size: np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1)))[None]
-    return np.asarray(embedder.apply(
-        embedder.params, embed, pad(record['expression'][:n], length), pad(whisper(index, slice(2 * n)), 2 * length),
+    return np.asarray(embed(
+        pad(record['expression'][:n], length), pad(whisper(index, slice(2 * n)), 2 * length),
         np.arange(length)[None] < n, np.ones(1, bool), np.ones(1, bool)))
   return store.write('prior', embedder.fingerprint, ((i, one(i, r)) for i, r in _clips(source, 'prior')))
 
 
-def _computed(name: str, network: Frozen, source: ClipSource, store: FeatureStore, one) -> Feature:
+def _computed(name: str, network: Network, source: ClipSource, store: FeatureStore, one) -> Feature:
   return store.write(name, network.fingerprint, ((i, np.asarray(one(r))) for i, r in _clips(source, name)))
 
 

@@ -14,9 +14,10 @@ from safetensors.numpy import load_file
 import torch
 
 from convert import naming
+from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models import core
 from dicetalk_jax.models.face_mask import mask_pyramid
-from dicetalk_jax.models.unet import UNet, UNetConfig, init_adapters_from_image
+from dicetalk_jax.models.unet import UNet, UNetConfig, init_adapters_from_image, zero_residuals
 
 # Compilation is nearly all the time of these tests.
 jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
@@ -251,6 +252,25 @@ def test_adapters_start_as_copies():
     assert not is_adapter or after[name].unsafe_buffer_pointer() != after[source].unsafe_buffer_pointer()
   layers = len([name for name in before if name.endswith('attn2.to_k.kernel')])
   assert len([name for name in before if '_ip.' in name]) == 4 * layers  # keys and values of two adapters
+
+
+def test_residual_branches_can_begin_at_zero():
+  graphdef, target = core.abstract(lambda rngs: UNet(SMALL, rngs=rngs))
+  before = core.numpy_params(target)
+  after = zero_residuals(before)
+  changed = {name for name in before if not np.array_equal(before[name], after[name])}
+  assert changed == {name for name in before if name.endswith(('conv2.kernel', 'proj_out.kernel', 'conv_out.kernel'))}
+  assert all(not np.asarray(after[name]).any() for name in changed) and 'conv_out.kernel' in changed
+
+
+@pytest.mark.parametrize('change, sentence', [
+    (dict(down_block_types=('DownBlock', 'DownBlockSpatioTemporal')), "'DownBlock', which is unknown"),
+    (dict(up_block_types=('UpBlockSpatioTemporal',)), 'has 1 entries, but block_out_channels has 2')])
+def test_stages_that_do_not_exist_are_named(change, sentence):
+  with pytest.raises(ConfigError, match=sentence):
+    dataclasses.replace(SMALL, block_out_channels=(32, 32), **{
+        'down_block_types': ('DownBlockSpatioTemporal',) * 2, 'up_block_types': ('UpBlockSpatioTemporal',) * 2,
+        **change})
 
 
 def test_tokens_without_adapter_are_refused():

@@ -1,0 +1,53 @@
+"""One component of a model folder in memory: structure and parameters, ready to be compiled into stages."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import hashlib
+import json
+from typing import Any
+
+from flax import nnx
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from dicetalk_jax import bundle, parallel
+from dicetalk_jax.errors import WeightsError
+from dicetalk_jax.models import core, registry
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A component: its configuration, its structure, its parameters."""
+
+  config: core.ModelConfig
+  graphdef: nnx.GraphDef
+  params: core.Params
+
+  @classmethod
+  def load(cls, folder, name: str, mesh: Mesh | None = None, dtype=None, param_dtype=None) -> 'Network':
+    """Restores a component; `dtype` is that of the computation, `param_dtype` that of the parameters in memory.
+
+    Raises:
+      WeightsError: the folder does not have it, or its parameters do not fit its configuration.
+    """
+    shardings = functools.partial(parallel.shardings, mesh=mesh) if mesh else None
+    config, params = bundle.load_component(folder, name, shardings, param_dtype)
+    graphdef, target = core.abstract(registry.builder(name, config, dtype))
+    if {k: x.shape for k, x in target.items()} != {k: x.shape for k, x in params.items()}:
+      raise WeightsError(f'{folder}: the parameters of {name} do not fit its configuration; save the component again')
+    return cls(registry.config_of(name, config), graphdef, params)
+
+  def stage(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(model, *args)` compiled, with the parameters bound: call it with args."""
+    run = jax.jit(lambda params, *args: function(core.merge(self.graphdef, params), *args))
+    return functools.partial(run, self.params)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Names what the component computes: equal for equal configuration and parameters."""
+    digest = hashlib.sha256(json.dumps(self.config.to_json(), sort_keys=True).encode())
+    for key in sorted(self.params):
+      digest.update(np.ascontiguousarray(self.params[key]))
+    return digest.hexdigest()[:16]
