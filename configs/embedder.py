@@ -20,7 +20,8 @@ def get_config(arg: str = 'default'):
   config.batch_size = 192                  # I * E * K + V * K
   if name == 'tiny':
     common.tiny(config)
-    config.total_steps = 300
+    config.total_steps = 250
+    config.optim.name = 'adam'
     config.optim.lr, config.optim.end_lr = 1e-3, 0.0
     config.embedder = dict(
         expr_dim=64, whisper_dim=64, whisper_states=2, whisper_layers='weighted', pack='concat', width=64, heads=4,
@@ -28,5 +29,5 @@ def get_config(arg: str = 'default'):
     config.data.identities, config.data.emotions, config.data.clips, config.data.videos = 4, 4, 2, 0
     config.data.min_len, config.data.max_len = 25, 50
     config.batch_size = 32
-    config.log_every, config.eval_every, config.checkpoint_every = 50, 150, 150
+    config.log_every, config.eval_every, config.checkpoint_every = 50, 125, 125
   return config

@@ -48,9 +48,10 @@ def scenes(size: int) -> tuple[int, list]:
   """The held-out person, and (emotion, truth) of one held-out sentence as the data set would render it."""
   from data_pipelines.builders import synthetic_clips
   from data_pipelines.synthetic.clip import make_clip
+  data = importlib.import_module('configs.diffusion').get_config('tiny').data.synthetic
   job = synthetic_clips.jobs(synthetic_clips.SyntheticConfig(test=1), 'test')[0]
-  perform = lambda emotion: make_clip(job.identity, emotion, 3, job.sentence(), size=size, motion=0.5,
-                                      max_seconds=SECONDS)
+  perform = lambda emotion: make_clip(job.identity, emotion, 3, job.sentence(), size=size, motion=data.motion,
+                                      articulation=data.articulation, max_seconds=SECONDS)
   return job.identity, [(emotion, perform(emotion)) for emotion in EMOTIONS]
 
 
