@@ -36,10 +36,10 @@ class DiffusionTask(Task):
     super().__init__(config, mesh, workdir)
     self.train, self.val = sources.train_and_val(config, self.data_dir)
     random = config.get('frozen', {})
-    self.vae = Network.load(self.model_dir, 'vae')
-    self.whisper = networks.ensure(self.model_dir, 'whisper', random.get('whisper'), seed=1)
-    self.tower = networks.ensure(self.model_dir, 'image_encoder', random.get('image_encoder'), seed=2)
-    self.embedder = Network.load(self.model_dir, 'embedder')
+    self.vae = Network.load(self.model_dir, 'vae', mesh)
+    self.whisper = networks.ensure(self.model_dir, 'whisper', random.get('whisper'), seed=1, mesh=mesh)
+    self.tower = networks.ensure(self.model_dir, 'image_encoder', random.get('image_encoder'), seed=2, mesh=mesh)
+    self.embedder = Network.load(self.model_dir, 'embedder', mesh)
     self._check()
     self.builds = {name: registry.builder(name, config[name].to_dict(), config.dtype) for name in TRAINED}
     self.graphs = {name: core.abstract(build)[0] for name, build in self.builds.items()}
@@ -241,6 +241,6 @@ def mouth_region(mask: jax.Array) -> jax.Array:
   """The part of a rectangular face mask `[B,H,W]` where the mouth is: half its width, a third of its height."""
   def inside(axis: int, low: float, high: float) -> jax.Array:
     rows = mask.max(axis) > 0  # [B,n], the extent of the rectangle along the other axis
-    share = jnp.cumsum(rows, -1) / jnp.maximum(rows.sum(-1, keepdims=True), 1)
-    return rows & (share > low) & (share <= high)
+    centre = (jnp.cumsum(rows, -1) - .5) / jnp.maximum(rows.sum(-1, keepdims=True), 1)
+    return rows & (centre > low) & (centre < high)
   return (inside(2, .56, .90)[:, :, None] & inside(1, .25, .75)[:, None]).astype(mask.dtype)

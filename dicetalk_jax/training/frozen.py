@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 from tqdm import tqdm
 
@@ -20,7 +21,8 @@ from dicetalk_jax.network import Network
 BATCH = 64  # rows per call; the last batch of a clip is padded, so that one program serves all
 
 
-def ensure(folder, name: str, random: Mapping[str, Any] | None, seed: int) -> Network:
+def ensure(folder, name: str, random: Mapping[str, Any] | None, seed: int,
+           mesh: Mesh | None = None) -> Network:
   """The component of the model folder; where it has none, a random one of configuration `random` is put there.
 
   Random towers serve the tiny synthetic models only: no published weights exist at that size.
@@ -35,7 +37,7 @@ def ensure(folder, name: str, random: Mapping[str, Any] | None, seed: int) -> Ne
     config = registry.config_of(name, random).to_json()
     params = core.init_params(registry.builder(name, config), jax.random.key(seed))
     bundle.save_component(folder, name, config, params, {'source': f'random, seed {seed}'})
-  return Network.load(folder, name)
+  return Network.load(folder, name, mesh)
 
 
 def latents(vae: Network, source: ClipSource, store: FeatureStore) -> Feature:

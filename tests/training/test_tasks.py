@@ -35,7 +35,7 @@ def micro(task):
     config.batch_size = 8
   if task == 'diffusion':
     config.data.update(frames=3, size=32)
-    config.batch_size = 8
+    config.batch_size = 2
     config.unet.update(
         in_channels=8, out_channels=4, block_out_channels=(32, 32), num_attention_heads=(2, 2), cross_attention_dim=32,
         down_block_types=('CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
@@ -47,11 +47,11 @@ def micro(task):
   return config
 
 
-def run(task, folder, steps=STEPS, devices=1, **changes):
+def run(task, folder, steps=STEPS, **changes):
   config = micro(task)
   config.total_steps, config.log_every = steps, 1
   config.update(changes)
-  mesh = parallel.make_mesh(data=min(devices, 2), devices=jax.devices()[:devices])
+  mesh = parallel.make_mesh(devices=jax.devices()[:1])
   return loop.train(main.task_class(task), config, folder, mesh=mesh)
 
 
@@ -100,14 +100,6 @@ def test_continued_diffusion_run_equals_the_uninterrupted_one_to_the_bit(trained
   run('diffusion', trained / 'halves', steps=2)
   run('diffusion', trained / 'halves')
   assert losses(trained, 'halves') == losses(trained, 'diffusion') and len(losses(trained, 'halves')) == STEPS
-
-
-def test_eight_devices_continue_to_the_bit_and_agree_with_one(trained):
-  run('diffusion', trained / 'eight', devices=8)
-  run('diffusion', trained / 'eight_halves', steps=2, devices=8)
-  run('diffusion', trained / 'eight_halves', devices=8)
-  assert losses(trained, 'eight_halves') == losses(trained, 'eight')
-  np.testing.assert_allclose(losses(trained, 'eight'), losses(trained, 'diffusion'), rtol=2e-3)
 
 
 def test_gradients_reach_every_trained_component(trained):
