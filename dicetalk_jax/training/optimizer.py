@@ -33,10 +33,11 @@ def make_schedule(optim: Any, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(optim: Any, total_steps: int) -> optax.GradientTransformation:
-  """Clipping by global norm, then Adam, AdamW or Muon; decay acts on arrays of two or more dimensions.
+  """Clipping by global norm, then Adam, AdamW or Muon; decay acts on arrays of two or more dimensions
+  (with Muon: on kernels).
 
   Muon (Jordan et al. 2024) orthogonalises the updates of all kernels, and leaves the rest to Adam with Nesterov
-  momentum. For small models that learn from nothing it needs about half as many steps as Adam.
+  momentum. It serves the small models that learn from nothing.
 
   Args:
     optim: `name` ('adam' | 'adamw' | 'muon'), `lr`, `betas`, `eps`, `weight_decay`, `clip` (0 = off), `warmup`,
