@@ -10,6 +10,7 @@ def get_config(arg: str = 'default'):
   config = common.training('diffusion')
   config.data.frames, config.data.step, config.data.size = 25, 2, 512
   config.data.reference = 'clip'           # reference frame of the same 'clip', or of any clip of the 'identity'
+  config.data.clip_stride = 5              # every fifth frame has a CLIP token and may be a reference
   config.data.area = (1.0, 1.3)            # face box enlargement, drawn per clip; 1.1 in evaluation
   config.unet = dict(
       in_channels=8, out_channels=4, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2,

@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
   add('--levels', type=_integers, default=default.levels, metavar='1,2,3', help='emotion levels')
   add('--motion', type=float, default=default.motion, help='strength of head motion, 1 = natural')
   add('--articulation', type=float, default=default.articulation, help='how far speech opens the mouth, 1 = natural')
+  add('--zoom', type=float, default=default.zoom, help='of the camera: 1 = head and shoulders, 1.25 = the head alone')
   add('--seed', type=int, default=default.seed, help='another seed gives other people and sentences')
   add('--content', choices=CONTENTS, default=default.content, help='embedder and latents leave out the pixels')
   add('--workers', type=int, default=None, help='processes that render; all cores if not given')

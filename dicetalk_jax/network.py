@@ -16,18 +16,24 @@ from dicetalk_jax import bundle, parallel
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.models import core, registry
 
+NO_MESH = Mesh(np.empty((), object), ())
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Network:
   """A component: its configuration, its structure, its parameters."""
 
   config: core.ModelConfig
   graphdef: nnx.GraphDef
   params: core.Params
+  mesh: Mesh = NO_MESH
+  _stages: dict[Callable[..., Any], Callable[..., Any]] = dataclasses.field(default_factory=dict, init=False)
 
   @classmethod
   def load(cls, folder, name: str, mesh: Mesh | None = None, dtype=None, param_dtype=None) -> 'Network':
     """Restores a component; `dtype` is that of the computation, `param_dtype` that of the parameters in memory.
+
+    Without a mesh it lives on one device, and its stages run there whatever mesh is set around them.
 
     Raises:
       WeightsError: the folder does not have it, or its parameters do not fit its configuration.
@@ -37,12 +43,18 @@ class Network:
     graphdef, target = core.abstract(registry.builder(name, config, dtype))
     if {k: x.shape for k, x in target.items()} != {k: x.shape for k, x in params.items()}:
       raise WeightsError(f'{folder}: the parameters of {name} do not fit its configuration; save the component again')
-    return cls(registry.config_of(name, config), graphdef, params)
+    return cls(registry.config_of(name, config), graphdef, params, mesh or NO_MESH)
 
   def stage(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(model, *args)` compiled, with the parameters bound: call it with args."""
-    run = jax.jit(lambda params, *args: function(core.merge(self.graphdef, params), *args))
-    return functools.partial(run, self.params)
+    """`function(model, *args)` compiled, with the parameters bound: call it with args. Once per function."""
+    if function not in self._stages:
+      run = jax.jit(lambda params, *args: function(core.merge(self.graphdef, params), *args))
+
+      def stage(*args):
+        with jax.set_mesh(self.mesh):
+          return run(self.params, *args)
+      self._stages[function] = stage
+    return self._stages[function]
 
   @functools.cached_property
   def fingerprint(self) -> str:

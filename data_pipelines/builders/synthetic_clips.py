@@ -38,6 +38,7 @@ class SyntheticConfig:
     levels: emotion levels in use.
     motion: strength of head motion, 1 = natural.
     articulation: how far speech opens the mouth, 1 = natural.
+    zoom: of the camera: 1 shows head and shoulders, 1.25 the head alone.
     seed: another seed gives other people and sentences.
     content: which blocks the records carry, see `record.RecordSpec`.
   """
@@ -50,6 +51,7 @@ class SyntheticConfig:
   levels: tuple[int, ...] = record.LEVELS
   motion: float = 1.
   articulation: float = 1.
+  zoom: float = 1.
   seed: int = 0
   content: str = 'full'
 
@@ -65,13 +67,13 @@ class SyntheticConfig:
         'levels': (self.levels and set(self.levels) <= set(record.LEVELS), 'some of 1, 2, 3'),
         'motion': (0 <= self.motion <= 3, '0 to 3'),
         'articulation': (0 <= self.articulation <= 3, '0 to 3'),
+        'zoom': (1 <= self.zoom <= 1.5, '1 to 1.5'),
         'seed': (0 <= self.seed < 200, '0 to 199')}.items():
       if not good:
         raise ConfigError(f'{name}={getattr(self, name)} cannot be generated; choose {choice}')
     # One data set, one name: 2 and 2.0, or (1, 3) and (3, 1), are the same.
-    object.__setattr__(self, 'seconds', float(self.seconds))
-    object.__setattr__(self, 'motion', float(self.motion))
-    object.__setattr__(self, 'articulation', float(self.articulation))
+    for name in ('seconds', 'motion', 'articulation', 'zoom'):
+      object.__setattr__(self, name, float(getattr(self, name)))
     object.__setattr__(self, 'levels', tuple(sorted(set(self.levels))))
 
   @property
@@ -136,7 +138,7 @@ def render(job: Job) -> tuple[str, dict[str, Any]]:
   config = job.config
   clip = make_clip(
       job.identity, job.emotion, job.level, job.sentence(), size=config.size, take=job.take, motion=config.motion,
-      articulation=config.articulation, max_seconds=config.seconds, render=config.content == 'full')
+      articulation=config.articulation, zoom=config.zoom, max_seconds=config.seconds, render=config.content == 'full')
   return job.key, record.encode_example(
       config.spec, clip_id=job.key, identity=f'synthetic/{job.identity:08d}', dataset='synthetic',
       num_frames=len(clip.expression), emotion=job.emotion, intensity=job.level, text=clip.text,

@@ -17,6 +17,7 @@ from data_pipelines.synthetic.renderer import Renderer
 from dicetalk_jax.errors import InputError
 
 _BROW_FLASH = .15         # brows rise on loud syllables
+_VIEW = (.5, .5)          # where the camera's picture lies in the whole, between left and right, top and bottom
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Clip:
 
 
 def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: int = 64, take: int = 0,
-              motion: float = 1., articulation: float = 1., max_seconds: float | None = None,
+              motion: float = 1., articulation: float = 1., zoom: float = 1., max_seconds: float | None = None,
               render: bool = True) -> Clip:
   """A person says a sentence in an emotion. Every value is a function of the arguments.
 
@@ -50,6 +51,7 @@ def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: i
     take: another performance of the same words.
     motion: factor on head motion; 0 leaves only the posture of the emotion.
     articulation: factor on how far speech opens the mouth.
+    zoom: of the camera: 1 shows head and shoulders, 1.25 the head alone.
     max_seconds: cuts the finished clip after this time, to whole frames.
     render: False leaves `frames` empty, which is several times faster.
 
@@ -79,21 +81,22 @@ def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: i
   poses = [Pose(*row) for row in pose[:n].tolist()]
   faces = [make_face(person, au[i], track.viseme[i], blink[i], _gaze(poses[i])) for i in range(n)]
   frames = np.zeros((n if render else 0, size, size, 3), np.uint8)
+  camera = _Camera(size, zoom)
   if render:
-    draw = Renderer(person, size)
+    draw = Renderer(person, camera.rendered)
     first = int(stream('grain').integers(1 << 16))
     for i, (face, at) in enumerate(zip(faces, poses)):
-      frames[i] = draw(face, at, first + i)
+      frames[i] = camera.cut(draw(face, at, first + i))
   return Clip(
       frames=frames, audio=utterance.audio[:n * SAMPLES_PER_FRAME], expression=expression[:n],
-      bbox=np.stack([face_box(f, at) for f, at in zip(faces, poses)]),
-      landmarks=np.stack([landmarks(f, at) for f, at in zip(faces, poses)]),
+      bbox=camera.see(np.stack([face_box(f, at) for f, at in zip(faces, poses)])),
+      landmarks=camera.see(np.stack([landmarks(f, at) for f, at in zip(faces, poses)])),
       au=au[:n], opening=np.array([f.mouth.opening for f in faces], np.float32), viseme=track.viseme[:n],
       phoneme=track.phoneme[:n], pose=pose[:n], blink=blink[:n], text=phonemes.text(words))
 
 
-def make_portrait(identity: int, size: int = 256, emotion: str = 'neutral',
-                  level: int = 3) -> tuple[np.ndarray, np.ndarray]:
+def make_portrait(identity: int, size: int = 256, emotion: str = 'neutral', level: int = 3,
+                  zoom: float = 1.) -> tuple[np.ndarray, np.ndarray]:
   """A frontal portrait, mouth closed where the emotion allows, eyes open.
 
   Returns:
@@ -102,7 +105,25 @@ def make_portrait(identity: int, size: int = 256, emotion: str = 'neutral',
   _check(emotion, level)
   person = make_identity(identity)
   face, pose = make_face(person, emotions.preset(emotion, level), np.zeros(len(visemes.CHANNELS))), Pose()
-  return Renderer(person, size)(face, pose), face_box(face, pose)
+  camera = _Camera(size, zoom)
+  return camera.cut(Renderer(person, camera.rendered)(face, pose)), camera.see(face_box(face, pose))
+
+
+class _Camera:
+  """The part of the rendered picture that is kept: the head stays in view."""
+
+  def __init__(self, size: int, zoom: float):
+    self.rendered = max(size, round(size * zoom))
+    self._left, self._top = (round(t * (self.rendered - size)) for t in _VIEW)
+    self._size = size
+
+  def cut(self, frame: np.ndarray) -> np.ndarray:
+    return frame[self._top:self._top + self._size, self._left:self._left + self._size]
+
+  def see(self, points: np.ndarray) -> np.ndarray:
+    """Coordinates (x, y, ...) of the whole picture -> of the part, both in [0, 1] where inside."""
+    corner = np.resize(np.array([self._left, self._top], np.float32) / self.rendered, points.shape[-1])
+    return (points - corner) * np.float32(self.rendered / self._size)
 
 
 def _check(emotion: str, level: int) -> None:

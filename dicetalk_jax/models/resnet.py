@@ -96,7 +96,7 @@ class Blend(nnx.Module):
   """
 
   def __init__(self, mix_factor: float = 0.5, *, switched: bool = False):
-    self.mix_factor = nnx.Param(jnp.full(1, mix_factor))
+    self.mix_factor = nnx.Param(jnp.full(1, mix_factor, jnp.float32))  # a weak type would compile training twice
     self.switched = switched
 
   def __call__(self, spatial: jax.Array, temporal: jax.Array) -> jax.Array:

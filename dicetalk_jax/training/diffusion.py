@@ -1,5 +1,7 @@
 """Task: the diffusion model (paper sections 3.2 and 3.3): denoising, emotion discrimination, emotion bank."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,7 @@ from dicetalk_jax.training.task import Task
 
 TRAINED = ('unet', 'audio_linear', 'pose_guider', 'emo_model')
 FPS = 12.5
+SWAPPED = {'audio_effect': ('audio',), 'emotion_effect': ('mu', 'sigma')}
 
 
 class DiffusionTask(Task):
@@ -36,10 +39,10 @@ class DiffusionTask(Task):
     super().__init__(config, mesh, workdir)
     self.train, self.val = sources.train_and_val(config, self.data_dir)
     random = config.get('frozen', {})
-    self.vae = Network.load(self.model_dir, 'vae', mesh)
-    self.whisper = networks.ensure(self.model_dir, 'whisper', random.get('whisper'), seed=1, mesh=mesh)
-    self.tower = networks.ensure(self.model_dir, 'image_encoder', random.get('image_encoder'), seed=2, mesh=mesh)
-    self.embedder = Network.load(self.model_dir, 'embedder', mesh)
+    self.vae = Network.load(self.model_dir, 'vae')
+    self.whisper = networks.ensure(self.model_dir, 'whisper', random.get('whisper'), seed=1)
+    self.tower = networks.ensure(self.model_dir, 'image_encoder', random.get('image_encoder'), seed=2)
+    self.embedder = Network.load(self.model_dir, 'embedder')
     self._check()
     self.builds = {name: registry.builder(name, config[name].to_dict(), config.dtype) for name in TRAINED}
     self.graphs = {name: core.abstract(build)[0] for name, build in self.builds.items()}
@@ -78,14 +81,15 @@ class DiffusionTask(Task):
     whisper = networks.whisper_states(self.whisper, source, store)
     return loader.Part(source, {
         'latents': networks.latents(self.vae, source, store),
-        'clip_embed': networks.image_tokens(self.tower, source, store),
+        'clip_embed': networks.image_tokens(self.tower, source, store, self.config.data.clip_stride),
         'whisper': whisper,
         'prior': networks.statistics(self.embedder, whisper, source, store)})
 
   def _loader(self, split: str, **kwargs):
     data = self.config.data
     return iter(loader.diffusion_loader(self.parts[split], frames=data.frames, step=data.step, mask_size=data.size,
-                                        measured_buckets=False, reference=data.reference, **kwargs))
+                                        measured_buckets=False, clip_stride=data.clip_stride, reference=data.reference,
+                                        **kwargs))
 
   def batches(self):
     index, count = parallel.batch_shard(self.mesh)
@@ -125,10 +129,13 @@ class DiffusionTask(Task):
     if c.emotion.sample:  # a fresh draw from the clip's Gaussian each time: the mean alone leaks identity
       prior = prior + batch['sigma'] * jax.random.normal(prior_key, prior.shape)
     emotion, look_up = self._emotion_tokens(model['emo_model'], prior, dropped, bank_key)
-    v, mid = self._denoise(model, batch, dropped, z * edm.c_in(level), edm.c_noise(sigma), emotion)
+    face = self._face(model, batch, x.shape[2:4])
+    v, mid = self._denoise(model, batch, dropped, z * edm.c_in(level), edm.c_noise(sigma), emotion, face)
 
     error = jnp.square(v.astype(jnp.float32) - edm.v_target(x, noise, level))
-    denoise = jnp.mean(error * self._weight(batch['mask'], x.shape[2:4]))
+    if c.loss.face_weight or c.loss.mouth_weight:
+      error = error * self._weight(batch['mask'], face[1][0].reshape(-1, *x.shape[2:4]))
+    denoise = jnp.mean(error)
     logits = model['emo_model'].classify(mid.reshape(-1, *mid.shape[2:]), key=head_key)
     classify, accuracy = emotion_discrimination(logits.reshape(*mid.shape[:2], -1), batch['emotion_class'],
                                                 dropped.emotion)
@@ -148,7 +155,7 @@ class DiffusionTask(Task):
     whole, _ = emo_model(jnp.where(dropped.emotion[:, None], 0, prior), retrieval=False)
     return jnp.where(jax.random.bernoulli(key, p), whole, retrieved), look_up
 
-  def _denoise(self, model, batch, dropped: Dropped, scaled, timestep, emotion):
+  def _denoise(self, model, batch, dropped: Dropped, scaled, timestep, emotion, face):
     """One UNet call on scaled noisy latents [B,F,h,w,c] with the conditions of the batch."""
     keep = lambda mask, value: jnp.where(mask.reshape(-1, *[1] * (value.ndim - 1)), 0, value)
     image = keep(dropped.image, batch['image_token'])
@@ -156,14 +163,13 @@ class DiffusionTask(Task):
     audio = model['audio_linear'](keep(dropped.audio, batch['audio']))
     kv = model['unet'].context_kv(image[:, None], audio, emotion[:, None])
     reference = jnp.broadcast_to(reference[:, None], scaled.shape)
-    spatial, masks, ids = self._face(model, batch, scaled.shape[2:4])
+    spatial, masks, ids = face
     return model['unet'](jnp.concatenate([scaled, reference], axis=-1), timestep, kv, ids,
                          spatial_condition=spatial[:, None], masks=masks, remat=self.config.remat)
 
-  def _weight(self, mask, latent_hw) -> jax.Array:
-    """Weight of each latent pixel in the denoising loss, [B,1,h,w,1]: more in face and mouth, 1 on average."""
-    face = mask_pyramid(mask, latent_hw, 1)[0].reshape(-1, *latent_hw)
-    mouth = mask_pyramid(mouth_region(mask), latent_hw, 1)[0].reshape(-1, *latent_hw)
+  def _weight(self, mask, face) -> jax.Array:
+    """Weight of each latent pixel in the denoising loss, [B,1,h,w,1]: more in face [B,h,w] and mouth, 1 on average."""
+    mouth = mask_pyramid(mouth_region(mask), face.shape[1:], 1)[0].reshape(face.shape)
     weight = 1 + self.config.loss.face_weight * face + self.config.loss.mouth_weight * mouth
     return (weight / weight.mean((1, 2), keepdims=True))[:, None, ..., None]
 
@@ -188,23 +194,32 @@ class DiffusionTask(Task):
         masks=masks, spatial=spatial, added_time_ids=ids)
 
   def evaluate(self, params, frozen):
-    """Loss parts on unseen identities (fixed noise), and truth above samples for two of their windows."""
-    totals: dict[str, float] = {}
+    """Loss parts on unseen identities (fixed noise), and truth above samples for two of their windows.
+
+    `audio_effect` and `emotion_effect` tell how much the denoising error rises, in percent, when each window gets the
+    sound or the emotion of another: 0 where the model ignores them.
+    """
+    totals: collections.Counter[str] = collections.Counter()
     batches = self._loader('val', batch=4, seed=1, area=(1.1, 1.1))
     for i in range(4):
       batch = next(batches)
       batch['drop'] = np.ones_like(batch['drop'])  # nothing is dropped
-      _, parts = self._eval_loss(params, frozen, batch, jax.random.key(i), jnp.array(10**9))
-      for name, value in parts.items():
-        totals[name] = totals.get(name, 0.0) + float(value) / 4
+      loss = lambda batch: self._eval_loss(params, frozen, batch, jax.random.key(i), jnp.array(10**9))[1]  # noqa: B023
+      totals.update({name: float(value) / 4 for name, value in loss(batch).items()})
+      for effect, names in SWAPPED.items():
+        other = batch | {name: np.roll(batch[name], 1, axis=0) for name in names}
+        totals[effect] += float(loss(other)['denoise']) / 4
+    for effect in SWAPPED:
+      totals[effect] = 100 * (totals[effect] / totals['denoise'] - 1)
     two = {name: value[:2] for name, value in batch.items()}
     conditions = self._sample_inputs(params, two)
     frames = self.config.data.frames
     noise = sampler.draw_noise(jax.random.split(jax.random.key(0), 2), conditions, frames)
     out = self._sampler(core.under('unet', params), noise, conditions, jnp.full(2, frames))[:, :frames]
-    truth, video = self._decode(two['latents']), self._decode(out / self.scaling_factor)
-    rows = [row for pair in zip(np.asarray(truth), np.asarray(video)) for row in pair]
-    return totals, {'sample': grid([np.clip(row, -1, 1) for row in rows])}
+    both = np.concatenate([two['latents'], np.asarray(out) / self.scaling_factor])
+    truth, video = np.split(np.asarray(self._decode(both)), 2)
+    rows = [row for pair in zip(truth, video) for row in pair]
+    return dict(totals), {'sample': grid([np.clip(row, -1, 1) for row in rows])}
 
   def export(self, params) -> None:
     """Writes the trained components, and the settings that sampling needs."""

@@ -35,8 +35,7 @@ class EmbedderTask(Task):
       raise ConfigError(f'config.batch_size={config.batch_size}, but the groups of config.data make {size} windows '
                         '(identities x emotions x clips + videos x clips); set it to that')
     self.train, self.val = sources.train_and_val(config, self.data_dir)
-    self.whisper = networks.ensure(self.model_dir, 'whisper', config.get('frozen', {}).get('whisper'), seed=1,
-                                   mesh=mesh)
+    self.whisper = networks.ensure(self.model_dir, 'whisper', config.get('frozen', {}).get('whisper'), seed=1)
     if self.whisper.config.d_model != config.embedder.whisper_dim:
       raise ConfigError(f'config.embedder.whisper_dim={config.embedder.whisper_dim}, but the Whisper encoder of '
                         f'{self.model_dir} has width {self.whisper.config.d_model}')
@@ -114,7 +113,7 @@ class EmbedderTask(Task):
     """Writes `embedder`, and the mean Gaussian of each emotion over the strongest training clips as priors."""
     bundle.save_component(self.model_dir, 'embedder', registry.config_of(
         'embedder', self.config.embedder.to_dict()).to_json(), core.under('embedder', params), sources.provenance(self))
-    embedder = Network.load(self.model_dir, 'embedder', self.mesh)
+    embedder = Network.load(self.model_dir, 'embedder')
     part = self.parts['train']
     statistics = networks.statistics(embedder, part.features['whisper'], self.train,
                                      FeatureStore(self.data_dir / 'features', self.train.fingerprint))

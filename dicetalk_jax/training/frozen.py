@@ -1,11 +1,13 @@
-"""Frozen networks: restored from the model folder, run once over a data set, their outputs kept beside the data."""
+"""Frozen networks: restored from the model folder, run once over a data set, their outputs kept beside the data.
+
+They take no part in the training step and stay on one device, outside its mesh.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 import numpy as np
 from tqdm import tqdm
 
@@ -21,8 +23,7 @@ from dicetalk_jax.network import Network
 BATCH = 64  # rows per call; the last batch of a clip is padded, so that one program serves all
 
 
-def ensure(folder, name: str, random: Mapping[str, Any] | None, seed: int,
-           mesh: Mesh | None = None) -> Network:
+def ensure(folder, name: str, random: Mapping[str, Any] | None, seed: int) -> Network:
   """The component of the model folder; where it has none, a random one of configuration `random` is put there.
 
   Random towers serve the tiny synthetic models only: no published weights exist at that size.
@@ -37,29 +38,29 @@ def ensure(folder, name: str, random: Mapping[str, Any] | None, seed: int,
     config = registry.config_of(name, random).to_json()
     params = core.init_params(registry.builder(name, config), jax.random.key(seed))
     bundle.save_component(folder, name, config, params, {'source': f'random, seed {seed}'})
-  return Network.load(folder, name, mesh)
+  return Network.load(folder, name)
 
 
 def latents(vae: Network, source: ClipSource, store: FeatureStore) -> Feature:
   """Posterior means, unscaled: per clip `[N,h,w,c]` float32."""
-  encode = vae.stage(lambda model, x: model.encode(x)[0])
+  encode = vae.stage(_mean)
   def one(record):
     return _batched(encode, clip_record.decode_frames(record).astype(np.float32) / 127.5 - 1)
   return _computed('latents', vae, source, store, one)
 
 
-def image_tokens(tower: Network, source: ClipSource, store: FeatureStore) -> Feature:
-  """CLIP tokens of the frames: per clip `[N,1024]` float32."""
-  embed = tower.stage(lambda model, x: model(x))
+def image_tokens(tower: Network, source: ClipSource, store: FeatureStore, stride: int) -> Feature:
+  """CLIP tokens of every `stride`-th frame, which may serve as references: per clip `[ceil(N/stride),1024]` float32."""
+  embed = tower.stage(_output)
   def one(record):
-    return _batched(embed, np.stack([
-        image.clip_pixels(frame, tower.config.image_size) for frame in clip_record.decode_frames(record)]))
-  return _computed('clip_embed', tower, source, store, one)
+    frames = clip_record.decode_frames(record, np.arange(0, int(record['num_frames']), stride))
+    return _batched(embed, np.stack([image.clip_pixels(frame, tower.config.image_size) for frame in frames]))
+  return _computed(f'clip_embed_{stride}', tower, source, store, one)
 
 
 def whisper_states(whisper: Network, source: ClipSource, store: FeatureStore) -> Feature:
   """Whisper states at 50 Hz: per clip `[2N,states,width]` float32."""
-  encode = whisper.stage(lambda model, mel: model(mel))
+  encode = whisper.stage(_output)
   def one(record):
     states = np.asarray(encode(audio.log_mel(clip_record.decode_audio(record))))
     return states.reshape(-1, *states.shape[2:])[:2 * int(record['num_frames'])]
@@ -68,10 +69,7 @@ def whisper_states(whisper: Network, source: ClipSource, store: FeatureStore) ->
 
 def statistics(embedder: Network, whisper: Feature, source: ClipSource, store: FeatureStore) -> Feature:
   """Emotion prior of each clip from both modalities: `[2,256]` float32, mean and standard deviation."""
-  def gaussian(model, *batch):
-    mu, var = model(*batch)
-    return jnp.stack([mu, jnp.sqrt(var)], axis=1)
-  embed = embedder.stage(gaussian)
+  embed = embedder.stage(_gaussian)
   length = embedder.config.max_len
   def one(index, record):
     n = min(int(record['num_frames']), length)
@@ -80,6 +78,19 @@ def statistics(embedder: Network, whisper: Feature, source: ClipSource, store: F
         pad(record['expression'][:n], length), pad(whisper(index, slice(2 * n)), 2 * length),
         np.arange(length)[None] < n, np.ones(1, bool), np.ones(1, bool)))
   return store.write('prior', embedder.fingerprint, ((i, one(i, r)) for i, r in _clips(source, 'prior')))
+
+
+def _output(model, x):
+  return model(x)
+
+
+def _mean(model, x):
+  return model.encode(x)[0]
+
+
+def _gaussian(model, *batch):
+  mu, var = model(*batch)
+  return jnp.stack([mu, jnp.sqrt(var)], axis=1)
 
 
 def _computed(name: str, network: Network, source: ClipSource, store: FeatureStore, one) -> Feature:

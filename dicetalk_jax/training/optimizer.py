@@ -57,10 +57,10 @@ def make_optimizer(optim: Any, total_steps: int) -> optax.GradientTransformation
     update = optax.adamw(schedule, **moments, weight_decay=optim.weight_decay,
                          mask=lambda params: {name: x.ndim > 1 for name, x in params.items()})
   elif optim.name == 'muon':
-    update = optax.contrib.muon(
+    update = _stacked(optax.contrib.muon(
         lambda count: MUON_RATE * schedule(count), adam_learning_rate=schedule, adam_b1=optim.betas[0],
         adam_b2=optim.betas[1], eps=optim.eps, weight_decay=optim.weight_decay, consistent_rms=0.2,
-        muon_weight_dimension_numbers=_matrices)
+        muon_weight_dimension_numbers=_matrices))
   else:
     raise ConfigError(f"unknown optim.name '{optim.name}'; choose one of: adam, adamw, muon")
   return optax.chain(optax.clip_by_global_norm(optim.clip), update) if optim.clip else update
@@ -71,7 +71,27 @@ def ema_decay(decay: float, step: jax.Array) -> jax.Array:
   return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
-def _matrices(params: Any) -> Any:
-  """Which parameters Muon treats as matrices: every kernel, as inputs (all axes but the last) by outputs."""
-  numbers = lambda x: optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
-  return {name: numbers(x) if name.endswith('kernel') else None for name, x in params.items()}
+def _matrices(stacks: Any) -> Any:
+  """Which stacks Muon treats as matrices: those of kernels, as inputs (all axes between) by outputs."""
+  numbers = lambda x: optax.contrib.MuonDimensionNumbers(tuple(range(1, x.ndim - 1)), x.ndim - 1)
+  return {key: numbers(x) if key.startswith('kernel') else None for key, x in stacks.items()}
+
+
+def _stacked(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`tx` on stacks of equal shape: Muon's iteration then compiles once per shape, not once per parameter."""
+
+  def groups(params):
+    names: dict[str, list[str]] = {}
+    for name in sorted(params):
+      kind = 'kernel' if name.endswith('kernel') else 'other'
+      names.setdefault(f'{kind} {params[name].shape}', []).append(name)
+    return names
+
+  def stack(params):
+    return {key: jnp.stack([params[name] for name in names]) for key, names in groups(params).items()}
+
+  def update(updates, state, params=None):
+    stacks, state = tx.update(stack(updates), state, None if params is None else stack(params))
+    return {name: stacks[key][i] for key, names in groups(updates).items() for i, name in enumerate(names)}, state
+
+  return optax.GradientTransformation(lambda params: tx.init(stack(params)), update)

@@ -93,6 +93,17 @@ def test_articulation_opens_the_mouth_of_a_speaker():
   np.testing.assert_array_equal(natural.audio, clear.audio)
 
 
+def test_zoom_shows_the_middle_of_the_same_scene():
+  far, near = (make_clip(3, 'happy', 3, 5, size=s, zoom=z, max_seconds=.2) for s, z in ((96, 1.), (80, 1.2)))
+  np.testing.assert_array_equal(near.frames, far.frames[:, 8:88, 8:88])
+  np.testing.assert_allclose(near.bbox * 80, far.bbox * 96 - 8, atol=1e-3)
+  np.testing.assert_allclose(near.landmarks * 80, far.landmarks * 96 - 8, atol=1e-3)
+  portrait, box = make_portrait(3, 80, zoom=1.2)
+  whole, whole_box = make_portrait(3, 96)
+  np.testing.assert_array_equal(portrait, whole[8:88, 8:88])
+  np.testing.assert_allclose(box * 80, whole_box * 96 - 8, atol=1e-3)
+
+
 def test_neutral_ignores_the_level():
   assert digest(make_clip(2, 'neutral', 1, 6, render=False)) == digest(make_clip(2, 'neutral', 3, 6, render=False))
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dicetalk_jax.models import core
+from dicetalk_jax.models import core, registry
 from dicetalk_jax.models.resnet import Blend, SpatioTemporalResBlock, TemporalConv, as_convolution, as_product
+from tests import tiny
 
 
 def draw(seed, *shape):
@@ -57,3 +58,10 @@ def test_rows_are_independent_and_frames_are_not():
   assert (changed[1] > 0).all()
   shifted = np.abs(block(x, temb) - block(x, temb + np.array([[0], [1]], np.float32))).max((2, 3, 4))
   assert not shifted[0].any() and (shifted[1] > 0).all()
+
+
+def test_no_parameter_has_a_weak_type():
+  """One would lose it in the first step and so compile training a second time."""
+  for name, config in tiny.CONFIGS.items():
+    target = core.abstract(registry.builder(name, config))[1]
+    assert not [key for key, x in target.items() if x.weak_type], name

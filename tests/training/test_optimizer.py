@@ -64,6 +64,16 @@ def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
   np.testing.assert_allclose(updates['conv.bias'], expected['conv.bias'], rtol=1e-4)
 
 
+def test_muon_treats_kernels_of_equal_shape_apart():
+  tx = make_optimizer(optim(name='muon', lr=0.1), 10)
+  small, large = (s * jax.random.normal(jax.random.key(i), (8, 6)) for i, s in enumerate((1e-3, 1.0)))
+  def first_update(grads):
+    return tx.update(grads, tx.init(grads), jax.tree.map(jnp.zeros_like, grads))[0]
+  together = first_update({'a.kernel': small, 'b.kernel': large})
+  for name, grad in (('a.kernel', small), ('b.kernel', large)):
+    np.testing.assert_allclose(together[name], first_update({name: grad})[name], rtol=1e-4, atol=1e-6)
+
+
 def test_clip_makes_large_gradients_alike():
   tx = make_optimizer(optim(clip=1.0, eps=1.0), 10)
   params = {'w': jnp.zeros(2)}

@@ -13,6 +13,7 @@ from dicetalk_jax.errors import ConfigError, WeightsError
 from dicetalk_jax.pipeline import Pipeline
 from dicetalk_jax.training import loop
 from dicetalk_jax.training.diffusion import emotion_discrimination, mouth_region
+from tests import tiny
 
 STEPS = 4
 
@@ -35,7 +36,7 @@ def micro(task):
     config.batch_size = 8
   if task == 'diffusion':
     config.data.update(frames=3, size=32)
-    config.batch_size = 2
+    config.batch_size = 8  # divides among eight devices
     config.unet.update(
         in_channels=8, out_channels=4, block_out_channels=(32, 32), num_attention_heads=(2, 2), cross_attention_dim=32,
         down_block_types=('CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
@@ -47,16 +48,21 @@ def micro(task):
   return config
 
 
-def run(task, folder, steps=STEPS, **changes):
+def run(task, folder, steps=STEPS, devices=1):
   config = micro(task)
   config.total_steps, config.log_every = steps, 1
-  config.update(changes)
-  mesh = parallel.make_mesh(devices=jax.devices()[:1])
+  mesh = parallel.make_mesh(data=-1, fsdp=min(devices, 2), devices=jax.devices()[:devices])
   return loop.train(main.task_class(task), config, folder, mesh=mesh)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  with tiny.quick_compilation():
+    yield
+
+
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, quick_compilation):
   folder = tmp_path_factory.mktemp('runs')
   for task in ('autoencoder', 'embedder', 'diffusion'):
     run(task, folder / task)
@@ -100,6 +106,14 @@ def test_continued_diffusion_run_equals_the_uninterrupted_one_to_the_bit(trained
   run('diffusion', trained / 'halves', steps=2)
   run('diffusion', trained / 'halves')
   assert losses(trained, 'halves') == losses(trained, 'diffusion') and len(losses(trained, 'halves')) == STEPS
+
+
+def test_eight_devices_agree_with_one_and_continue_to_the_bit(trained):
+  run('diffusion', trained / 'eight', devices=8)
+  run('diffusion', trained / 'eight_halves', steps=2, devices=8)
+  run('diffusion', trained / 'eight_halves', devices=8)
+  assert losses(trained, 'eight_halves') == losses(trained, 'eight')
+  np.testing.assert_allclose(losses(trained, 'eight'), losses(trained, 'diffusion'), rtol=1e-4)
 
 
 def test_gradients_reach_every_trained_component(trained):
