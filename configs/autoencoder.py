@@ -31,6 +31,6 @@ def get_config(arg: str = 'default'):
     config.vae.norm_num_groups = 2
     config.vae.block_out_channels = (16, 16, 32)
     config.vae.latent_channels = 4
-    config.loss.kl = 1e-3                  # smooth latents: the tiny denoiser leaves some noise in them
+    config.loss.kl = 5e-3                  # smooth latents: the tiny denoiser leaves some noise in them
     config.log_every, config.eval_every, config.checkpoint_every = 50, 450, 450
   return config

@@ -46,7 +46,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.optim.name, config.optim.warmup = 'muon', 50      # from nothing, in few steps
   config.mesh.data, config.mesh.fsdp = -1, 1
   config.data.synthetic = ml_collections.ConfigDict(dict(
-      size=64, train=36, val=4, test=1, clips=8, seconds=2.0, levels=(2, 3), motion=0.15, articulation=2.0,
+      size=64, train=64, val=4, test=1, clips=8, seconds=1.2, levels=(2, 3), motion=0.15, articulation=2.0,
       zoom=1.2, seed=0))
   # No published weights at this size: frozen random towers, honest about it in bundle.json.
   config.frozen = ml_collections.ConfigDict(dict(

@@ -36,13 +36,13 @@ def get_config(arg: str = 'default'):
     config.batch_size = 8                  # many people and noise levels per step rather than many frames
     config.data.frames, config.data.size = 4, 64
     config.data.reference = 'identity'     # one that shows the emotion would let little training ignore the tokens
-    config.total_steps = 550
+    config.total_steps = 650
     config.optim.lr, config.optim.schedule, config.optim.ema = 2.5e-3, 'cosine', 0.99
     # Transformers at the middle level only: at the top one they would take most of the time of two CPU cores.
     config.unet.update(
         in_channels=8, out_channels=4, block_out_channels=(32, 64, 64), layers_per_block=1,
         num_attention_heads=(1, 2, 2), cross_attention_dim=64, addition_time_embed_dim=32,
-        projection_class_embeddings_input_dim=96, num_frames=4, norm_num_groups=8,
+        projection_class_embeddings_input_dim=96, num_frames=4, norm_num_groups=2,
         down_block_types=('DownBlockSpatioTemporal', 'CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
         up_block_types=('UpBlockSpatioTemporal', 'CrossAttnUpBlockSpatioTemporal', 'UpBlockSpatioTemporal'))
     config.audio_linear.update(blocks=2, channels=64, intermediate_dim=256, output_dim=64, context_tokens=4)
@@ -51,10 +51,10 @@ def get_config(arg: str = 'default'):
                             classifier_in=64, classifier_hidden=(64, 32), dropout=0.0)
     config.emotion.p_whole_bank = 0.5
     # What moves is a hundredth of the latents' variance: no more noise than hides it, and weight where it is.
-    config.noise.update(p_mean=0.0, p_std=1.0, sigma_max=5.0)
+    config.noise.update(p_mean=0.3, p_std=1.0, sigma_max=5.0)
     config.loss.update(lambda_cls=0.01, cls_warmup=100, face_weight=3.0, mouth_weight=15.0)
     config.drop.update(audio=0.02, image=0.02, all=0.02)
     config.remat = False
-    config.sample.update(num_steps=12, g_image=1.0, g_condition=1.5, shift=1, sigma_max=5.0)
-    config.log_every, config.eval_every, config.checkpoint_every = 50, 300, 300
+    config.sample.update(num_steps=12, g_image=1.0, g_condition=3.0, shift=1, sigma_max=5.0)
+    config.log_every, config.eval_every, config.checkpoint_every = 50, 325, 325
   return config
