@@ -37,6 +37,7 @@ class DiffusionTask(Task):
 
   def __init__(self, config, mesh, workdir):
     super().__init__(config, mesh, workdir)
+    bundle.require(self.model_dir, 'vae', 'embedder')  # before data is made
     self.train, self.val = sources.train_and_val(config, self.data_dir)
     random = config.get('frozen', {})
     self.vae = Network.load(self.model_dir, 'vae')
