@@ -49,12 +49,12 @@ class Network:
     """`function(model, *args)` compiled, with the parameters bound: call it with args. Once per function."""
     if function not in self._stages:
       run = jax.jit(lambda params, *args: function(core.merge(self.graphdef, params), *args))
-
-      def stage(*args):
-        with jax.set_mesh(self.mesh):
-          return run(self.params, *args)
-      self._stages[function] = stage
+      self._stages[function] = functools.partial(self._on_mesh, run)
     return self._stages[function]
+
+  def _on_mesh(self, run: Callable[..., Any], *args):
+    with jax.set_mesh(self.mesh):
+      return run(self.params, *args)
 
   @functools.cached_property
   def fingerprint(self) -> str:
