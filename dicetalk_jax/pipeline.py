@@ -183,7 +183,7 @@ class Pipeline:
           masks=masks, spatial=self._guide(portrait.mask[None]),
           added_time_ids=jnp.float32([self.settings.time_ids])), length
 
-  def sample(self, conditions: Conditions, lengths, keys: jax.Array, progress: Progress = _silent):
+  def sample(self, conditions: Conditions, lengths, keys: jax.Array, progress: Progress = _silent) -> jax.Array:
     """Latents `[B, N + frames, h, w, C]` of a batch of clips, float32; see `make_sampler`.
 
     Args:
@@ -193,8 +193,14 @@ class Pipeline:
       progress: called after every step.
     """
     with self._on_mesh():
+      noise = self._draw(keys, conditions, self.settings.sampler.frames)
+    return self.denoise(noise, conditions, lengths, progress)
+
+  def denoise(self, noise, conditions: Conditions, lengths, progress: Progress = _silent) -> jax.Array:
+    """Like `sample`, from noise `[B, N + frames, h, w, C]`."""
+    with self._on_mesh():
       # Committed to its place, like the result of a step: one program for the first step and the others.
-      x = jax.device_put(self._draw(keys, conditions, self.settings.sampler.frames), self._place)
+      x = jax.device_put(noise, self._place)
       lengths = jnp.asarray(lengths)
       steps = self.settings.sampler.steps_run
       spans = [(0, steps)] if progress is _silent else [(i, i + 1) for i in range(steps)]    # one program for both
@@ -204,8 +210,8 @@ class Pipeline:
         progress('sampling', last, steps)
       return x
 
-  def decode(self, latents: jax.Array, length: int, progress: Progress = _silent,
-             interpolate: bool = False) -> np.ndarray:
+  def decode(self, latents: jax.Array, length: int, progress: Progress = _silent, *, interpolate: bool = False,
+             rounded: bool = True) -> np.ndarray:
     """Frames of one clip.
 
     Chunks do not see each other. The last frames share theirs with padding frames, which therefore are decoded too.
@@ -215,9 +221,10 @@ class Pipeline:
       length: frames to decode.
       progress: called after every call of the decoder.
       interpolate: put a frame between every two; the model must have a `flownet`.
+      rounded: to pixels, `255 x` truncated as published.
 
     Returns:
-      uint8 `[length, H, W, 3]` or, interpolated, `[2 length - 1, H, W, 3]`; `255 x` truncated as published.
+      uint8, or if not rounded float32 in [0, 1]: `[length, H, W, 3]` or, interpolated, `[2 length - 1, H, W, 3]`.
     """
     chunk = self.settings.decode_chunk
     wanted = min(len(latents), length + self.settings.sampler.frames, -(-length // chunk) * chunk)
@@ -238,7 +245,7 @@ class Pipeline:
           before = decoded[:1] if previous is None else previous
           previous, kept = decoded[last - first - 1:last - first], slice(1, 2 * (last - first) + 1)
           decoded = self._double(before, decoded)
-        frames.append(np.asarray(self._pixels(decoded))[kept])
+        frames.append(np.asarray(self._pixels(decoded) if rounded else decoded)[kept])
     progress('decoding', len(parts), len(parts))
     return np.concatenate(frames)[slice(1, 2 * length) if interpolate else slice(length)]
 
@@ -270,7 +277,7 @@ class Pipeline:
     prior = self.prior(emotion) if prior is None else prior
     conditions, length = self.conditions(image, wave, prior, face_box)
     latents = self.sample(conditions, [length], jax.random.key(seed)[None], progress)
-    frames = self.decode(latents[0], length, progress, interpolate)
+    frames = self.decode(latents[0], length, progress, interpolate=interpolate)
     return frames, self.settings.fps * (2 if interpolate else 1)
 
   def reconstruct(self, frames: np.ndarray) -> np.ndarray:
