@@ -118,7 +118,7 @@ def test_reconstructs(pipe):
 
 
 def test_half_precision_over_a_mesh(folder, video):
-  """Windows and chunks over eight devices, in bfloat16: rounding, not another picture."""
+  """Windows and chunks over eight devices, in bfloat16 but for the latents: rounding, not another picture."""
   pipe = Pipeline.load(folder, parallel.make_mesh(data=-1, fsdp=1), jnp.bfloat16)
   assert pipe.networks['unet'].params['conv_in.kernel'].dtype == jnp.bfloat16
   assert pipe.networks['whisper'].params['encoder.conv1.kernel'].dtype == jnp.float32
@@ -126,8 +126,11 @@ def test_half_precision_over_a_mesh(folder, video):
   frames, _ = pipe.generate(tiny.portrait(), tiny.speech(), emotion='happy', face_box=tiny.FACE_BOX, seed=3,
                             progress=lambda *_: None)
   assert programs(pipe) == [1, 1] and len(frames) == 19
-  difference = np.abs(frames[::2].astype(int) - video[0])
-  assert difference.mean(axis=(1, 2, 3)).max() < 0.1 * video[0].std()
+  squared = np.square(frames[::2].astype(float) - video[0]).mean(axis=(1, 2, 3))
+  psnr = 10 * np.log10(255 ** 2 / squared)
+  assert psnr.min() > 36                      # dB; measured 37.9, and 39.5 over all frames
+  conditions, length = pipe.conditions(tiny.portrait(), tiny.speech(), pipe.prior('happy'), tiny.FACE_BOX)
+  assert pipe.sample(conditions, [length], jax.random.key(3)[None]).dtype == jnp.float32
 
 
 def test_refusals(pipe, folder, tmp_path):
