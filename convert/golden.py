@@ -92,10 +92,10 @@ class Module:
                parameters: Callable[[core.Abstract], Mapping[str, jax.Array]]):
     """`config` as `models.registry` takes it; `parameters` makes the values for the abstract ones."""
     self.config = registry.config_of(name, config)
-    self.graphdef, self.target = core.abstract(registry.builder(name, config))
-    self.params = jax.tree.map(jnp.asarray, parameters(self.target))
-    call = lambda params, method, args: method(core.merge(self.graphdef, params), *args)
-    self._call = jax.jit(call, static_argnums=1)
+    self.graphdef, self.target = graphdef, target = core.abstract(registry.builder(name, config))
+    self.params = jax.tree.map(jnp.asarray, parameters(target))
+    # Without `self` inside, gigabytes go as soon as the module does.
+    self._call = jax.jit(lambda params, method, args: method(core.merge(graphdef, params), *args), static_argnums=1)
 
   @classmethod
   def of(cls, name: str, golden: Golden, weights: Mapping[str, np.ndarray] | None = None, **config) -> 'Module':
