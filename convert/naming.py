@@ -12,7 +12,7 @@ from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.models.core import Abstract
 
 # Last part of a name, ours -> PyTorch's. Whatever is not here (bias, mix_factor, ...) is the same.
-LEAVES = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight'}
+LEAVES = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight', 'negative_slope': 'weight'}
 
 # Published keys that are no parameters (constants that old files carry along).
 IGNORED = ('vision_model.embeddings.position_ids',)
@@ -25,12 +25,21 @@ def torch_name(name: str) -> str:
 
 
 def _axes_from_torch(name: str, value: np.ndarray) -> np.ndarray:
-  """Linear (o, i) -> (i, o); convolution (o, i, *k) -> (*k, i, o)."""
+  """Linear (o, i) -> (i, o); convolution (o, i, *k) -> (*k, i, o).
+
+  A transposed convolution is no exception: on both sides its kernel is that of the convolution which it transposes
+  (`transpose_kernel=True` in Flax).
+  """
   return np.moveaxis(value, (0, 1), (-1, -2)) if name.endswith('kernel') else value
 
 
 def _axes_to_torch(name: str, value: np.ndarray) -> np.ndarray:
   return np.moveaxis(value, (-1, -2), (0, 1)) if name.endswith('kernel') else value
+
+
+def torch_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Shape in PyTorch's layout of our parameter `name` with `shape`."""
+  return _axes_to_torch(name, np.broadcast_to(False, shape)).shape
 
 
 def to_torch(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -52,7 +61,7 @@ def from_torch(target: Abstract, state_dict: Mapping[str, np.ndarray]) -> dict[s
   for key in wanted.keys() & source.keys():
     name, value = wanted[key], _axes_from_torch(wanted[key], np.asarray(source[key]))
     if value.shape != target[name].shape:
-      expected = _axes_to_torch(name, np.empty(target[name].shape, bool)).shape
+      expected = torch_shape(name, target[name].shape)
       problems.append(f'shape {source[key].shape} instead of {expected}: {key}')
     out[name] = value
   if problems:

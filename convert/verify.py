@@ -1,4 +1,4 @@
-"""`python -m convert verify`: the modules against reference outputs, with their published weights converted."""
+"""`python -m convert verify`: our numbers against reference outputs, with published weights converted."""
 
 import argparse
 from collections.abc import Iterable, Iterator
@@ -8,13 +8,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from convert import components
+from convert import kinds
 
 EXAMPLE = """example:
-  python -m convert verify tests/goldens/vae tests/goldens/unet tests/goldens/whisper/encoder
+  python -m convert verify tests/goldens/vae tests/goldens/fullsize_seeded/rife tests/goldens
 
-Prints the largest error of every case, absolute and relative to the standard deviation of the reference. Exit code 1
-if a case exceeds its limit, 2 if a folder cannot be used."""
+A folder stands for all golden files in it and below. Prints the largest error of every case, absolute and relative to
+the standard deviation of the reference. Exit code 1 if a case exceeds its limit, 2 if a folder cannot be used."""
 
 
 class Result(NamedTuple):
@@ -49,19 +49,20 @@ def results(folders: Iterable[pathlib.Path]) -> Iterator[Result]:
     InputError: a folder is of no known component or lacks a file; nothing has run then.
     WeightsError: weights do not fit the module.
   """
-  for name, golden in [components.load_golden(folder) for folder in folders]:
+  paths = dict.fromkeys(path for folder in folders for path in kinds.descriptions(folder))
+  for name, golden in [kinds.load(path) for path in paths]:
     with jax.default_matmul_precision('highest'):
-      for case, actual, limit in components.COMPONENTS[name].cases(golden):
-        yield compare(name, case, actual, golden.outputs[case], limit)
+      for case, actual, limit, expected in kinds.KINDS[name].cases(golden):
+        yield compare(name, case, actual, golden.outputs[case] if expected is None else expected, limit)
 
 
 def run(args: argparse.Namespace) -> int:
   """Prints the table; returns the exit code."""
-  print(f'{"component":16} {"case":32} {"max error":>10} {"relative":>10} {"limit":>10}')
+  print(f'{"component":17} {"case":34} {"max error":>10} {"relative":>10} {"limit":>10}')
   failed = count = 0
   for result in results(args.folders):
     verdict = 'pass' if result.passed else 'FAIL'
-    print(f'{result.component:16} {result.case:32} {result.error:10.1e} {result.relative:10.1e} {result.limit:10.1e}'
+    print(f'{result.component:17} {result.case:34} {result.error:10.1e} {result.relative:10.1e} {result.limit:10.1e}'
           f'  {verdict}', flush=True)
     failed, count = failed + (not result.passed), count + 1
   print(f'{count - failed} of {count} cases pass')
@@ -70,8 +71,9 @@ def run(args: argparse.Namespace) -> int:
 
 def add_parser(commands) -> None:
   parser = commands.add_parser(
-      'verify', help='check the modules against golden folders', description='Checks the modules against golden '
-      'folders: builds each module from config.json, converts its weights, runs every case.', epilog=EXAMPLE,
+      'verify', help='check the modules against golden files', description='Checks modules and whole programs against '
+      'golden files: builds them from their description, converts their weights, runs every case.', epilog=EXAMPLE,
       formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('folders', metavar='DIR', nargs='+', type=pathlib.Path, help='a folder of one golden component')
+  parser.add_argument(
+      'folders', metavar='DIR', nargs='+', type=pathlib.Path, help='golden files: a folder, or one description')
   parser.set_defaults(run=run)

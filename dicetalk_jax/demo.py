@@ -95,7 +95,8 @@ def generate(folder: pathlib.Path) -> dict:
   rows, scores, panels = [], {}, []
   probe = _probe(folder, size)
   for emotion, truth in truths:
-    frames, fps = pipe.generate(portrait, truth.audio, emotion=emotion, face_box=(x0, y0, x1 - x0, y1 - y0), seed=1)
+    frames, fps = pipe.generate(portrait, truth.audio, emotion=emotion, face_box=(x0, y0, x1 - x0, y1 - y0), seed=1,
+                                interpolate=False)
     real = truth.frames[::2][:len(frames)]
     frames = frames[:len(real)]
     box_of = truth.bbox[:2 * len(real):2].mean(0)

@@ -19,7 +19,7 @@ from dicetalk_jax.media.audio import load_audio
 from dicetalk_jax.media.face import find_face, parse_face_box
 from dicetalk_jax.media.image import load_image
 from dicetalk_jax.media.video import write_video
-from dicetalk_jax.pipeline import COMPONENTS, Pipeline, Progress, Settings
+from dicetalk_jax.pipeline import COMPONENTS, INTERPOLATION, Pipeline, Progress, Settings
 
 USAGE = """\
 usage: python -m dicetalk_jax.generate --model=DIR --image=FILE --audio=FILE --emotion=NAME --output=FILE.mp4
@@ -33,6 +33,8 @@ usage: python -m dicetalk_jax.generate --model=DIR --image=FILE --audio=FILE --e
   --steps               denoising steps (default: the model's, 25 as published); fewer are faster and rougher
   --guidance_image      how closely to follow the portrait (default: the model's, 3 as published)
   --guidance_condition  how closely to follow speech and emotion (default: the model's, 6 as published)
+  --no-interpolate      leave the frame rate as it is, 12.5 per second as published; else it is doubled, if the model
+                        has a flownet (--interpolate insists on it)
 """
 
 
@@ -55,6 +57,7 @@ def _flags(argv: list[str]) -> argparse.Namespace:
   parser.add_argument('--steps', type=int)
   parser.add_argument('--guidance_image', type=float)
   parser.add_argument('--guidance_condition', type=float)
+  parser.add_argument('--interpolate', action=argparse.BooleanOptionalAction)
   return parser.parse_args(argv)
 
 
@@ -63,7 +66,7 @@ def main(argv: list[str]) -> None:
   flags = _flags(argv)
   sampling = dict(num_steps=flags.steps, g_image=flags.guidance_image, g_condition=flags.guidance_condition)
   sampling = {name: value for name, value in sampling.items() if value is not None}
-  bundle.require(flags.model, *COMPONENTS)
+  known = bundle.require(flags.model, *COMPONENTS, *[INTERPOLATION] * bool(flags.interpolate))
   settings = Settings.of(flags.model, **sampling)
   prior, _ = bundle.load_prior(flags.model, flags.emotion)
   image = load_image(flags.image)
@@ -76,10 +79,13 @@ def main(argv: list[str]) -> None:
   progress = _progress_bars()
   dtype = None if jax.default_backend() == 'cpu' else jnp.bfloat16
   pipe = Pipeline.load(flags.model, _mesh(), dtype, progress=progress, **sampling)
-  frames, fps = pipe.generate(image, wave, prior=prior, face_box=face_box, seed=flags.seed, progress=progress)
+  frames, fps = pipe.generate(image, wave, prior=prior, face_box=face_box, seed=flags.seed,
+                              interpolate=flags.interpolate, progress=progress)
   write_video(flags.output, frames, fps, audio=wave)
   count, height, width, _ = frames.shape
   print(f'{flags.output}: {count / fps:.1f} s, {width}x{height}, {count} frames at {fps:g} per second')
+  if flags.interpolate is None and INTERPOLATION not in known:
+    print(f'{flags.model} has no {INTERPOLATION}, which would double the frame rate')
 
 
 def _check_writable(output: str) -> None:

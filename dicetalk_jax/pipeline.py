@@ -4,7 +4,8 @@
     frames, fps = pipe.generate(load_image('face.jpg'), load_audio('speech.wav'), emotion='happy')
 
 Each stage is one compiled function of fixed shape; clip lengths are rounded up to buckets, so that clip after clip
-compiles nothing new. Frames come at the model's own rate, 12.5 per second as published.
+compiles nothing new. Frames come at the model's own rate, 12.5 per second as published, or, where the model folder has
+a `flownet`, at twice that.
 """
 
 from collections.abc import Callable
@@ -23,11 +24,12 @@ from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.media import audio
 from dicetalk_jax.media.face import find_face
 from dicetalk_jax.media.image import Box, prepare_portrait
-from dicetalk_jax.models import core, registry
+from dicetalk_jax.models import core, registry, rife
 from dicetalk_jax.models.face_mask import mask_pyramid
 from dicetalk_jax.network import Network
 
 COMPONENTS = ('unet', 'vae', 'image_encoder', 'whisper', 'audio_linear', 'pose_guider', 'emo_model')
+INTERPOLATION = 'flownet'    # the one component that a model folder may lack
 MASK_CHANNELS = 3
 
 Progress = Callable[[str, int, int], None]     # (stage, done, total)
@@ -97,7 +99,10 @@ class Pipeline:
     decoder = dataclasses.replace(
         vae, graphdef=core.abstract(registry.builder('vae', vae.config.to_json(), dtype))[0])
     self._encode = vae.stage(lambda model, x: model.encode(x)[0])
-    self._decode = decoder.stage(lambda model, z: _pixels(model.decode(self._spread(z / scale))))
+    self._decode = decoder.stage(lambda model, z: _unit_range(model.decode(self._spread(z / scale))))
+    self._double = networks[INTERPOLATION].stage(lambda model, previous, frames: rife.double(
+        model, jnp.concatenate([previous, frames]), len(frames), self._spread)) if INTERPOLATION in networks else None
+    self._pixels = jax.jit(_pixels)
     self._image_token = networks['image_encoder'].stage(lambda model, x: model(x)[:, None])
     self._states = networks['whisper'].stage(lambda model, mel: model(mel))
     self._audio_tokens = networks['audio_linear'].stage(
@@ -120,7 +125,7 @@ class Pipeline:
       folder: see `bundle`.
       mesh: from `parallel.make_mesh`: the windows of a clip and its chunks are spread over it.
       dtype: compute type of UNet, decoder, image encoder and pose guider, such as bfloat16 on accelerators; None for
-        float32. Speech and emotion are always computed in float32, and so is the portrait's encoding.
+        float32. Speech, emotion, interpolation and the portrait's encoding are always computed in float32.
       progress: called after every component.
       **sampling: changes to the folder's `SamplerConfig`.
 
@@ -129,11 +134,12 @@ class Pipeline:
     """
     bundle.require(folder, *COMPONENTS)
     halved = {name: dict(dtype=dtype, param_dtype=dtype) for name in ('unet', 'image_encoder', 'pose_guider')}
+    names = [*COMPONENTS, *{INTERPOLATION} & bundle.components(folder).keys()]
     networks = {}
-    for done, name in enumerate(COMPONENTS):
-      progress('loading', done, len(COMPONENTS))
+    for done, name in enumerate(names):
+      progress('loading', done, len(names))
       networks[name] = Network.load(folder, name, mesh, **halved.get(name, {}))
-    progress('loading', len(COMPONENTS), len(COMPONENTS))
+    progress('loading', len(names), len(names))
     settings = Settings.of(folder, networks['vae'].config.scaling_factor, **sampling)
     return cls(folder, networks, settings, mesh, dtype)
 
@@ -177,7 +183,7 @@ class Pipeline:
           masks=masks, spatial=self._guide(portrait.mask[None]),
           added_time_ids=jnp.float32([self.settings.time_ids])), length
 
-  def sample(self, conditions: Conditions, lengths, keys: jax.Array, progress: Progress = _silent):
+  def sample(self, conditions: Conditions, lengths, keys: jax.Array, progress: Progress = _silent) -> jax.Array:
     """Latents `[B, N + frames, h, w, C]` of a batch of clips, float32; see `make_sampler`.
 
     Args:
@@ -187,8 +193,14 @@ class Pipeline:
       progress: called after every step.
     """
     with self._on_mesh():
+      noise = self._draw(keys, conditions, self.settings.sampler.frames)
+    return self.denoise(noise, conditions, lengths, progress)
+
+  def denoise(self, noise, conditions: Conditions, lengths, progress: Progress = _silent) -> jax.Array:
+    """Like `sample`, from noise `[B, N + frames, h, w, C]`."""
+    with self._on_mesh():
       # Committed to its place, like the result of a step: one program for the first step and the others.
-      x = jax.device_put(self._draw(keys, conditions, self.settings.sampler.frames), self._place)
+      x = jax.device_put(noise, self._place)
       lengths = jnp.asarray(lengths)
       steps = self.settings.sampler.steps_run
       spans = [(0, steps)] if progress is _silent else [(i, i + 1) for i in range(steps)]    # one program for both
@@ -198,18 +210,21 @@ class Pipeline:
         progress('sampling', last, steps)
       return x
 
-  def decode(self, latents: jax.Array, length: int, progress: Progress = _silent) -> np.ndarray:
+  def decode(self, latents: jax.Array, length: int, progress: Progress = _silent, *, interpolate: bool = False,
+             rounded: bool = True) -> np.ndarray:
     """Frames of one clip.
 
     Chunks do not see each other. The last frames share theirs with padding frames, which therefore are decoded too.
 
     Args:
       latents: `[T, h, w, C]` from `sample`, T at least `length`.
-      length: frames to return.
+      length: frames to decode.
       progress: called after every call of the decoder.
+      interpolate: put a frame between every two; the model must have a `flownet`.
+      rounded: to pixels, `255 x` truncated as published.
 
     Returns:
-      uint8 `[length, H, W, 3]`, `255 x` truncated as published.
+      uint8, or if not rounded float32 in [0, 1]: `[length, H, W, 3]` or, interpolated, `[2 length - 1, H, W, 3]`.
     """
     chunk = self.settings.decode_chunk
     wanted = min(len(latents), length + self.settings.sampler.frames, -(-length // chunk) * chunk)
@@ -217,19 +232,26 @@ class Pipeline:
     group = chunk * (parallel.batch_devices(self.mesh) if self.mesh else 1)
     parts = [(i, min(i + group, whole), group) for i in range(0, whole, group)]
     parts += [(whole, wanted, wanted - whole)] if wanted > whole else []
-    latents, frames = np.asarray(latents), []
+    latents, frames, previous = np.asarray(latents), [], None
     for done, (first, last, size) in enumerate(parts):
       progress('decoding', done, len(parts))
       z = np.pad(latents[first:last], ((0, size - (last - first)), *[(0, 0)] * 3))
       with self._on_mesh():
-        decoded = np.asarray(self._decode(z.reshape(-1, min(chunk, size), *z.shape[1:])))
-      frames.append(decoded.reshape(-1, *decoded.shape[2:])[:last - first])
+        decoded = self._decode(z.reshape(-1, min(chunk, size), *z.shape[1:]))
+        decoded = decoded.reshape(-1, *decoded.shape[2:])
+        kept = slice(last - first)
+        if interpolate:
+          # Each frame follows the one between it and its predecessor; the very first takes itself for that.
+          before = decoded[:1] if previous is None else previous
+          previous, kept = decoded[last - first - 1:last - first], slice(1, 2 * (last - first) + 1)
+          decoded = self._double(before, decoded)
+        frames.append(np.asarray(self._pixels(decoded) if rounded else decoded)[kept])
     progress('decoding', len(parts), len(parts))
-    return np.concatenate(frames)[:length]
+    return np.concatenate(frames)[slice(1, 2 * length) if interpolate else slice(length)]
 
   def generate(self, image: np.ndarray, wave: np.ndarray, emotion: str | None = None, *,
                prior: np.ndarray | None = None, face_box: Box | None = None, seed: int = 0,
-               progress: Progress = _silent) -> tuple[np.ndarray, float]:
+               interpolate: bool | None = None, progress: Progress = _silent) -> tuple[np.ndarray, float]:
     """A talking portrait.
 
     Args:
@@ -237,20 +259,26 @@ class Pipeline:
       emotion: one of the model folder's, unless `prior` is given.
       prior: an emotion as a vector, `[256]`.
       seed: the same seed gives the same video.
+      interpolate: double the frame rate; None: if the model has what it takes.
       progress: called with (stage, done, total) while sampling and decoding.
 
     Returns:
-      uint8 `[N, H, W, 3]` and frames per second: 12.5 as published, before interpolation.
+      uint8 `[N, H, W, 3]` and frames per second: as published 25, or 12.5 without interpolation.
 
     Raises:
-      InputError, WeightsError: see `conditions` and `prior`.
+      InputError, WeightsError: see `conditions` and `prior`; or the model cannot interpolate.
     """
     if (emotion is None) == (prior is None):
       raise ValueError('give either the name of an emotion or a prior')
+    if interpolate is None:
+      interpolate = self._double is not None
+    elif interpolate:
+      bundle.require(self.folder, INTERPOLATION)
     prior = self.prior(emotion) if prior is None else prior
     conditions, length = self.conditions(image, wave, prior, face_box)
     latents = self.sample(conditions, [length], jax.random.key(seed)[None], progress)
-    return self.decode(latents[0], length, progress), self.settings.fps
+    frames = self.decode(latents[0], length, progress, interpolate=interpolate)
+    return frames, self.settings.fps * (2 if interpolate else 1)
 
   def reconstruct(self, frames: np.ndarray) -> np.ndarray:
     """Frames through the autoencoder and back, uint8 `[N, H, W, 3]`: the best that the model could draw."""
@@ -280,6 +308,11 @@ class Pipeline:
     return jax.lax.with_sharding_constraint(x, parallel.batch_sharding(self.mesh))
 
 
+def _unit_range(x: jax.Array) -> jax.Array:
+  """[-1, 1] to float32 in [0, 1]."""
+  return jnp.clip(x.astype(jnp.float32) * 0.5 + 0.5, 0, 1)
+
+
 def _pixels(x: jax.Array) -> jax.Array:
-  """[-1, 1] to uint8, truncating as published."""
-  return (255 * jnp.clip(x.astype(jnp.float32) * 0.5 + 0.5, 0, 1)).astype(jnp.uint8)
+  """[0, 1] to uint8, truncating as published."""
+  return (255 * x).astype(jnp.uint8)

@@ -31,7 +31,8 @@ def inputs(tmp_path_factory):
 
 def command(monkeypatch, **flags):
   """Runs the command like a shell does."""
-  argv = ['generate', *(f'--{name}={value}' for name, value in flags.items() if value is not None)]
+  spelled = lambda name, value: f'--{name}' if value is True else f'--{name}={value}'
+  argv = ['generate', *(spelled(name, value) for name, value in flags.items() if value is not None)]
   monkeypatch.setattr(sys, 'argv', argv)
   generate.run()
 
@@ -42,14 +43,34 @@ def test_writes_a_video_with_sound(inputs, tmp_path, monkeypatch, capsys):
   output = tmp_path / 'new' / 'out.mp4'
   command(monkeypatch, **inputs, output=output, seed=3)
   captured = capsys.readouterr()
-  assert captured.out == f'{output}: 0.8 s, 16x20, 10 frames at 12.5 per second\n'
+  assert captured.out == f'{output}: 0.8 s, 16x20, 19 frames at 25 per second\n'
   assert all(f'{stage}: 100%' in captured.err for stage in ('loading', 'sampling', 'decoding'))
   assert captured.err.count('\n') == 3          # a bar each
   assert [p.name for p in output.parent.iterdir()] == ['out.mp4']
   video = read_video(output)
-  assert video.frames.shape == (10, 20, 16, 3) and video.fps == 12.5
-  sound = video.audio[:len(tiny.speech())]
-  assert np.corrcoef(sound, tiny.speech())[0, 1] > 0.9
+  assert video.frames.shape == (19, 20, 16, 3) and video.fps == 25
+  sound = video.audio                           # ends with the last picture, half a frame before the recording
+  assert np.corrcoef(sound, tiny.speech()[:len(sound)])[0, 1] > 0.9
+
+
+@pytest.mark.parametrize('flags, lines', [
+    ({}, ['10 frames at 12.5 per second', 'has no flownet, which would double the frame rate']),
+    ({'no-interpolate': True}, ['10 frames at 12.5 per second'])])
+def test_without_interpolation(inputs, tmp_path, monkeypatch, capsys, flags, lines):
+  """A model that cannot says so, unless nobody asked."""
+  monkeypatch.setattr(generate, '_mesh', lambda: None)
+  (tmp_path / 'model').mkdir()
+  model = tiny.model_without(inputs['model'], tmp_path / 'model', 'flownet')
+  command(monkeypatch, **{**inputs, 'model': model}, **flags, output=tmp_path / 'out.mp4')
+  out = capsys.readouterr().out.splitlines()
+  assert len(out) == len(lines) and all(map(str.endswith, out, lines))
+
+
+def test_insisting_on_interpolation(inputs, tmp_path, monkeypatch, capsys):
+  (tmp_path / 'model').mkdir()
+  model = tiny.model_without(inputs['model'], tmp_path / 'model', 'flownet')
+  refuses(monkeypatch, capsys, tmp_path, 'has no flownet',
+          {**inputs, 'model': model, 'output': tmp_path / 'out.mp4', 'interpolate': True})
 
 
 def test_no_arguments_show_the_usage(monkeypatch, capsys):

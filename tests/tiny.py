@@ -1,6 +1,7 @@
 """A model folder with all components, as small as they go (compiling takes the time), and inputs for it."""
 
 import contextlib
+import json
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ CONFIGS = {
     'pose_guider': dict(conditioning_embedding_channels=8, block_out_channels=(4, 4)),
     'emo_model': dict(prior_dim=6, dim=8, intermediate_dim=8, tokens=2, codebook_size=4, num_heads=2,
                       classifier_in=8, classifier_hidden=(8, 8), num_classes=3),
+    'flownet': dict(c=4),
 }
 SETTINGS = dict(image_size=16, multiple=2, decode_chunk=3,
                 sampler=dict(num_steps=2, frames=4, shift=1, g_image=1.5, g_condition=2.0))
@@ -46,6 +48,17 @@ def shared_model(tmp_path_factory):
   if not folder.exists():
     save_model(folder)
   return folder
+
+
+def model_without(folder, place, component: str):
+  """A model folder in `place` that shares all files of `folder` but lacks one component."""
+  for path in folder.iterdir():
+    if path.name != bundle.INDEX:
+      (place / path.name).symlink_to(path)
+  index = json.loads((folder / bundle.INDEX).read_text())
+  del index['components'][component]
+  (place / bundle.INDEX).write_text(json.dumps(index))
+  return place
 
 
 @contextlib.contextmanager

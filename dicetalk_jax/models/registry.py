@@ -14,6 +14,7 @@ from dicetalk_jax.models.core import ModelConfig
 from dicetalk_jax.models.embedder import Embedder, EmbedderConfig
 from dicetalk_jax.models.emotion import EmotionConfig, EmotionModel
 from dicetalk_jax.models.pose_guider import PoseGuider, PoseGuiderConfig
+from dicetalk_jax.models.rife import IFNet, RIFEConfig
 from dicetalk_jax.models.unet import UNet, UNetConfig
 from dicetalk_jax.models.vae import VAE, VAEConfig
 from dicetalk_jax.models.whisper import WhisperConfig, WhisperEncoder
@@ -26,6 +27,7 @@ COMPONENTS: dict[str, tuple[type[ModelConfig], type[nnx.Module]]] = {
     'audio_linear': (AudioProjectionConfig, AudioProjection),
     'pose_guider': (PoseGuiderConfig, PoseGuider),
     'emo_model': (EmotionConfig, EmotionModel),
+    'flownet': (RIFEConfig, IFNet),
     'embedder': (EmbedderConfig, Embedder),
 }
 

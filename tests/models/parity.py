@@ -25,20 +25,6 @@ def golden(folder: pathlib.Path):
   return json.loads((folder / 'config.json').read_text()), *tensors
 
 
-def recordings(goldens: pathlib.Path):
-  """Two recorded waves (float32, 16 kHz): 3.3 s stored, 31 s from its recipe; facts and features of the latter."""
-  folder = goldens / 'whisper'
-  facts = json.loads((folder / 'features.json').read_text())['long']
-  features = load_file(folder / 'features.safetensors')
-  t = np.arange(facts['samples']) / 16000
-  chirp = 0.3 * np.sin(2 * np.pi * (200 * t + 5 * t ** 2)) * (0.5 + 0.5 * np.sin(2 * np.pi * 0.7 * t))
-  x = chirp + 0.05 * np.random.default_rng(406).standard_normal(len(t))
-  long = np.clip(x * 32767, -32768, 32767).astype(np.int16)
-  assert long[:16].tolist() == facts['first16'] and long.sum(dtype=np.int64) == facts['int64_sum']
-  short = features['wav_short_int16']
-  return short / np.float32(32768), long / np.float32(32768), facts, features
-
-
 def manifest(name: str) -> dict[str, np.ndarray]:
   """Full-size published tensors by key, without memory: all elements are one zero."""
   shapes = json.loads((MANIFESTS / f'{name}.json').read_text())

@@ -1,12 +1,10 @@
-"""Pose guider: the published layout and numbers."""
+"""Pose guider: the published layout; the recorded numbers are in `tests/convert/test_verify.py`."""
 
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from safetensors.numpy import load_file
 
 from convert import naming
 from dicetalk_jax.models import core
@@ -17,19 +15,6 @@ def test_published_tree(goldens):
   manifest = json.loads((goldens.parent / 'manifests/pose_guider.json').read_text())
   _, target = core.abstract(lambda rngs: PoseGuider(PoseGuiderConfig(), rngs=rngs))
   naming.from_torch(target, {k: np.broadcast_to(np.float32(0), v['shape']) for k, v in manifest.items()})
-
-
-@pytest.mark.parametrize('source, output', [('conditioning', 'embedding'), ('conditioning_mask', 'embedding_mask')])
-def test_golden(goldens, source, output):
-  folder = goldens / 'pose_guider'
-  config = PoseGuiderConfig.from_json(json.loads((folder / 'config.json').read_text())['constructor'])
-  graphdef, target = core.abstract(lambda rngs: PoseGuider(config, rngs=rngs))
-  params = naming.from_torch(target, load_file(folder / 'weights.safetensors'))
-  x = np.moveaxis(load_file(folder / 'inputs.safetensors')[source], 1, -1)
-  expected = np.moveaxis(load_file(folder / 'outputs.safetensors')[output], 1, -1)
-  with jax.default_matmul_precision('highest'):
-    actual = jax.jit(lambda params, x: core.merge(graphdef, params)(x))(params, x)
-  np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 * expected.std())
 
 
 def test_starts_at_zero_and_learns():

@@ -39,17 +39,6 @@ def test_golden_states_and_clips(recorded):
   assert parity.error(clips.sum(axis=(1, 2, 3)), expected['clips_sum']) < 2e-5
 
 
-def test_golden_recording_of_two_windows(goldens, recorded):
-  encode, *_ = recorded
-  _, wave, facts, expected = parity.recordings(goldens)
-  states = np.concatenate([encode(window[None]) for window in audio.log_mel(wave)])
-  padded = audio.pad_states(states, audio.audio_len(len(wave)))[None]
-  assert padded.shape[1] == facts['audio_prompts_len']
-  assert parity.error(padded[:, ::50], expected['long_audio_prompts_every50']) < 2e-5
-  assert parity.error(padded[:, 1494:1514], expected['long_audio_prompts_around_window']) < 2e-5
-  assert parity.error(padded[:, -20:], expected['long_audio_prompts_tail']) < 2e-5
-
-
 def test_twin():
   """Forward and all gradients against transformers, other sizes than the golden."""
   import torch

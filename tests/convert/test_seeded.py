@@ -1,0 +1,41 @@
+"""Tensors that follow from a rule: the rule's own samples, and strictness."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from convert import naming, seeded
+from dicetalk_jax.errors import WeightsError
+from dicetalk_jax.models import core, registry
+
+
+@pytest.fixture
+def described(goldens):
+  """The full-size pose guider: its description and its abstract parameters."""
+  _, target = core.abstract(registry.builder('pose_guider', {}))
+  return json.loads((goldens / 'fullsize_seeded' / 'pose_guider.json').read_text()), target
+
+
+def test_samples_of_the_rule(described):
+  meta, target = described
+  params = seeded.params(meta, target)
+  assert {k: x.shape for k, x in params.items()} == {k: x.shape for k, x in target.items()}
+  assert all(isinstance(x, jax.Array) and x.dtype == np.float32 for x in params.values())
+  published = naming.to_torch(params)
+  for key, first in meta['first3_check'].items():
+    np.testing.assert_array_equal(published[key].ravel()[:3], np.float32(first))
+  (name, rule), = meta['inputs'].items()
+  given = seeded.inputs(meta)[name]
+  assert given.shape == tuple(rule['shape']) and given.dtype == np.float32
+  np.testing.assert_array_equal(given.ravel()[:3], np.float32(rule['first3']))
+
+
+def test_other_tensors_than_the_module_has_are_named(described):
+  meta, target = described
+  rules = meta['weights_seed_base_amp']
+  rules['extra.weight'] = rules.pop('conv_in.bias')
+  with pytest.raises(WeightsError) as error:
+    seeded.params(meta, target)
+  assert 'missing: conv_in.bias' in str(error.value) and 'left over: extra.weight' in str(error.value)
