@@ -65,14 +65,25 @@ def check(part: Part, dtype: str, done: Callable[[], object]) -> Checked:
   Raises:
     InputError: the configuration makes no model.
   """
+  fitted = fit(part)
+  problems = list(fitted.problems)
+  for key in fitted.keys.values():
+    problems += [f'{part.name}: {line}' for line in _bad_values(key, part.tensors[key], dtype)]
+    done()
+  return fitted._replace(problems=problems)
+
+
+def fit(part: Part) -> Checked:
+  """Fits names and shapes, without reading values.
+
+  Raises:
+    InputError: the configuration makes no model.
+  """
   config, target = model(part)
   found = naming.match(target, {key: tuple(x.shape) for key, x in part.tensors.items()})
   expected = re.compile(part.unused).match if part.unused else lambda key: None
   left_over = [key for key in found.left_over if not expected(key)]
   problems = found._replace(left_over=left_over if part.strict else []).problems()
-  for key in found.keys.values():
-    problems += _bad_values(key, part.tensors[key], dtype)
-    done()
   return Checked(part, config, found.keys, left_over, [f'{part.name}: {line}' for line in problems])
 
 

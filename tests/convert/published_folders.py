@@ -1,10 +1,12 @@
 """Downloads in the published layouts, small and random, for tests of the converter."""
 
+import functools
 import json
 import pathlib
 import re
 
 import diffusers
+import numpy as np
 import torch
 import transformers
 
@@ -70,11 +72,14 @@ def save_whisper(folder: pathlib.Path, pickled: bool = False) -> pathlib.Path:
   return folder
 
 
-def state_dict(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
+@functools.cache
+def _params(name: str) -> dict[str, np.ndarray]:
+  return naming.to_torch(core.numpy_params(core.abstract(registry.builder(name, DICETALK[name]))[1]))
+
+
+def state_dict(name: str) -> dict[str, torch.Tensor]:
   """Random tensors of one DICE-Talk component by published keys."""
-  target = core.abstract(registry.builder(name, DICETALK[name]))[1]
-  params = naming.to_torch(core.numpy_params(target, seed))
-  return {key: torch.from_numpy(x.copy()) for key, x in params.items()}
+  return {key: torch.from_numpy(x.copy()) for key, x in _params(name).items()}
 
 
 def save_dicetalk(folder: pathlib.Path) -> pathlib.Path:
