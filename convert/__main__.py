@@ -50,6 +50,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
       sys.exit(args.run(args))
+    except OSError as error:
+      raise InputError(f'{error.filename}: {error.strerror}; check the path and its permissions') from error
     except KeyboardInterrupt:
       print('interrupted; nothing was written', file=sys.stderr)
       sys.exit(130)

@@ -62,10 +62,7 @@ def run(args: argparse.Namespace) -> int:
   found = read(args.sources, width)
   if (taken := sorted(found.keys() & set(bundle.emotions(args.destination)))) and not args.overwrite:
     raise InputError(f'{args.destination} has {", ".join(taken)} already; add --overwrite to replace')
-  try:
-    bundle.save_priors(args.destination, found)
-  except OSError as error:
-    raise InputError(f'cannot write {args.destination}: {error.strerror}; make room or check permissions') from error
+  bundle.save_priors(args.destination, found)
   print(f'wrote {len(found)} priors to {args.destination}: {", ".join(found)}')
   return 0
 

@@ -222,6 +222,15 @@ def test_a_folder_without_permission(whisper, tmp_path, refused):
   assert 'Permission denied' in sentence(refused('whisper', whisper, tmp_path / 'locked' / 'model'))
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason='the system refuses root nothing')
+def test_unreadable_sources(whisper, tmp_path, refused):
+  (whisper / 'model.safetensors').chmod(0)
+  assert 'model.safetensors: Permission denied' in sentence(refused('whisper', whisper, tmp_path / 'model'))
+  whisper.chmod(0)
+  assert 'Permission denied' in sentence(refused('whisper', whisper, tmp_path / 'model'))
+  whisper.chmod(0o700)
+
+
 def test_a_place_that_is_a_file(whisper, tmp_path, refused):
   (tmp_path / 'file').touch()
   assert 'choose another place' in sentence(refused('whisper', whisper, tmp_path / 'file' / 'model'))
