@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
   parts += [_emotion_model(args.source, own)]
   parts += [whisper.part(args.whisper)] if args.whisper else []
   notes = [f'{what}: not converted; add --{option}' for option, what in (
-      ('svd', 'vae, image_encoder'), ('whisper', 'whisper'), ('priors', 'emotion priors')) if not getattr(args, option)]
+      ('svd', 'vae, image_encoder'), ('whisper', 'whisper'), ('rife', 'flownet'), ('priors', 'emotion priors')) if not getattr(args, option)]
   if args.rife and 'flownet' in registry.COMPONENTS:
-    parts.append(_flownet(args.rife))
+    parts.append(_flownet(args.rife, own))
   elif args.rife:
     notes.append('flownet: skipped; this version has no frame interpolation yet')
   settings = own.get('settings') or (svd.settings(args.svd) if args.svd else {})
@@ -97,10 +97,10 @@ def _emotion_model(folder: pathlib.Path, own: dict[str, Any]) -> Part:
   return dataclasses.replace(part, tensors=initial | part.tensors, notes=(note,))
 
 
-def _flownet(path: pathlib.Path) -> Part:
+def _flownet(path: pathlib.Path, own: dict[str, Any]) -> Part:
   """Only keys with the prefix belong to the network, as in the original program."""
-  part = layouts.file_part('flownet', path / layouts.FLOWNET if path.is_dir() else path, 'rife',
-                           unused=layouts.FLOWNET_UNUSED)
+  config = own.get('components', {}).get('flownet')
+  part = layouts.file_part('flownet', path / layouts.FLOWNET if path.is_dir() else path, 'rife', config)
   inside = {key: x for key, x in part.tensors.items() if key.startswith(layouts.FLOWNET_PREFIX)}
   return dataclasses.replace(part, tensors=layouts.without_prefix(inside, layouts.FLOWNET_PREFIX))
 

@@ -23,14 +23,17 @@ Writes, of what the model has:
   unet.pth, audio_linear.pth, pose_guider.pth, emo_model.pth            state dicts, as in the DICE-Talk release
   stable-video-diffusion-img2vid-xt/{unet,vae,image_encoder,scheduler}  diffusers folders; the UNet without adapters
   whisper-tiny                                                          transformers folder; the encoder only
+  RIFE/flownet.pkl                                                      the frame interpolation
   priors/*.npy                                                          emotion priors
   dicetalk.json                                                         sizes and settings, for the way back
 The way back: python -m convert dicetalk exported DST --svd exported/stable-video-diffusion-img2vid-xt
-    --whisper exported/whisper-tiny --priors exported/priors"""
+    --whisper exported/whisper-tiny --rife exported/RIFE --priors exported/priors"""
 
 SVD_FOLDER = 'stable-video-diffusion-img2vid-xt'
 WHISPER_FOLDER = 'whisper-tiny'
+RIFE_FOLDER = 'RIFE'
 PRIORS_FOLDER = 'priors'
+SIZED = (*layouts.DICETALK, 'flownet')  # published without a configuration
 ADAPTER = '.processor.'
 GROUPS = 'norm_num_groups'  # of 32 channels groups everywhere in the published classes, which do not name it
 SCHEDULER = dict(
@@ -43,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
   known = bundle.require(args.model)
   refuse_existing(args.destination, args.overwrite, layouts.DICETALK_CONFIG)
   require_room(args.destination, _size(args.model, known))
-  own = dict(components={name: entry['config'] for name, entry in known.items() if name in layouts.DICETALK},
+  own = dict(components={name: entry['config'] for name, entry in known.items() if name in SIZED},
              settings=bundle.settings(args.model))
   rows, notes = [], []
   with folder_aside(args.destination) as folder:
@@ -103,11 +106,18 @@ def _write_file(folder: pathlib.Path, name: str, config: dict[str, Any], tensors
   torch.save(tensors, folder / layouts.DICETALK[name])
 
 
+def _write_flownet(folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict) -> None:
+  """The file of the RIFE release."""
+  (folder / RIFE_FOLDER).mkdir()
+  torch.save({layouts.FLOWNET_PREFIX + key: x for key, x in tensors.items()}, folder / RIFE_FOLDER / layouts.FLOWNET)
+
+
 Writer = Callable[[pathlib.Path, str, dict[str, Any], published.StateDict], None]
 
 WRITERS: dict[str, Writer] = {
     'unet': _write_unet, 'vae': _write_folder, 'image_encoder': _write_folder, 'whisper': _write_whisper,
-    'audio_linear': _write_file, 'pose_guider': _write_file, 'emo_model': _write_file}
+    'audio_linear': _write_file, 'pose_guider': _write_file, 'emo_model': _write_file,
+    'flownet': _write_flownet}
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:

@@ -21,9 +21,8 @@ DICETALK = {'unet': 'unet.pth', 'audio_linear': 'audio_linear.pth', 'pose_guider
             'emo_model': 'emo_model.pth'}
 DICETALK_CONFIG = 'dicetalk.json'  # ours: sizes and settings of an exported model; the published folder has none
 
-FLOWNET = 'flownet.pkl'
+FLOWNET = 'flownet.pkl'  # of the RIFE release
 FLOWNET_PREFIX = 'module.'
-FLOWNET_UNUSED = r'block_tea\.'
 
 WHISPER_PREFIX = 'model.'
 WHISPER_UNUSED = r'(decoder|proj_out)\.'

@@ -13,7 +13,7 @@ from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.models.core import Abstract
 
 # Last part of a name, ours -> PyTorch's. Whatever is not here (bias, mix_factor, ...) is the same.
-LEAVES = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight'}
+LEAVES = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight', 'negative_slope': 'weight'}
 
 # Published keys that are no parameters (constants that old files carry along).
 IGNORED = ('vision_model.embeddings.position_ids',)
@@ -26,13 +26,22 @@ def torch_name(name: str) -> str:
 
 
 def value_from_torch(name: str, value: np.ndarray) -> np.ndarray:
-  """One tensor in our order of axes, a view: linear (o, i) -> (i, o), convolution (o, i, *k) -> (*k, i, o)."""
+  """One tensor in our order of axes, a view: linear (o, i) -> (i, o); convolution (o, i, *k) -> (*k, i, o).
+
+  A transposed convolution is no exception: on both sides its kernel is that of the convolution which it transposes
+  (`transpose_kernel=True` in Flax).
+  """
   return np.moveaxis(value, (0, 1), (-1, -2)) if name.endswith('kernel') else value
 
 
 def value_to_torch(name: str, value: np.ndarray) -> np.ndarray:
   """One parameter in PyTorch's order of axes, a view."""
   return np.moveaxis(value, (-1, -2), (0, 1)) if name.endswith('kernel') else value
+
+
+def torch_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Shape in PyTorch's layout of our parameter `name` with `shape`."""
+  return value_to_torch(name, np.broadcast_to(False, shape)).shape
 
 
 class Match(NamedTuple):
@@ -56,7 +65,7 @@ def match(target: Abstract, shapes: Mapping[str, tuple[int, ...]]) -> Match:
   for key, name in wanted.items():
     if key not in known:
       continue
-    expected = value_to_torch(name, np.broadcast_to(False, target[name].shape)).shape
+    expected = torch_shape(name, target[name].shape)
     if tuple(shapes[key]) == expected:
       keys[name] = key
     else:

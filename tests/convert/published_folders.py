@@ -31,6 +31,7 @@ DICETALK = {
     'pose_guider': dict(conditioning_embedding_channels=32, block_out_channels=[4, 4]),
     'emo_model': dict(prior_dim=6, dim=16, intermediate_dim=8, tokens=2, codebook_size=4, num_heads=2,
                       classifier_in=8, classifier_hidden=[8, 8], num_classes=3),
+    'flownet': dict(c=4),
 }
 SCHEDULER = dict(prediction_type='v_prediction', use_karras_sigmas=True, timestep_type='continuous', sigma_min=0.002,
                  sigma_max=700.0, timestep_spacing='leading', steps_offset=1, beta_schedule='scaled_linear')
@@ -80,6 +81,14 @@ def _params(name: str) -> dict[str, np.ndarray]:
 def state_dict(name: str) -> dict[str, torch.Tensor]:
   """Random tensors of one DICE-Talk component by published keys."""
   return {key: torch.from_numpy(x.copy()) for key, x in _params(name).items()}
+
+
+def save_rife(folder: pathlib.Path) -> pathlib.Path:
+  """The folder of RIFE: a file of the old format whose keys have a prefix, among others that the program ignores."""
+  folder.mkdir()
+  state = {f'module.{key}': x for key, x in state_dict('flownet').items()}
+  torch.save(state | {'epoch': torch.zeros(1)}, folder / layouts.FLOWNET, _use_new_zipfile_serialization=False)
+  return folder
 
 
 def save_dicetalk(folder: pathlib.Path) -> pathlib.Path:

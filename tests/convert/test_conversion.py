@@ -13,6 +13,7 @@ import transformers
 from convert import __main__ as command
 from convert import layouts, published
 from dicetalk_jax import bundle
+from dicetalk_jax.models import registry
 from dicetalk_jax.pipeline import COMPONENTS, Settings
 from tests.convert import published_folders as folders
 
@@ -181,6 +182,16 @@ def test_emotion_model_is_laid_over_initial_values(tmp_path, capsys):
   one, two = (bundle.load_component(tmp_path / again, 'emo_model')[1] for again in ('one', 'two'))
   jax.tree.map(np.testing.assert_array_equal, one, two)
   np.testing.assert_array_equal(one['codebook.codebook.embedding'], whole['codebook.codebook.weight'])
+
+
+@pytest.mark.skipif('flownet' not in registry.COMPONENTS, reason='this version has no frame interpolation')
+@pytest.mark.parametrize('file', [False, True])
+def test_frame_interpolation(tmp_path, file):
+  release, rife = folders.save_dicetalk(tmp_path / 'release'), folders.save_rife(tmp_path / 'RIFE')
+  assert call('dicetalk', release, tmp_path / 'model', '--rife', rife / layouts.FLOWNET if file else rife) == 0
+  assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
+  assert_equal(published.load(tmp_path / 'out/RIFE/flownet.pkl'),
+               {f'module.{key}': x for key, x in folders.state_dict('flownet').items()})
 
 
 def test_what_was_not_given_is_told(tmp_path, capsys):

@@ -23,7 +23,7 @@ PUBLISHED = {
     'audio_linear': ('audio_linear', CONFIGS['dicetalk_component_arguments']['audio_projection'], None),
     'pose_guider': ('pose_guider', CONFIGS['dicetalk_component_arguments']['pose_guider'], None),
     'emo_model': ('emo_model', CONFIGS['dicetalk_component_arguments']['emotion_model'], None),
-    'rife_flownet': ('flownet', {}, layouts.FLOWNET_UNUSED),
+    'rife_flownet': ('flownet', {}, None),
 }
 
 
@@ -37,7 +37,7 @@ def test_names_and_shapes(manifest):
     tensors = layouts.without_prefix(tensors, layouts.FLOWNET_PREFIX)
   fitted = fit(Part(name, config, tensors, (), '', unused))
   assert not fitted.problems and not fitted.left_over
-  kept = {key for key in tensors if unused is None or not key.startswith(('decoder.', 'proj_out.', 'block_tea.'))}
+  kept = {key for key in tensors if unused is None or not key.startswith(('decoder.', 'proj_out.'))}
   assert set(fitted.keys.values()) >= kept
   assert all(naming.torch_name(ours) == key for ours, key in fitted.keys.items())
 
