@@ -35,7 +35,7 @@ def folder_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
   Raises:
     InputError: the place cannot be written to, or is full.
   """
-  path = path.absolute()
+  path = path.resolve()
   part = path.with_name(f'.{path.name}.{os.getpid()}.part')
   old = path.with_name(f'.{path.name}.{os.getpid()}.old')
   try:

@@ -23,6 +23,9 @@ SRC holds unet.pth, audio_linear.pth, pose_guider.pth and emo_model.pth. As in t
 over the UNet of --svd (whose adapters start as copies of its own keys and values), emo_model.pth over initial values;
 what they lack or have too much is reported. All other files must fit exactly."""
 
+# Options that may be left out, and what is missing then.
+OPTIONS = dict(svd='vae, image_encoder', whisper='whisper', rife='flownet', priors='emotion priors')
+
 
 def run(args: argparse.Namespace) -> int:
   write.refuse(args)
@@ -32,21 +35,15 @@ def run(args: argparse.Namespace) -> int:
   parts += [_file(args.source, name, own) for name in ('audio_linear', 'pose_guider')]
   parts += [_emotion_model(args.source, own)]
   parts += [whisper.part(args.whisper)] if args.whisper else []
-  notes = [f'{what}: not converted; add --{option}' for option, what in (
-      ('svd', 'vae, image_encoder'), ('whisper', 'whisper'), ('rife', 'flownet'), ('priors', 'emotion priors')) if not getattr(args, option)]
+  notes = [f'{what}: not converted; add --{option}' for option, what in OPTIONS.items() if not getattr(args, option)]
   if args.rife and 'flownet' in registry.COMPONENTS:
     parts.append(_flownet(args.rife, own))
   elif args.rife:
     notes.append('flownet: skipped; this version has no frame interpolation yet')
   settings = own.get('settings') or (svd.settings(args.svd) if args.svd else {})
-  found = priors.read(args.priors, width=parts_config(parts, 'emo_model')['prior_dim'])
-  write.model_folder(args, parts, settings, found, notes)
+  width = next(part.config['prior_dim'] for part in parts if part.name == 'emo_model')
+  write.model_folder(args, parts, settings, priors.read(args.priors, width), notes)
   return 0
-
-
-def parts_config(parts: list[Part], name: str) -> dict[str, Any]:
-  """The configuration of one of the parts."""
-  return next(part.config for part in parts if part.name == name)
 
 
 def _own_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -54,11 +51,15 @@ def _own_config(folder: pathlib.Path) -> dict[str, Any]:
   if not folder.is_dir():
     raise InputError(f'{folder} is not a folder; give the folder of the release that holds unet.pth')
   path = folder / layouts.DICETALK_CONFIG
-  return published.read_json(path) if path.exists() else {}
+  own = published.read_json(path) if path.exists() else {}
+  components = own.setdefault('components', {})
+  if not isinstance(components, dict) or not all(isinstance(x, dict) for x in components.values()):
+    raise InputError(f'{path} is damaged; copy the exported folder again, or remove it for the published sizes')
+  return own
 
 
 def _file(folder: pathlib.Path, name: str, own: dict[str, Any], **options) -> Part:
-  config = own.get('components', {}).get(name)
+  config = own['components'].get(name)
   part = layouts.file_part(name, folder / layouts.DICETALK[name], 'dicetalk', config, **options)
   known = {naming.torch_name(key) for key in model(part)[1]}
   if not known & part.tensors.keys():
@@ -99,7 +100,7 @@ def _emotion_model(folder: pathlib.Path, own: dict[str, Any]) -> Part:
 
 def _flownet(path: pathlib.Path, own: dict[str, Any]) -> Part:
   """Only keys with the prefix belong to the network, as in the original program."""
-  config = own.get('components', {}).get('flownet')
+  config = own['components'].get('flownet')
   part = layouts.file_part('flownet', path / layouts.FLOWNET if path.is_dir() else path, 'rife', config)
   inside = {key: x for key, x in part.tensors.items() if key.startswith(layouts.FLOWNET_PREFIX)}
   return dataclasses.replace(part, tensors=layouts.without_prefix(inside, layouts.FLOWNET_PREFIX))

@@ -13,7 +13,7 @@ EXAMPLE = """examples:
   python -m convert inspect checkpoints/DICE-Talk           every weight file below a folder
   python -m convert inspect checkpoints/DICE-Talk/unet.pth
 
-Reads no weights. Nothing in a file is executed."""
+Reads no weights but for the digests of files. Nothing in a file is executed."""
 
 # A key that only this component has, in any of the published prefixes.
 MARKS = {

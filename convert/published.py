@@ -100,8 +100,8 @@ def _load_pickled(path: pathlib.Path) -> StateDict:
       content = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
   # Damage shows as almost any exception.
   except Exception as error:
-    if forbidden := re.search(r'Unsupported global|GLOBAL ([\w.]+)', str(error)):
-      raise WeightsError(f'{path} asks to run code ({forbidden[1] or "unknown"}), which was not done; '
+    if forbidden := re.search(r'GLOBAL ([\w.]+)', str(error)):
+      raise WeightsError(f'{path} asks to run code ({forbidden[1]}), which was not done; '
                          'get a file of plain tensors from its authors') from None
     raise InputError(f'{path} cannot be read as PyTorch weights; download it again') from None
   plain = isinstance(content, Mapping) and all(

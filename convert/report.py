@@ -9,7 +9,7 @@ class Row(NamedTuple):
   """One component, or one published file."""
 
   name: str
-  read: int  # tensors
+  read: int  # number of tensors
   mapped: int
   parameters: int
   size: int  # bytes

@@ -23,7 +23,7 @@ VAE = dict(block_out_channels=[32, 32], layers_per_block=2, down_block_types=['D
 CLIP = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28,
             patch_size=14, projection_dim=16, hidden_act='gelu')
 WHISPER = dict(d_model=8, encoder_layers=2, encoder_attention_heads=1, encoder_ffn_dim=8, decoder_layers=1,
-               decoder_attention_heads=1, decoder_ffn_dim=8, vocab_size=9, max_source_positions=20, pad_token_id=1,
+               decoder_attention_heads=1, decoder_ffn_dim=8, vocab_size=9, pad_token_id=1,
                bos_token_id=1, eos_token_id=1, decoder_start_token_id=1)
 DICETALK = {
     'unet': UNET | dict(adapters=2),

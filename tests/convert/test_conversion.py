@@ -242,3 +242,10 @@ def test_settings_survive(downloads, tmp_path):
   assert json.loads((tmp_path / 'out' / layouts.DICETALK_CONFIG).read_text())['settings'] == settings
   scheduler = tmp_path / 'out/stable-video-diffusion-img2vid-xt' / layouts.SCHEDULER
   assert json.loads(scheduler.read_text())['sigma_max'] == 80
+
+
+def test_overwriting_through_a_link(downloads, tmp_path):
+  assert call('whisper', downloads / 'whisper', tmp_path / 'model') == 0
+  (tmp_path / 'link').symlink_to('model')
+  assert call('svd', downloads / 'svd', tmp_path / 'link', '--overwrite') == 0
+  assert 'unet' in bundle.components(tmp_path / 'model') and len(list(tmp_path.iterdir())) == 2

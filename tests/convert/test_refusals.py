@@ -156,6 +156,12 @@ def test_nonsense_in_a_configuration(whisper, tmp_path, refused, config):
   assert 'config' in sentence(refused('whisper', whisper, tmp_path / 'model'))
 
 
+@pytest.mark.parametrize('content', ['{', '{"components": 3}', '{"components": {"unet": []}}'])
+def test_a_damaged_description_of_an_export(release, tmp_path, refused, content):
+  (release / layouts.DICETALK_CONFIG).write_text(content)
+  assert layouts.DICETALK_CONFIG in sentence(refused('dicetalk', release, tmp_path / 'model'))
+
+
 def test_broken_shards(svd, tmp_path, refused):
   copy = pathlib.Path(shutil.copytree(svd, tmp_path / 'svd'))
   vae = copy / 'vae'
