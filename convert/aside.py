@@ -44,13 +44,13 @@ def folder_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
     if path.exists():
       path.rename(old)
     part.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
   except OSError as error:
     raise InputError(f'cannot write {path}: {error.strerror or error}; choose another place or make room') from error
   finally:
     if old.exists() and not path.exists():
       old.rename(path)
-    shutil.rmtree(part, ignore_errors=True)
+    for rest in (part, old):
+      shutil.rmtree(rest, ignore_errors=True)
 
 
 def require_room(path: pathlib.Path, size: int) -> None:
