@@ -93,7 +93,8 @@ def model(part: Part) -> tuple[core.ModelConfig, core.Abstract]:
     config = registry.config_of(part.name, part.config)
     return config, _target(part.name, config)
   except _NONSENSE as error:
-    raise InputError(f'the configuration of {part.name} makes no model ({error}); use the published one') from error
+    cause = str(error).partition('\n')[0]
+    raise InputError(f'the configuration of {part.name} makes no model ({cause}); use the published one') from error
 
 
 @functools.lru_cache
@@ -102,8 +103,8 @@ def _target(name: str, config: core.ModelConfig) -> core.Abstract:
 
 
 def _bad_values(key: str, tensor: torch.Tensor, dtype: str) -> list[str]:
-  if not tensor.is_floating_point():
-    return [f'{tensor.dtype} instead of floating point: {key}']
+  if tensor.dtype not in (*DTYPES.values(), torch.float64):
+    return [f'type {str(tensor.dtype).removeprefix("torch.")} instead of floating point of 16 to 64 bits: {key}']
   if not torch.isfinite(tensor).all():
     return [f'values that are not finite: {key}']
   wanted = stored_dtype(tensor, dtype)

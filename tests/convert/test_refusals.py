@@ -93,15 +93,17 @@ def test_all_bad_tensors_of_all_files_are_named_at_once(release, tmp_path, refus
   del audio['proj2.bias']
   audio |= {'extra.weight': torch.zeros(2), 'proj1.bias': torch.zeros(9), 'norm.bias': torch.arange(16)}
   audio['proj3.weight'][1, 2] = float('nan')
+  audio['proj3.bias'] = audio['proj3.bias'].to(torch.float8_e4m3fn)
   pose['conv_in.bias'][0] = float('-inf')
   torch.save(audio, release / 'audio_linear.pth')
   torch.save(pose, release / 'pose_guider.pth')
   lines = refused('dicetalk', release, tmp_path / 'model').splitlines()
-  assert '6 tensors do not fit, so nothing was written' in lines[0]
+  assert '7 tensors do not fit, so nothing was written' in lines[0]
   assert {line.strip() for line in lines[1:]} == {
       'audio_linear: missing: proj2.bias', 'audio_linear: left over: extra.weight',
+      'audio_linear: type float8_e4m3fn instead of floating point of 16 to 64 bits: proj3.bias',
       'audio_linear: shape (9,) instead of (8,): proj1.bias',
-      'audio_linear: torch.int64 instead of floating point: norm.bias',
+      'audio_linear: type int64 instead of floating point of 16 to 64 bits: norm.bias',
       'audio_linear: values that are not finite: proj3.weight', 'pose_guider: values that are not finite: conv_in.bias'}
 
 
