@@ -2,20 +2,39 @@
 
 import argparse
 from collections.abc import Sequence
+import signal
 import sys
 
-from convert import verify
-from dicetalk_jax.errors import one_sentence
+from dicetalk_jax.errors import InputError, one_sentence
 
-COMMANDS = (verify,)
+try:
+  from convert import dicetalk, export, inspect, priors, svd, verify, whisper
+except ModuleNotFoundError as missing:
+  if missing.name != 'torch':
+    raise
+  print("error: PyTorch is missing; pip install 'dicetalk-jax[convert]' adds it", file=sys.stderr)
+  sys.exit(2)
 
-EXAMPLE = """example:
+COMMANDS = (dicetalk, svd, whisper, priors, export, inspect, verify)
+
+EXAMPLE = """examples:
+  python -m convert dicetalk checkpoints/DICE-Talk models/dicetalk --priors examples/emo \\
+      --svd checkpoints/stable-video-diffusion-img2vid-xt --whisper checkpoints/whisper-tiny
+  python -m convert inspect models/dicetalk
+  python -m convert export models/dicetalk exported
   python -m convert verify tests/goldens/audio_proj tests/goldens/vae"""
+
+
+class _Parser(argparse.ArgumentParser):
+  """Says what is wrong in one sentence."""
+
+  def error(self, message):
+    raise InputError(f'{message}; {self.prog} --help shows how it is used')
 
 
 def parser() -> argparse.ArgumentParser:
   """Every command is a module with `add_parser(commands)`, which sets `run(args) -> exit code`."""
-  top = argparse.ArgumentParser(
+  top = _Parser(
       prog='python -m convert', description='Converts and checks published weights.', epilog=EXAMPLE,
       formatter_class=argparse.RawDescriptionHelpFormatter)
   commands = top.add_subparsers(title='commands', metavar='COMMAND', required=True)
@@ -26,9 +45,16 @@ def parser() -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str] | None = None) -> None:
   """Runs a command and leaves with its exit code; mistakes of the user end with one sentence and code 2."""
-  args = parser().parse_args(argv)
+  signal.signal(signal.SIGTERM, signal.default_int_handler)     # either way, what was begun is removed
   with one_sentence():
-    sys.exit(args.run(args))
+    args = parser().parse_args(argv)
+    try:
+      sys.exit(args.run(args))
+    except OSError as error:
+      raise InputError(f'{error.filename}: {error.strerror}; check the path and its permissions') from error
+    except KeyboardInterrupt:
+      print('interrupted; nothing was written', file=sys.stderr)
+      sys.exit(130)
 
 
 if __name__ == '__main__':

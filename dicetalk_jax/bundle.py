@@ -62,7 +62,10 @@ def save_component(folder, name: str, config: Mapping[str, Any], params: Params,
   old = components(folder).get(name, {}).get('checkpoint')
   new = f'{name}.{int(old.rpartition(".")[2]) + 1 if old else 0}'
   folder.mkdir(parents=True, exist_ok=True)
-  ocp.save(_local(folder / new), dict(params), overwrite=True)     # overwrites what a killed run left
+  context = ocp.Context()
+  context.memory.deepcopy_host_arrays = False     # nobody changes them meanwhile: the call waits for its end
+  with context:
+    ocp.save(_local(folder / new), dict(params), overwrite=True)     # overwrites what a killed run left
   if jax.process_index() == 0:
     index = _index(folder)
     index['components'][name] = dict(
@@ -101,9 +104,8 @@ def load_component(folder, name: str, shardings: Callable[[Abstract], Shardings]
   """
   entry = require(folder, name)[name]
   path = _local(epath.Path(folder) / entry['checkpoint'])
+  saved = shapes(folder, name)
   try:
-    if (saved := ocp.metadata(path).metadata) is None:
-      raise ValueError('its list of parameters is damaged')
     target = {k: jax.ShapeDtypeStruct(x.shape, _cast(x.dtype, dtype)) for k, x in saved.items()}
     if shardings is None:
       shardings = dict.fromkeys(target, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
@@ -112,8 +114,22 @@ def load_component(folder, name: str, shardings: Callable[[Abstract], Shardings]
     target = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[k]) for k, x in target.items()}
     return entry['config'], ocp.load(path, target)
   except (ValueError, OSError) as error:
-    cause = str(error).partition('\n')[0]
-    raise WeightsError(f'{path} cannot be read ({cause}); copy the model folder again') from error
+    raise _unreadable(path, error) from error
+
+
+def shapes(folder, name: str) -> Abstract:
+  """Shapes and types of a component's parameters, without reading them.
+
+  Raises:
+    WeightsError: see `load_component`.
+  """
+  path = _local(epath.Path(folder) / require(folder, name)[name]['checkpoint'])
+  try:
+    if (saved := ocp.metadata(path).metadata) is None:
+      raise ValueError('its list of parameters is damaged')
+    return {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in saved.items()}
+  except (ValueError, OSError) as error:
+    raise _unreadable(path, error) from error
 
 
 def require(folder, *names: str) -> dict[str, dict[str, Any]]:
@@ -139,9 +155,12 @@ def save_priors(folder, priors: Mapping[str, Prior]) -> None:
   place.mkdir(parents=True, exist_ok=True)
   for emotion, (mu, sigma) in priors.items():
     aside = place / f'.{emotion}.part'
-    with aside.open('wb') as file:
-      np.savez(file, mu=np.asarray(mu, np.float32), sigma=np.asarray(sigma, np.float32))
-    aside.replace(place / f'{emotion}.npz')
+    try:
+      with aside.open('wb') as file:
+        np.savez(file, mu=np.asarray(mu, np.float32), sigma=np.asarray(sigma, np.float32))
+      aside.replace(place / f'{emotion}.npz')
+    finally:
+      aside.unlink(missing_ok=True)
 
 
 def emotions(folder) -> list[str]:
@@ -192,6 +211,11 @@ def _write_index(folder, index: dict[str, Any]) -> None:
   aside = folder / f'.{INDEX}.part'
   aside.write_text(json.dumps(index, indent=2, sort_keys=True) + '\n')
   aside.replace(folder / INDEX)
+
+
+def _unreadable(path: epath.Path, error: Exception) -> WeightsError:
+  cause = str(error).partition('\n')[0]
+  return WeightsError(f'{path} cannot be read ({cause}); copy the model folder again')
 
 
 def _local(path: epath.Path) -> epath.Path:

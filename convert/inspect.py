@@ -1,0 +1,85 @@
+"""`python -m convert inspect`: what a model folder or a published file holds."""
+
+import argparse
+from collections.abc import Iterator
+import pathlib
+
+from convert import prior_file, published, report
+from dicetalk_jax import bundle
+from dicetalk_jax.errors import InputError
+
+EXAMPLE = """examples:
+  python -m convert inspect models/dicetalk                 components, types, where they came from, settings, emotions
+  python -m convert inspect checkpoints/DICE-Talk           every weight file below a folder
+  python -m convert inspect checkpoints/DICE-Talk/unet.pth
+
+Reads no weights but for the digests of files. Nothing in a file is executed."""
+
+# A key that only this component has, in any of the published prefixes.
+MARKS = {
+    'unet': 'time_embedding.linear_1.weight', 'vae': 'quant_conv.weight', 'image_encoder': 'visual_projection.weight',
+    'whisper': 'encoder.embed_positions.weight', 'emo_model': 'codebook.codebook.weight',
+    'pose_guider': 'blocks.0.weight', 'audio_linear': 'proj1.weight', 'flownet': 'block0.conv0.0.0.weight'}
+
+
+def run(args: argparse.Namespace) -> int:
+  if (args.path / bundle.INDEX).exists():
+    _model_folder(args.path)
+  else:
+    _published(args.path)
+  return 0
+
+
+def _model_folder(folder: pathlib.Path) -> None:
+  known = bundle.components(folder)
+  rows, sources, notes = [], {}, []
+  for name, entry in known.items():
+    shapes = bundle.shapes(folder, name)
+    rows.append(report.row(name, len(shapes), shapes))
+    origin = entry['provenance']
+    sources |= {f'{file} ({name})': digest for file, digest in origin.get('files', {}).items()}
+    notes.append(f'{name}: ' + ', '.join(f'{key} {value}' for key, value in origin.items() if key != 'files'))
+  notes += [f'settings: {bundle.settings(folder) or "as published"}']
+  notes += [f'emotions: {", ".join(bundle.emotions(folder)) or "none"}']
+  report.show(rows, sources, notes)
+
+
+def _published(path: pathlib.Path) -> None:
+  files = list(_files(path))
+  weights = [file for file in files if file.suffix in published.SUFFIXES]
+  states = {file: published.load(file) for file in weights}
+  rows = [report.row(_component(state), len(state), state) for state in states.values()]
+  notes = []
+  for file in files:
+    if file not in states:
+      (mu, sigma), others = prior_file.read(file)
+      notes.append(f'{file}: emotion prior of {len(mu)} numbers, {"with" if sigma.any() else "without"} deviation'
+                   + (f'; also {", ".join(others)}' if others else ''))
+  report.show(rows, published.sha256(weights), notes)
+
+
+def _files(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A file, or all that can be read below a folder."""
+  if not path.exists():
+    raise InputError(f'{path} does not exist; give a model folder, or a published file or folder')
+  if not path.is_dir():
+    yield path
+    return
+  suffixes = (*published.SUFFIXES, '.npy')
+  found = [file for file in sorted(path.rglob('*')) if file.suffix in suffixes and file.is_file()]
+  if not found:
+    raise InputError(f'{path} is no model folder and has no files that end in {", ".join(suffixes)}')
+  yield from found
+
+
+def _component(state: published.StateDict) -> str:
+  return next((name for name, mark in MARKS.items() if any(key.endswith(mark) for key in state)), 'unknown')
+
+
+def add_parser(commands) -> None:
+  parser = commands.add_parser(
+      'inspect', help='list what a folder or file holds', description='Lists components, parameters, types and '
+      'provenance of a model folder, or the same of published files.', epilog=EXAMPLE,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('path', metavar='PATH', type=pathlib.Path, help='model folder, published file or folder')
+  parser.set_defaults(run=run)

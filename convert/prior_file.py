@@ -1,0 +1,134 @@
+"""Emotion priors as the original program keeps them: `.npy` files that hold a pickled dict, {'mu': float32 [1,256]}.
+
+They are read without executing the pickle: what it calls is replaced by records of ours, only plain arrays come out.
+Plain `.npy` arrays are read as means. Written files are what the original program loads.
+"""
+
+from collections.abc import Mapping
+import io
+import pathlib
+import pickle
+from typing import Any
+
+import numpy as np
+
+from dicetalk_jax.errors import InputError, WeightsError
+
+Prior = tuple[np.ndarray, np.ndarray]
+
+MU, SIGMA = 'mu', 'sigma'
+MAX_BYTES = 1 << 20  # a prior has 256 numbers
+TYPES = ('f2', 'f4', 'f8')
+
+
+class _Forbidden(Exception):
+  """A pickle wants something else than arrays."""
+
+
+class _Type:
+  """Record of a `numpy.dtype`."""
+
+  def __init__(self, kind: str, *_):
+    self.kind, self.order = kind, '<'
+
+  def __setstate__(self, state):
+    self.order = state[1]
+
+
+class _Array:
+  """Record of a `numpy.ndarray`."""
+
+  def __setstate__(self, state):
+    _, self.shape, self.type, self.fortran, self.content = state
+
+  def numbers(self) -> np.ndarray:
+    """The array, if it holds floating point numbers."""
+    if self.type.kind not in TYPES or not isinstance(self.content, bytes):
+      raise ValueError('an array that holds no floating point numbers')
+    dtype = np.dtype(self.type.kind).newbyteorder('<' if self.type.order == '|' else self.type.order)
+    return np.frombuffer(self.content, dtype).reshape(self.shape, order='F' if self.fortran else 'C')
+
+
+def _reconstruct(*_) -> _Array:
+  return _Array()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+  """How old protocols spell bytes."""
+  if encoding != 'latin1':
+    raise ValueError(f'bytes encoded as {encoding}')
+  return text.encode('latin1')
+
+
+_KNOWN = {
+    **{(f'numpy.{core}.multiarray', '_reconstruct'): _reconstruct for core in ('core', '_core')},
+    ('numpy', 'ndarray'): _Array, ('numpy', 'dtype'): _Type, ('_codecs', 'encode'): _encode}
+
+
+class _ArraysOnly(pickle.Unpickler):
+  """Knows arrays and nothing else."""
+
+  def find_class(self, module: str, name: str):
+    if (module, name) not in _KNOWN:
+      raise _Forbidden(f'{module}.{name}')
+    return _KNOWN[module, name]
+
+  def persistent_load(self, pid):
+    raise ValueError('a persistent id')
+
+
+def read(path: pathlib.Path) -> tuple[Prior, list[str]]:
+  """One prior.
+
+  Returns:
+    Mean and deviation, float32 `[d]` each (deviation 0 where the file has none: the published ones), and the names of
+    what else the file holds, which nothing uses.
+
+  Raises:
+    InputError: the file is missing or damaged.
+    WeightsError: it holds something else, or asks to run code, which is not done.
+  """
+  try:
+    if path.stat().st_size > MAX_BYTES:
+      raise WeightsError(f'{path} is too large for an emotion prior; get it again')
+    content = _content(io.BytesIO(path.read_bytes()))
+  except WeightsError:
+    raise
+  except OSError as error:
+    raise InputError(f'cannot read {path}: {error.strerror}; check the path and its permissions') from None
+  except _Forbidden as error:
+    raise WeightsError(f'{path} asks to run code ({error}), which was not done; '
+                       'get a plain file from its authors') from None
+  # Damage, or something else than a prior, shows as almost any exception.
+  except Exception:
+    raise WeightsError(f"{path} is no emotion prior (an array, or a dict with an array '{MU}'); get it again") from None
+  mu = np.float32(content[MU]).reshape(-1)
+  sigma = np.float32(content[SIGMA]).reshape(-1) if SIGMA in content else np.zeros_like(mu)
+  if mu.shape != sigma.shape or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+    raise WeightsError(f'{path} has values that are not finite, or a deviation of another size; get it again')
+  return (mu, sigma), sorted(content.keys() - {MU, SIGMA})
+
+
+def _content(file: io.BytesIO) -> dict[str, np.ndarray]:
+  """What the file holds, by name."""
+  version = np.lib.format.read_magic(file)
+  reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+  shape, _, dtype = reader(file)
+  if not dtype.hasobject:
+    file.seek(0)
+    return {MU: np.float32(np.load(file, allow_pickle=False))}
+  whole = _ArraysOnly(file).load()
+  if (shape, whole.shape) != ((), ()) or whole.type.kind != 'O8' or len(whole.content) != 1:
+    raise ValueError('an object array that holds no dict')
+  content = {str(name): x.numbers() if name in (MU, SIGMA) else None for name, x in dict(whole.content[0]).items()}
+  return {MU: content.pop(MU)} | content
+
+
+def write(path: pathlib.Path, prior: Prior) -> None:
+  """The file for the original program: `numpy.load(path, allow_pickle=True).item()['mu']`; float32 `[1,d]`.
+
+  A deviation is written only if there is one.
+  """
+  mu, sigma = (np.float32(x).reshape(1, -1) for x in prior)
+  content: Mapping[str, Any] = {MU: mu, **({SIGMA: sigma} if sigma.any() else {})}
+  np.save(path, np.array(content, object), allow_pickle=True)

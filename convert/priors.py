@@ -1,0 +1,89 @@
+"""`python -m convert priors`: emotion priors into a model folder, or out of it as files of the original program."""
+
+import argparse
+from collections.abc import Sequence
+import itertools
+import pathlib
+
+from convert import prior_file
+from convert.aside import folder_aside, refuse_existing
+from dicetalk_jax import bundle
+from dicetalk_jax.errors import InputError, WeightsError
+
+EXAMPLE = """examples:
+  python -m convert priors examples/emo models/dicetalk           .npy files (or folders of them) into a model folder
+  python -m convert priors models/dicetalk priors                 a model folder's into a new folder of .npy files
+
+The name of a file is the name of its emotion. Published files hold a mean only: their deviation becomes 0."""
+
+
+def read(paths: Sequence[pathlib.Path], width: int | None) -> dict[str, bundle.Prior]:
+  """Priors of files and folders by emotion.
+
+  Args:
+    paths: `.npy` files, or folders of them.
+    width: how many numbers a mean must have; None if that is unknown.
+
+  Raises:
+    InputError, WeightsError: a file cannot be used, or two have the same name.
+  """
+  out: dict[str, bundle.Prior] = {}
+  for path in itertools.chain.from_iterable(map(_files, paths)):
+    prior, _ = prior_file.read(path)
+    if width not in (None, len(prior[0])):
+      raise WeightsError(f'{path} has {len(prior[0])} numbers, the model wants {width}; '
+                         'use priors of the same embedder')
+    if path.stem in out:
+      raise InputError(f"two files are named {path.name}; the name is the emotion's, so rename one")
+    out[path.stem] = prior
+  return out
+
+
+def _files(path: pathlib.Path) -> list[pathlib.Path]:
+  if not path.is_dir():
+    return [path]
+  if files := sorted(path.glob('*.npy')):
+    return files
+  raise InputError(f'{path} has no .npy files; give the folder of the emotion priors')
+
+
+def write_files(folder: pathlib.Path, priors: dict[str, bundle.Prior]) -> None:
+  """One `.npy` file for each emotion."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for emotion, prior in priors.items():
+    prior_file.write(folder / f'{emotion}.npy', prior)
+
+
+def run(args: argparse.Namespace) -> int:
+  if (args.sources[0] / bundle.INDEX).exists():
+    return _from_model(args)
+  known = bundle.require(args.destination)
+  width = known['emo_model']['config'].get('prior_dim') if 'emo_model' in known else None
+  found = read(args.sources, width)
+  if (taken := sorted(found.keys() & set(bundle.emotions(args.destination)))) and not args.overwrite:
+    raise InputError(f'{args.destination} has {", ".join(taken)} already; add --overwrite to replace')
+  bundle.save_priors(args.destination, found)
+  print(f'wrote {len(found)} priors to {args.destination}: {", ".join(found)}')
+  return 0
+
+
+def _from_model(args: argparse.Namespace) -> int:
+  refuse_existing(args.destination, overwrite=False, mark='')
+  priors = bundle.load_priors(args.sources[0])
+  if len(args.sources) > 1 or not priors:
+    raise InputError(f'{args.sources[0]} has no priors' if not priors else 'give one model folder at a time')
+  with folder_aside(args.destination) as folder:
+    write_files(folder, priors)
+  print(f'wrote {len(priors)} files to {args.destination}: {", ".join(priors)}')
+  return 0
+
+
+def add_parser(commands) -> None:
+  parser = commands.add_parser(
+      'priors', help='convert emotion priors, both ways', description='Converts emotion priors between .npy files '
+      'and a model folder.', epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('sources', metavar='SRC', nargs='+', type=pathlib.Path,
+                      help='.npy files or folders of them, or one model folder')
+  parser.add_argument('destination', metavar='DST', type=pathlib.Path, help='the model folder, or the folder to make')
+  parser.add_argument('--overwrite', action='store_true', help='replace emotions that the model has already')
+  parser.set_defaults(run=run)

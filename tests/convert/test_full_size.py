@@ -1,0 +1,52 @@
+"""Every name and shape of the published files at full size, without memory."""
+
+import json
+
+import pytest
+import torch
+
+from convert import layouts, naming
+from convert.part import Part, fit
+from dicetalk_jax.models import registry
+from tests.models.parity import MANIFESTS
+
+CONFIGS = {name: entry['value'] for name, entry in json.loads((MANIFESTS / 'configs.json').read_text()).items()}
+
+# Manifest -> component, its configuration, and the keys that the model may leave aside.
+PUBLISHED = {
+    'unet_svd_xt': ('unet', CONFIGS['unet_config'] | dict(adapters=0), None),
+    'unet_dicetalk': ('unet', CONFIGS['unet_config'] | dict(adapters=2), None),
+    'unet_sonic': ('unet', CONFIGS['unet_config'] | dict(adapters=1), None),
+    'vae_temporal_decoder': ('vae', CONFIGS['vae_config'], None),
+    'clip_vision_h14': ('image_encoder', CONFIGS['image_encoder_config'], None),
+    'whisper_tiny': ('whisper', CONFIGS['whisper_tiny_config'], layouts.WHISPER_UNUSED),
+    'audio_linear': ('audio_linear', CONFIGS['dicetalk_component_arguments']['audio_projection'], None),
+    'pose_guider': ('pose_guider', CONFIGS['dicetalk_component_arguments']['pose_guider'], None),
+    'emo_model': ('emo_model', CONFIGS['dicetalk_component_arguments']['emotion_model'], None),
+    'rife_flownet': ('flownet', {}, None),
+}
+
+
+@pytest.mark.parametrize('manifest', [name for name, (component, *_) in PUBLISHED.items()
+                                      if component in registry.COMPONENTS])
+def test_names_and_shapes(manifest):
+  name, config, unused = PUBLISHED[manifest]
+  shapes = {key: entry['shape'] for key, entry in json.loads((MANIFESTS / f'{manifest}.json').read_text()).items()}
+  tensors = {key: torch.empty(shape, device='meta') for key, shape in shapes.items()}
+  if name == 'flownet':
+    tensors = layouts.without_prefix(tensors, layouts.FLOWNET_PREFIX)
+  fitted = fit(Part(name, config, tensors, (), '', unused))
+  assert not fitted.problems and not fitted.left_over
+  kept = {key for key in tensors if unused is None or not key.startswith(('decoder.', 'proj_out.'))}
+  assert set(fitted.keys.values()) >= kept
+  assert all(naming.torch_name(ours) == key for ours, key in fitted.keys.items())
+
+
+@pytest.mark.parametrize('name', layouts.DICETALK)
+def test_defaults_are_the_published_sizes(name):
+  """The release has no configuration beside its files."""
+  manifest = 'unet_dicetalk' if name == 'unet' else name
+  config = registry.COMPONENTS[name][0]().to_json()
+  tensors = {key: torch.empty(entry['shape'], device='meta')
+             for key, entry in json.loads((MANIFESTS / f'{manifest}.json').read_text()).items()}
+  assert not fit(Part(name, config, tensors, (), '')).problems
