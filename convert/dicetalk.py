@@ -36,10 +36,7 @@ def run(args: argparse.Namespace) -> int:
   parts += [_emotion_model(args.source, own)]
   parts += [whisper.part(args.whisper)] if args.whisper else []
   notes = [f'{what}: not converted; add --{option}' for option, what in OPTIONS.items() if not getattr(args, option)]
-  if args.rife and 'flownet' in registry.COMPONENTS:
-    parts.append(_flownet(args.rife, own))
-  elif args.rife:
-    notes.append('flownet: skipped; this version has no frame interpolation yet')
+  parts += [_flownet(args.rife, own)] if args.rife else []
   settings = own.get('settings') or (svd.settings(args.svd) if args.svd else {})
   width = next(part.config['prior_dim'] for part in parts if part.name == 'emo_model')
   write.model_folder(args, parts, settings, priors.read(args.priors, width), notes)

@@ -13,7 +13,6 @@ import transformers
 from convert import __main__ as command
 from convert import layouts, published
 from dicetalk_jax import bundle
-from dicetalk_jax.models import registry
 from dicetalk_jax.pipeline import COMPONENTS, Settings
 from tests.convert import published_folders as folders
 
@@ -184,7 +183,6 @@ def test_emotion_model_is_laid_over_initial_values(tmp_path, capsys):
   np.testing.assert_array_equal(one['codebook.codebook.embedding'], whole['codebook.codebook.weight'])
 
 
-@pytest.mark.skipif('flownet' not in registry.COMPONENTS, reason='this version has no frame interpolation')
 @pytest.mark.parametrize('file', [False, True])
 def test_frame_interpolation(tmp_path, file):
   release, rife = folders.save_dicetalk(tmp_path / 'release'), folders.save_rife(tmp_path / 'RIFE')
