@@ -23,7 +23,7 @@ def get_config(arg: str = 'default'):
     common.tiny(config)
     config.batch_size = 4
     config.data.frames = 1
-    config.total_steps = 900
+    config.total_steps = 800
     config.optim.lr = 4e-3
     config.optim.schedule = 'cosine'
     config.optim.ema = 0.99
@@ -32,5 +32,5 @@ def get_config(arg: str = 'default'):
     config.vae.block_out_channels = (16, 16, 32)
     config.vae.latent_channels = 4
     config.loss.kl = 5e-3                  # smooth latents: the tiny denoiser leaves some noise in them
-    config.log_every, config.eval_every, config.checkpoint_every = 50, 450, 450
+    config.log_every, config.eval_every, config.checkpoint_every = 50, 400, 400
   return config

@@ -36,7 +36,7 @@ def get_config(arg: str = 'default'):
     config.batch_size = 8                  # many people and noise levels per step rather than many frames
     config.data.frames, config.data.size = 4, 64
     config.data.reference = 'identity'     # one that shows the emotion would let little training ignore the tokens
-    config.total_steps = 650
+    config.total_steps = 570
     config.optim.lr, config.optim.schedule, config.optim.ema = 2.5e-3, 'cosine', 0.99
     # Transformers at the middle level only: at the top one they would take most of the time of two CPU cores.
     config.unet.update(
@@ -55,6 +55,6 @@ def get_config(arg: str = 'default'):
     config.loss.update(lambda_cls=0.01, cls_warmup=100, face_weight=3.0, mouth_weight=15.0)
     config.drop.update(audio=0.02, image=0.02, all=0.02)
     config.remat = False
-    config.sample.update(num_steps=12, g_image=1.0, g_condition=3.0, shift=1, sigma_max=5.0)
-    config.log_every, config.eval_every, config.checkpoint_every = 50, 325, 325
+    config.sample.update(num_steps=12, g_image=1.0, g_condition=3.5, shift=1, sigma_max=5.0)
+    config.log_every, config.eval_every, config.checkpoint_every = 50, 570, 285
   return config
