@@ -33,6 +33,7 @@ usage: python -m dicetalk_jax.generate --model=DIR --image=FILE --audio=FILE --e
   --steps               denoising steps (default: the model's, 25 as published); fewer are faster and rougher
   --guidance_image      how closely to follow the portrait (default: the model's, 3 as published)
   --guidance_condition  how closely to follow speech and emotion (default: the model's, 6 as published)
+  --strict_order        work in the published program's order, with all that it does twice: slow, to compare results
   --no-interpolate      leave the frame rate as it is, 12.5 per second as published; else it is doubled, if the model
                         has a flownet (--interpolate insists on it)
 """
@@ -57,6 +58,7 @@ def _flags(argv: list[str]) -> argparse.Namespace:
   parser.add_argument('--steps', type=int)
   parser.add_argument('--guidance_image', type=float)
   parser.add_argument('--guidance_condition', type=float)
+  parser.add_argument('--strict_order', action='store_true')
   parser.add_argument('--interpolate', action=argparse.BooleanOptionalAction)
   return parser.parse_args(argv)
 
@@ -78,7 +80,8 @@ def main(argv: list[str]) -> None:
   _keep_compiled_programs()
   progress = _progress_bars()
   dtype = None if jax.default_backend() == 'cpu' else jnp.bfloat16
-  pipe = Pipeline.load(flags.model, _mesh(), dtype, progress=progress, **sampling)
+  pipe = Pipeline.load(flags.model, None if flags.strict_order else _mesh(), dtype, strict_order=flags.strict_order,
+                       progress=progress, **sampling)
   frames, fps = pipe.generate(image, wave, prior=prior, face_box=face_box, seed=flags.seed,
                               interpolate=flags.interpolate, progress=progress)
   write_video(flags.output, frames, fps, audio=wave)

@@ -19,8 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from dicetalk_jax import bundle, parallel
-from dicetalk_jax.diffusion.sampler import Conditions, SamplerConfig, draw_noise, make_sampler
-from dicetalk_jax.errors import InputError, WeightsError
+from dicetalk_jax.diffusion import sampler, strict
+from dicetalk_jax.diffusion.sampler import Conditions, SamplerConfig, draw_noise
+from dicetalk_jax.errors import ConfigError, InputError, WeightsError
 from dicetalk_jax.media import audio
 from dicetalk_jax.media.face import find_face
 from dicetalk_jax.media.image import Box, prepare_portrait
@@ -93,8 +94,9 @@ class Pipeline:
   """A model in memory, ready to generate. Make it with `Pipeline.load`."""
 
   def __init__(self, folder, networks: dict[str, Network], settings: Settings, mesh: Mesh | None = None,
-               dtype: jax.typing.DTypeLike | None = None):
+               dtype: jax.typing.DTypeLike | None = None, *, strict_order: bool = False):
     self.folder, self.networks, self.settings, self.mesh = folder, networks, settings, mesh
+    self._strict = strict_order
     vae, scale = networks['vae'], settings.sampler.scaling_factor
     decoder = dataclasses.replace(
         vae, graphdef=core.abstract(registry.builder('vae', vae.config.to_json(), dtype))[0])
@@ -113,12 +115,12 @@ class Pipeline:
         lambda model, mask: model(jnp.repeat(mask[:, None, ..., None], MASK_CHANNELS, -1))[:, 0])
     self._place = NamedSharding(mesh, PartitionSpec()) if mesh else jax.local_devices()[0]
     self._draw = jax.jit(draw_noise, static_argnums=2)
-    self._sample = functools.partial(
-        make_sampler(networks['unet'].graphdef, settings.sampler, mesh), networks['unet'].params)
+    make = strict.make_sampler if strict_order else functools.partial(sampler.make_sampler, mesh=mesh)
+    self._sample = functools.partial(make(networks['unet'].graphdef, settings.sampler), networks['unet'].params)
 
   @classmethod
   def load(cls, folder, mesh: Mesh | None = None, dtype: jax.typing.DTypeLike | None = None, *,
-           progress: Progress = _silent, **sampling) -> 'Pipeline':
+           strict_order: bool = False, progress: Progress = _silent, **sampling) -> 'Pipeline':
     """Reads a model folder.
 
     Args:
@@ -126,12 +128,18 @@ class Pipeline:
       mesh: from `parallel.make_mesh`: the windows of a clip and its chunks are spread over it.
       dtype: compute type of UNet, decoder, image encoder and pose guider, such as bfloat16 on accelerators; None for
         float32. Speech, emotion, interpolation and the portrait's encoding are always computed in float32.
+      strict_order: work as the published program does, with everything that it repeats or throws away: one window
+        after the other, tokens projected in every call, the face guided in every frame, all padding frames decoded.
+        For comparison: the result is the same up to rounding. Without a mesh only.
       progress: called after every component.
       **sampling: changes to the folder's `SamplerConfig`.
 
     Raises:
+      ConfigError: `strict_order` with a mesh.
       WeightsError: a component is missing or damaged.
     """
+    if strict_order and mesh:
+      raise ConfigError('the published order of work runs on one device; leave out the mesh, or strict_order')
     bundle.require(folder, *COMPONENTS)
     halved = {name: dict(dtype=dtype, param_dtype=dtype) for name in ('unet', 'image_encoder', 'pose_guider')}
     names = [*COMPONENTS, *{INTERPOLATION} & bundle.components(folder).keys()]
@@ -141,7 +149,7 @@ class Pipeline:
       networks[name] = Network.load(folder, name, mesh, **halved.get(name, {}))
     progress('loading', len(names), len(names))
     settings = Settings.of(folder, networks['vae'].config.scaling_factor, **sampling)
-    return cls(folder, networks, settings, mesh, dtype)
+    return cls(folder, networks, settings, mesh, dtype, strict_order=strict_order)
 
   def prior(self, emotion: str) -> np.ndarray:
     """Mean of an emotion of the model folder; raises WeightsError with the names it has."""
@@ -180,7 +188,7 @@ class Pipeline:
       return Conditions(
           reference_latents=latents, image_token=self._image_token(portrait.clip_image[None]),
           audio_tokens=audio_tokens, null_audio=null_audio, emotion_tokens=emotion_tokens, null_emotion=null_emotion,
-          masks=masks, spatial=self._guide(portrait.mask[None]),
+          masks=masks, spatial=self._spatial(portrait.mask, length),
           added_time_ids=jnp.float32([self.settings.time_ids])), length
 
   def sample(self, conditions: Conditions, lengths, keys: jax.Array, progress: Progress = _silent) -> jax.Array:
@@ -227,7 +235,9 @@ class Pipeline:
       uint8, or if not rounded float32 in [0, 1]: `[length, H, W, 3]` or, interpolated, `[2 length - 1, H, W, 3]`.
     """
     chunk = self.settings.decode_chunk
-    wanted = min(len(latents), length + self.settings.sampler.frames, -(-length // chunk) * chunk)
+    wanted = min(len(latents), length + self.settings.sampler.frames)
+    if not self._strict:
+      wanted = min(wanted, -(-length // chunk) * chunk)
     whole = wanted - wanted % chunk
     group = chunk * (parallel.batch_devices(self.mesh) if self.mesh else 1)
     parts = [(i, min(i + group, whole), group) for i in range(0, whole, group)]
@@ -285,6 +295,13 @@ class Pipeline:
     with self._on_mesh():
       latents = np.concatenate([self._encode(frame[None] / np.float32(127.5) - 1) for frame in frames])
     return self.decode(latents * self.settings.sampler.scaling_factor, len(frames))
+
+  def _spatial(self, mask: np.ndarray, length: int) -> jax.Array:
+    """Features of the face mask `[H, W]`: `[1, h, w, C]`, or in the published order `[1, T, h, w, C]` of equal ones."""
+    if not self._strict:
+      return self._guide(mask[None])
+    total = length + self.settings.sampler.frames
+    return self._guide(np.broadcast_to(mask, (total, *mask.shape)))[None]
 
   def _audio_windows(self, wave: np.ndarray, length: int) -> np.ndarray:
     """Whisper's states around each frame, `[1, bucket, 10, S, D]`, zero beyond `length`."""

@@ -55,7 +55,8 @@ def test_writes_a_video_with_sound(inputs, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize('flags, lines', [
     ({}, ['10 frames at 12.5 per second', 'has no flownet, which would double the frame rate']),
-    ({'no-interpolate': True}, ['10 frames at 12.5 per second'])])
+    ({'no-interpolate': True}, ['10 frames at 12.5 per second']),
+    ({'no-interpolate': True, 'strict_order': True}, ['10 frames at 12.5 per second'])])
 def test_without_interpolation(inputs, tmp_path, monkeypatch, capsys, flags, lines):
   """A model that cannot says so, unless nobody asked."""
   monkeypatch.setattr(generate, '_mesh', lambda: None)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dicetalk_jax.diffusion import sampler, schedule
+from dicetalk_jax.diffusion import sampler, schedule, strict
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models import core
 
@@ -114,6 +114,17 @@ def test_equals_the_published_loop(network, sample, config):
     expected = naive(network[1], config, clip(conditions, b), np.asarray(noise[b], np.float64), length)
     np.testing.assert_allclose(out[b, :length + config.frames], expected, atol=2e-5 * expected.std())
     assert not np.any(out[b, length + config.frames:])
+
+
+@pytest.mark.parametrize('config', [CONFIG, OVERLAP], ids=['wrap', 'overlap'])
+def test_the_published_order_of_work_agrees(network, sample, config):
+  conditions, noise = inputs(2, config.frames)
+  expected = sample(config)(network[1], noise, conditions, jnp.array([12, 7]))
+  run = strict.make_sampler(network[0], config)
+  out = run(network[1], noise, conditions, jnp.array([12, 7]))
+  np.testing.assert_allclose(out, expected, atol=1e-5 * np.std(expected))
+  halfway = run(network[1], noise, conditions, jnp.array([12, 7]), 0, 2)
+  np.testing.assert_array_equal(run(network[1], halfway, conditions, jnp.array([12, 7]), 2, 3), out)
 
 
 def test_lengths_are_data(network, sample):
