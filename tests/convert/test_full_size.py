@@ -24,6 +24,8 @@ PUBLISHED = {
     'pose_guider': ('pose_guider', CONFIGS['dicetalk_component_arguments']['pose_guider'], None),
     'emo_model': ('emo_model', CONFIGS['dicetalk_component_arguments']['emotion_model'], None),
     'rife_flownet': ('flownet', {}, None),
+    'sonic_audio2token': ('audio_linear', {}, None),
+    'sonic_audio2bucket': ('audio2bucket', {}, None),
 }
 
 
