@@ -158,7 +158,7 @@ class Pipeline:
       **sampling: changes to the folder's `SamplerConfig`.
 
     Raises:
-      ConfigError: the settings are of a kind of model, or ask for sampling, that is unknown here.
+      ConfigError: the folder is of an unknown kind, or the sampler cannot work as asked.
       WeightsError: a component is missing or damaged.
     """
     wanted = Settings.of(folder).components
@@ -174,7 +174,8 @@ class Pipeline:
     return cls(folder, networks, settings, mesh, dtype)
 
   def prior(self, emotion: str) -> np.ndarray:
-    """Mean of an emotion of the model folder; raises WeightsError with the names it has."""
+    """Mean of an emotion of the model folder; raises WeightsError with the names it has, InputError for Sonic."""
+    self.settings.check_emotion(given=True)
     return bundle.load_prior(self.folder, emotion)[0]
 
   def conditions(self, image: np.ndarray, wave: np.ndarray, prior: np.ndarray | None,
@@ -305,7 +306,6 @@ class Pipeline:
     """
     if emotion is not None and prior is not None:
       raise ValueError('give either the name of an emotion or a prior')
-    self.settings.check_emotion(emotion is not None or prior is not None)
     if interpolate is None:
       interpolate = self._double is not None
     elif interpolate:
