@@ -19,14 +19,14 @@ from dicetalk_jax.media.audio import load_audio
 from dicetalk_jax.media.face import find_face, parse_face_box
 from dicetalk_jax.media.image import load_image
 from dicetalk_jax.media.video import write_video
-from dicetalk_jax.pipeline import COMPONENTS, INTERPOLATION, Pipeline, Progress, Settings
+from dicetalk_jax.pipeline import INTERPOLATION, Pipeline, Progress, Settings
 
 USAGE = """\
 usage: python -m dicetalk_jax.generate --model=DIR --image=FILE --audio=FILE --emotion=NAME --output=FILE.mp4
   --model               model folder, from python -m convert or from training
   --image               portrait of one person: JPEG, PNG or WebP
   --audio               speech: wav, flac, mp3, m4a, or a video with sound
-  --emotion             one of the model's emotions, such as happy
+  --emotion             one of the model's emotions, such as happy; a Sonic model takes none
   --output              the video; missing folders are made
   --face_box=x0,y0,x1,y1  corners of the face in pixels, where it is not found
   --seed                another number, another video (default 0)
@@ -51,8 +51,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _flags(argv: list[str]) -> argparse.Namespace:
   parser = _Parser(allow_abbrev=False)
-  for name in ('model', 'image', 'audio', 'emotion', 'output'):
+  for name in ('model', 'image', 'audio', 'output'):
     parser.add_argument(f'--{name}', required=True)
+  parser.add_argument('--emotion')
   parser.add_argument('--face_box')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--steps', type=int)
@@ -68,9 +69,10 @@ def main(argv: list[str]) -> None:
   flags = _flags(argv)
   sampling = dict(num_steps=flags.steps, g_image=flags.guidance_image, g_condition=flags.guidance_condition)
   sampling = {name: value for name, value in sampling.items() if value is not None}
-  known = bundle.require(flags.model, *COMPONENTS, *[INTERPOLATION] * bool(flags.interpolate))
   settings = Settings.of(flags.model, **sampling)
-  prior, _ = bundle.load_prior(flags.model, flags.emotion)
+  known = bundle.require(flags.model, *settings.components, *[INTERPOLATION] * bool(flags.interpolate))
+  settings.check_emotion(flags.emotion is not None)
+  prior = None if flags.emotion is None else bundle.load_prior(flags.model, flags.emotion)[0]
   image = load_image(flags.image)
   face_box = parse_face_box(flags.face_box, image.shape[1::-1]) if flags.face_box else find_face(image)
   wave = load_audio(flags.audio)

@@ -67,6 +67,18 @@ def test_without_interpolation(inputs, tmp_path, monkeypatch, capsys, flags, lin
   assert len(out) == len(lines) and all(map(str.endswith, out, lines))
 
 
+def test_sonic(inputs, tmp_path, tmp_path_factory, monkeypatch, capsys):
+  """Takes no emotion, and says so."""
+  sonic = {**inputs, 'model': tiny.shared_sonic(tmp_path_factory), 'output': tmp_path / 'out.mp4'}
+  with monkeypatch.context() as patch:
+    refuses(patch, capsys, tmp_path, 'knows no emotions; leave --emotion out', sonic)
+  monkeypatch.setattr(generate, '_mesh', lambda: None)
+  command(monkeypatch, **{**sonic, 'emotion': None})
+  assert '10 frames at 12.5 per second' in capsys.readouterr().out
+  video = read_video(tmp_path / 'out.mp4')
+  assert video.frames.shape == (10, 20, 16, 3) and video.audio is not None
+
+
 def test_insisting_on_interpolation(inputs, tmp_path, monkeypatch, capsys):
   (tmp_path / 'model').mkdir()
   model = tiny.model_without(inputs['model'], tmp_path / 'model', 'flownet')
