@@ -296,7 +296,8 @@ class Pipeline:
 
   def generate(self, image: np.ndarray, wave: np.ndarray, emotion: str | None = None, *,
                prior: np.ndarray | None = None, face_box: Box | None = None, seed: int = 0,
-               interpolate: bool | None = None, progress: Progress = _silent) -> tuple[np.ndarray, float]:
+               noise: np.ndarray | None = None, interpolate: bool | None = None,
+               progress: Progress = _silent) -> tuple[np.ndarray, float]:
     """A talking portrait.
 
     Args:
@@ -304,6 +305,8 @@ class Pipeline:
       emotion: one of the model folder's, unless `prior` is given. Sonic takes neither.
       prior: an emotion as a vector, `[256]`.
       seed: the same seed gives the same video.
+      noise: in place of the seed, `[N + padding_frames, h, w, C]`, standard normal: the published program's own noise
+        gives its own video.
       interpolate: double the frame rate; None: if the model has what it takes.
       progress: called with (stage, done, total) while sampling and decoding.
 
@@ -321,9 +324,21 @@ class Pipeline:
       bundle.require(self.folder, INTERPOLATION)
     prior = prior if emotion is None else self.prior(emotion)
     conditions, length = self.conditions(image, wave, prior, face_box)
-    latents = self.sample(conditions, [length], jax.random.key(seed)[None], progress)
+    if noise is None:
+      latents = self.sample(conditions, [length], jax.random.key(seed)[None], progress)
+    else:
+      latents = self.denoise(self._start(noise, conditions, length), conditions, [length], progress)
     frames = self.decode(latents[0], length, progress, interpolate=interpolate)
     return frames, self.settings.fps * (2 if interpolate else 1)
+
+  def _start(self, noise: np.ndarray, conditions: Conditions, length: int) -> np.ndarray:
+    """Given noise of one clip, checked and padded to its bucket, with a batch axis."""
+    wanted = (length + self.settings.sampler.padding_frames, *conditions.reference_latents.shape[1:])
+    if noise.shape != wanted:
+      raise InputError(f'the noise has the shape {noise.shape}, this clip needs {wanted} (frames with padding, height, '
+                       'width, channels); use that of the same picture, recording and settings')
+    unused = conditions.audio_tokens.shape[1] - length
+    return np.pad(np.float32(noise), ((0, unused), *[(0, 0)] * 3))[None]
 
   def reconstruct(self, frames: np.ndarray) -> np.ndarray:
     """Frames through the autoencoder and back, uint8 `[N, H, W, 3]`: the best that the model could draw."""
