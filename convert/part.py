@@ -2,9 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
-import errno
 import functools
-import os
 import pathlib
 import re
 from typing import NamedTuple
@@ -130,11 +128,6 @@ def values(checked: Checked, dtype: str) -> dict[str, np.ndarray]:
 def save(folder: pathlib.Path, checked: Checked, dtype: str, sources: dict[str, str]) -> dict[str, np.ndarray]:
   """Writes a component of a model folder; `sources` are files with SHA-256. Returns what was written."""
   params = values(checked, dtype)
-  try:
-    bundle.save_component(folder, checked.part.name, checked.config.to_json(), params,
-                          dict(files=sources, licence=checked.part.licence, source='python -m convert'))
-  except ValueError as error:     # how TensorStore reports what the system refuses
-    if (full := os.strerror(errno.ENOSPC)) in str(error):
-      raise OSError(errno.ENOSPC, full) from error
-    raise
+  bundle.save_component(folder, checked.part.name, checked.config.to_json(), params,
+                        dict(files=sources, licence=checked.part.licence, source='python -m convert'))
   return params
