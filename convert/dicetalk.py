@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from convert import layouts, naming, priors, published, svd, whisper, write
-from convert.part import Part, model
-from dicetalk_jax.errors import InputError, WeightsError
+from convert.part import Part, fit, model
+from dicetalk_jax.errors import InputError
 from dicetalk_jax.models import core, registry
 
 EXAMPLE = """example:
@@ -34,12 +34,12 @@ def run(args: argparse.Namespace) -> int:
   parts = [_unet(args.source, own, base), *(part for part in base if part.name != 'unet')]
   parts += [_file(args.source, name, own) for name in ('audio_linear', 'pose_guider')]
   parts += [_emotion_model(args.source, own)]
-  parts += [whisper.part(args.whisper)] if args.whisper else []
+  parts += whisper.parts(args.whisper) if args.whisper else []
   notes = [f'{what}: not converted; add --{option}' for option, what in OPTIONS.items() if not getattr(args, option)]
   parts += [_flownet(args.rife, own)] if args.rife else []
   settings = own.get('settings') or (svd.settings(args.svd) if args.svd else {})
   width = next(part.config['prior_dim'] for part in parts if part.name == 'emo_model')
-  write.model_folder(args, parts, settings, priors.read(args.priors, width), notes)
+  write.model_folder(args, parts, settings, priors.read(args.priors, width) if args.priors else None, notes)
   return 0
 
 
@@ -58,9 +58,7 @@ def _own_config(folder: pathlib.Path) -> dict[str, Any]:
 def _file(folder: pathlib.Path, name: str, own: dict[str, Any], **options) -> Part:
   config = own['components'].get(name)
   part = layouts.file_part(name, folder / layouts.DICETALK[name], 'dicetalk', config, **options)
-  known = {naming.torch_name(key) for key in model(part)[1]}
-  if not known & part.tensors.keys():
-    raise WeightsError(f'{part.files[0]} has nothing of {name}; use the file of the DICE-Talk release')
+  fit(part)     # before another file fills its gaps
   return part
 
 
@@ -100,7 +98,8 @@ def _flownet(path: pathlib.Path, own: dict[str, Any]) -> Part:
   config = own['components'].get('flownet')
   part = layouts.file_part('flownet', path / layouts.FLOWNET if path.is_dir() else path, 'rife', config)
   inside = {key: x for key, x in part.tensors.items() if key.startswith(layouts.FLOWNET_PREFIX)}
-  return dataclasses.replace(part, tensors=layouts.without_prefix(inside, layouts.FLOWNET_PREFIX))
+  others = tuple(key for key in part.tensors if key not in inside)
+  return dataclasses.replace(part, tensors=layouts.without_prefix(inside, layouts.FLOWNET_PREFIX), aside=others)
 
 
 def add_parser(commands) -> None:

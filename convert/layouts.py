@@ -25,6 +25,7 @@ FLOWNET = 'flownet.pkl'  # of the RIFE release
 FLOWNET_PREFIX = 'module.'
 
 WHISPER_PREFIX = 'model.'
+WHISPER_DECODER = 'whisper_decoder'  # the component that carries what our encoder has no use for
 WHISPER_UNUSED = r'(decoder|proj_out)\.'
 WHISPER = dict(architectures=['WhisperModel'], model_type='whisper')
 WHISPER_FEATURES = dict(

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 from safetensors.torch import save_file
 import torch
@@ -87,6 +88,21 @@ def test_a_malicious_bare_pickle_executes_nothing(whisper, tmp_path, refused, na
   assert 'PyTorch weights' in sentence(refused('whisper', whisper, tmp_path / 'model'))
 
 
+def test_a_malicious_pkl_or_npy_executes_nothing(release, tmp_path, refused):
+  exploit = Exploit(tmp_path / 'pwned')
+  (tmp_path / 'flownet.pkl').write_bytes(pickle.dumps({'module.x': exploit}))
+  np.save(tmp_path / 'happy.npy', np.array({'mu': exploit}, object), allow_pickle=True)
+  for option, name in (('--rife', 'flownet.pkl'), ('--priors', 'happy.npy')):
+    assert f'{name} ' in sentence(refused('dicetalk', release, tmp_path / 'model', option, tmp_path / name))
+    refused('inspect', tmp_path / name)
+
+
+def test_priors_of_another_shape(release, tmp_path, refused):
+  np.save(tmp_path / 'happy.npy', np.zeros(9, np.float32))
+  assert 'happy.npy has 9 numbers, the model wants 6' in sentence(
+      refused('dicetalk', release, tmp_path / 'model', '--priors', tmp_path / 'happy.npy'))
+
+
 def test_the_exploit_is_real(tmp_path):
   pickle.loads(pickle.dumps(Exploit(tmp_path / 'pwned')))
   assert (tmp_path / 'pwned').exists()
@@ -115,8 +131,9 @@ def test_overflow_of_float16(release, tmp_path, refused):
   pose = folders.state_dict('pose_guider')
   pose['conv_out.bias'][3] = 1e5
   torch.save(pose, release / 'pose_guider.pth')
-  err = refused('dicetalk', release, tmp_path / 'model', '--dtype', 'float16')
-  assert 'pose_guider: values beyond the range of float16: conv_out.bias' in err
+  assert sentence(refused('dicetalk', release, tmp_path / 'model', '--dtype', 'float16')) == (
+      'error: one tensor does not fit, so nothing was written; choose another --dtype: '
+      'pose_guider: values beyond the range of float16: conv_out.bias\n')
 
 
 @pytest.mark.parametrize('name', ['unet', 'emo_model'])
@@ -130,6 +147,11 @@ def test_misshaped_tensors_are_refused_even_where_others_may_be_missing(release,
 def test_files_of_something_else(release, svd, tmp_path, refused):
   shutil.copy(release / 'pose_guider.pth', release / 'emo_model.pth')
   assert 'emo_model.pth has nothing of emo_model' in sentence(refused('dicetalk', release, tmp_path / 'model'))
+  broken = pathlib.Path(shutil.copytree(svd, tmp_path / 'svd'))
+  for name in ('vae', 'unet'):
+    other = 'unet' if name == 'vae' else 'image_encoder'
+    shutil.copy(published.weights_in(svd / other), published.weights_in(broken / name))
+    assert f'has nothing of {name}; use the published file' in sentence(refused('svd', broken, tmp_path / 'model'))
   torch.save([torch.zeros(1)], release / 'emo_model.pth')
   assert 'no state dict (tensors by name)' in sentence(refused('dicetalk', release, tmp_path / 'model'))
   assert 'has no weights' in sentence(refused('whisper', svd, tmp_path / 'model'))
@@ -323,7 +345,7 @@ def waiting(whisper, tmp_path):
 def test_a_terminated_process_leaves_nothing(waiting, tmp_path):
   time.sleep(0.1)
   waiting.send_signal(signal.SIGTERM)
-  assert waiting.communicate(timeout=30) == ('', 'interrupted; nothing half-made is left\n')
+  assert waiting.communicate(timeout=50) == ('', 'interrupted; nothing half-made is left\n')
   assert waiting.returncode == 130 and [path.name for path in tmp_path.iterdir()] == ['whisper']
 
 
