@@ -49,9 +49,11 @@ def read_expression(path: str | os.PathLike, key: str = '', columns: tuple[int, 
     else:
       raise DataError(f'{path} is of no known kind of expression features; use .npy, .npz, .mat, .txt or .csv')
     rows = np.asarray(rows, np.float32)
+  except DataError:
+    raise
   except NotImplementedError as error:
     raise DataError(f'{path} is a MATLAB 7.3 file; save it with -v7') from error
-  except (ValueError, TypeError, OSError, EOFError, KeyError, UnicodeDecodeError) as error:
+  except Exception as error:  # readers fail on damaged files in every way there is
     raise DataError(f'{path} cannot be read as numbers ({error}); save a plain matrix') from error
   rows = rows.reshape(len(rows), -1) if rows.ndim == 3 and 1 in rows.shape[1:] else rows
   if columns and rows.ndim == 2:

@@ -115,7 +115,7 @@ def records(clip: ClipFile, config: CorpusConfig, tree: Tree, expressions: Tree 
   except _Unusable as error:
     yield Skipped(clip.clip_id, *error.args)
   except FileNotFoundError as error:
-    yield Skipped(clip.clip_id, 'file missing', str(error.filename or error))
+    yield Skipped(clip.clip_id, 'file missing', str(error))
   except ConfigError:
     raise
   except UserError as error:

@@ -85,10 +85,16 @@ def run(worker: Worker, clips: Iterable[ClipFile], processes: int) -> Iterator[t
   pool = _pool(processes)
   try:
     while waiting or running:
-      while waiting and len(running) < 2 * processes:
-        running[pool.submit(worker, waiting[0])] = waiting.popleft()
+      broken = False
+      while waiting and len(running) < 2 * processes and not broken:
+        clip = waiting.popleft()
+        try:
+          running[pool.submit(worker, clip)] = clip
+        except BrokenProcessPool:
+          waiting.appendleft(clip)
+          broken = True
       done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-      if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+      if broken or any(isinstance(future.exception(), BrokenProcessPool) for future in done):
         pool = _replaced(pool, processes)
         suspects, running = list(running.values()), {}
         for clip in suspects:
@@ -111,6 +117,8 @@ def _replaced(pool: _Executor, processes: int) -> _Executor:
 
 
 def _alone(worker: Worker, clip: ClipFile) -> Outcome:
+  if outcome := worker.cache.outcome(worker.name(clip)):
+    return outcome
   with _pool(1) as pool:
     try:
       return pool.submit(worker, clip).result()

@@ -8,6 +8,7 @@ import posixpath
 import tempfile
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from dicetalk_jax.errors import InputError
 
@@ -81,9 +82,15 @@ class Tree:
 
   @contextlib.contextmanager
   def local(self, path: str) -> Iterator[str]:
-    """A path that decoders can open; a remote file is copied and the copy removed afterwards."""
+    """A path that decoders can open; a remote file is copied and the copy removed afterwards.
+
+    Raises:
+      FileNotFoundError
+    """
     full = posixpath.join(self.root, path)
-    if isinstance(self.fs, fsspec.implementations.local.LocalFileSystem):
+    if isinstance(self.fs, LocalFileSystem):
+      if not os.path.isfile(full):
+        raise FileNotFoundError(full)
       yield full
       return
     with tempfile.TemporaryDirectory() as folder:

@@ -81,9 +81,9 @@ def pictures(
         if done == count:
           return
         shown, end = frame, time + float((frame.duration or 0) * frame.time_base or 1 / stream.average_rate)
-  if shown is None:
-    raise InputError(f'{path} holds no pictures at {start:g} s; give a whole video file')
   total = round(end * fps)
+  if shown is None or total <= 0:
+    raise InputError(f'{path} holds no pictures at {start:g} s; give a whole video file')
   yield from due((min(total, count or total) - .5) / fps)
 
 
