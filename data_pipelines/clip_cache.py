@@ -10,6 +10,7 @@ import posixpath
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 import numpy as np
 
 from data_pipelines.corpora.clip_file import Skipped
@@ -85,6 +86,9 @@ class ClipCache:
     return posixpath.join(self._root, digest[:2], digest + ending)
 
   def _write(self, path: str, data: bytes):
+    if not isinstance(self.fs, LocalFileSystem):
+      self.fs.pipe_file(path, data)  # object stores show whole files only
+      return
     part = f'{path}.{os.getpid()}.part'
     self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
     self.fs.pipe_file(part, data)

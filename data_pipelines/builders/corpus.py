@@ -46,7 +46,8 @@ class _Writer(ExampleWriter):
     with tempfile.TemporaryDirectory() as folder:
       shard = epath.Path(folder) / 'shard'
       super().write(shard, examples)
-      return shard.copy(path, overwrite=True) and None
+      shard.copy(path, overwrite=True)
+      return None
 
 
 class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
