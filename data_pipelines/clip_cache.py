@@ -36,11 +36,10 @@ class ClipCache:
   """
 
   def __init__(self, folder: str | os.PathLike):
-    self.folder = os.fspath(folder)
-    self.fs, self._root = fsspec.core.url_to_fs(self.folder)
+    self.fs, self._root = fsspec.core.url_to_fs(os.fspath(folder))
 
   def __reduce__(self):
-    return ClipCache, (self.folder,)
+    return ClipCache, (self.fs.unstrip_protocol(self._root),)  # whole, for workers in another folder
 
   def outcome(self, name: str) -> Outcome | None:
     """None where the clip is not done."""
@@ -76,7 +75,7 @@ class ClipCache:
     """A file beside the clips; returns its path."""
     path = posixpath.join(self._root, name)
     self._write(path, text.encode())
-    return self.fs.unstrip_protocol(path) if '://' in self.folder else path
+    return path if isinstance(self.fs, LocalFileSystem) else self.fs.unstrip_protocol(path)
 
   def remove(self):
     self.fs.rm(self._root, recursive=True)

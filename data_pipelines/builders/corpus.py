@@ -133,14 +133,14 @@ def prepare_corpus(plan: Plan, data_dir: str | os.PathLike, *, workers: int | No
     DataError: no training clip could be prepared.
     ConfigError: Beam is asked for and not installed.
   """
-  write.make_root(data_dir)
+  data_dir = write.make_root(data_dir)
   corpus = plan.config.corpus
   builder = BUILDERS[corpus](
       data_dir=data_dir, config=BuilderConfig(name=plan.name, settings=plan.config), file_format='array_record')
   folder = epath.Path(builder.data_dir)
   if (folder / 'dataset_info.json').exists() and (folder / 'report.json').exists():
     return folder, Report.load(folder)
-  cache = ClipCache(f'{os.fspath(data_dir)}/{corpus}/work/{plan.work_name}')
+  cache = ClipCache(f'{data_dir}/{corpus}/work/{plan.work_name}')
   builder.worker = Worker(plan.config, plan.tree, plan.expressions, cache)
   if beam_runner:
     report, config = None, _beam_config(beam_runner, beam_options)

@@ -13,20 +13,21 @@ from data_pipelines.source import ClipSource
 from dicetalk_jax.errors import InputError
 
 
-def make_root(data_dir: str | os.PathLike):
-  """Makes the root of all data sets.
+def make_root(data_dir: str | os.PathLike) -> str:
+  """Makes the root of all data sets, and returns its whole path.
 
   Raises:
     InputError: it cannot be written.
   """
   if '://' in os.fspath(data_dir):
-    return
+    return os.fspath(data_dir)
   try:
     pathlib.Path(data_dir).mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(f'data_dir {data_dir} cannot be made: {error.strerror}; choose a folder you can write') from error
   if not os.access(data_dir, os.W_OK):
     raise InputError(f'data_dir {data_dir} cannot be written; choose another folder')
+  return os.path.abspath(data_dir)
 
 
 def write(builder: tfds.core.DatasetBuilder, splits: Iterable[str], **download_config: Any) -> epath.Path:

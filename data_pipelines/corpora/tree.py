@@ -32,10 +32,10 @@ class Tree:
       raise InputError(f'{flag}={root} cannot be opened ({error}); give a folder') from error
     if not found:
       raise InputError(f'{flag}={root} is no folder; check the path')
-    self.address, self.flag = os.fspath(root), flag
+    self.address = os.fspath(root)
 
   def __reduce__(self):
-    return Tree, (self.address, self.flag)
+    return Tree, (self.fs.unstrip_protocol(self.root),)  # whole, for workers in another folder
 
   def __contains__(self, path: str) -> bool:
     return path in self._known
