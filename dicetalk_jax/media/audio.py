@@ -15,6 +15,7 @@ RATE = 16000  # samples per second
 WINDOW = 30 * RATE  # samples per Whisper window
 HOP = 160  # samples per mel frame
 FFT = 400  # samples per analysis window of the STFT
+MEL_SHAPE = (WINDOW // HOP, 80)  # mel frames of a Whisper window, and bands
 UNIT = 640  # samples per unit of `audio_len`
 CLIP = 10  # Whisper positions around a video frame
 BEFORE, AFTER = 4, 6  # zero positions around the states, so that every frame has a whole clip
