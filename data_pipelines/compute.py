@@ -87,7 +87,7 @@ class Features:
 
     def compute(missing: Sequence[int]) -> Iterator[Item]:
       read, apply, finish = getattr(self, f'_{name}')(network)
-      items = _batched(_on(network, apply), self.batch * network.mesh.size, self._read(read, missing))
+      items = _batched(_on(network, apply), self.batch * max(network.mesh.size, 1), self._read(read, missing))
       with _Progress(f'{name} ({self.source.split})', len(mine), len(mine) - len(missing)) as progress:
         for clip, rows in items:
           rows = finish(clip, rows)

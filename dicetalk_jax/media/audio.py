@@ -6,6 +6,7 @@ frames per second.
 
 import functools
 import os
+import threading
 
 import numpy as np
 
@@ -92,9 +93,13 @@ def audio_len(samples: int) -> int:
   return samples // UNIT
 
 
+_importing = threading.Lock()  # transformers fails when two threads import from it for the first time
+
+
 @functools.cache
 def _extractor():
-  from transformers import WhisperFeatureExtractor  # the import takes seconds
+  with _importing:
+    from transformers import WhisperFeatureExtractor  # the import takes seconds
   return WhisperFeatureExtractor()
 
 

@@ -314,10 +314,6 @@ def test_seed_and_position_decide(part, name):
   assert any((a[0][k] != a[6][k]).any() for k in a[0])  # the next epoch is not the same
 
 
-def test_worker_processes_change_nothing(part):
-  assert_equal(next(iter(diffusion(part, workers=1))), next(iter(diffusion(part))))
-
-
 def test_processes_share_an_epoch_and_draw_apart(part):
   whole = take(diffusion(part, batch=24), 2)
   shards = [take(diffusion(part, batch=12, shard=(i, 2)), 2) for i in (0, 1)]
@@ -330,6 +326,32 @@ def test_processes_share_an_epoch_and_draw_apart(part):
           whole[epoch][name])
 
 
+def test_processes_together_read_the_stream_of_one(part, regular):
+  """Also a mixture, and where neither epochs (24 and 12 clips) nor batches divide among the processes."""
+  parts, steps = [dataclasses.replace(part, weight=3.), regular], 5
+  for make, rows in ((diffusion, 10), (frames, 10)):
+    whole = take(make(parts, batch=rows), steps)
+    shards = [take(make(parts, batch=rows // 5, shard=(i, 5)), steps) for i in range(5)]
+    for step in range(steps):
+      for name, value in whole[step].items():
+        dealt = np.stack([shard[step][name] for shard in shards], axis=1)
+        np.testing.assert_array_equal(dealt.reshape(value.shape), value, err_msg=name)
+
+
+def test_condition_dropout_is_drawn_from_seed_step_and_row(part):
+  draw = lambda **kw: np.stack([batch['drop'] for batch in take(diffusion(part, **kw), 12)])
+  drop = draw()
+  np.testing.assert_array_equal(drop, draw(threads=1))
+  assert len(np.unique(drop)) == drop.size  # another step, epoch or row, another draw
+  assert not np.isin(draw(seed=8), drop).any()
+  stream = iter(diffusion(part))
+  next(stream)
+  state = stream.get_state()
+  again = iter(diffusion(part))
+  again.set_state(state)
+  np.testing.assert_array_equal(next(again)['drop'], drop[1])
+
+
 def test_processes_share_the_groups_of_one_batch(part):
   whole = take(embedder(part), 2)
   shards = [take(embedder(part, shard=(i, 2)), 2) for i in (0, 1)]
@@ -340,6 +362,20 @@ def test_processes_share_the_groups_of_one_batch(part):
 def test_a_mixture_by_weight(part, regular):
   batches = take(diffusion([dataclasses.replace(part, weight=3.), regular], batch=8), 6)
   assert [int((b['emotion_class'] == -1).sum()) for b in batches] == [2] * 6
+
+
+def test_groups_of_several_data_sets_by_weight(part, regular, tmp_path):
+  other = part_of(Memory(people=4, clips=8, dataset='voxceleb2', labelled=False), tmp_path, weight=3.)
+  second = part_of(Memory(people=9, dataset='mead'), tmp_path)
+  groups = loader.EmbedderGroups([part, regular, second, other], identities=2, emotions=3, clips=2, videos=2, min_len=4,
+                                 max_len=12, shard=(0, 1))
+  rng = np.random.default_rng(0)
+  counts = np.bincount([row[0] for _ in range(400) for row in groups.plan(rng)], minlength=4)
+  people, videos = counts[[0, 2]] / counts[[0, 2]].sum(), counts[[1, 3]] / counts[[1, 3]].sum()
+  np.testing.assert_allclose(people, [.5, .5], atol=.06)   # not 3 : 9, as there are people
+  np.testing.assert_allclose(videos, [.25, .75], atol=.06)  # not 6 : 16, as there are recordings
+  batch = next(iter(embedder([part, regular, second, other], videos=2)))
+  assert len(set(batch['identity'][:12])) == 2 and (batch['emotion'][12:] == -1).all()
 
 
 # What is refused.
@@ -368,8 +404,10 @@ def test_impossible_batches_are_refused(part, regular):
     embedder(part, identities=4)
   with pytest.raises(DataError, match='2 identities with 5 emotions'):
     embedder(part, emotions=5)
-  with pytest.raises(DataError, match='7 regular videos, but there are 6'):
+  with pytest.raises(DataError, match='7 regular videos, but there are 6 in'):
     embedder([part, regular], videos=7)
+  with pytest.raises(DataError, match='2 regular videos, but there are 0 in no data set without emotion labels'):
+    embedder(part, videos=2)
   with pytest.raises(ConfigError, match='12 windows does not divide among 5'):
     embedder(part, shard=(0, 5))
   with pytest.raises(ConfigError, match='shard 2 of 2'):
