@@ -2,8 +2,8 @@
 
 Every random choice derives from the seed and the position in the stream, never from a thread or a process.
 So an iterator restored with `set_state` goes on exactly where `get_state` was called, the number of workers
-changes nothing, and the stream of the whole job, dealt out to processes by `shard`, does not depend on how
-many there are. The number of workers and processes must stay the same within a run, since it is part of the state.
+changes nothing, and the batches of the whole job, dealt out to processes by `shard`, do not depend on how many
+there are, nor does the state. The number of workers must stay the same within a run, since it is part of the state.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +16,7 @@ import numpy as np
 
 from data_pipelines import record as clip_record
 from data_pipelines import sampling
+from data_pipelines.deal import Dealt
 from data_pipelines.features import Feature
 from data_pipelines.source import ClipSource
 from dicetalk_jax.errors import ConfigError, DataError
@@ -83,22 +84,19 @@ def _sequence(parts: Parts) -> list[Part]:
   return [parts] if isinstance(parts, Part) else list(parts)
 
 
-def _dealt(streams: Sequence[grain.MapDataset], weights: Sequence[float], shard: tuple[int, int]) -> grain.MapDataset:
-  """Endless streams mixed by weight, then dealt out in turns: processes together read what one alone would."""
-  index, count = shard
-  if not 0 <= index < count:
-    raise ConfigError(f'shard {index} of {count} does not exist; shards are 0 to {count - 1}')
-  streams = [stream.repeat() for stream in streams]
-  mixed = grain.MapDataset.mix(streams, weights=weights) if len(streams) > 1 else streams[0]
-  return mixed[index::count]
+def _examples(parts: Sequence[Part], example: Callable[[Part], Callable], seed: int) -> grain.MapDataset:
+  """Endless shuffled examples for the whole job, mixed by weight.
 
-
-def _examples(parts: Sequence[Part], example: Callable[[Part], Callable], seed: int,
-              shard: tuple[int, int]) -> grain.MapDataset:
-  """Shuffled examples. What is drawn for one depends on the seed and its place in the stream of its part alone."""
-  streams = [grain.MapDataset.range(len(part.source)).seed(seed + k).shuffle().random_map(example(part))
+  What is drawn for one depends on the seed and on its place in the stream alone, so on seed, step and row.
+  """
+  streams = [grain.MapDataset.range(len(part.source)).seed(seed + k).shuffle().random_map(example(part)).repeat()
              for k, part in enumerate(parts)]
-  return _dealt(streams, [part.weight for part in parts], shard)
+  return grain.MapDataset.mix(streams, weights=[part.weight for part in parts]) if len(parts) > 1 else streams[0]
+
+
+def _dealt(stream: grain.MapDataset, batch: int, shard: tuple[int, int]) -> grain.MapDataset:
+  """Batches of one process. Drawing comes before dealing, so processes never draw alike."""
+  return Dealt(stream, batch, shard).batch(batch, drop_remainder=True)
 
 
 def _batches(dataset: grain.MapDataset, threads: int, workers: int) -> grain.IterDataset:
@@ -144,8 +142,7 @@ def frames_loader(
       return {'video': clip_record.decode_frames(part.source[clip], rows).astype(np.float32) / 127.5 - 1}
     return example
 
-  dataset = _examples(parts, examples, seed, shard)
-  return _batches(dataset.batch(batch, drop_remainder=True), threads, workers)
+  return _batches(_dealt(_examples(parts, examples, seed), batch, shard), threads, workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,8 +250,7 @@ def diffusion_loader(
   """
   examples = lambda part: DiffusionExamples(part, frames, step, mask_size, area, measured_buckets, clip_stride,
                                             reference)
-  dataset = _examples(_sequence(parts), examples, seed, shard)
-  return _batches(dataset.batch(batch, drop_remainder=True), threads, workers)
+  return _batches(_dealt(_examples(_sequence(parts), examples, seed), batch, shard), threads, workers)
 
 
 class EmbedderGroups:

@@ -314,28 +314,31 @@ def test_seed_and_position_decide(part, name):
   assert any((a[0][k] != a[6][k]).any() for k in a[0])  # the next epoch is not the same
 
 
-def test_processes_share_an_epoch_and_draw_apart(part):
-  whole = take(diffusion(part, batch=24), 2)
-  shards = [take(diffusion(part, batch=12, shard=(i, 2)), 2) for i in (0, 1)]
-  for epoch in (0, 1):
-    clips = [set(clip_of(shard[epoch])) for shard in shards]
-    assert not clips[0] & clips[1] and clips[0] | clips[1] == set(range(24))
-    for name in whole[0]:  # dealt out in turns, examples are those of one process
-      np.testing.assert_array_equal(
-          np.stack([shard[epoch][name] for shard in shards], axis=1).reshape(whole[epoch][name].shape),
-          whole[epoch][name])
+@pytest.mark.parametrize('count', [2, 4])
+def test_processes_together_read_what_one_alone_would(part, count):
+  whole = take(diffusion(part, batch=20), 4)  # batches that span epochs of 24 clips
+  shards = [take(diffusion(part, batch=20 // count, shard=(i, count)), 4) for i in range(count)]
+  for step, batch in enumerate(whole):
+    assert_equal(batch, {k: np.concatenate([s[step][k] for s in shards]) for k in batch})
+  assert sorted([*clip_of(whole[0]), *clip_of(whole[1])[:4]]) == list(range(24))
 
 
-def test_processes_together_read_the_stream_of_one(part, regular):
-  """Also a mixture, and where neither epochs (24 and 12 clips) nor batches divide among the processes."""
-  parts, steps = [dataclasses.replace(part, weight=3.), regular], 5
-  for make, rows in ((diffusion, 10), (frames, 10)):
-    whole = take(make(parts, batch=rows), steps)
-    shards = [take(make(parts, batch=rows // 5, shard=(i, 5)), steps) for i in range(5)]
-    for step in range(steps):
-      for name, value in whole[step].items():
-        dealt = np.stack([shard[step][name] for shard in shards], axis=1)
-        np.testing.assert_array_equal(dealt.reshape(value.shape), value, err_msg=name)
+def test_processes_together_read_the_mixture_of_one(part, regular):
+  parts, steps = [dataclasses.replace(part, weight=3.), regular], 5  # of 24 and 12 clips
+  for make in (diffusion, frames):
+    whole = take(make(parts, batch=10), steps)
+    shards = [take(make(parts, batch=2, shard=(i, 5)), steps) for i in range(5)]
+    for step, batch in enumerate(whole):
+      assert_equal(batch, {k: np.concatenate([s[step][k] for s in shards]) for k in batch})
+
+
+def test_another_number_of_processes_goes_on_where_the_first_stopped(part):
+  stream = iter(diffusion(part, batch=10, shard=(1, 2)))
+  for _ in range(3):
+    next(stream)
+  alone = iter(diffusion(part, batch=20))
+  alone.set_state(stream.get_state())
+  assert_equal(next(alone), take(diffusion(part, batch=20), 4)[3])
 
 
 def test_condition_dropout_is_drawn_from_seed_step_and_row(part):
