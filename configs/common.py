@@ -36,7 +36,8 @@ def training(task: str) -> ml_collections.ConfigDict:
       model='',                            # model folder, frozen parts in, trained ones out; default <workdir>/../model
       init_from='',                        # model folder with initial weights; '' draws them at random
       data=dict(dir='',                    # default <workdir>/../data
-                dataset='synthetic', workers=0),
+                dataset='synthetic',       # or the folder of a prepared data set, or several: A=0.5,B=0.25,C=0.25
+                workers=0),                # processes that read; 0 = threads of this one
   ))
 
 

@@ -1,32 +1,62 @@
 """What frozen networks say about each clip, computed once and kept beside the data.
 
-VAE latents, CLIP tokens, Whisper states and emotion statistics are arrays `[n, ...]` per clip. All clips of one
-feature share one `data.npy`, opened as a memory map: a loader reads just the rows of its window. A feature belongs to
-one data set and one network, both named by a fingerprint; when either changes, another folder is used.
+VAE latents, CLIP tokens, Whisper states and emotion statistics are arrays `[n, ...]` per clip, read through memory
+maps: a loader reads just the rows of its window. A feature belongs to one data set and one network, both named by a
+fingerprint; when either changes, another folder is used.
 
-    <folder>/<data set>/<name>-<network>/data.npy, index.npz
+    <folder>/<data set>/<name>-<network>/     every clip is there
+    <folder>/<data set>/.<name>-<network>/    being computed
+      <writer>.npy      the rows of its clips, one after another
+      <writer>.clips    int64 pairs (clip, number of rows); a clip is stored when its pair is
+
+Each run of each process writes files of its own, so no file ever has two writers, and what a killed run has finished
+stays. Readers see the files of a folder as one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+import contextlib
 import os
 import pathlib
-import shutil
-import tempfile
+import time
 from typing import Any, BinaryIO
+import uuid
 
 import numpy as np
 
 from dicetalk_jax.errors import DataError
 
+Item = tuple[int, np.ndarray]  # clip and its rows
+
 
 class Feature:
-  """One complete feature: `feature(clip, rows)` reads the rows of one clip. Picklable."""
+  """One feature: `feature(clip, rows)` reads the rows of one clip. Picklable.
+
+  Attributes:
+    lengths: int64, rows by clip; -1 where a clip is not there.
+
+  Raises:
+    DataError: the folder holds nothing that can be read.
+  """
 
   def __init__(self, folder: str | os.PathLike):
     self.folder = pathlib.Path(folder)
-    with np.load(self.folder / 'index.npz', allow_pickle=False) as index:
-      self.starts, self.lengths = index['starts'], index['lengths']  # by clip; length -1: not there
-    self.data = np.load(self.folder / 'data.npy', mmap_mode='r', allow_pickle=False)
+    self._files: list[np.ndarray] = []
+    places = []  # of each clip: file, first row, clip, number of rows
+    try:
+      for path in sorted(self.folder.glob('*.clips')):
+        clips, lengths = _stored(path).T
+        if len(clips):
+          file, first = np.full_like(clips, len(self._files)), lengths.cumsum() - lengths
+          places.append(np.stack([file, first, clips, lengths], axis=1))
+          self._files.append(_map(_rows_of(path), int(lengths.sum())))
+    except (OSError, ValueError) as error:
+      raise DataError(f'{self.folder} is damaged ({error}); delete it to compute the feature anew') from error
+    if not places:
+      raise DataError(f'{self.folder} holds no clips; delete it to compute the feature anew')
+    table = np.concatenate(places)
+    self._places = np.full((table[:, 2].max() + 1, 3), -1)
+    self._places[table[:, 2]] = table[:, [0, 1, 3]]
+    self.lengths = self._places[:, 2]
 
   def __reduce__(self):
     return Feature, (self.folder,)
@@ -48,99 +78,183 @@ class Feature:
   def __call__(self, clip: int, rows: slice = slice(None)) -> np.ndarray:
     """Rows of one clip, `[n, ...]`, read from disk."""
     start, stop, step = rows.indices(self.length(clip))
-    offset = int(self.starts[clip])
-    return np.array(self.data[offset + start:offset + stop:step])
+    file, offset, _ = self._places[clip]
+    return np.array(self._files[file][offset + start:offset + stop:step])
 
 
 class FeatureStore:
   """The features of one data set.
 
   Args:
-    folder: root of all features, on a local or mounted disk (memory maps cannot read `gs://`).
+    folder: root of all features, on a local or mounted disk (memory maps cannot read `gs://`); where several
+      processes compute, on a disk that they share.
     dataset: fingerprint of the data set and split, `ClipSource.fingerprint`.
   """
 
   def __init__(self, folder: str | os.PathLike, dataset: str):
     self.folder = pathlib.Path(folder) / dataset
 
-  def _path(self, name: str, component: str) -> pathlib.Path:
-    return self.folder / f'{name}-{component}'
+  def _paths(self, name: str, component: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """Folders of the feature: complete, and being computed."""
+    return self.folder / f'{name}-{component}', self.folder / f'.{name}-{component}'
 
   def complete(self, name: str, component: str) -> bool:
     """Whether `read` would find the feature."""
-    return self._path(name, component).is_dir()
+    return self._paths(name, component)[0].is_dir()
 
   def read(self, name: str, component: str) -> Feature:
     """Opens a feature.
 
     Raises:
-      DataError: it has not been computed.
+      DataError: it has not been computed, or not for all clips.
     """
-    if not self.complete(name, component):
-      raise DataError(f'{self._path(name, component)} is missing; compute the feature {name} of this data set first')
-    return Feature(self._path(name, component))
+    path, part = self._paths(name, component)
+    if not path.is_dir():
+      state = 'incomplete' if part.is_dir() else 'missing'
+      raise DataError(f'{path} is {state}; compute the feature {name} of this data set first')
+    return Feature(path)
 
-  def write(self, name: str, component: str, items: Iterable[tuple[int, np.ndarray]]) -> Feature:
-    """Stores a feature and opens it; a complete one is opened as it is and `items` is not touched.
+  def read_part(self, name: str, component: str) -> Feature:
+    """Opens what has been computed so far.
+
+    Raises:
+      DataError: no clip has been computed yet.
+    """
+    path, part = self._paths(name, component)
+    with contextlib.suppress(DataError):  # not there, or completed by another process at this moment
+      return Feature(part)
+    return Feature(path)
+
+  def write(self, name: str, component: str, items: Iterable[Item]) -> Feature:
+    """Stores a whole feature and opens it; a complete one is opened as it is and `items` is not touched.
 
     Args:
       name: 'latents', 'clip_embed', 'whisper', 'prior', ...
       component: fingerprint of the network and its settings.
-      items: (clip, array `[n, ...]`) in any order; all arrays have the same dtype and row shape. A generator is
-        consumed one clip at a time, so that nothing is held in memory.
+      items: (clip, array `[n, ...]`) of all clips in any order; all arrays have the same dtype and row shape. A
+        generator is consumed one clip at a time, so that nothing is held in memory. Clips that an interrupted run
+        has stored are passed over.
 
     Raises:
       DataError: arrays differ in row shape or dtype, a clip comes twice, or there is none.
     """
-    path = self._path(name, component)
-    if path.is_dir():
-      return Feature(path)
-    self.folder.mkdir(parents=True, exist_ok=True)
-    # Only a whole feature gets its name; what a killed run left behind is ignored.
-    aside = pathlib.Path(tempfile.mkdtemp(prefix=f'.{path.name}-', dir=self.folder))
-    try:
-      with open(aside / 'data.npy', 'wb') as file:
-        spans = _append_all(file, name, items)
-      size = max(spans) + 1
-      starts, lengths = np.zeros(size, np.int64), np.full(size, -1, np.int64)
-      for clip, (start, length) in spans.items():
-        starts[clip], lengths[clip] = start, length
-      np.savez(aside / 'index.npz', starts=starts, lengths=lengths)
-      aside.chmod(0o755)
-      try:
-        os.replace(aside, path)
-      except OSError:
-        if not path.is_dir():  # another run finished the same feature first: use that
-          raise
-    finally:
-      shutil.rmtree(aside, ignore_errors=True)
+    path, part = self._paths(name, component)
+    if not path.is_dir():
+      part.mkdir(parents=True, exist_ok=True)
+      done = _done(part)
+      _append(part, name, (item for item in items if item[0] not in done))
+      if not self._finish(name, component, clips=1):
+        raise DataError(f'feature {name}: there are no clips to store')
     return Feature(path)
 
+  def fill(self, name: str, component: str, clips: int, compute: Callable[[list[int]], Iterable[Item]],
+           shard: tuple[int, int] = (0, 1)) -> bool:
+    """Computes what is missing of one process's share of a feature.
 
-def _append_all(file: BinaryIO, name: str, items: Iterable[tuple[int, np.ndarray]]) -> dict[int, tuple[int, int]]:
-  """Writes the arrays one after another as one .npy file; returns clip -> (first row, number of rows)."""
-  spans: dict[int, tuple[int, int]] = {}
+    Args:
+      name, component: see `write`.
+      clips: number of clips of the data set.
+      compute: from the clips that are missing to their (clip, array), in any order; not called if there are none.
+      shard: (index, count): every `count`-th clip belongs to this process.
+
+    Returns:
+      Whether the feature is now complete; if not, it will be when the other processes are done.
+
+    Raises:
+      DataError: see `write`.
+    """
+    path, part = self._paths(name, component)
+    if path.is_dir():
+      return True
+    part.mkdir(parents=True, exist_ok=True)
+    if todo := sorted(set(range(clips)[shard[0]::shard[1]]) - _done(part)):
+      _append(part, name, compute(todo))
+    return self._finish(name, component, clips)
+
+  def wait(self, name: str, component: str, clips: int, patience: float = 600.) -> Feature:
+    """Opens a feature when all processes have done their share.
+
+    Args:
+      name, component, clips: see `fill`.
+      patience: seconds without a new clip after which to give up.
+
+    Raises:
+      DataError: nobody adds clips any more.
+    """
+    part, seen, since = self._paths(name, component)[1], -1, 0.
+    while not self._finish(name, component, clips):
+      if (stored := len(_done(part))) > seen:
+        seen, since = stored, time.monotonic()
+      if time.monotonic() - since > patience:
+        raise DataError(f'{part} has {seen} of {clips} clips, and no process has added one for {patience:.0f} s; start '
+                        'all processes, with features on a disk that they share')
+      time.sleep(min(1., patience))
+    return self.read(name, component)
+
+  def _finish(self, name: str, component: str, clips: int) -> bool:
+    """Gives a feature of all clips its name; whether it has it. Any process may be the one to do so."""
+    path, part = self._paths(name, component)
+    if not path.is_dir() and len(_done(part)) >= clips:
+      with contextlib.suppress(OSError):  # another process was faster
+        os.replace(part, path)
+    return path.is_dir()
+
+
+def _rows_of(clips: pathlib.Path) -> pathlib.Path:
+  return clips.with_suffix('.npy')
+
+
+def _stored(path: pathlib.Path) -> np.ndarray:
+  """The (clip, rows) pairs `[n, 2]` of one writer; a torn last pair is left out."""
+  whole = path.read_bytes()
+  return np.frombuffer(whole[:len(whole) // 16 * 16], np.int64).reshape(-1, 2)
+
+
+def _done(part: pathlib.Path) -> set[int]:
+  """The clips that any writer has stored."""
+  done: set[int] = set()
+  for path in part.glob('*.clips'):
+    with contextlib.suppress(FileNotFoundError):  # the feature was completed meanwhile
+      done |= set(_stored(path)[:, 0].tolist())
+  return done
+
+
+def _map(path: pathlib.Path, rows: int) -> np.ndarray:
+  """The first `rows` rows; a killed writer has left a header that counts none."""
+  with open(path, 'rb') as file:
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return np.memmap(path, dtype, 'r', file.tell(), (rows, *shape[1:]))
+
+
+def _append(folder: pathlib.Path, name: str, items: Iterable[Item]) -> None:
+  """Writes items into two new files."""
+  path = folder / f'{uuid.uuid4().hex}.clips'
+  stored: set[int] = set()
   total, rows = 0, None
-  for clip, array in items:
-    array = np.asarray(array, order='C')
-    if clip in spans:
-      raise DataError(f'feature {name}: clip {clip} comes twice')
-    if rows is None:
-      rows = (array.dtype, array.shape[1:])
-      _write_header(file, 0, *rows)
-    if (array.dtype, array.shape[1:]) != rows:
-      raise DataError(f'feature {name}: rows of clip {clip} are {array.dtype} {array.shape[1:]}, others {rows}')
-    file.write(array.data)
-    spans[clip] = total, len(array)
-    total += len(array)
-  if rows is None:
-    raise DataError(f'feature {name}: there are no clips to store')
-  file.seek(0)
-  _write_header(file, total, *rows)
-  return spans
+  with contextlib.ExitStack() as stack:
+    for clip, array in items:
+      array = np.asarray(array, order='C')
+      if clip in stored:
+        raise DataError(f'feature {name}: clip {clip} comes twice')
+      if rows is None:
+        rows = array.dtype, array.shape[1:]
+        data = stack.enter_context(open(_rows_of(path), 'xb'))
+        _write_header(data, 0, *rows)
+        clips = stack.enter_context(open(path, 'xb', buffering=0))
+      if (array.dtype, array.shape[1:]) != rows:
+        raise DataError(f'feature {name}: rows of clip {clip} are {array.dtype} {array.shape[1:]}, others {rows}')
+      data.write(array.data)
+      data.flush()
+      clips.write(np.array([clip, len(array)], np.int64).tobytes())
+      stored.add(clip)
+      total += len(array)
+    if rows is not None:  # for other readers of .npy files
+      data.seek(0)
+      _write_header(data, total, *rows)
 
 
-def _write_header(file: BinaryIO, total: int, dtype: np.dtype, shape: tuple[Any, ...]):
+def _write_header(file: BinaryIO, total: int, dtype: np.dtype, shape: Sequence[Any]) -> None:
   """NumPy leaves room in the header for the first axis to grow, so writing it again keeps its length."""
   np.lib.format.write_array_header_1_0(file, {
       'descr': np.lib.format.dtype_to_descr(dtype), 'fortran_order': False, 'shape': (total, *shape)})

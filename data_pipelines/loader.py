@@ -2,19 +2,21 @@
 
 Every random choice derives from the seed and the position in the stream, never from a thread or a process.
 So an iterator restored with `set_state` goes on exactly where `get_state` was called, the number of workers
-changes nothing, and the stream of the whole job, dealt out to processes by `shard`, does not depend on how
-many there are. The number of workers and processes must stay the same within a run, since it is part of the state.
+changes nothing, and the batches of the whole job, dealt out to processes by `shard`, do not depend on how many
+there are, nor does the state. The number of workers must stay the same within a run, since it is part of the state.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
+from absl import flags
 import grain
 import numpy as np
 
 from data_pipelines import record as clip_record
 from data_pipelines import sampling
+from data_pipelines.deal import Dealt
 from data_pipelines.features import Feature
 from data_pipelines.source import ClipSource
 from dicetalk_jax.errors import ConfigError, DataError
@@ -32,6 +34,11 @@ class Part:
   source: ClipSource
   features: Mapping[str, Feature] = dataclasses.field(default_factory=dict)
   weight: float = 1.
+
+  @property
+  def labelled(self) -> bool:
+    """Whether any clip has an emotion label: an emotional data set, not a regular one."""
+    return bool((self.source.table.emotion != clip_record.UNKNOWN).any())
 
   def rows(self, name: str, clip: int, record: Mapping[str, Any], rows: slice) -> np.ndarray:
     """Rows of one feature of one clip."""
@@ -70,31 +77,45 @@ class Part:
           f'at step {step} needs {span}; use a shorter window or prepare longer clips')
 
 
-def _dealt(source: ClipSource, example: Callable, seed: int, shard: tuple[int, int]) -> grain.MapDataset:
-  """Endless shuffled examples of one source. Drawing comes before dealing, so processes never draw alike."""
-  index, count = shard
-  if not 0 <= index < count:
-    raise ConfigError(f'shard {index} of {count} does not exist; shards are 0 to {count - 1}')
-  if len(source) < count:
-    raise DataError(f'{source} has {len(source)} clips, fewer than the {count} processes that share them')
-  return grain.MapDataset.range(len(source)).seed(seed).shuffle().random_map(example)[index::count].repeat()
+Parts = Part | Sequence[Part]
+
+
+def _sequence(parts: Parts) -> list[Part]:
+  return [parts] if isinstance(parts, Part) else list(parts)
+
+
+def _examples(parts: Sequence[Part], example: Callable[[Part], Callable], seed: int) -> grain.MapDataset:
+  """Endless shuffled examples for the whole job, mixed by weight.
+
+  What is drawn for one depends on the seed and on its place in the stream alone, so on seed, step and row.
+  """
+  streams = [grain.MapDataset.range(len(part.source)).seed(seed + k).shuffle().random_map(example(part)).repeat()
+             for k, part in enumerate(parts)]
+  return grain.MapDataset.mix(streams, weights=[part.weight for part in parts]) if len(parts) > 1 else streams[0]
+
+
+def _dealt(stream: grain.MapDataset, batch: int, shard: tuple[int, int]) -> grain.MapDataset:
+  """Batches of one process. Drawing comes before dealing, so processes never draw alike."""
+  return Dealt(stream, batch, shard).batch(batch, drop_remainder=True)
 
 
 def _batches(dataset: grain.MapDataset, threads: int, workers: int) -> grain.IterDataset:
   """Whole batches are read ahead, one per thread."""
   dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
   if workers:
+    if not flags.FLAGS.is_parsed():  # programs without absl flags: Grain's workers read them
+      flags.FLAGS.mark_as_parsed()
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
   return dataset
 
 
 def frames_loader(
-    source: ClipSource, *, batch: int, frames: int, seed: int, step: int = 1, shard: tuple[int, int] = (0, 1),
+    parts: Parts, *, batch: int, frames: int, seed: int, step: int = 1, shard: tuple[int, int] = (0, 1),
     threads: int = 4, workers: int = 0) -> grain.IterDataset[Batch]:
   """Pixels, for training the autoencoder.
 
   Args:
-    source: clips with pixels.
+    parts: data sets with pixels, mixed by weight.
     batch: clips per batch of this process.
     frames: F, consecutive frames per example.
     seed: of order and windows.
@@ -109,15 +130,19 @@ def frames_loader(
   Raises:
     DataError: a clip is shorter than the window, or there are no pixels.
   """
-  Part(source).check_window(frames, step)
-  if not source[0].get('frames'):
-    raise DataError(f'{source} has no pixels; prepare the data set with content=full')
+  parts = _sequence(parts)
+  for part in parts:
+    part.check_window(frames, step)
+    if not part.source[0].get('frames'):
+      raise DataError(f'{part.source} has no pixels; prepare the data set with content=full')
 
-  def example(clip: int, rng: np.random.Generator) -> Batch:
-    rows = sampling.window_rows(rng, int(source.table.num_frames[clip]), frames, step)
-    return {'video': clip_record.decode_frames(source[clip], rows).astype(np.float32) / 127.5 - 1}
+  def examples(part: Part) -> Callable[[int, np.random.Generator], Batch]:
+    def example(clip: int, rng: np.random.Generator) -> Batch:
+      rows = sampling.window_rows(rng, int(part.source.table.num_frames[clip]), frames, step)
+      return {'video': clip_record.decode_frames(part.source[clip], rows).astype(np.float32) / 127.5 - 1}
+    return example
 
-  return _batches(_dealt(source, example, seed, shard).batch(batch, drop_remainder=True), threads, workers)
+  return _batches(_dealt(_examples(parts, examples, seed), batch, shard), threads, workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +215,7 @@ class DiffusionExamples:
 
 
 def diffusion_loader(
-    parts: Part | Sequence[Part], *, batch: int, frames: int = 25, step: int = 2, mask_size: int = 512, seed: int,
+    parts: Parts, *, batch: int, frames: int = 25, step: int = 2, mask_size: int = 512, seed: int,
     area: tuple[float, float] = (1., 1.3), measured_buckets: bool = True, clip_stride: int = 1,
     reference: str = 'clip', shard: tuple[int, int] = (0, 1), threads: int = 4,
     workers: int = 0) -> grain.IterDataset[Batch]:
@@ -223,41 +248,39 @@ def diffusion_loader(
   Raises:
     DataError: a clip is shorter than the window, or a feature is missing or does not fit its clip.
   """
-  parts = [parts] if isinstance(parts, Part) else list(parts)
-  streams = [
-      _dealt(part.source, DiffusionExamples(part, frames, step, mask_size, area, measured_buckets, clip_stride,
-                                            reference),
-             seed + k, shard)
-      for k, part in enumerate(parts)]
-  mixed = grain.MapDataset.mix(streams, weights=[part.weight for part in parts]) if len(parts) > 1 else streams[0]
-  return _batches(mixed.batch(batch, drop_remainder=True), threads, workers)
+  examples = lambda part: DiffusionExamples(part, frames, step, mask_size, area, measured_buckets, clip_stride,
+                                            reference)
+  return _batches(_dealt(_examples(_sequence(parts), examples, seed), batch, shard), threads, workers)
 
 
 class EmbedderGroups:
   """Draws one global batch of groups, and reads the share of this process. See `embedder_loader`."""
 
-  def __init__(self, emotional: Part, regular: Part | None, *, identities: int, emotions: int, clips: int,
-               videos: int, min_len: int, max_len: int, shard: tuple[int, int]):
-    self.parts = [emotional] + ([regular] if regular else [])
+  def __init__(self, parts: Sequence[Part], *, identities: int, emotions: int, clips: int, videos: int, min_len: int,
+               max_len: int, shard: tuple[int, int]):
+    self.parts = list(parts)
     self.identities, self.emotions, self.clips, self.videos = identities, emotions, clips, videos
     self.min_len, self.max_len = min_len, max_len
-    for part in self.parts:
-      part.check_feature('whisper', 2 * part.source.table.num_frames, optional=True)
-
-    table = emotional.source.table
-    labelled = {
-        person: {e: np.flatnonzero(own & (table.emotion == e))
-                 for e in np.unique(table.emotion[own]) if e != clip_record.UNKNOWN}
-        for person in np.unique(table.identity) for own in [table.identity == person]}
-    self.people = [groups for groups in labelled.values() if len(groups) >= emotions]
+    self.people: list[tuple[int, list[np.ndarray]]] = []  # part, and the clips of each emotion of one person
+    self.recordings: list[tuple[int, np.ndarray]] = []    # part, and the clips of one regular recording
+    for k, part in enumerate(self.parts):
+      table = part.source.table
+      part.check_feature('whisper', 2 * table.num_frames, optional=True)
+      if part.labelled:
+        labelled = np.flatnonzero(table.emotion != clip_record.UNKNOWN)
+        for own in (labelled[person] for person in _grouped(table.identity[labelled])):
+          groups = [own[group] for group in _grouped(table.emotion[own])]
+          self.people += [(k, groups)] * (len(groups) >= emotions)
+      else:
+        self.recordings += [(k, recording) for recording in _grouped(table.video_id)]
     if len(self.people) < identities:
-      raise DataError(
-          f'a batch asks for {identities} identities with {emotions} emotions each, but {emotional.source} has only '
-          f'{len(self.people)}; ask for fewer identities or emotions')
-    names = regular.source.table.video_id if regular else np.zeros(0, str)
-    self.recordings = [np.flatnonzero(names == video) for video in np.unique(names)]
+      raise DataError(f'a batch asks for {identities} identities with {emotions} emotions each, but '
+                      f'{self._named(labelled=True)} has only {len(self.people)}; ask for fewer identities or emotions')
     if len(self.recordings) < videos:
-      raise DataError(f'a batch asks for {videos} regular videos, but there are {len(self.recordings)}; ask for fewer')
+      raise DataError(f'a batch asks for {videos} regular videos, but there are {len(self.recordings)} in '
+                      f'{self._named(labelled=False)}; ask for fewer')
+    self.person_odds, self.recording_odds = (self._odds([k for k, _ in pool])
+                                             for pool in (self.people, self.recordings))
 
     total = (identities * emotions + videos) * clips
     index, count = shard
@@ -271,15 +294,29 @@ class EmbedderGroups:
         for codes in [np.unique(np.concatenate([getattr(p.source.table, name) for p in self.parts]),
                                 return_inverse=True)[1].astype(np.int32)]}
 
+  def _named(self, labelled: bool) -> str:
+    return ', '.join(str(part.source) for part in self.parts if part.labelled == labelled) or (
+        f'no data set {"with" if labelled else "without"} emotion labels')
+
+  def _odds(self, owners: Sequence[int]) -> np.ndarray | None:
+    """Probability of each group, by the weight of its part and not by the part's size; None: all alike."""
+    sizes = np.bincount(owners, minlength=len(self.parts))
+    if np.count_nonzero(sizes) < 2:
+      return None
+    odds = np.array([self.parts[k].weight / sizes[k] for k in owners])
+    return odds / odds.sum()
+
   def plan(self, rng: np.random.Generator) -> list[tuple[int, int, int, int]]:
     """The global batch: (part, clip, first frame, number of frames) of every window, group after group."""
     drawn = []
-    for person in rng.choice(len(self.people), self.identities, replace=False):
-      groups = list(self.people[person].values())
+    for person in rng.choice(len(self.people), self.identities, replace=False, p=self.person_odds):
+      part, groups = self.people[person]
       for emotion in rng.choice(len(groups), self.emotions, replace=False):
-        drawn += [(0, *pick) for pick in sampling.draw_group(rng, groups[emotion], self.clips)]
-    for video in rng.choice(len(self.recordings), self.videos, replace=False) if self.videos else ():
-      drawn += [(1, *pick) for pick in sampling.draw_group(rng, self.recordings[video], self.clips)]
+        drawn += [(part, *pick) for pick in sampling.draw_group(rng, groups[emotion], self.clips)]
+    for video in rng.choice(len(self.recordings), self.videos, replace=False, p=self.recording_odds
+                            ) if self.videos else ():
+      part, recording = self.recordings[video]
+      drawn += [(part, *pick) for pick in sampling.draw_group(rng, recording, self.clips)]
     windows = []
     for part, clip, place in drawn:
       have = int(self.parts[part].source.table.num_frames[clip])
@@ -311,6 +348,12 @@ class EmbedderGroups:
     }
 
 
+def _grouped(keys: np.ndarray) -> list[np.ndarray]:
+  """Where equal keys are, group after group."""
+  order = np.argsort(keys, kind='stable')
+  return np.split(order, np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1)
+
+
 def _padded(rows: np.ndarray, length: int, total: int) -> np.ndarray:
   """`rows` (all of `length`, or none where the clip lacks them), then zeros up to `total`."""
   out = np.zeros((total, *rows.shape[1:]), rows.dtype)
@@ -319,21 +362,21 @@ def _padded(rows: np.ndarray, length: int, total: int) -> np.ndarray:
 
 
 def embedder_loader(
-    emotional: Part, regular: Part | None = None, *, identities: int = 8, emotions: int = 4, clips: int = 4,
+    parts: Parts, *, identities: int = 8, emotions: int = 4, clips: int = 4,
     videos: int = 0, min_len: int = 32, max_len: int = 256, seed: int, shard: tuple[int, int] = (0, 1),
     threads: int = 4, workers: int = 0) -> grain.IterDataset[Batch]:
   """Groups of windows for the contrastive loss of the emotion embedder, so that each has its positives.
 
-  A batch of the whole job holds `identities * emotions * clips` windows of the emotional data set and
-  `videos * clips` of the regular one, group after group; processes read equal consecutive shares of it.
+  A batch of the whole job holds `identities * emotions * clips` windows of emotional data sets and `videos * clips`
+  of regular ones, group after group; processes read equal consecutive shares of it.
 
   Args:
-    emotional: labelled clips, with the feature 'whisper' `[2N,S,D]`.
-    regular: clips without labels, grouped by recording.
+    parts: data sets with the feature 'whisper' `[2N,S,D]`; those with labels are emotional, those without are regular
+      and grouped by recording. Among several of a kind, groups are drawn by weight.
     identities: people per batch.
     emotions: emotions of each, any level.
     clips: windows of each group; groups with fewer clips give several windows of one clip.
-    videos: recordings of the regular data set per batch.
+    videos: regular recordings per batch.
     min_len, max_len: window length in frames, drawn uniformly; shorter clips are used whole.
     seed: of everything drawn.
     shard: (index, count) of this process.
@@ -350,6 +393,6 @@ def embedder_loader(
     DataError: there are fewer groups than a batch asks for, or Whisper states are missing.
     ConfigError: the batch does not divide among the processes.
   """
-  groups = EmbedderGroups(emotional, regular, identities=identities, emotions=emotions, clips=clips, videos=videos,
+  groups = EmbedderGroups(_sequence(parts), identities=identities, emotions=emotions, clips=clips, videos=videos,
                           min_len=min_len, max_len=max_len, shard=shard)
   return _batches(grain.MapDataset.range(1).seed(seed).random_map(groups).repeat(), threads, workers)

@@ -6,6 +6,7 @@ frames per second.
 
 import functools
 import os
+import threading
 
 import numpy as np
 
@@ -15,6 +16,7 @@ RATE = 16000  # samples per second
 WINDOW = 30 * RATE  # samples per Whisper window
 HOP = 160  # samples per mel frame
 FFT = 400  # samples per analysis window of the STFT
+MEL_SHAPE = (WINDOW // HOP, 80)  # mel frames of a Whisper window, and bands
 UNIT = 640  # samples per unit of `audio_len`
 CLIP = 10  # Whisper positions around a video frame; one less than half of them lie before its own
 SILENCE = 1e-3  # peak (-60 dB) below which a recording counts as silent
@@ -90,9 +92,13 @@ def audio_len(samples: int) -> int:
   return samples // UNIT
 
 
+_importing = threading.Lock()  # transformers fails when two threads import from it for the first time
+
+
 @functools.cache
 def _extractor():
-  from transformers import WhisperFeatureExtractor  # the import takes seconds
+  with _importing:
+    from transformers import WhisperFeatureExtractor  # the import takes seconds
   return WhisperFeatureExtractor()
 
 

@@ -1,14 +1,14 @@
 """Task: the diffusion model (paper sections 3.2 and 3.3): denoising, emotion discrimination, emotion bank."""
 
 import collections
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from data_pipelines import loader
-from data_pipelines.features import FeatureStore
+from data_pipelines import compute, loader
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.diffusion import edm, sampler
 from dicetalk_jax.diffusion.condition_dropout import Dropped, condition_dropout
@@ -47,7 +47,8 @@ class DiffusionTask(Task):
     self._check()
     self.builds = {name: registry.builder(name, config[name].to_dict(), config.dtype) for name in TRAINED}
     self.graphs = {name: core.abstract(build)[0] for name, build in self.builds.items()}
-    self.parts = {split: self._part(source) for split, source in (('train', self.train), ('val', self.val))}
+    self.parts = {split: [self._part(part) for part in parts]
+                  for split, parts in (('train', self.train), ('val', self.val))}
     self._decode = self.vae.stage(lambda model, z: model.decode(z))
     self._eval_loss = jax.jit(self.loss)
     self._sampler = sampler.make_sampler(self.graphs['unet'], sampler.SamplerConfig(
@@ -77,14 +78,10 @@ class DiffusionTask(Task):
       if value != fitting:
         raise ConfigError(f'config.{key}={value} does not fit the other parts of the model, which need {fitting}')
 
-  def _part(self, source) -> loader.Part:
-    store = FeatureStore(self.data_dir / 'features', source.fingerprint)
-    whisper = networks.whisper_states(self.whisper, source, store)
-    return loader.Part(source, {
-        'latents': networks.latents(self.vae, source, store),
-        'clip_embed': networks.image_tokens(self.tower, source, store, self.config.data.clip_stride),
-        'whisper': whisper,
-        'prior': networks.statistics(self.embedder, whisper, source, store)})
+  def _part(self, part: loader.Part) -> loader.Part:
+    networks = dict(vae=self.vae, image_encoder=self.tower, whisper=self.whisper, embedder=self.embedder)
+    features = compute.Features(networks, part.source, self.data_dir / 'features', self.config.data.clip_stride)
+    return dataclasses.replace(part, features=features.ready('latents', 'clip_embed', 'whisper', 'prior'))
 
   def _loader(self, split: str, **kwargs):
     data = self.config.data
@@ -107,7 +104,7 @@ class DiffusionTask(Task):
         part = core.init_params(build, jax.random.fold_in(key, i))
         part = zero_residuals(init_adapters_from_image(part)) if name == 'unet' else part
         if name == 'emo_model' and self.config.emo_model.mode == 'bank' and self.config.emotion.bank_init == 'kmeans':
-          part = bank.fit_codes(part, self.parts['train'].features['prior'], self.config.seed)
+          part = bank.fit_codes(part, self.parts['train'], self.config.seed)
       params |= core.prefixed(name, part)
     return params
 

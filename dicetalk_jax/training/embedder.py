@@ -1,17 +1,16 @@
 """Task: the disentangled emotion embedder (paper section 3.1), trained by InfoNCE on its Gaussian prior."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import loader
-from data_pipelines.features import FeatureStore
+from data_pipelines import compute, loader
 from data_pipelines.record import EMOTIONS, UNKNOWN
-from data_pipelines.source import ClipSource
 from dicetalk_jax import bundle, parallel
-from dicetalk_jax.errors import ConfigError
+from dicetalk_jax.errors import ConfigError, DataError
 from dicetalk_jax.metrics import clustering
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.network import Network
@@ -19,6 +18,7 @@ from dicetalk_jax.training import contrastive, sources
 from dicetalk_jax.training import frozen as networks
 from dicetalk_jax.training.task import Task
 
+BATCH = 64  # clips embedded at a time in evaluation
 INPUTS = ('expr', 'whisper', 'frame_mask', 'has_video', 'has_audio')
 
 
@@ -41,12 +41,26 @@ class EmbedderTask(Task):
                         f'{self.model_dir} has width {self.whisper.config.d_model}')
     self.build = registry.builder('embedder', config.embedder.to_dict(), config.dtype)
     self.graphdef, _ = core.abstract(self.build)
-    self.parts = {source.split: self._part(source) for source in (self.train, self.val)}
+    self.parts = {split: [self._part(part) for part in parts]
+                  for split, parts in (('train', self.train), ('val', self.val))}
+    for split in self.parts:
+      self._labelled(split)  # before training
     self._embed = jax.jit(lambda params, *batch: self._model(params)(*batch)[0])
 
-  def _part(self, source: ClipSource) -> loader.Part:
-    store = FeatureStore(self.data_dir / 'features', source.fingerprint)
-    return loader.Part(source, {'whisper': networks.whisper_states(self.whisper, source, store)})
+  def _part(self, part: loader.Part) -> loader.Part:
+    return dataclasses.replace(part, features=self._features(part, whisper=self.whisper).ready('whisper'))
+
+  def _features(self, part: loader.Part, **networks: Network) -> compute.Features:
+    return compute.Features(networks, part.source, self.data_dir / 'features')
+
+  def _labelled(self, split: str) -> tuple[list[loader.Part], np.ndarray, np.ndarray, np.ndarray]:
+    """The emotional parts of a split; person, emotion and level of all their clips."""
+    parts = [part for part in self.parts[split] if part.labelled]
+    if not parts:
+      raise DataError(f'no clip of {self.config.data.dataset} ({split}) has an emotion label, and the embedder learns '
+                      'from labels; add a data set that has them')
+    tables = [part.source.table for part in parts]
+    return parts, *(np.concatenate([getattr(t, name) for t in tables]) for name in ('identity', 'emotion', 'intensity'))
 
   def _model(self, params):
     return core.merge(self.graphdef, core.under('embedder', params))
@@ -77,16 +91,15 @@ class EmbedderTask(Task):
                                 sim_offset=c.loss.sim_offset, similarity=c.loss.similarity)
     return loss, {'sigma': jnp.sqrt(var).mean()}
 
-  def _embed_all(self, params, source: ClipSource, video: bool = True, audio: bool = True):
-    """Prior means `[clips,D]` of a split from the modalities asked for, and standard deviations."""
-    part, length = self.parts[source.split], self.config.data.max_len
-    table, rows = source.table, []
-    for start in range(0, len(source), networks.BATCH):
-      batch = [self._example(part, min(i, len(source) - 1), length) for i in range(start, start + networks.BATCH)]
+  def _embed_all(self, params, part: loader.Part, video: bool = True, audio: bool = True):
+    """Prior means `[clips,D]` of a data set from the modalities asked for."""
+    length, clips, rows = self.config.data.max_len, len(part.source), []
+    for start in range(0, clips, BATCH):
+      batch = [self._example(part, min(i, clips - 1), length) for i in range(start, start + BATCH)]
       expr, whisper, mask = (np.stack(x) for x in zip(*batch))
       rows.append(np.asarray(self._embed(params, expr, whisper, mask, np.full(len(batch), video),
                                          np.full(len(batch), audio))))
-    return np.concatenate(rows)[:len(table)]
+    return np.concatenate(rows)[:clips]
 
   @staticmethod
   def _example(part: loader.Part, clip: int, length: int):
@@ -98,13 +111,13 @@ class EmbedderTask(Task):
 
   def evaluate(self, params, frozen) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Clustering and probes on unseen people, from both modalities and from each alone (paper table 5)."""
-    table = self.val.table
-    identity = np.unique(table.identity, return_inverse=True)[1]
-    emotion = np.array([EMOTIONS.index(e) if e != UNKNOWN else -1 for e in table.emotion])
+    parts, people, emotions, _ = self._labelled('val')
+    identity = np.unique(people, return_inverse=True)[1]
+    emotion = np.array([EMOTIONS.index(e) if e != UNKNOWN else -1 for e in emotions])
     known = emotion >= 0
     metrics = {}
     for label, video, audio in (('', True, True), ('video_', True, False), ('audio_', False, True)):
-      mu = self._embed_all(params, self.val, video, audio)
+      mu = np.concatenate([self._embed_all(params, part, video, audio) for part in parts])
       scores = clustering.summary(mu[known], identity[known], emotion[known])
       metrics |= {label + name: value for name, value in scores.items() if not label or name == 'clustering'}
     return metrics, {}
@@ -114,13 +127,12 @@ class EmbedderTask(Task):
     bundle.save_component(self.model_dir, 'embedder', registry.config_of(
         'embedder', self.config.embedder.to_dict()).to_json(), core.under('embedder', params), sources.provenance(self))
     embedder = Network.load(self.model_dir, 'embedder')
-    part = self.parts['train']
-    statistics = networks.statistics(embedder, part.features['whisper'], self.train,
-                                     FeatureStore(self.data_dir / 'features', self.train.fingerprint))
+    parts, _, emotions, level = self._labelled('train')
+    networks = dict(whisper=self.whisper, embedder=embedder)
+    statistics = [self._features(part, **networks).ready('prior')['prior'] for part in parts]
+    gaussians = np.concatenate([[of_part(clip)[0] for clip in range(len(of_part))] for of_part in statistics])
     priors: dict[str, Any] = {}
-    table = self.train.table
-    for emotion in np.unique(table.emotion[table.emotion != UNKNOWN]):
-      own = table.emotion == emotion
-      strong = np.flatnonzero(own & (table.intensity == table.intensity[own].max()))
-      priors[str(emotion)] = tuple(np.mean([statistics(int(clip))[0] for clip in strong], axis=0))
+    for emotion in np.unique(emotions[emotions != UNKNOWN]):
+      own = emotions == emotion
+      priors[str(emotion)] = tuple(gaussians[own & (level == level[own].max())].mean(0))
     bundle.save_priors(self.model_dir, priors)

@@ -1,26 +1,16 @@
-"""Frozen networks: restored from the model folder, run once over a data set, their outputs kept beside the data.
-
-They take no part in the training step and stay on one device, outside its mesh.
+"""Frozen networks: restored from the model folder. They take no part in the training step and stay on one device,
+outside its mesh; what they say about the clips is computed once (`data_pipelines/compute.py`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from tqdm import tqdm
 
-from data_pipelines import record as clip_record
-from data_pipelines.features import Feature, FeatureStore
-from data_pipelines.source import ClipSource
 from dicetalk_jax import bundle
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.media import audio, image
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.network import Network
-
-BATCH = 64  # rows per call; the last batch of a clip is padded, so that one program serves all
 
 
 def ensure(folder, name: str, random: Mapping[str, Any] | None, seed: int) -> Network:
@@ -39,73 +29,3 @@ def ensure(folder, name: str, random: Mapping[str, Any] | None, seed: int) -> Ne
     params = core.init_params(registry.builder(name, config), jax.random.key(seed))
     bundle.save_component(folder, name, config, params, {'source': f'random, seed {seed}'})
   return Network.load(folder, name)
-
-
-def latents(vae: Network, source: ClipSource, store: FeatureStore) -> Feature:
-  """Posterior means, unscaled: per clip `[N,h,w,c]` float32."""
-  encode = vae.stage(_mean)
-  def one(record):
-    return _batched(encode, clip_record.decode_frames(record).astype(np.float32) / 127.5 - 1)
-  return _computed('latents', vae, source, store, one)
-
-
-def image_tokens(tower: Network, source: ClipSource, store: FeatureStore, stride: int) -> Feature:
-  """CLIP tokens of every `stride`-th frame, which may serve as references: per clip `[ceil(N/stride),1024]` float32."""
-  embed = tower.stage(_output)
-  def one(record):
-    frames = clip_record.decode_frames(record, np.arange(0, int(record['num_frames']), stride))
-    return _batched(embed, np.stack([image.clip_pixels(frame, tower.config.image_size) for frame in frames]))
-  return _computed(f'clip_embed_{stride}', tower, source, store, one)
-
-
-def whisper_states(whisper: Network, source: ClipSource, store: FeatureStore) -> Feature:
-  """Whisper states at 50 Hz: per clip `[2N,states,width]` float32."""
-  encode = whisper.stage(_output)
-  def one(record):
-    states = np.asarray(encode(audio.log_mel(clip_record.decode_audio(record))))
-    return states.reshape(-1, *states.shape[2:])[:2 * int(record['num_frames'])]
-  return _computed('whisper', whisper, source, store, one)
-
-
-def statistics(embedder: Network, whisper: Feature, source: ClipSource, store: FeatureStore) -> Feature:
-  """Emotion prior of each clip from both modalities: `[2,256]` float32, mean and standard deviation."""
-  embed = embedder.stage(_gaussian)
-  length = embedder.config.max_len
-  def one(index, record):
-    n = min(int(record['num_frames']), length)
-    pad = lambda x, size: np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1)))[None]
-    return np.asarray(embed(
-        pad(record['expression'][:n], length), pad(whisper(index, slice(2 * n)), 2 * length),
-        np.arange(length)[None] < n, np.ones(1, bool), np.ones(1, bool)))
-  return store.write('prior', embedder.fingerprint, ((i, one(i, r)) for i, r in _clips(source, 'prior')))
-
-
-def _output(model, x):
-  return model(x)
-
-
-def _mean(model, x):
-  return model.encode(x)[0]
-
-
-def _gaussian(model, *batch):
-  mu, var = model(*batch)
-  return jnp.stack([mu, jnp.sqrt(var)], axis=1)
-
-
-def _computed(name: str, network: Network, source: ClipSource, store: FeatureStore, one) -> Feature:
-  return store.write(name, network.fingerprint, ((i, np.asarray(one(r))) for i, r in _clips(source, name)))
-
-
-def _clips(source: ClipSource, name: str) -> Iterator[tuple[int, Any]]:
-  for i in tqdm(range(len(source)), desc=f'computing {name} ({source.split})', unit='clip', mininterval=1):
-    yield i, source[i]
-
-
-def _batched(apply, x: np.ndarray) -> np.ndarray:
-  parts = []
-  for i in range(0, len(x), BATCH):
-    rows = x[i:i + BATCH]
-    out = np.asarray(apply(np.pad(rows, ((0, BATCH - len(rows)), *[(0, 0)] * (x.ndim - 1)))))
-    parts.append(out[:len(rows)])
-  return np.concatenate(parts)

@@ -17,6 +17,7 @@ from dicetalk_jax import parallel
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.training.checkpoint import Checkpoints, has_checkpoint
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
+from dicetalk_jax.training.prefetch import prefetched
 from dicetalk_jax.training.report import Meter, Report, Writer
 from dicetalk_jax.training.state import TrainState, init_state, partition
 from dicetalk_jax.training.step import make_train_step
@@ -71,7 +72,8 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
         tx, shards, accum=config.accum, ema=config.optim.ema)
     complete = lambda state: {**held, **state.averaged}
 
-    with contextlib.closing(task.batches()) as data, _stop_requests() as stop_requested:
+    with (contextlib.closing(task.batches()) as batches, contextlib.closing(prefetched(batches, mesh)) as data,
+          _stop_requests() as stop_requested):
       if checkpoints.latest is None:
         state = jax.jit(new_state, out_shardings=shards, donate_argnums=0)(params)
       else:
@@ -84,8 +86,7 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
       meter = Meter()
       stopping = False
       for step in range(first + 1, config.total_steps + 1):
-        batch = parallel.put_batch(next(data), mesh)
-        state, metrics = train_step(state, rest, batch, step_key)
+        state, metrics = train_step(state, rest, next(data), step_key)
         meter.add(step, metrics)
 
         stopping = stop_requested(step) and step < config.total_steps

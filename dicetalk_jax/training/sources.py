@@ -5,28 +5,44 @@ from typing import Any
 
 from etils import epath
 
+from data_pipelines.loader import Part
 from data_pipelines.source import ClipSource
 from dicetalk_jax.errors import ConfigError
 
 
-def train_and_val(config: Any, data_dir: epath.Path) -> tuple[ClipSource, ClipSource]:
-  """Opens the training and validation clips of `config.data`.
+def train_and_val(config: Any, data_dir: epath.Path) -> tuple[list[Part], list[Part]]:
+  """Opens the training and validation clips of the data sets of `config.data`, with their weights.
 
-  `dataset='synthetic'` is generated under `data_dir` where it is missing; any other value is the folder of a
-  prepared data set.
+  `dataset` names one data set or several: `A` or `A=0.5,B=0.25,C=0.25`. Each is the folder of a prepared data set, or
+  'synthetic', which is generated under `data_dir` where it is missing.
+
+  Raises:
+    ConfigError: a weight is no positive number, or the settings of 'synthetic' are missing.
   """
-  return _open(config.data.dataset, config.data.get('synthetic'), str(data_dir))
+  folders = {}
+  for entry in config.data.dataset.split(','):
+    name, _, weight = entry.strip().partition('=')
+    try:
+      share = float(weight or 1)
+    except ValueError:
+      share = 0.
+    if not name or not 0 < share < float('inf') or name in folders:
+      raise ConfigError(f'config.data.dataset={config.data.dataset!r} is not understood at {entry!r}; write FOLDER, or '
+                        'FOLDER=WEIGHT,FOLDER=WEIGHT with positive weights')
+    folders[name] = share
+  opened = [(_folder(name, config.data.get('synthetic'), str(data_dir)), share) for name, share in folders.items()]
+  train, val = ([Part(ClipSource(folder, split), weight=share) for folder, share in opened]
+                for split in ('train', 'val'))
+  return train, val
 
 
-def _open(dataset: str, settings: Any, data_dir: str) -> tuple[ClipSource, ClipSource]:
-  if dataset == 'synthetic':
-    if settings is None:
-      raise ConfigError("config.data.dataset='synthetic' needs config.data.synthetic, as in the preset 'tiny'; "
-                        'or name the folder of a prepared data set')
-    folder = _prepare(data_dir, tuple(settings.to_dict().items()))
-  else:
-    folder = dataset
-  return ClipSource(folder, 'train'), ClipSource(folder, 'val')
+def _folder(dataset: str, settings: Any, data_dir: str):
+  if dataset != 'synthetic':
+    return dataset
+  if settings is None:
+    raise ConfigError("config.data.dataset='synthetic' needs config.data.synthetic, as in the preset 'tiny'; "
+                      'or name the folder of a prepared data set')
+  return _prepare(data_dir, tuple(settings.to_dict().items()))
 
 
 @functools.cache

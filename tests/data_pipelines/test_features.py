@@ -1,6 +1,7 @@
-"""Feature files: reading rows, reuse, atomicity."""
+"""Feature files: reading rows, reuse, interrupted runs, several processes."""
 
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -35,7 +36,8 @@ def test_rows_come_back(store, dtype):
 def test_the_header_has_room_for_any_length(store):
   feature = store.write('long', 'x', ((i, np.full((997, 1), i, np.int32)) for i in range(1100)))
   np.testing.assert_array_equal(feature(1099), 1099)
-  assert feature.data.shape == (997 * 1100, 1)
+  data, = feature.folder.glob('*.npy')
+  assert np.load(data, mmap_mode='r').shape == (997 * 1100, 1)
 
 
 def test_a_feature_can_be_pickled_and_copied_out(store):
@@ -64,38 +66,93 @@ def test_another_network_or_data_set_is_another_feature(store, tmp_path):
     store.read('latents', 'other')
 
 
-def test_an_interrupted_feature_is_built_anew(store):
-  def broken():
-    yield from _arrays()[:2]
-    raise KeyboardInterrupt
+def names(store):
+  return sorted(p.name for p in store.folder.iterdir())
 
+
+def broken(n):
+  yield from _arrays()[:n]
+  raise KeyboardInterrupt
+
+
+def test_what_an_interrupted_run_has_stored_stays(store):
   with pytest.raises(KeyboardInterrupt):
-    store.write('latents', 'vae', broken())
+    store.write('latents', 'vae', broken(2))
   assert not store.complete('latents', 'vae')
-  assert not list(store.folder.iterdir())
-  (store.folder / '.latents-vae-dead').mkdir()  # what a killed run leaves
-  assert len(store.write('latents', 'vae', _arrays())) == 3
+  with pytest.raises(DataError, match='latents-vae is incomplete'):
+    store.read('latents', 'vae')
+  assert list(store.read_part('latents', 'vae').lengths) == [3, 0]
+  torn, = (store.folder / '.latents-vae').glob('*.clips')
+  torn.write_bytes(torn.read_bytes() + b'half')                 # killed while it wrote a pair,
+  with open(torn.with_suffix('.npy'), 'ab') as file:
+    file.write(b'rows without a pair')                          # or rows
+
+  asked = []
+  def compute(clips):
+    asked.extend(clips)
+    return [_arrays()[clip] for clip in clips]
+  assert store.fill('latents', 'vae', 3, compute)
+  assert asked == [2] and names(store) == ['latents-vae']
+  feature = store.read('latents', 'vae')
+  for clip, array in _arrays():
+    np.testing.assert_array_equal(feature(clip), array)
+  assert store.fill('latents', 'vae', 3, compute) and asked == [2]
 
 
-def test_who_finishes_second_uses_the_first(store):
+def test_processes_share_the_clips(store):
+  asked = {}
+  def run(index):
+    def compute(clips):
+      for clip in clips:
+        asked.setdefault(index, []).append(clip)
+        yield clip, np.full((clip, 2), clip)
+    return store.fill('latents', 'vae', 7, compute, (index, 3))
+  assert [run(1), run(0), run(0)] == [False] * 3  # the second time, there is nothing left to do
+  with pytest.raises(DataError, match='5 of 7 clips.*a disk that they share'):
+    store.wait('latents', 'vae', 7, patience=.01)
+  later = threading.Timer(.2, run, [2])
+  later.start()
+  feature = store.wait('latents', 'vae', 7)  # opened as soon as the last process is done
+  later.join()
+  assert asked == {0: [0, 3, 6], 1: [1, 4], 2: [2, 5]}
+  assert list(feature.lengths) == list(range(7))
+  for clip in range(7):
+    assert (feature(clip) == clip).all()
+  assert len(list(feature.folder.glob('*.npy'))) == 3
+
+
+def test_two_runs_of_one_share_do_no_harm(store):
   def slow():
     yield 0, np.zeros((1, 1))
-    FeatureStore(store.folder.parent, 'data').write('latents', 'vae', [(0, np.ones((1, 1)))])
+    same = FeatureStore(store.folder.parent, 'data')
+    assert same.write('latents', 'vae', [(0, np.ones((1, 1))), (1, np.ones((1, 1)))])(1) == 1
+    yield 1, np.zeros((1, 1))
 
-  assert store.write('latents', 'vae', slow())(0) == 1
-  assert [p.name for p in store.folder.iterdir()] == ['latents-vae']
+  feature = store.write('latents', 'vae', slow())
+  assert len(feature) == 2 and feature(0) == 0 and names(store) == ['latents-vae']
+
+
+def test_a_damaged_feature_is_named(store):
+  feature = store.write('latents', 'vae', _arrays())
+  data, = feature.folder.glob('*.npy')
+  data.write_bytes(data.read_bytes()[:-1])
+  with pytest.raises(DataError, match='latents-vae is damaged.*delete it'):
+    store.read('latents', 'vae')
+  (feature.folder / data.with_suffix('.clips')).unlink()
+  with pytest.raises(DataError, match='latents-vae holds no clips'):
+    store.read('latents', 'vae')
 
 
 def test_what_does_not_fit_is_refused(store):
   with pytest.raises(DataError, match='clip 1 are float32'):
     store.write('a', 'x', [(0, np.zeros((1, 2), np.float16)), (1, np.zeros((1, 2), np.float32))])
   with pytest.raises(DataError, match='clip 1 are'):
-    store.write('a', 'x', [(0, np.zeros((1, 2))), (1, np.zeros((1, 3)))])
+    store.write('b', 'x', [(0, np.zeros((1, 2))), (1, np.zeros((1, 3)))])
   with pytest.raises(DataError, match='comes twice'):
-    store.write('a', 'x', [(0, np.zeros((1, 2)))] * 2)
+    store.write('c', 'x', [(0, np.zeros((1, 2)))] * 2)
   with pytest.raises(DataError, match='no clips'):
-    store.write('a', 'x', [])
-  feature = store.write('a', 'x', [(0, np.zeros((1, 2))), (2, np.zeros((1, 2)))])
+    store.write('d', 'x', [])
+  feature = store.write('e', 'x', [(0, np.zeros((1, 2))), (2, np.zeros((1, 2)))])
   for clip in (1, 3, -1):
     with pytest.raises(DataError, match=f'no clip {clip}'):
       feature(clip)

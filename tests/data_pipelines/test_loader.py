@@ -99,7 +99,7 @@ frames = functools.partial(loader.frames_loader, batch=4, frames=3, seed=7)
 # What a batch holds.
 
 def test_frames_are_consecutive_pixels(part):
-  for batch in take(frames(part.source, step=2), 6):
+  for batch in take(frames(part, step=2), 6):
     assert batch['video'].shape == (4, 3, 8, 8, 3) and batch['video'].dtype == np.float32
     assert np.abs(batch['video']).max() <= 1
     rows = np.round((batch['video'].mean(axis=(2, 3, 4)) + 1) * 12.75)
@@ -229,7 +229,7 @@ def test_features_may_be_in_the_records_instead(tmp_path):
 # Groups for the embedder.
 
 def test_an_embedder_batch(part, regular):
-  batch = next(iter(embedder(part, regular, videos=3)))
+  batch = next(iter(embedder([part, regular], videos=3)))
   shapes = {name: (value.shape, value.dtype.name) for name, value in batch.items()}
   assert shapes == {
       'expr': ((18, 12, 2), 'float32'), 'whisper': ((18, 24, 2, WIDTH), 'int64'), 'frame_mask': ((18, 12), 'bool'),
@@ -253,7 +253,7 @@ def test_expression_sound_and_mask_are_of_the_same_frames(part):
 
 
 def test_groups_have_positives_and_negatives(part, regular):
-  for batch in take(embedder(part, regular, videos=3), 10):
+  for batch in take(embedder([part, regular], videos=3), 10):
     group = list(zip(batch['identity'][:12], batch['emotion'][:12]))
     assert sorted(map(group.count, group)) == [2] * 12
     assert len(set(batch['identity'][:12])) == 2
@@ -286,7 +286,7 @@ def test_a_modality_that_is_missing(tmp_path):
 # Streams: resume, processes, mixtures.
 
 LOADERS = {
-    'frames': lambda part, **kw: frames(part.source, **kw),
+    'frames': frames,
     'diffusion': diffusion,
     'embedder': embedder}
 
@@ -314,20 +314,45 @@ def test_seed_and_position_decide(part, name):
   assert any((a[0][k] != a[6][k]).any() for k in a[0])  # the next epoch is not the same
 
 
-def test_worker_processes_change_nothing(part):
-  assert_equal(next(iter(diffusion(part, workers=1))), next(iter(diffusion(part))))
+@pytest.mark.parametrize('count', [2, 4])
+def test_processes_together_read_what_one_alone_would(part, count):
+  whole = take(diffusion(part, batch=20), 4)  # batches that span epochs of 24 clips
+  shards = [take(diffusion(part, batch=20 // count, shard=(i, count)), 4) for i in range(count)]
+  for step, batch in enumerate(whole):
+    assert_equal(batch, {k: np.concatenate([s[step][k] for s in shards]) for k in batch})
+  assert sorted([*clip_of(whole[0]), *clip_of(whole[1])[:4]]) == list(range(24))
 
 
-def test_processes_share_an_epoch_and_draw_apart(part):
-  whole = take(diffusion(part, batch=24), 2)
-  shards = [take(diffusion(part, batch=12, shard=(i, 2)), 2) for i in (0, 1)]
-  for epoch in (0, 1):
-    clips = [set(clip_of(shard[epoch])) for shard in shards]
-    assert not clips[0] & clips[1] and clips[0] | clips[1] == set(range(24))
-    for name in whole[0]:  # dealt out in turns, examples are those of one process
-      np.testing.assert_array_equal(
-          np.stack([shard[epoch][name] for shard in shards], axis=1).reshape(whole[epoch][name].shape),
-          whole[epoch][name])
+def test_processes_together_read_the_mixture_of_one(part, regular):
+  parts, steps = [dataclasses.replace(part, weight=3.), regular], 5  # of 24 and 12 clips
+  for make in (diffusion, frames):
+    whole = take(make(parts, batch=10), steps)
+    shards = [take(make(parts, batch=2, shard=(i, 5)), steps) for i in range(5)]
+    for step, batch in enumerate(whole):
+      assert_equal(batch, {k: np.concatenate([s[step][k] for s in shards]) for k in batch})
+
+
+def test_another_number_of_processes_goes_on_where_the_first_stopped(part):
+  stream = iter(diffusion(part, batch=10, shard=(1, 2)))
+  for _ in range(3):
+    next(stream)
+  alone = iter(diffusion(part, batch=20))
+  alone.set_state(stream.get_state())
+  assert_equal(next(alone), take(diffusion(part, batch=20), 4)[3])
+
+
+def test_condition_dropout_is_drawn_from_seed_step_and_row(part):
+  draw = lambda **kw: np.stack([batch['drop'] for batch in take(diffusion(part, **kw), 12)])
+  drop = draw()
+  np.testing.assert_array_equal(drop, draw(threads=1))
+  assert len(np.unique(drop)) == drop.size  # another step, epoch or row, another draw
+  assert not np.isin(draw(seed=8), drop).any()
+  stream = iter(diffusion(part))
+  next(stream)
+  state = stream.get_state()
+  again = iter(diffusion(part))
+  again.set_state(state)
+  np.testing.assert_array_equal(next(again)['drop'], drop[1])
 
 
 def test_processes_share_the_groups_of_one_batch(part):
@@ -342,13 +367,27 @@ def test_a_mixture_by_weight(part, regular):
   assert [int((b['emotion_class'] == -1).sum()) for b in batches] == [2] * 6
 
 
+def test_groups_of_several_data_sets_by_weight(part, regular, tmp_path):
+  other = part_of(Memory(people=4, clips=8, dataset='voxceleb2', labelled=False), tmp_path, weight=3.)
+  second = part_of(Memory(people=9, dataset='mead'), tmp_path)
+  groups = loader.EmbedderGroups([part, regular, second, other], identities=2, emotions=3, clips=2, videos=2, min_len=4,
+                                 max_len=12, shard=(0, 1))
+  rng = np.random.default_rng(0)
+  counts = np.bincount([row[0] for _ in range(400) for row in groups.plan(rng)], minlength=4)
+  people, videos = counts[[0, 2]] / counts[[0, 2]].sum(), counts[[1, 3]] / counts[[1, 3]].sum()
+  np.testing.assert_allclose(people, [.5, .5], atol=.06)   # not 3 : 9, as there are people
+  np.testing.assert_allclose(videos, [.25, .75], atol=.06)  # not 6 : 16, as there are recordings
+  batch = next(iter(embedder([part, regular, second, other], videos=2)))
+  assert len(set(batch['identity'][:12])) == 2 and (batch['emotion'][12:] == -1).all()
+
+
 # What is refused.
 
 def test_short_clips_are_refused_by_name(part):
   with pytest.raises(DataError, match='clip synthetic0 has 20 frames, but a window of 11 frames at step 2 needs 21'):
     diffusion(part, frames=11)
   with pytest.raises(DataError, match='needs 21'):
-    frames(part.source, frames=21)
+    frames(part, frames=21)
 
 
 def test_features_that_do_not_fit_are_refused(part, tmp_path):
@@ -368,11 +407,11 @@ def test_impossible_batches_are_refused(part, regular):
     embedder(part, identities=4)
   with pytest.raises(DataError, match='2 identities with 5 emotions'):
     embedder(part, emotions=5)
-  with pytest.raises(DataError, match='7 regular videos, but there are 6'):
-    embedder(part, regular, videos=7)
+  with pytest.raises(DataError, match='7 regular videos, but there are 6 in'):
+    embedder([part, regular], videos=7)
+  with pytest.raises(DataError, match='2 regular videos, but there are 0 in no data set without emotion labels'):
+    embedder(part, videos=2)
   with pytest.raises(ConfigError, match='12 windows does not divide among 5'):
     embedder(part, shard=(0, 5))
   with pytest.raises(ConfigError, match='shard 2 of 2'):
     diffusion(part, shard=(2, 2))
-  with pytest.raises(DataError, match='fewer than the 30 processes'):
-    diffusion(part, shard=(0, 30))

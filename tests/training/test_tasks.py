@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines import compute, precompute
+from data_pipelines.builders.synthetic import prepare_synthetic
+from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from dicetalk_jax import bundle, main, parallel
 from dicetalk_jax.errors import ConfigError, WeightsError
 from dicetalk_jax.pipeline import Pipeline
@@ -48,8 +51,9 @@ def micro(task):
   return config
 
 
-def run(task, folder, steps=STEPS, devices=1):
+def run(task, folder, steps=STEPS, devices=1, **data):
   config = micro(task)
+  config.data.update(data)
   config.total_steps, config.log_every = steps, 1
   mesh = parallel.make_mesh(data=-1, fsdp=min(devices, 2), devices=jax.devices()[:devices])
   return loop.train(main.task_class(task), config, folder, mesh=mesh)
@@ -106,6 +110,45 @@ def test_continued_diffusion_run_equals_the_uninterrupted_one_to_the_bit(trained
   run('diffusion', trained / 'halves', steps=2)
   run('diffusion', trained / 'halves')
   assert losses(trained, 'halves') == losses(trained, 'diffusion') and len(losses(trained, 'halves')) == STEPS
+
+
+def test_worker_processes_change_nothing(trained):
+  """Neither in a run nor in its continuation."""
+  run('diffusion', trained / 'workers', steps=2, workers=1)
+  run('diffusion', trained / 'workers', workers=1)
+  assert losses(trained, 'workers') == losses(trained, 'diffusion')
+
+
+@pytest.fixture(scope='module')
+def two_sets(trained):
+  """The synthetic data set and another one."""
+  first, = (path.parent for path in (trained / 'data' / 'synthetic').rglob('dataset_info.json'))
+  second = prepare_synthetic(trained / 'data', SyntheticConfig(size=32, train=1, val=1, test=0, seconds=.6, clips=8,
+                                                               seed=1), workers=1)
+  return first, second
+
+
+def test_training_takes_precomputed_features_and_mixes_by_weight(trained, two_sets, monkeypatch):
+  precompute.main([f'--model={trained}/model', f'--data={trained}/data', '--batch=4'])
+  def fail(*_):
+    raise AssertionError('computed again')
+  monkeypatch.setattr(compute, '_batched', fail)
+  config = micro('diffusion')
+  config.data.dataset = '{}=1, {}=3'.format(*two_sets)
+  mesh = parallel.make_mesh(devices=jax.devices()[:1])
+  task = main.task_class('diffusion')(config, mesh, trained / 'diffusion')
+  priors = [part.features['prior'] for part in task.parts['train']]
+  of_second = [prior(clip)[0, 0] for prior in priors[1:] for clip in range(len(prior))]
+  mu = next(task.batches())['mu']
+  assert sum(any((row == other).all() for other in of_second) for row in mu) == 6  # of 8
+  assert task.init(jax.random.key(0))['emo_model.codebook.codebook.embedding'].any()
+
+
+def test_embedder_of_several_data_sets(trained, two_sets, tmp_path):
+  state = run('embedder', tmp_path / 'embedder', steps=1, dir=str(trained / 'data'),
+              dataset=f'synthetic=0.5,{two_sets[1]}=0.5')
+  assert int(state.step) == 1 and np.isfinite(rows(tmp_path, 'embedder')[-1]['eval/clustering'])
+  assert len(bundle.emotions(tmp_path / 'model')) == 8
 
 
 def test_eight_devices_agree_with_one(trained):

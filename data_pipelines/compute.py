@@ -1,0 +1,226 @@
+"""Runs the frozen networks over a data set: which features there are, from what, and how fast.
+
+Rows of consecutive clips share batches, each split over the devices of the network's mesh; clips are read ahead in
+threads. `python -m data_pipelines.precompute` does this on all devices and processes; training does it at its start
+for whatever is still missing.
+"""
+
+import collections
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import os
+import time
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from data_pipelines import record as clip_record
+from data_pipelines.features import Feature, FeatureStore, Item
+from data_pipelines.source import ClipSource
+from dicetalk_jax import parallel
+from dicetalk_jax.errors import DataError
+from dicetalk_jax.media import audio, image
+from dicetalk_jax.network import Network
+
+# Feature -> the component that computes it; 'prior' also needs the feature 'whisper'.
+NETWORKS = {'latents': 'vae', 'clip_embed': 'image_encoder', 'whisper': 'whisper', 'prior': 'embedder'}
+CLIP_STRIDE = 5  # every fifth frame has a CLIP token and may be a reference
+BATCH = 16       # rows per device and call
+
+Rows = Any  # one array or a tuple of arrays [n, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+  """The features of one data set under the networks of one model.
+
+  Attributes:
+    networks: component -> network, at least those that `NETWORKS` names for the features asked for.
+    source: the clips.
+    folder: root of all features.
+    clip_stride: every how many frames there is a CLIP token.
+    shard: (index, count) of this process; default as `jax.distributed` counts.
+    batch: rows per device and call.
+    threads: clips read at a time.
+  """
+  networks: Mapping[str, Network]
+  source: ClipSource
+  folder: str | os.PathLike
+  clip_stride: int = CLIP_STRIDE
+  shard: tuple[int, int] | None = None
+  batch: int = BATCH
+  threads: int = 4
+
+  @property
+  def store(self) -> FeatureStore:
+    return FeatureStore(self.folder, self.source.fingerprint)
+
+  def ready(self, *names: str) -> dict[str, Feature]:
+    """Computes this process's share of what is missing, waits for the other processes', opens all by name.
+
+    Raises:
+      DataError: see `fill`; or other processes do not do their share.
+    """
+    for name in names:
+      self.fill(name)
+    return {name: self.store.wait(*self._key(name), len(self.source)) for name in names}
+
+  def fill(self, name: str) -> bool:
+    """Computes what is missing of this process's share of one feature; whether the feature is now complete.
+
+    Per clip of N frames: 'latents' float16 `[N,h,w,c]`, posterior means, unscaled; 'clip_embed' float16
+    `[ceil(N/clip_stride),D]`; 'whisper' float16 `[2N,states,D]` at 50 Hz, no rows for a clip without sound; 'prior'
+    float32 `[1,2,d_s]`, mean and standard deviation from the modalities that the clip has.
+
+    Raises:
+      DataError: see `check`; or a network gives values that are not finite, or 'prior' comes before 'whisper'.
+    """
+    self.check(name)
+    network = self.networks[NETWORKS[name]]
+    index, count = self.shard or (jax.process_index(), jax.process_count())
+    mine = range(len(self.source))[index::count]
+
+    def compute(missing: Sequence[int]) -> Iterator[Item]:
+      read, apply, finish = getattr(self, f'_{name}')(network)
+      items = _batched(_on(network, apply), self.batch * max(network.mesh.size, 1), self._read(read, missing))
+      with _Progress(f'{name} ({self.source.split})', len(mine), len(mine) - len(missing)) as progress:
+        for clip, rows in items:
+          rows = finish(clip, rows)
+          if not np.isfinite(rows).all():
+            raise DataError(f'{name} of clip {self.source.table.clip_id[clip]} is not finite in {rows.dtype}; check '
+                            f'the clip and the weights of {NETWORKS[name]}')
+          yield clip, rows
+          progress.add(int(self.source.table.num_frames[clip]))
+    return self.store.fill(*self._key(name), len(self.source), compute, (index, count))
+
+  def check(self, name: str) -> None:
+    """Refuses a feature that the records cannot give.
+
+    Raises:
+      DataError: the data set has no pixels.
+    """
+    if name in ('latents', 'clip_embed') and not self.source[0].get('frames'):
+      raise DataError(f'{self.source} has no pixels, which {name} is made from; prepare the data set with content=full')
+
+  def _key(self, name: str) -> tuple[str, str]:
+    shown = f'clip_embed_{self.clip_stride}' if name == 'clip_embed' else name
+    return shown, self.networks[NETWORKS[name]].fingerprint
+
+  def _read(self, read: Callable[[int, Any], Rows], clips: Sequence[int]) -> Iterator[tuple[int, Rows]]:
+    one = lambda clip: (clip, read(clip, self.source[clip]))
+    data = grain.MapDataset.source(clips).map(one).to_iter_dataset(
+        grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.threads))
+    with contextlib.closing(iter(data)) as items:
+      yield from items
+
+  # Each feature: how to read a clip's rows, what the network does to a batch, and what of the result is kept.
+
+  def _latents(self, vae: Network):
+    return lambda clip, record: clip_record.decode_frames(record), _mean, _all
+
+  def _clip_embed(self, tower: Network):
+    def read(clip, record):
+      frames = clip_record.decode_frames(record, np.arange(0, int(record['num_frames']), self.clip_stride))
+      return np.stack([image.clip_pixels(frame, tower.config.image_size) for frame in frames])
+    return read, _half, _all
+
+  def _whisper(self, whisper: Network):
+    def read(clip, record):  # windows of 30 s
+      wave = clip_record.decode_audio(record)
+      return audio.log_mel(wave) if len(wave) else np.zeros((0, *audio.MEL_SHAPE), np.float32)
+    def finish(clip, states):
+      return states.reshape(-1, *states.shape[2:])[:2 * int(self.source.table.num_frames[clip])]
+    return read, _half, finish
+
+  def _prior(self, embedder: Network):
+    whisper, length = self.store.read_part(*self._key('whisper')), embedder.config.max_len
+    def read(clip, record):
+      n = min(int(record['num_frames']), length)
+      expression, states = record['expression'][:n], whisper(clip, slice(2 * n))
+      pad = lambda x, size: np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1)))[None]
+      return (pad(expression, length), pad(states, 2 * length), np.arange(length)[None] < n,
+              np.array([len(expression) > 0]), np.array([len(states) > 0]))
+    return read, _gaussian, _all
+
+
+
+def _all(clip, rows):
+  return rows
+
+
+def _mean(model, pixels):
+  return model.encode(pixels / 127.5 - 1.)[0].astype(jnp.float16)
+
+
+def _half(model, x):
+  return model(x).astype(jnp.float16)
+
+
+def _gaussian(model, inputs):
+  mu, var = model(*inputs)
+  return jnp.stack([mu, jnp.sqrt(var)], axis=1)
+
+
+def _on(network: Network, function: Callable[..., jax.Array]) -> Callable[[Rows], jax.Array]:
+  """`function` of a batch that is split over the network's mesh, if it has one."""
+  stage = network.stage(function)
+  if network.mesh.empty:
+    return stage
+  return lambda rows: stage(jax.device_put(rows, parallel.batch_sharding(network.mesh)))
+
+
+def _batched(apply: Callable[[Rows], jax.Array], size: int, items: Iterator[tuple[int, Rows]]) -> Iterator[Item]:
+  """(clip, rows) to (clip, results `[n, ...]`) in the same order.
+
+  Batches run over the borders of clips, and only the last is padded: one program serves all, and a clip of one row
+  costs one row. One batch is computed while the next is read.
+  """
+  waiting: collections.deque[tuple[int, int]] = collections.deque()  # clips on their way, with their number of rows
+  join = lambda a, b: jax.tree.map(lambda x, y: np.concatenate([x, y]), a, b)
+  count = lambda rows: len(jax.tree.leaves(rows)[0])
+
+  def batches() -> Iterator[Rows]:
+    rest, sent = None, False
+    for clip, rows in items:
+      waiting.append((clip, count(rows)))
+      rest = rows if rest is None else join(rest, rows)
+      while count(rest) >= size:
+        yield jax.tree.map(lambda x: x[:size], rest)
+        rest, sent = jax.tree.map(lambda x: x[size:], rest), True
+    if rest is not None and (count(rest) or not sent):
+      yield jax.tree.map(lambda x: np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1))), rest)
+
+  def results() -> Iterator[np.ndarray]:
+    running = None
+    for batch in batches():
+      running, last = apply(batch), running
+      if last is not None:
+        yield np.asarray(last)
+    if running is not None:
+      yield np.asarray(running)
+
+  done = None
+  for result in results():
+    done = result if done is None else np.concatenate([done, result])
+    while waiting and waiting[0][1] <= len(done):
+      clip, n = waiting.popleft()
+      yield clip, done[:n]
+      done = done[n:]
+
+
+class _Progress(tqdm):
+  """A bar of clips that also tells frames per second."""
+
+  def __init__(self, name: str, clips: int, done: int):
+    super().__init__(total=clips, initial=done, desc=name, unit='clip', mininterval=1)
+    self.frames, self.began = 0, time.monotonic()
+
+  def add(self, frames: int) -> None:
+    self.frames += frames
+    self.set_postfix_str(f'{self.frames / (time.monotonic() - self.began):.3g} frames/s', refresh=False)
+    self.update()

@@ -1,0 +1,111 @@
+"""Computes the features that training reads: `python -m data_pipelines.precompute --model=DIR --data=DIR`.
+
+All local devices share each batch. Several processes share the clips: under `--multihost` as jax counts them, or as
+`--process_id` and `--num_processes` say, which need no connection but the disk (`--process_id=$SLURM_ARRAY_TASK_ID`).
+A killed run goes on where it stopped. Training with `--config.model` and `--config.data.dir` of the same folders finds
+everything done.
+"""
+
+import argparse
+from collections.abc import Sequence
+import itertools
+import pathlib
+import sys
+from typing import NoReturn
+
+import jax
+
+from data_pipelines import compute
+from data_pipelines.source import ClipSource
+from dicetalk_jax import bundle, parallel
+from dicetalk_jax.errors import ConfigError, DataError, WeightsError, one_sentence
+from dicetalk_jax.network import Network
+
+
+class _Parser(argparse.ArgumentParser):
+
+  def error(self, message: str) -> NoReturn:
+    raise ConfigError(f'{message}; see python -m data_pipelines.precompute --help')
+
+
+def _names(text: str) -> tuple[str, ...]:
+  return tuple(text.split(','))
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = _Parser(prog='data_pipelines.precompute', description='Computes features of prepared data sets.',
+                   formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+  add = parser.add_argument
+  add('--model', required=True, help='model folder with the networks')
+  add('--data', required=True, type=pathlib.Path, help='root of the data sets, config.data.dir; features go below')
+  add('--datasets', type=_names, help='folders of prepared data sets, all below --data if not given')
+  add('--split', type=_names, default='train,val', help='splits')
+  add('--features', type=_names, default=','.join(compute.NETWORKS), help='which ones')
+  add('--clip_stride', type=int, default=compute.CLIP_STRIDE, help='frames per CLIP token, as config.data.clip_stride')
+  add('--batch', type=int, default=compute.BATCH, help='frames, or windows of 30 s, per device and call')
+  add('--threads', type=int, default=4, help='clips read at a time')
+  add('--multihost', action='store_true', help='one process of a TPU pod, Slurm, Kubernetes or MPI job')
+  add('--num_processes', type=int, default=1, help='how many processes share the clips')
+  add('--process_id', type=int, default=0, help='which one this is, from 0')
+  return parser
+
+
+def main(argv: Sequence[str]) -> None:
+  """Computes what is missing, one feature after the other, and says what is complete."""
+  args = _parser().parse_args(argv)
+  _check(args)
+  sources = [ClipSource(folder, split) for folder in args.datasets or _datasets(args.data) for split in args.split]
+  parallel.start(args.multihost)
+  mesh = parallel.make_mesh(data=-1, fsdp=1, devices=jax.local_devices())
+  shard = None if args.multihost else (args.process_id, args.num_processes)
+  names = [name for name in compute.NETWORKS  # in this order: the prior is made from Whisper's states
+           if name in args.features or (name == 'whisper' and 'prior' in args.features)]
+  networks = _networks(args.model, names, mesh)
+  jobs = [compute.Features(networks, source, args.data / 'features', args.clip_stride, shard, args.batch, args.threads)
+          for source in sources]
+  for features, name in itertools.product(jobs, names):  # before hours of work
+    features.check(name)
+  for features in jobs:
+    source = features.source
+    if args.multihost:  # leaving early would end the job
+      features.ready(*names)
+    for name in names:
+      state = 'complete' if features.fill(name) else 'done here, not yet by the other processes'
+      print(f'{name} of {source.folder} ({source.split}, {len(source)} clips): {state}', flush=True)
+
+
+def _check(args: argparse.Namespace) -> None:
+  if unknown := sorted(set(args.features) - set(compute.NETWORKS)):
+    raise ConfigError(f'--features={",".join(unknown)} is not known; choose some of {",".join(compute.NETWORKS)}')
+  for name in ('batch', 'threads', 'clip_stride', 'num_processes'):
+    if getattr(args, name) < 1:
+      raise ConfigError(f'--{name}={getattr(args, name)} must be at least 1')
+  if not 0 <= args.process_id < args.num_processes:
+    raise ConfigError(f'--process_id={args.process_id} does not exist among --num_processes={args.num_processes}; '
+                      'they count from 0')
+  if args.multihost and args.num_processes > 1:
+    raise ConfigError('--multihost counts the processes itself; leave out --num_processes and --process_id')
+
+
+def _datasets(root: pathlib.Path) -> list[pathlib.Path]:
+  found = sorted(path.parent for path in root.rglob('dataset_info.json') if '.incomplete' not in str(path))
+  if not found:
+    raise DataError(f'there is no prepared data set below {root}; make one with python -m data_pipelines.prepare')
+  if root in found:
+    raise DataError(f'{root} is itself a data set; name it with --datasets, and with --data the root that training '
+                    'gets as config.data.dir')
+  return found
+
+
+def _networks(folder: str, names: Sequence[str], mesh: jax.sharding.Mesh) -> dict[str, Network]:
+  known = bundle.require(folder)
+  missing = {compute.NETWORKS[name]: name for name in names if compute.NETWORKS[name] not in known}
+  if missing:
+    raise WeightsError(f'{folder} has no {" and no ".join(missing)}; put it there with python -m convert or by '
+                       f'training, or leave out {",".join(missing.values())} from --features')
+  return {compute.NETWORKS[name]: Network.load(folder, compute.NETWORKS[name], mesh) for name in names}
+
+
+if __name__ == '__main__':
+  with one_sentence():
+    main(sys.argv[1:])
