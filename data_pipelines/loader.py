@@ -2,8 +2,8 @@
 
 Every random choice derives from the seed and the position in the stream, never from a thread or a process.
 So an iterator restored with `set_state` goes on exactly where `get_state` was called, the number of workers
-changes nothing, and the stream of the whole job, dealt out to processes by `shard`, does not depend on how
-many there are. The number of workers and processes must stay the same within a run, since it is part of the state.
+changes nothing, and the batches of the whole job, dealt out to processes by `shard`, do not depend on how many
+there are, nor does the state. The number of workers must stay the same within a run, since it is part of the state.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ import numpy as np
 
 from data_pipelines import record as clip_record
 from data_pipelines import sampling
+from data_pipelines.deal import Dealt
 from data_pipelines.features import Feature
 from data_pipelines.source import ClipSource
 from dicetalk_jax.errors import ConfigError, DataError
@@ -70,14 +71,14 @@ class Part:
           f'at step {step} needs {span}; use a shorter window or prepare longer clips')
 
 
-def _dealt(source: ClipSource, example: Callable, seed: int, shard: tuple[int, int]) -> grain.MapDataset:
-  """Endless shuffled examples of one source. Drawing comes before dealing, so processes never draw alike."""
-  index, count = shard
-  if not 0 <= index < count:
-    raise ConfigError(f'shard {index} of {count} does not exist; shards are 0 to {count - 1}')
-  if len(source) < count:
-    raise DataError(f'{source} has {len(source)} clips, fewer than the {count} processes that share them')
-  return grain.MapDataset.range(len(source)).seed(seed).shuffle().random_map(example)[index::count].repeat()
+def _examples(source: ClipSource, example: Callable, seed: int) -> grain.MapDataset:
+  """Endless shuffled examples of one source, for the whole job."""
+  return grain.MapDataset.range(len(source)).seed(seed).shuffle().random_map(example).repeat()
+
+
+def _dealt(stream: grain.MapDataset, batch: int, shard: tuple[int, int]) -> grain.MapDataset:
+  """Batches of one process. Drawing comes before dealing, so processes never draw alike."""
+  return Dealt(stream, batch, shard).batch(batch, drop_remainder=True)
 
 
 def _batches(dataset: grain.MapDataset, threads: int, workers: int) -> grain.IterDataset:
@@ -117,7 +118,7 @@ def frames_loader(
     rows = sampling.window_rows(rng, int(source.table.num_frames[clip]), frames, step)
     return {'video': clip_record.decode_frames(source[clip], rows).astype(np.float32) / 127.5 - 1}
 
-  return _batches(_dealt(source, example, seed, shard).batch(batch, drop_remainder=True), threads, workers)
+  return _batches(_dealt(_examples(source, example, seed), batch, shard), threads, workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,12 +226,11 @@ def diffusion_loader(
   """
   parts = [parts] if isinstance(parts, Part) else list(parts)
   streams = [
-      _dealt(part.source, DiffusionExamples(part, frames, step, mask_size, area, measured_buckets, clip_stride,
-                                            reference),
-             seed + k, shard)
+      _examples(part.source, DiffusionExamples(part, frames, step, mask_size, area, measured_buckets, clip_stride,
+                                               reference), seed + k)
       for k, part in enumerate(parts)]
   mixed = grain.MapDataset.mix(streams, weights=[part.weight for part in parts]) if len(parts) > 1 else streams[0]
-  return _batches(mixed.batch(batch, drop_remainder=True), threads, workers)
+  return _batches(_dealt(mixed, batch, shard), threads, workers)
 
 
 class EmbedderGroups:

@@ -57,14 +57,17 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = 'a
 
 
 def _chunked(q: jax.Array, k: jax.Array, v: jax.Array, *, chunk: int) -> jax.Array:
-  """Logits exist for `chunk` queries at a time, in the backward pass too."""
+  """Logits exist for `chunk` queries at a time, in the backward pass too.
+
+  Query `i` is in chunk `i % count`: devices that share the queries keep their own in every chunk.
+  """
   b, t, heads, d = q.shape
   count = -(-t // chunk)
   chunk = -(-t // count)  # equal chunks need the least padding
   q = jnp.pad(q, ((0, 0), (0, count * chunk - t), (0, 0), (0, 0)))
   one = jax.checkpoint(lambda q: jax.nn.dot_product_attention(q, k, v, implementation='xla'))
-  out = lax.map(one, q.reshape(b, count, chunk, heads, d).swapaxes(0, 1))
-  return out.swapaxes(0, 1).reshape(b, count * chunk, heads, d)[:, :t]
+  out = lax.map(one, jnp.moveaxis(q.reshape(b, chunk, count, heads, d), 2, 0))
+  return jnp.moveaxis(out, 0, 2).reshape(b, count * chunk, heads, d)[:, :t]
 
 
 class SelfAttention(nnx.Module):

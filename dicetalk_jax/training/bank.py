@@ -4,6 +4,7 @@ import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from data_pipelines.features import Feature
+from dicetalk_jax import parallel
 from dicetalk_jax.models.core import Params
 
 DRAWS = 2048
@@ -25,8 +26,8 @@ def fit_codes(params: Params, priors: Feature, seed: int) -> Params:
   rng = np.random.default_rng(seed)
   clips = rng.choice(np.flatnonzero(priors.lengths >= 0), DRAWS)
   mu, sigma = np.stack([priors(int(clip))[0] for clip in clips], axis=1).astype(np.float32)
-  kernel, bias, codes = (np.asarray(params[f'codebook.{name}']) for name in (
-      'fc.kernel', 'fc.bias', 'codebook.embedding'))
+  kernel, bias, codes = parallel.fetch([params[f'codebook.{name}'] for name in (
+      'fc.kernel', 'fc.bias', 'codebook.embedding')])
   z = (mu + sigma * rng.standard_normal(mu.shape, np.float32)) @ kernel + bias
   centroids, _ = kmeans2(z, len(codes), minit='++', seed=rng)
   return {**params, 'codebook.codebook.embedding': centroids.astype(codes.dtype)}

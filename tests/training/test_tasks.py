@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +49,12 @@ def micro(task):
   return config
 
 
-def run(task, folder, steps=STEPS, devices=1):
+def run(task, folder, steps=STEPS, sizes=(1, 1, 1), remat='none'):
   config = micro(task)
   config.total_steps, config.log_every = steps, 1
-  mesh = parallel.make_mesh(data=-1, fsdp=min(devices, 2), devices=jax.devices()[:devices])
+  if task == 'diffusion':
+    config.remat = remat
+  mesh = parallel.make_mesh(*sizes, devices=jax.devices()[:math.prod(sizes)])
   return loop.train(main.task_class(task), config, folder, mesh=mesh)
 
 
@@ -109,7 +112,7 @@ def test_continued_diffusion_run_equals_the_uninterrupted_one_to_the_bit(trained
 
 
 def test_eight_devices_agree_with_one(trained):
-  run('diffusion', trained / 'eight', devices=8)
+  run('diffusion', trained / 'eight', sizes=(2, 2, 2), remat='block')
   np.testing.assert_allclose(losses(trained, 'eight'), losses(trained, 'diffusion'), rtol=1e-4)
 
 
