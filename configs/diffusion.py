@@ -29,7 +29,7 @@ def get_config(arg: str = 'default'):
   config.drop = dict(audio=0.05, image=0.05, emotion=0.05, all=0.05, audio_emotion=0.05)
   config.loss = dict(lambda_cls=0.05, cls_warmup=1_000, lambda_vq=1.0,
                      face_weight=0.0, mouth_weight=0.0)  # extra weight of the denoising error in face and mouth
-  config.remat = True
+  config.remat = 'block'                   # recompute every block in the backward pass; or 'dots', 'none': models.unet
   config.sample = dict(num_steps=25, g_image=3.0, g_condition=6.0, overlap=0, shift=7)
   if name == 'tiny':
     common.tiny(config)
@@ -54,7 +54,7 @@ def get_config(arg: str = 'default'):
     config.noise.update(p_mean=0.3, p_std=1.0, sigma_max=5.0)
     config.loss.update(lambda_cls=0.01, cls_warmup=100, face_weight=3.0, mouth_weight=15.0)
     config.drop.update(audio=0.02, image=0.02, all=0.02)
-    config.remat = False
+    config.remat = 'none'
     config.sample.update(num_steps=12, g_image=1.0, g_condition=3.5, shift=1, sigma_max=5.0)
     config.log_every, config.eval_every, config.checkpoint_every = 50, 570, 285
   return config

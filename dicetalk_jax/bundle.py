@@ -17,6 +17,7 @@ import zipfile
 
 from etils import epath
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
@@ -55,7 +56,8 @@ def save_component(folder, name: str, config: Mapping[str, Any], params: Params,
     folder: made if missing.
     name: such as 'unet'; see `models.registry.COMPONENTS`.
     config: the JSON form of its configuration.
-    params: flat parameters, wherever they live; each process writes its own shards.
+    params: flat parameters, wherever they live; each process writes its own shards. What a process holds alone must
+      be equal on all.
     provenance: where the values came from: source files with SHA-256 and licence, or the run that trained them.
   """
   folder = epath.Path(folder)
@@ -64,6 +66,8 @@ def save_component(folder, name: str, config: Mapping[str, Any], params: Params,
   folder.mkdir(parents=True, exist_ok=True)
   context = ocp.Context()
   context.memory.deepcopy_host_arrays = False     # nobody changes them meanwhile: the call waits for its end
+  if jax.process_count() > 1:                     # Orbax wants global arrays, or those of the host
+    params = {k: np.asarray(x) if getattr(x, 'is_fully_addressable', True) else x for k, x in params.items()}
   with context:
     ocp.save(_local(folder / new), dict(params), overwrite=True)     # overwrites what a killed run left
   if jax.process_index() == 0:
@@ -74,6 +78,7 @@ def save_component(folder, name: str, config: Mapping[str, Any], params: Params,
     _write_index(folder, index)
     if old:
       (folder / old).rmtree(missing_ok=True)
+  multihost_utils.sync_global_devices(f'saved {new}')  # who reads it next finds it
 
 
 def save_settings(folder, values: Mapping[str, Any]) -> None:

@@ -28,12 +28,17 @@ USAGE = """\
 usage: python -m dicetalk_jax.main --config=FILE[:PRESET] --workdir=DIR [--config.KEY=VALUE ...]
   --config      configs/autoencoder.py, configs/embedder.py or configs/diffusion.py; preset 'default' or 'tiny'
   --workdir     checkpoints, metrics and pictures go here; the same command again resumes the run
+  --config.multihost=True         one of several processes that train together; see docs/scale.md
+  --coordinator=HOST:PORT --processes=N --process=I     by hand, where no cluster says which processes there are
   --[no]tensorboard               event files for TensorBoard in the work directory (default: yes)
   --jax_compilation_cache_dir=DIR keeps compiled programs from one run to the next
 """
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file, with a preset after a colon.')
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the run; an existing run is resumed.')
+_COORDINATOR = flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0; or JAX_COORDINATOR_ADDRESS.')
+_PROCESSES = flags.DEFINE_integer('processes', 0, 'How many processes train together; or JAX_NUM_PROCESSES.')
+_PROCESS = flags.DEFINE_integer('process', -1, 'Which of them this is, from 0; or JAX_PROCESS_ID.')
 _TENSORBOARD = flags.DEFINE_bool('tensorboard', True, 'Write event files for TensorBoard.')
 
 
@@ -90,7 +95,7 @@ def main(argv: list[str]) -> None:
   if not _WORKDIR.value:
     raise ConfigError('--workdir is missing; name a directory for checkpoints, metrics and pictures')
   config = _CONFIG.value
-  parallel.start(config.multihost)
+  parallel.start(config.multihost, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   from dicetalk_jax.training.loop import train  # after `start`: imports may touch devices
   train(task_class(config.task), config, _WORKDIR.value,
         make_writer=tensorboard_writer if _TENSORBOARD.value else None)

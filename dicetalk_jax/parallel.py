@@ -1,15 +1,18 @@
 """Devices to mesh, arrays to devices, processes to one program.
 
 Models know nothing of this file. Parameters, moving averages and optimizer state are laid out by one
-rule on name and shape; batches are split over all axes in `BATCH_AXES`.
+rule on name and shape; batches are split over all axes in `BATCH_AXES`, and each picture over 'sequence'.
 """
 
 from collections.abc import Sequence
 import math
+import os
 import re
 from typing import Any
 
 import jax
+from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -17,33 +20,73 @@ import numpy as np
 from dicetalk_jax.errors import MeshError
 
 BATCH_AXES = ('data', 'fsdp')
+PARAM_AXES = ('fsdp', 'sequence')
+VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # see `start`
 
 # (regular expression on the dotted parameter name, one entry of a PartitionSpec per dimension)
 Rules = Sequence[tuple[str, Sequence[Any]]]
 
 
-def start(multihost: bool = False) -> None:
+def start(multihost: bool = False, coordinator: str = '', processes: int = 0, process: int = -1) -> None:
   """Joins the other processes of a pod or cluster; call it before anything touches a device.
 
+  TPU pods, Slurm, Kubernetes (with the `kubernetes` package) and Open MPI say by themselves who takes part. Elsewhere
+  all three of the other arguments are needed, here or in the environment (`VARIABLES`).
+
+  Args:
+    multihost: False: this process is alone.
+    coordinator: HOST:PORT of process 0, where all can reach it.
+    processes: how many there are.
+    process: which one this is, from 0.
+
   Raises:
-    MeshError: `multihost` without a cluster. Never passed over in silence: a pod that is set up
-      wrongly would train as many separate jobs.
+    MeshError: `multihost` without a cluster, or what is given is incomplete or impossible. Never passed over in
+      silence: a pod that is set up wrongly would train as many separate jobs.
   """
+  given = dict(zip(VARIABLES, (coordinator, processes or '', process if process >= 0 else '')))
+  given = {name: str(value) or os.environ.get(name, '') for name, value in given.items()}
   if not multihost:
+    if coordinator or processes or process >= 0:
+      raise MeshError('a coordinator, a number of processes or a process is given, but multihost=False; '
+                      'set multihost=True to train on several machines')
     return
+  if coordinator or any(list(given.values())[1:]):  # an address alone may be what a cluster sets
+    arguments, options = _by_hand(given), {'cluster_detection_method': 'deactivate'}
+  else:
+    arguments, options = (), {}
   try:
-    jax.distributed.initialize()
+    jax.distributed.initialize(*arguments, **options)
   except ValueError as error:
-    raise MeshError(f'multihost=True, but no TPU pod, Slurm, Kubernetes or MPI job was found ({error}); '
-                    'set multihost=False to run on this machine alone') from error
+    raise MeshError(f'multihost=True, but no TPU pod, Slurm, Kubernetes or MPI job was found ({error}); set '
+                    'multihost=False to run on this machine alone, or say which processes there are') from error
+  except RuntimeError as error:
+    cause = str(error).partition('\n')[0]
+    raise MeshError(f'the other processes were not joined ({cause}); start all within five minutes, where they can '
+                    'reach process 0') from error
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def _by_hand(given: dict[str, str]) -> tuple[str, int, int]:
+  """Address, number of processes, and which one this is."""
+  if missing := [name for name, value in given.items() if not value]:
+    raise MeshError(f'several processes started by hand need all of {", ".join(VARIABLES)}; '
+                    f'{" and ".join(missing)} are not set')
+  address, *numbers = given.values()
+  if re.fullmatch(r'.+:\d+', address) and all(number.isdigit() for number in numbers):
+    processes, process = map(int, numbers)
+    if process < processes:
+      return address, processes, process
+  raise MeshError(f'the coordinator must be HOST:PORT and the process a number below the number of processes, not '
+                  f'{address!r} and {numbers[1]!r} of {numbers[0]!r}')
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, sequence: int = 1, *,
+              devices: Sequence[jax.Device] | None = None) -> Mesh:
   """A mesh over all devices, or those given.
 
   Args:
     data: copies of the parameters; each sees other rows of the batch.
     fsdp: devices that share one copy of the parameters; each sees other rows of the batch.
+    sequence: devices that share the pictures of the same rows (`split_pictures`), and the copy of the parameters.
       One of the sizes may be -1: all devices that the others leave.
     devices: default all devices of all processes.
 
@@ -51,7 +94,7 @@ def make_mesh(data: int = 1, fsdp: int = -1, *, devices: Sequence[jax.Device] | 
     MeshError: the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = {'data': data, 'fsdp': fsdp}
+  sizes = {'data': data, 'fsdp': fsdp, 'sequence': sequence}
   asked = ', '.join(f'{axis}={size}' for axis, size in sizes.items())
   free = [axis for axis, size in sizes.items() if size == -1]
   if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
@@ -66,17 +109,19 @@ def make_mesh(data: int = 1, fsdp: int = -1, *, devices: Sequence[jax.Device] | 
 
 
 def param_spec(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules = (), min_size: int = 2**12) -> P:
-  """The first rule whose pattern is found in `name`; else 'fsdp' over the largest dimension that divides.
+  """The first rule whose pattern is found in `name`; else `PARAM_AXES` over the largest dimension that divides.
 
   Arrays of less than `min_size` elements are copied: gathering them would cost more than it saves.
   """
   for pattern, spec in rules:
     if re.search(pattern, name):
       return P(*spec)
+  axes = tuple(axis for axis in PARAM_AXES if mesh.shape.get(axis, 1) > 1) or PARAM_AXES[:1]
+  count = math.prod(mesh.shape[axis] for axis in axes)
   if math.prod(shape) >= min_size:
     for d in sorted(range(len(shape)), key=lambda d: -shape[d]):
-      if shape[d] % mesh.shape['fsdp'] == 0:
-        return P(*('fsdp' if i == d else None for i in range(len(shape))))
+      if shape[d] % count == 0:
+        return P(*((axes if len(axes) > 1 else axes[0]) if i == d else None for i in range(len(shape))))
   return P()
 
 
@@ -161,3 +206,29 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     check_batch(len(x) * count, mesh)
     return jax.make_array_from_process_local_data(sharding, x)
   return jax.tree.map(put, batch)
+
+
+def split_pictures(x: jax.Array) -> jax.Array:
+  """Shares `[B,F,H,W,C]` out: rows of the batch over `BATCH_AXES`, rows of each picture over 'sequence'. Traced.
+
+  What follows keeps the layout by itself: convolutions exchange border rows, spatial attention gathers keys and
+  values, all that runs along time stays where it is. The number of frames, 25, would not divide.
+
+  Raises:
+    MeshError: the height does not divide.
+  """
+  parts = jax.sharding.get_abstract_mesh().shape.get('sequence', 1)
+  if parts == 1:
+    return x
+  if x.shape[2] % parts:
+    raise MeshError(f'sequence={parts} devices cannot share pictures of {x.shape[2]} rows; take a divisor of that')
+  return lax.with_sharding_constraint(x, P(BATCH_AXES, None, 'sequence'))
+
+
+def fetch(tree: Any) -> Any:
+  """NumPy arrays of whole global arrays, on every process; all processes must call it together."""
+  def whole(x):
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+      x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
+  return jax.tree.map(whole, tree)

@@ -10,12 +10,14 @@ from dicetalk_jax.errors import MeshError
 
 
 @pytest.mark.parametrize(('sizes', 'shape'), [
-    ({}, (1, 8)), ({'data': 2}, (2, 4)), ({'data': -1, 'fsdp': 1}, (8, 1)), ({'data': 2, 'fsdp': 4}, (2, 4))])
+    ({}, (1, 8, 1)), ({'data': 2}, (2, 4, 1)), ({'data': -1, 'fsdp': 1}, (8, 1, 1)),
+    ({'data': 2, 'fsdp': 4}, (2, 4, 1)), ({'sequence': 2}, (1, 4, 2))])
 def test_make_mesh(sizes, shape):
-  assert dict(parallel.make_mesh(**sizes).shape) == dict(zip(('data', 'fsdp'), shape))
+  assert dict(parallel.make_mesh(**sizes).shape) == dict(zip(('data', 'fsdp', 'sequence'), shape))
 
 
-@pytest.mark.parametrize('sizes', [{'data': 3}, {'data': 2, 'fsdp': 2}, {'data': -1}, {'data': 0}, {'data': 16}])
+@pytest.mark.parametrize('sizes', [{'data': 3}, {'data': 2, 'fsdp': 2}, {'data': -1}, {'data': 0}, {'data': 16},
+                                   {'data': 2, 'sequence': 3}])
 def test_mesh_that_does_not_fit_names_sizes(sizes):
   with pytest.raises(MeshError, match=f"data={sizes['data']}"):
     parallel.make_mesh(**sizes)
@@ -31,6 +33,12 @@ def test_param_spec_takes_largest_dimension_that_divides(mesh):
   assert parallel.param_spec('a.kernel', (64, 127), mesh) == P('fsdp', None)
   assert parallel.param_spec('a.kernel', (127, 63), mesh) == P()
   assert parallel.param_spec('a.bias', (64,), mesh) == P()
+
+
+def test_devices_that_share_pictures_share_parameters_too():
+  mesh = parallel.make_mesh(fsdp=4, sequence=2)
+  assert parallel.param_spec('a.kernel', (64, 128), mesh) == P(None, ('fsdp', 'sequence'))
+  assert parallel.param_spec('a.kernel', (3, 3, 130, 68), mesh) == P()
 
 
 def test_rules_see_dotted_names_anywhere_in_a_state(mesh):
@@ -62,6 +70,19 @@ def test_check_batch_counts_micro_batches(mesh):
     parallel.check_batch(16, mesh, accum=4)
 
 
+def test_pictures_are_split_between_devices_of_a_sequence():
+  mesh = parallel.make_mesh(fsdp=2, sequence=4)
+  video = np.random.default_rng(0).normal(size=(2, 3, 8, 6, 4)).astype(np.float32)
+  with jax.set_mesh(mesh):
+    batch = parallel.put_batch({'x': video}, mesh)
+    split = jax.jit(parallel.split_pictures)(batch['x'])
+    assert {shard.data.shape for shard in split.addressable_shards} == {(1, 3, 2, 6, 4)}
+    np.testing.assert_array_equal(parallel.fetch(split), video)
+    with pytest.raises(MeshError, match='sequence=4 .* pictures of 6 rows'):
+      jax.jit(parallel.split_pictures)(batch['x'].swapaxes(2, 3))
+  assert parallel.split_pictures(video) is video
+
+
 def _layout(processes, **shape):
   """A mesh as `batch_shard` sees it: devices that know their process."""
   devices = np.array([types.SimpleNamespace(process_index=p) for p in processes], object)
@@ -74,3 +95,33 @@ def test_batch_shard_of_processes():
   # An axis that does not split the batch spans both processes: they load the same rows.
   mesh = _layout([0, 1, 0, 1], data=1, fsdp=2, sequence=2)
   assert [parallel.batch_shard(mesh, p) for p in (0, 1)] == [(0, 1), (0, 1)]
+
+
+@pytest.mark.parametrize(('arguments', 'environment', 'sentence'), [
+    (dict(multihost=True), {}, 'no TPU pod, Slurm, Kubernetes or MPI job was found'),
+    (dict(coordinator='host:1234'), {}, 'multihost=False; set multihost=True'),
+    (dict(multihost=True, process=0), {}, 'JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES are not set'),
+    (dict(multihost=True), {'JAX_PROCESS_ID': '0'}, 'JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES are not set'),
+    (dict(multihost=True, coordinator='host', processes=2, process=0), {}, "HOST:PORT .* not 'host' and '0' of '2'"),
+    (dict(multihost=True, coordinator='host:1', processes=2, process=2), {}, "'2' of '2'"),
+    (dict(multihost=True, coordinator='host:1', processes=2), {'JAX_PROCESS_ID': 'x'}, "'x' of '2'"),
+])
+def test_a_start_that_cannot_work_is_refused(monkeypatch, arguments, environment, sentence):
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  def refuse():
+    raise ValueError('coordinator_address should be defined.')
+  monkeypatch.setattr(jax.distributed, 'initialize', refuse)  # as without a cluster; devices are in use here
+  with pytest.raises(MeshError, match=sentence):
+    parallel.start(**arguments)
+
+
+def test_start_by_hand_takes_arguments_before_the_environment(monkeypatch):
+  calls = []
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda *args, **kwargs: calls.append(args))
+  for name, value in zip(parallel.VARIABLES, ('host:1234', '4', '3')):
+    monkeypatch.setenv(name, value)
+  parallel.start()
+  parallel.start(True)
+  parallel.start(True, process=0)
+  assert calls == [('host:1234', 4, 3), ('host:1234', 4, 0)]

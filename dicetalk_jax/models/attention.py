@@ -29,6 +29,11 @@ def _devices() -> int:
   return math.prod(size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)
 
 
+def _pictures_are_split() -> bool:
+  """Whether devices share the rows of each picture, and so the tokens of each frame."""
+  return jax.sharding.get_abstract_mesh().shape.get('sequence', 1) > 1
+
+
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = 'auto') -> jax.Array:
   """softmax(q k^T / sqrt(d)) v per head, softmax in float32. The only place that chooses how.
 
@@ -37,8 +42,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = 'a
     k: `[b,s,heads,d]`.
     v: `[b,s,heads,d]`.
     implementation: 'auto', or one of 'xla' (whole logits in memory), 'chunked' (bounded memory, any device) and
-      'cudnn' (fused; NVIDIA GPU and half precision only, raises elsewhere). 'auto' takes the fused kernel where it
-      runs, else the plain one while its logits are small, else chunks.
+      'cudnn' (fused; NVIDIA GPU, half precision and whole pictures only, raises elsewhere). 'auto' takes the fused
+      kernel where it runs, else the plain one while its logits are small, else chunks.
 
   Returns:
     `[b,t,heads,d]`.
@@ -47,7 +52,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = 'a
   row = -(-4 * b * heads * k.shape[1] // _devices())  # bytes of logits per query
   if implementation == 'auto':
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    if half and d % 8 == 0 and d <= 128 and _flash_device():
+    if half and d % 8 == 0 and d <= 128 and _flash_device() and not _pictures_are_split():
       implementation = 'cudnn'
     else:
       implementation = 'xla' if t * row <= LOGITS_LIMIT else 'chunked'
@@ -57,14 +62,17 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = 'a
 
 
 def _chunked(q: jax.Array, k: jax.Array, v: jax.Array, *, chunk: int) -> jax.Array:
-  """Logits exist for `chunk` queries at a time, in the backward pass too."""
+  """Logits exist for `chunk` queries at a time, in the backward pass too.
+
+  Query `i` is in chunk `i % count`: devices that share the queries keep their own in every chunk.
+  """
   b, t, heads, d = q.shape
   count = -(-t // chunk)
   chunk = -(-t // count)  # equal chunks need the least padding
   q = jnp.pad(q, ((0, 0), (0, count * chunk - t), (0, 0), (0, 0)))
   one = jax.checkpoint(lambda q: jax.nn.dot_product_attention(q, k, v, implementation='xla'))
-  out = lax.map(one, q.reshape(b, count, chunk, heads, d).swapaxes(0, 1))
-  return out.swapaxes(0, 1).reshape(b, count * chunk, heads, d)[:, :t]
+  out = lax.map(one, jnp.moveaxis(q.reshape(b, chunk, count, heads, d), 2, 0))
+  return jnp.moveaxis(out, 0, 2).reshape(b, count * chunk, heads, d)[:, :t]
 
 
 class SelfAttention(nnx.Module):
@@ -144,5 +152,8 @@ class CrossAttention(nnx.Module):
   def _sdpa(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Frames that share keys become more queries to the same keys: nothing is copied."""
     b, frames, s, c = k.shape
+    if turned := _pictures_are_split() and frames == 1:  # what is split goes first, or joining would gather it
+      q = q.swapaxes(1, 2)
     split = lambda y: y.reshape(b * frames, -1, self.heads, c // self.heads)
-    return attend(split(q), split(k), split(v)).reshape(q.shape)
+    y = attend(split(q), split(k), split(v)).reshape(q.shape)
+    return y.swapaxes(1, 2) if turned else y

@@ -37,7 +37,7 @@ class AutoencoderTask(Task):
 
   def loss(self, params, frozen, batch, key, step):
     """Scalar loss and its parts for `video` [B,F,H,W,3] in [-1,1]."""
-    video = batch['video']
+    video = parallel.split_pictures(batch['video'])
     vae = core.merge(self.graphdef, core.under('vae', params))
     mean, logvar = vae.encode(video.reshape(-1, *video.shape[2:]))
     mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
@@ -65,15 +65,15 @@ class AutoencoderTask(Task):
     """PSNR in dB on unseen identities, and a picture: truth above reconstruction."""
     video = next(iter(loader.frames_loader(self.val, batch=8, frames=self.config.data.frames,
                                            step=self.config.data.step, seed=1)))['video']
-    _, out = self.reconstruct(params, video)
-    mse = float(np.mean((np.asarray(out) - video) ** 2))
-    rows = [video[:, 0], np.clip(np.asarray(out)[:, 0], -1, 1)]
+    out = parallel.fetch(self.reconstruct(params, video)[1])
+    mse = float(np.mean((out - video) ** 2))
+    rows = [video[:, 0], np.clip(out[:, 0], -1, 1)]
     return {'psnr': 10 * np.log10(4 / mse)}, {'reconstruction': grid(rows)}
 
   def export(self, params) -> None:
     """Writes `vae` with the scaling factor that gives its latents unit deviation."""
     batch = next(iter(loader.frames_loader(self.train, batch=32, frames=1, step=1, seed=2)))['video']
-    mean, _ = self.reconstruct(params, batch)
-    config: dict[str, Any] = self.config.vae.to_dict() | {'scaling_factor': float(1 / np.std(np.asarray(mean)))}
+    mean = parallel.fetch(self.reconstruct(params, batch)[0])
+    config: dict[str, Any] = self.config.vae.to_dict() | {'scaling_factor': float(1 / np.std(mean))}
     bundle.save_component(self.model_dir, 'vae', config, core.under('vae', params),
                           sources.provenance(self))

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from data_pipelines.loader import Part
+from dicetalk_jax import parallel
 from dicetalk_jax.models.core import Params
 
 DRAWS = 2048
@@ -31,8 +32,8 @@ def fit_codes(params: Params, parts: Sequence[Part], seed: int) -> Params:
     clips = rng.choice(np.flatnonzero(priors.lengths >= 0), round(DRAWS * share))
     drawn += [priors(int(clip))[0] for clip in clips]
   mu, sigma = np.stack(drawn, axis=1).astype(np.float32)
-  kernel, bias, codes = (np.asarray(params[f'codebook.{name}']) for name in (
-      'fc.kernel', 'fc.bias', 'codebook.embedding'))
+  kernel, bias, codes = parallel.fetch([params[f'codebook.{name}'] for name in (
+      'fc.kernel', 'fc.bias', 'codebook.embedding')])
   z = (mu + sigma * rng.standard_normal(mu.shape, np.float32)) @ kernel + bias
   centroids, _ = kmeans2(z, len(codes), minit='++', seed=rng)
   return {**params, 'codebook.codebook.embedding': centroids.astype(codes.dtype)}

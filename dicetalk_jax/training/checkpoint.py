@@ -1,5 +1,7 @@
 """Checkpoints of a run. The only file of the training package that knows Orbax's training interface."""
 
+import copy
+
 from etils import epath
 import grain
 from orbax.checkpoint import v1 as ocp
@@ -28,8 +30,12 @@ class Checkpoints:
     if with_best:
       kept.append(keep_policies.BestN(get_metric_fn=lambda metrics: metrics['score'], reverse=True, n=1,
                                       keep_checkpoints_without_metrics=False))
+    handlers = ocp.handlers.local_registry()
+    handlers.add(ocp.handlers.JsonHandler, checkpointable_name='data')  # one position for all processes
+    context = ocp.Context()
+    context.checkpointables.registry = handlers
     self._orbax = ocp.training.Checkpointer(
-        epath.Path(folder), preservation_policy=keep_policies.AnyPreservationPolicy(kept),
+        epath.Path(folder), context=context, preservation_policy=keep_policies.AnyPreservationPolicy(kept),
         save_decision_policy=save_policies.FixedIntervalPolicy(1),  # the loop decides when
         cleanup_tmp_directories=True)
 
@@ -49,13 +55,19 @@ class Checkpoints:
     return max(self.steps, default=None)
 
   def save(self, step: int, state: TrainState, data: grain.DatasetIterator, score: float | None = None) -> None:
-    """Copies state and data position now, writes them in the background. All processes call it together."""
+    """Copies state and data position now, writes them in the background. All processes call it together.
+
+    The position must be the same on all of them, as that of `data_pipelines.loader` is.
+    """
     self._orbax.save_checkpointables_async(
-        step, dict(state=state, data=data), metrics=None if score is None else {'score': float(score)})
+        step, dict(state=state, data=copy.deepcopy(data.get_state())),
+        metrics=None if score is None else {'score': float(score)})
 
   def restore(self, target: TrainState, data: grain.DatasetIterator, step: int | None = None) -> TrainState:
     """The state of `step` (default the latest) as `target` says: abstract arrays, with shardings.
 
-    The mesh may differ from the one that saved. `data` is set to its saved position in place.
+    Mesh and number of processes may differ from those that saved. `data` is set to its saved position in place.
     """
-    return self._orbax.load_checkpointables(step, dict(state=target, data=data))['state']
+    restored = self._orbax.load_checkpointables(step, dict(state=target, data=None))
+    data.set_state(restored['data'])
+    return restored['state']

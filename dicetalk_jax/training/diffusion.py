@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.media.sheet import grid
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.models.face_mask import mask_pyramid
-from dicetalk_jax.models.unet import init_adapters_from_image, zero_residuals
+from dicetalk_jax.models.unet import REMAT, init_adapters_from_image, zero_residuals
 from dicetalk_jax.network import Network
 from dicetalk_jax.training import bank, sources
 from dicetalk_jax.training import frozen as networks
@@ -74,6 +75,8 @@ class DiffusionTask(Task):
         'pose_guider.conditioning_embedding_channels':
             (c.pose_guider.conditioning_embedding_channels, c.unet.block_out_channels[0]),
     }
+    if c.remat not in REMAT:
+      raise ConfigError(f'config.remat={c.remat!r} is unknown; choose one of: {", ".join(REMAT)}')
     for key, (value, fitting) in wanted.items():
       if value != fitting:
         raise ConfigError(f'config.{key}={value} does not fit the other parts of the model, which need {fitting}')
@@ -95,13 +98,17 @@ class DiffusionTask(Task):
                         area=self.config.data.area, workers=self.config.data.workers)
 
   def init(self, key: jax.Array) -> core.Params:
-    """Parameters of all trained components: from `init_from`, or drawn; adapters begin as copies of the image's."""
+    """Parameters of all trained components: from `init_from`, or drawn; adapters begin as copies of the image's.
+
+    Each device reads or draws its own part only.
+    """
     params = {}
+    shardings = functools.partial(parallel.shardings, mesh=self.mesh)
     for i, (name, build) in enumerate(self.builds.items()):
       if self.config.init_from and name in bundle.components(self.config.init_from):
-        part = bundle.load_component(self.config.init_from, name)[1]
+        part = bundle.load_component(self.config.init_from, name, shardings)[1]
       else:
-        part = core.init_params(build, jax.random.fold_in(key, i))
+        part = core.init_params(build, jax.random.fold_in(key, i), shardings=shardings(core.abstract(build)[1]))
         part = zero_residuals(init_adapters_from_image(part)) if name == 'unet' else part
         if name == 'emo_model' and self.config.emo_model.mode == 'bank' and self.config.emotion.bank_init == 'kmeans':
           part = bank.fit_codes(part, self.parts['train'], self.config.seed)
@@ -162,7 +169,7 @@ class DiffusionTask(Task):
     kv = model['unet'].context_kv(image[:, None], audio, emotion[:, None])
     reference = jnp.broadcast_to(reference[:, None], scaled.shape)
     spatial, masks, ids = face
-    return model['unet'](jnp.concatenate([scaled, reference], axis=-1), timestep, kv, ids,
+    return model['unet'](parallel.split_pictures(jnp.concatenate([scaled, reference], axis=-1)), timestep, kv, ids,
                          spatial_condition=spatial[:, None], masks=masks, remat=self.config.remat)
 
   def _weight(self, mask, face) -> jax.Array:

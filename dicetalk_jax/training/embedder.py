@@ -97,8 +97,8 @@ class EmbedderTask(Task):
     for start in range(0, clips, BATCH):
       batch = [self._example(part, min(i, clips - 1), length) for i in range(start, start + BATCH)]
       expr, whisper, mask = (np.stack(x) for x in zip(*batch))
-      rows.append(np.asarray(self._embed(params, expr, whisper, mask, np.full(len(batch), video),
-                                         np.full(len(batch), audio))))
+      rows.append(parallel.fetch(self._embed(params, expr, whisper, mask, np.full(len(batch), video),
+                                             np.full(len(batch), audio))))
     return np.concatenate(rows)[:clips]
 
   @staticmethod

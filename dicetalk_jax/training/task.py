@@ -79,8 +79,9 @@ class Task(abc.ABC):
   def batches(self) -> grain.DatasetIterator:
     """Endless batches of this process: trees of NumPy arrays `[batch_size // count, ...]`.
 
-    `index, count = parallel.batch_shard(self.mesh)` tells which slice of the data this process reads.
-    The iterator's state goes into the checkpoint; neither order nor content may depend on the number of devices.
+    `index, count = parallel.batch_shard(self.mesh)` tells which share of each global batch this process reads.
+    The iterator's state goes into the checkpoint as JSON. Neither batches nor state may depend on the number of
+    devices or processes: the state of one process is restored on all of another job (see `data_pipelines.deal`).
     """
 
   @abc.abstractmethod

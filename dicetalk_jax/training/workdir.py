@@ -3,16 +3,19 @@
 import json
 import os
 from typing import Any
+import zlib
 
 from etils import epath
 import jax
+from jax.experimental import multihost_utils
 import ml_collections
+import numpy as np
 
 from dicetalk_jax.errors import ConfigError, InputError
 
 # How long, how often, where: keys that may change between the parts of one run.
 FREE = ('total_steps', 'log_every', 'eval_every', 'checkpoint_every', 'keep', 'model', 'data.dir', 'multihost',
-        'mesh.data', 'mesh.fsdp')
+        'mesh.data', 'mesh.fsdp', 'mesh.sequence')
 
 
 def open_workdir(path: os.PathLike | str) -> epath.Path:
@@ -34,10 +37,16 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict, *, resuming: b
     resuming: there is a checkpoint to go on from. Without one, any configuration of the same task may begin.
 
   Raises:
-    ConfigError: the directory belongs to another task, or a value differs that would make another run of this one.
+    ConfigError: the directory belongs to another task, a value differs that would make another run of this one, or
+      processes disagree.
   """
   record = workdir / 'config.json'
   mine = json.loads(json.dumps(config.to_dict()))  # tuples become lists, as in the file
+  if jax.process_count() > 1:
+    digest = zlib.crc32(json.dumps([mine, resuming], sort_keys=True).encode())
+    if len(np.unique(multihost_utils.process_allgather(np.uint32(digest)))) > 1:
+      raise ConfigError(f'the {jax.process_count()} processes have different configurations, or {workdir} is not the '
+                        'same directory for all; give all the same flags and a work directory that they share')
   if record.exists():
     theirs = json.loads(record.read_text())
     if theirs['task'] != mine['task']:

@@ -63,7 +63,7 @@ class Twin:
   def ours(self):
     def loss(params, sample):
       unet = core.merge(self.graphdef, params)
-      v, _ = unet(sample, self.t, unet.context_kv(self.x['image']), self.x['ids'], remat=True)
+      v, _ = unet(sample, self.t, unet.context_kv(self.x['image']), self.x['ids'], remat='dots')
       return jnp.sum(v * self.x['weight']), v
     (_, v), grads = jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(self.params, self.x['sample'])
     return v, naming.to_torch(grads[0]), grads[1]
@@ -81,7 +81,7 @@ class Twin:
 
 
 def test_diffusers_live():
-  """Forward pass and every gradient, rematerialised."""
+  """Forward pass and every gradient, partly rematerialised."""
   twin = Twin()
   v, grads, sample_grad = twin.ours()
   expected_v, expected_grads, expected_sample_grad = twin.stock()
@@ -136,7 +136,7 @@ def abstract_call(config, rows, frames, size, tokens=32, **kwargs):
 
 def test_full_size_program():
   """A guided window of 25 frames in bfloat16: shapes, number types, memory, rematerialisation; traced, not run."""
-  jaxpr, (v, mid) = abstract_call(UNetConfig(), 3, 25, 64, remat=True)
+  jaxpr, (v, mid) = abstract_call(UNetConfig(), 3, 25, 64, remat='block')
   assert (v.shape, v.dtype) == ((3, 25, 64, 64, 4), jnp.float32)
   assert (mid.shape, mid.dtype) == ((3, 25, 8, 8, 1280), jnp.bfloat16)
   eqns = list(equations(jaxpr.jaxpr))
@@ -157,6 +157,20 @@ THREE_LEVELS = dataclasses.replace(
     ONE_LEVEL, block_out_channels=(8, 16, 24), layers_per_block=(1, 2, 1), num_attention_heads=(1, 2, 3),
     down_block_types=('DownBlockSpatioTemporal', 'CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
     up_block_types=('UpBlockSpatioTemporal',) * 3)
+
+
+def test_what_waits_for_the_backward_pass():
+  graphdef, target = core.abstract(lambda rngs: UNet(ONE_LEVEL, rngs=rngs))
+
+  def kept(remat):
+    """Numbers, parameters not counted."""
+    def out(params):
+      unet, x = core.merge(graphdef, params), jnp.ones((1, 3, 16, 16, 8))
+      return unet(x, 0.3, unet.context_kv(jnp.ones((1, 1, 1, 12))), jnp.ones((1, 3)), remat=remat)[0]
+    _, pull = jax.eval_shape(lambda p: jax.vjp(out, p), target)
+    return sum(x.size for x in jax.tree.leaves(pull)) - sum(x.size for x in target.values())
+
+  assert kept('block') < 0.5 * kept('dots') < 0.25 * kept('none')
 
 
 @pytest.mark.parametrize('config', [ONE_LEVEL, THREE_LEVELS])

@@ -39,14 +39,29 @@ def test_resume_on_another_mesh(tmp_path, mesh, ema):
     wanted = [next(data) for _ in range(2)]  # going on at once does not change what was saved
   assert has_checkpoint(tmp_path)
 
-  _, target = make_state(parallel.make_mesh(data=4), ema)
+  # From eight devices to eight others, to two, to one; each saves what it restored.
+  others = [parallel.make_mesh(fsdp=2, sequence=4), *(parallel.make_mesh(devices=jax.devices()[:n]) for n in (2, 1))]
+  for step, other in enumerate(others, 4):
+    data = numbers()
+    with jax.set_mesh(other), Checkpoints(tmp_path) as checkpoints:
+      _, target = make_state(other, ema)
+      restored = checkpoints.restore(target, data)
+      assert jax.tree.structure(restored) == jax.tree.structure(state)
+      jax.tree.map(np.testing.assert_array_equal, restored, state)
+      assert restored.params['net.kernel'].sharding.mesh == other
+      shard, = {shard.data.shape for shard in restored.opt_state[1][0].mu['net.kernel'].addressable_shards}
+      assert shard == (64, 128 // other.size)
+      checkpoints.save(step, restored, data)
+    np.testing.assert_array_equal(wanted, [next(data) for _ in range(2)])
+
+
+def test_the_position_in_the_data_is_one_for_all_processes(tmp_path, mesh):
+  state, _ = make_state(mesh)
   data = numbers()
+  next(data)
   with Checkpoints(tmp_path) as checkpoints:
-    restored = checkpoints.restore(target, data)
-  assert jax.tree.structure(restored) == jax.tree.structure(state)
-  jax.tree.map(np.testing.assert_array_equal, restored, state)
-  assert restored.params['net.kernel'].sharding.mesh.shape == {'data': 4, 'fsdp': 2}
-  np.testing.assert_array_equal(wanted, [next(data) for _ in range(2)])
+    checkpoints.save(1, state, data)
+  assert [path.read_text() for path in (tmp_path / '1' / 'data').glob('*.json')] == ['{"next_index": 1}']
 
 
 def test_latest_and_best_are_kept(tmp_path, mesh):

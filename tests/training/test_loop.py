@@ -1,4 +1,4 @@
-"""The loop with a small real task: resuming to the bit, device counts, refusals, divergence, signals."""
+"""The loop with a small real task: resuming to the bit, devices and processes, refusals, divergence, signals."""
 
 import functools
 import json
@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,33 +16,42 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from dicetalk_jax import parallel
+from dicetalk_jax import bundle, parallel
 from dicetalk_jax.errors import ConfigError, InputError, MeshError
-from dicetalk_jax.training.checkpoint import Checkpoints, has_checkpoint
+from dicetalk_jax.training.checkpoint import Checkpoints
 from dicetalk_jax.training.loop import train
 from dicetalk_jax.training.report import DivergedError, read_json_lines
 from tests.training import toy
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOTAL = 24
+PATIENCE = 600  # seconds that a process may take on a busy machine
 ONE = parallel.make_mesh(devices=jax.devices()[:1])
 
 
-def start(devices, delay, *workdirs):
+def start(devices, delay, *workdirs, **variables):
   env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
-         'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir}
+         'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir, **variables}
   return subprocess.Popen([sys.executable, toy.__file__, str(devices), str(delay), str(TOTAL), *map(str, workdirs)],
                           env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
+def start_two(delay, *workdirs):
+  """Two processes with four devices each, one mesh."""
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    address = f'localhost:{s.getsockname()[1]}'
+  return [start(4, delay, *workdirs, **dict(zip(parallel.VARIABLES, (address, '2', str(i))))) for i in range(2)]
+
+
 def finish(process):
-  output, _ = process.communicate(timeout=120)
+  output, _ = process.communicate(timeout=PATIENCE)
   assert process.returncode == 0, output[-3000:]
   return output
 
 
 def wait_until(condition, process):
-  deadline = time.monotonic() + 120
+  deadline = time.monotonic() + PATIENCE
   while not condition():
     assert process.poll() is None, process.communicate()[0][-3000:]
     assert time.monotonic() < deadline
@@ -56,22 +66,28 @@ def losses(workdir, prefix='train/'):
 
 
 def interrupt(devices, workdir):
-  """Kills a run at a random moment; stops another part of it with SIGTERM where there are several devices."""
-  process = start(devices, 0.05, workdir)
-  wait_until(lambda: has_checkpoint(workdir / 'checkpoints'), process)
-  moment = random.uniform(0, 0.4)
-  print(f'killed {moment:.3f} s after the first checkpoint')
-  time.sleep(moment)
-  process.kill()
-  process.communicate()
-  assert 4 <= max(losses(workdir)) < TOTAL
-  if devices == 1:
-    return
+  """Ends a run twice at random moments: by SIGKILL, and by SIGTERM where there are several devices."""
+  moments = random.Random(devices)
+  for _ in range(2 if devices == 1 else 1):
+    process = start(devices, 0.05, workdir)
+    wait_until(lambda: process.stdout.readline().startswith('step'), process)  # noqa: B023, used at once
+    moment = moments.uniform(0, 0.4)
+    print(f'killed {moment:.3f} s after the first steps')
+    time.sleep(moment)
+    process.kill()
+    process.communicate()
+    assert max(losses(workdir)) < TOTAL
+  if devices > 1:
+    stop([start(devices, 0.05, workdir)], moments.uniform(0, 0.2), workdir)
 
-  process = start(devices, 0.05, workdir)
-  wait_until(lambda: process.stdout.readline().startswith('step'), process)
-  process.send_signal(signal.SIGTERM)
-  assert 'run the same command again' in finish(process)
+
+def stop(processes, moment, workdir):
+  """SIGTERM to the last of the processes: all end with exit code 0 and a checkpoint of the last step."""
+  wait_until(lambda: processes[0].stdout.readline().startswith('step'), processes[0])
+  time.sleep(moment)
+  processes[-1].send_signal(signal.SIGTERM)
+  outputs = [finish(process) for process in processes]
+  assert 'run the same command again' in outputs[0]
   stopped = max(losses(workdir))
   with Checkpoints(workdir / 'checkpoints') as checkpoints:
     assert checkpoints.latest == stopped < TOTAL
@@ -107,6 +123,36 @@ def test_eight_devices_train_as_one(runs):
   for step, values in one.items():
     np.testing.assert_allclose(list(eight[step].values()), list(values.values()), rtol=1e-5, err_msg=f'step {step}')
   assert one[TOTAL]['train/loss'] < 0.2 * one[1]['train/loss']
+
+
+def test_two_processes_train_as_one_and_continue_each_other(runs, tmp_path):
+  """Begun by two processes, carried on by one, finished by two: as one process of eight devices, but for rounding."""
+  run, moments = tmp_path / 'run', random.Random(2)
+  stop(start_two(0.1, run), moments.uniform(0, 0.3), run)
+  stop([start(8, 0.1, run)], moments.uniform(0, 0.3), run)
+  assert max(losses(run)) < TOTAL - 2
+  for process in start_two(0, run):
+    finish(process)
+  one, two = losses(runs(8)[1]), losses(run)
+  assert list(two) == list(one)
+  for step, values in one.items():
+    np.testing.assert_allclose(list(two[step].values()), list(values.values()), rtol=1e-5, err_msg=f'step {step}')
+  _, saved = bundle.load_component(tmp_path / 'model', 'run')
+  np.testing.assert_array_equal(saved.pop('own'), np.arange(3))
+  jax.tree.map(np.testing.assert_array_equal, saved, dict(np.load(tmp_path / 'model' / 'run.npz')))
+
+
+def test_a_run_moves_from_eight_devices_to_two_to_one(tmp_path):
+  config = dict(log_every=1, eval_every=9, checkpoint_every=2, accum=1)
+  for name, parts in (('moved', {2: 8, 4: 2, 6: 1}), ('stayed', {6: 1})):
+    for total, devices in parts.items():
+      changed = toy.get_config(**config, total_steps=total)
+      changed.optim.schedule = 'constant'
+      train(toy.ToyTask, changed, tmp_path / name, mesh=parallel.make_mesh(devices=jax.devices()[:devices]))
+  moved, stayed = losses(tmp_path / 'moved'), losses(tmp_path / 'stayed')
+  assert list(moved) == list(stayed) == [1, 2, 3, 4, 5, 6]
+  for step, values in stayed.items():
+    np.testing.assert_allclose(list(moved[step].values()), list(values.values()), rtol=1e-5, err_msg=f'step {step}')
 
 
 def test_what_a_run_leaves_behind(runs):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -51,11 +52,13 @@ def micro(task):
   return config
 
 
-def run(task, folder, steps=STEPS, devices=1, **data):
+def run(task, folder, steps=STEPS, sizes=(1, 1, 1), remat='none', **data):
   config = micro(task)
   config.data.update(data)
   config.total_steps, config.log_every = steps, 1
-  mesh = parallel.make_mesh(data=-1, fsdp=min(devices, 2), devices=jax.devices()[:devices])
+  if task == 'diffusion':
+    config.remat = remat
+  mesh = parallel.make_mesh(*sizes, devices=jax.devices()[:math.prod(sizes)])
   return loop.train(main.task_class(task), config, folder, mesh=mesh)
 
 
@@ -152,7 +155,7 @@ def test_embedder_of_several_data_sets(trained, two_sets, tmp_path):
 
 
 def test_eight_devices_agree_with_one(trained):
-  run('diffusion', trained / 'eight', devices=8)
+  run('diffusion', trained / 'eight', sizes=(2, 2, 2), remat='block')
   np.testing.assert_allclose(losses(trained, 'eight'), losses(trained, 'diffusion'), rtol=1e-4)
 
 

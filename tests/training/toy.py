@@ -1,9 +1,12 @@
 """A small real task: an MLP learns a random projection. Also a script, for tests that kill it:
 
     python toy.py DEVICES SECONDS_PER_BATCH TOTAL_STEPS WORKDIR [WORKDIR ...]     (runs one after the other)
+
+It is one of several processes, with as many devices each, where the environment says so (`parallel.start`).
 """
 
 import functools
+import os
 import sys
 import time
 
@@ -14,7 +17,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dicetalk_jax import parallel
+from data_pipelines.deal import Dealt
+from dicetalk_jax import bundle, parallel
 from dicetalk_jax.models import core
 from dicetalk_jax.training.loop import train
 from dicetalk_jax.training.task import Task
@@ -22,8 +26,8 @@ from dicetalk_jax.training.task import Task
 
 def get_config(**changes) -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict(dict(
-      task='toy', seed=0, total_steps=24, batch_size=16, accum=2, mesh=dict(data=1, fsdp=-1), multihost=False,
-      dtype='float32', trainable=('net',),
+      task='toy', seed=0, total_steps=24, batch_size=16, accum=2, mesh=dict(data=1, fsdp=-1, sequence=1),
+      multihost=False, dtype='float32', trainable=('net',),
       optim=dict(name='adamw', lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, clip=1.0, warmup=5,
                  schedule='cosine', end_lr=0.0, ema=0.99),
       log_every=1, eval_every=8, checkpoint_every=4, keep=2, model='', init_from='', bad_step=-1, data=dict(dir='')))
@@ -69,8 +73,9 @@ class ToyTask(Task):
 
   def batches(self):
     index, count = parallel.batch_shard(self.mesh)
-    data = grain.MapDataset.range(100).seed(self.config.seed).shuffle()[index::count].repeat()
-    data = data.random_map(self.row).batch(self.config.batch_size // count, drop_remainder=True)
+    data = grain.MapDataset.range(100).seed(self.config.seed).shuffle().repeat().random_map(self.row)
+    rows = self.config.batch_size // count
+    data = Dealt(data, rows, (index, count)).batch(rows, drop_remainder=True)
     return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=0)))  # no reading ahead: `delay` paces the steps
 
   def row(self, i, rng):
@@ -83,14 +88,18 @@ class ToyTask(Task):
     return {'loss': loss}, {'error': np.full((8, 8, 3), min(255, int(10 * loss)), np.uint8)}
 
   def export(self, params):
-    self.model_dir.mkdir(parents=True, exist_ok=True)
-    with (self.model_dir / f'{self.workdir.name}.npz').open('wb') as f:
-      np.savez(f, **params)
+    bundle.save_component(self.model_dir, self.workdir.name, {}, {**params, 'own': jnp.arange(3)}, {})
+    params = parallel.fetch(params)
+    if jax.process_index() == 0:
+      self.model_dir.mkdir(parents=True, exist_ok=True)
+      with (self.model_dir / f'{self.workdir.name}.npz').open('wb') as f:
+        np.savez(f, **params)
 
 
 if __name__ == '__main__':
   devices, delay, total, *workdirs = sys.argv[1:]
   jax.config.update('jax_num_cpu_devices', int(devices))
+  parallel.start(multihost := parallel.VARIABLES[0] in os.environ)
   ToyTask.delay = float(delay)
   for workdir in workdirs:
-    train(ToyTask, get_config(total_steps=int(total)), workdir)
+    train(ToyTask, get_config(total_steps=int(total), multihost=multihost), workdir)

@@ -1,0 +1,43 @@
+"""The full-size diffusion training step for 64 devices: shapes only, lowered but not compiled."""
+
+import math
+import re
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+import jax.numpy as jnp
+import pytest
+
+from benchmarks.memory_table import abstract_step
+from configs import diffusion
+
+
+@pytest.fixture(scope='module')
+def lowered():
+  """(arguments, program) of the step on 32 x 2 devices."""
+  mesh = AbstractMesh((1, 32, 2), ('data', 'fsdp', 'sequence'), (AxisType.Auto,) * 3)
+  with jax.sharding.use_abstract_mesh(mesh):
+    step, arguments = abstract_step(diffusion.get_config(), mesh)
+    return arguments, step.trace(*arguments).lower(lowering_platforms=('tpu',)).as_text()
+
+
+def test_everything_large_is_born_in_64_parts(lowered):
+  state = lowered[0][0]
+  assert sum(x.size for x in state.params.values()) > 1.5e9
+  moments = state.opt_state[1][0]
+  for tree in (state.params, state.ema, moments.mu, moments.nu):
+    assert tree.keys() == state.params.keys()
+    for name, x in tree.items():
+      assert x.sharding.spec == state.params[name].sharding.spec
+      assert x.size < 2**18 or math.prod(x.sharding.shard_shape(x.shape)) == x.size // 64, name
+  whole, part = (sum(math.prod(shape(x)) for x in jax.tree.leaves(state)) for shape in (
+      lambda x: x.shape, lambda x: x.sharding.shard_shape(x.shape)))
+  assert part < whole / 50
+
+
+def test_masters_are_float32_and_products_bfloat16(lowered):
+  (state, *_), program = lowered
+  assert {x.dtype for x in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
+  lines = [line for line in program.splitlines() if re.search(r'stablehlo\.(convolution|dot_general)', line)]
+  types = [re.search(r'-> tensor<(?:\d+x)*(\w+)>', line)[1] for line in lines]
+  assert len(types) > 1000 and types.count('bf16') > 0.95 * len(types), types.count('bf16') / len(types)
