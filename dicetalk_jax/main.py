@@ -25,14 +25,15 @@ TASKS = {
 }
 
 USAGE = """\
-usage: python -m dicetalk_jax.main --config=FILE[:PRESET] --workdir=DIR [--config.KEY=VALUE ...]
-  --config      configs/autoencoder.py, configs/embedder.py or configs/diffusion.py; preset 'default' or 'tiny'
+usage: python -m dicetalk_jax.main --config=FILE[:PRESET,...] --workdir=DIR [--config.KEY=VALUE ...]
+  --config      configs/autoencoder.py, configs/embedder.py or configs/diffusion.py, with presets that combine: 'tiny', or
+                variants and ablations that the file lists (configs/diffusion.py:tiny,abl_no_bank)
   --workdir     checkpoints, metrics and pictures go here; the same command again resumes the run
   --[no]tensorboard               event files for TensorBoard in the work directory (default: yes)
   --jax_compilation_cache_dir=DIR keeps compiled programs from one run to the next
 """
 
-_CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file, with a preset after a colon.')
+_CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file, with presets after a colon.')
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the run; an existing run is resumed.')
 _TENSORBOARD = flags.DEFINE_bool('tensorboard', True, 'Write event files for TensorBoard.')
 

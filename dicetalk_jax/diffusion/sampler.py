@@ -78,8 +78,8 @@ class Conditions:
   image_token: jax.Array             # [B, 1, D]
   audio_tokens: jax.Array            # [B, N, K, D]; frames beyond a clip's length are ignored
   null_audio: jax.Array              # [K, D] tokens of silence, a constant of the weights
-  emotion_tokens: jax.Array          # [B, K, D]
-  null_emotion: jax.Array            # [K, D]
+  emotion_tokens: jax.Array | None   # [B, K, D]; None for a network without emotions
+  null_emotion: jax.Array | None     # [K, D]
   masks: tuple[jax.Array, ...] | None  # face mask at each level of the network, [B, tokens]
   spatial: jax.Array | None          # [B, h, w, C0] pose guider features
   added_time_ids: jax.Array          # [B, 3]
@@ -104,6 +104,8 @@ def context_tables(unet: nnx.Module, c: Conditions) -> dict[str, tuple]:
   null = lambda tokens: jnp.broadcast_to(tokens, (batch, 1, *tokens.shape)).astype(c.audio_tokens.dtype)
   image = jnp.stack([jnp.zeros_like(c.image_token), c.image_token], axis=1)
   audio = jnp.concatenate([c.audio_tokens, null(c.null_audio)], axis=1)
+  if c.emotion_tokens is None:
+    return unet.context_kv(image, audio)
   emotion = jnp.concatenate([null(c.null_emotion), c.emotion_tokens[:, None].astype(audio.dtype)], axis=1)
   return unet.context_kv(image, audio, emotion)
 
@@ -128,11 +130,10 @@ def _gather(tables: dict[str, tuple], index: jax.Array, lengths: jax.Array) -> d
   def pick(table, frames):
     return _rows(jax.vmap(lambda t, i: t[i])(table, frames))
 
-  def layer(image_kv, audio_kv, emotion_kv):
+  def layer(image_kv, audio_kv, *emotion_kv):
     audio = jnp.where(silent, audio_kv[0].shape[1] - 1, index[:, :, None])
-    emotion = jnp.where(silent, 0, 1)
-    return (tuple(pick(t, image) for t in image_kv), tuple(pick(t, audio) for t in audio_kv),
-            tuple(pick(t, emotion) for t in emotion_kv))
+    frames = image, audio, jnp.where(silent, 0, 1)
+    return tuple(tuple(pick(t, i) for t in kv) for kv, i in zip((image_kv, audio_kv, *emotion_kv), frames))
 
   return {name: layer(*kv) for name, kv in tables.items()}
 

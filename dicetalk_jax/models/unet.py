@@ -29,6 +29,8 @@ STAGES = {
 }
 MID_EPSILON = 1e-5
 
+REMAT = {'none': lambda f: f, 'block': jax.checkpoint}  # 'block': every resnet and transformer
+
 ContextKV = Mapping[str, tuple[KeyValue | None, ...]]
 
 
@@ -137,7 +139,7 @@ class UNet(nnx.Module):
 
   def __call__(self, sample: jax.Array, timestep: jax.Array, kv: ContextKV, added_time_ids: jax.Array,
                spatial_condition: jax.Array | None = None, masks: Sequence[jax.Array] | None = None,
-               adapter_scales: Sequence[float] = (1., 1.), remat: bool = False) -> tuple[jax.Array, jax.Array]:
+               adapter_scales: Sequence[float] = (1., 1.), remat: str = 'none') -> tuple[jax.Array, jax.Array]:
     """One evaluation of the network (the raw output; preconditioning is `diffusion.edm`).
 
     Args:
@@ -149,14 +151,14 @@ class UNet(nnx.Module):
       spatial_condition: `[B,1 or F,h,w,C0]` from the pose guider, added after the first convolution.
       masks: per level `[B,tokens]` (`face_mask.mask_pyramid`): weight of the adapters in the spatial blocks.
       adapter_scales: weight of audio and emotion everywhere; 0 leaves an adapter out.
-      remat: recompute every resnet and transformer in the backward pass instead of keeping its insides.
+      remat: what the backward pass computes again instead of keeping it; see `REMAT`.
 
     Returns:
       The prediction `[B,F,h,w,4]`, and the output of the middle block `[B,F,h/8,w/8,C_mid]`.
     """
     temb = self._embed_time(timestep, added_time_ids, len(sample))
     kv = _scaled(kv, adapter_scales)
-    run = jax.checkpoint(_apply) if remat else _apply
+    run = REMAT[remat](_apply)
 
     def inputs(name: str, level: int) -> Inputs:
       return Inputs(temb, under(name, kv), None if masks is None else masks[level], run)

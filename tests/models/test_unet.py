@@ -63,7 +63,7 @@ class Twin:
   def ours(self):
     def loss(params, sample):
       unet = core.merge(self.graphdef, params)
-      v, _ = unet(sample, self.t, unet.context_kv(self.x['image']), self.x['ids'], remat=True)
+      v, _ = unet(sample, self.t, unet.context_kv(self.x['image']), self.x['ids'], remat='block')
       return jnp.sum(v * self.x['weight']), v
     (_, v), grads = jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(self.params, self.x['sample'])
     return v, naming.to_torch(grads[0]), grads[1]
@@ -136,7 +136,7 @@ def abstract_call(config, rows, frames, size, tokens=32, **kwargs):
 
 def test_full_size_program():
   """A guided window of 25 frames in bfloat16: shapes, number types, memory, rematerialisation; traced, not run."""
-  jaxpr, (v, mid) = abstract_call(UNetConfig(), 3, 25, 64, remat=True)
+  jaxpr, (v, mid) = abstract_call(UNetConfig(), 3, 25, 64, remat='block')
   assert (v.shape, v.dtype) == ((3, 25, 64, 64, 4), jnp.float32)
   assert (mid.shape, mid.dtype) == ((3, 25, 8, 8, 1280), jnp.bfloat16)
   eqns = list(equations(jaxpr.jaxpr))

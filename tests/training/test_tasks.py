@@ -12,7 +12,7 @@ from dicetalk_jax import bundle, main, parallel
 from dicetalk_jax.errors import ConfigError, WeightsError
 from dicetalk_jax.pipeline import Pipeline
 from dicetalk_jax.training import loop
-from dicetalk_jax.training.diffusion import emotion_discrimination, mouth_region
+from dicetalk_jax.training.diffusion_loss import emotion_discrimination, mouth_region
 from tests import tiny
 
 STEPS = 4
