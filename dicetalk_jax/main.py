@@ -26,8 +26,8 @@ TASKS = {
 
 USAGE = """\
 usage: python -m dicetalk_jax.main --config=FILE[:PRESET,...] --workdir=DIR [--config.KEY=VALUE ...]
-  --config      configs/autoencoder.py, configs/embedder.py or configs/diffusion.py, with presets that combine: 'tiny', or
-                variants and ablations that the file lists (configs/diffusion.py:tiny,abl_no_bank)
+  --config      configs/autoencoder.py, configs/embedder.py or configs/diffusion.py, with presets that combine:
+                'tiny', and variants and ablations that the file lists (configs/diffusion.py:tiny,abl_no_bank)
   --workdir     checkpoints, metrics and pictures go here; the same command again resumes the run
   --[no]tensorboard               event files for TensorBoard in the work directory (default: yes)
   --jax_compilation_cache_dir=DIR keeps compiled programs from one run to the next

@@ -176,7 +176,7 @@ class DiffusionTask(Task):
       batch = next(batches)
       batch['drop'] = np.ones_like(batch['drop'])  # nothing is dropped
       loss = lambda batch: self._eval_loss(params, frozen, batch, jax.random.key(i), jnp.array(10**9))[1]  # noqa: B023
-      totals.update({name: float(value) / 4 for name, value in loss(batch).items() if name != 'rows'})
+      totals.update({name: float(value) / 4 for name, value in loss(batch).items() if name != 'per_row'})
       for effect, names in swapped.items():
         other = batch | {name: np.roll(batch[name], 1, axis=0) for name in names}
         totals[effect] += float(loss(other)['denoise']) / 4

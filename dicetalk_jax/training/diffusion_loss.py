@@ -65,7 +65,7 @@ class DiffusionLoss:
     if c.emo_model.mode == 'bank':
       parts |= {'vq': vq.loss, 'vq_error': vq.error, 'z_rms': jnp.sqrt(jnp.square(vq.z).mean()),
                 'codes_used': jnp.zeros(c.emo_model.codebook_size).at[vq.indices].set(1.0).sum(),
-                'rows': {'code': vq.indices, 'z': vq.z, 'emotion_class': batch['emotion_class']}}
+                'per_row': {'code': vq.indices, 'z': vq.z, 'emotion_class': batch['emotion_class']}}
     return total, parts
 
   def _disturbed(self, reference, key):

@@ -52,9 +52,9 @@ def make_train_step(loss_fn: Loss, tx: optax.GradientTransformation, state_shard
     zeros = jax.tree.map(jnp.zeros_like, params)
     grads, metrics = lax.scan(body, zeros, (jnp.arange(accum), micro))
     loss, parts = metrics
-    rows = {name: x.reshape(-1, *x.shape[2:]) for name, x in parts.pop('rows', {}).items()}
+    rows = {name: x.reshape(-1, *x.shape[2:]) for name, x in parts.pop('per_row', {}).items()}
     loss, parts = jax.tree.map(lambda x: x.mean(0), (loss, parts))
-    return (loss, parts | {'rows': rows}), jax.tree.map(lambda x: x / accum, grads)
+    return (loss, parts | {'per_row': rows}), jax.tree.map(lambda x: x / accum, grads)
 
   def train_step(state: TrainState, frozen, batch, key):
     key = jax.random.fold_in(key, state.step)
@@ -65,7 +65,7 @@ def make_train_step(loss_fn: Loss, tx: optax.GradientTransformation, state_shard
     average = state.ema
     if ema:
       average = optax.incremental_update(params, state.ema, 1 - ema_decay(ema, state.step))
-    rows = parts.pop('rows', {})
+    rows = parts.pop('per_row', {})
     state, more = after_update(TrainState(state.step + 1, params, average, opt_state, state.extra), rows,
                                jax.random.fold_in(key, UPDATE))
     return state, {'loss': loss, **parts, **more, 'grad_norm': optax.tree.norm(grads)}

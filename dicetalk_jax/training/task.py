@@ -80,7 +80,7 @@ class Task(abc.ABC):
 
     Returns:
       A float32 scalar, a mean over the rows (accumulation averages it), and float32 scalars to log. Among these,
-      `rows` may be a dict of arrays `[rows, ...]` for `after_update`.
+      `per_row` may be a dict of arrays `[rows, ...]` for `after_update`.
     """
 
   def extra_state(self, params: Params) -> Params:

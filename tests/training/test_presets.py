@@ -110,7 +110,8 @@ def tree(task, arg, component):
   config = importlib.import_module(f'configs.{task}').get_config(arg)
   if component not in config:
     return None
-  return {name: x.shape for name, x in core.abstract(registry.builder(component, config[component].to_dict()))[1].items()}
+  _, target = core.abstract(registry.builder(component, config[component].to_dict()))
+  return {name: x.shape for name, x in target.items()}
 
 
 LEAVES_OUT = {

@@ -66,7 +66,7 @@ class ToyTask(Task):
     out = core.merge(self.graphdef, core.under('net', params))(x) * params['scale']
     error = jnp.mean((out - target) ** 2, -1) * batch['weight']
     error = jnp.where(step == self.config.bad_step, jnp.nan, error)
-    return error.mean(), {'largest': error.max(), 'early': jnp.mean(step < 5), 'rows': {'error': error}}
+    return error.mean(), {'largest': error.max(), 'early': jnp.mean(step < 5), 'per_row': {'error': error}}
 
   def extra_state(self, params):
     return {'seen': jnp.zeros(())}
