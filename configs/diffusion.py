@@ -39,12 +39,12 @@ def get_config(arg: str = 'default'):
   config.emo_model = dict(
       prior_dim=256, dim=1024, intermediate_dim=1024, tokens=32, codebook_size=64, num_heads=8, commitment=0.25,
       mode='bank', classifier_in=1280, classifier_hidden=(512, 256), num_classes=22, dropout=0.1,
-      distance='l2', update='grad', stop_fc_grad=False, null_kv='released')  # see models.emotion.EmotionConfig
+      distance='l2', codebook_update='grad', stop_fc_grad=False, null_kv='released')  # see models.emotion.EmotionConfig
   config.emotion = dict(
       sample=True, p_whole_bank=0.0,
       emo_ref='same_clip',                 # prior of the clip itself, or of an 'other_clip' of same person and emotion
       bank_init='kmeans',                  # or 'uniform', as released
-      bank_decay=0.99,                     # of the average use of codes, and of the codes where emo_model.update='ema'
+      bank_decay=0.99,                     # of the average use of codes, and of the codes where codebook_update='ema'
       restart=0)                           # every so many steps (100) hardly used codes move to a prior; 0 = never
   config.noise = dict(p_mean=0.7, p_std=1.6, sigma_min=0.002, sigma_max=700.0,
                       ref_aug='none')      # 'lognormal': noise of strength exp(N(-3, 0.5)) on the reference latents

@@ -14,9 +14,9 @@ from dicetalk_jax.models.attention import attend
 from dicetalk_jax.models.audio_projection import AudioProjection, AudioProjectionConfig
 from dicetalk_jax.models.core import ModelConfig
 
-CHOICES = {'mode': ('bank', 'direct', 'learnable'), 'distance': ('l2', 'cosine'), 'update': ('grad', 'ema'),
+CHOICES = {'mode': ('bank', 'direct', 'learnable'), 'distance': ('l2', 'cosine'), 'codebook_update': ('grad', 'ema'),
            'null_kv': ('released', 'zeros', 'bank')}
-BANK_ONLY = {'distance': 'l2', 'update': 'grad', 'stop_fc_grad': False, 'null_kv': 'released'}
+BANK_ONLY = {'distance': 'l2', 'codebook_update': 'grad', 'stop_fc_grad': False, 'null_kv': 'released'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class EmotionConfig(ModelConfig):
   Attributes:
     commitment: beta of paper equation 17.
     distance: between projected priors and codes; 'cosine' ignores lengths.
-    update: 'grad', as released: the codes follow the gradient of the first term of equation 17; 'ema': they are moving
-      averages of the projected priors, kept by the training task, and that term is left out.
+    codebook_update: 'grad', as released: the codes follow the gradient of the first term of equation 17; 'ema': they
+      are moving averages of the projected priors, kept by the training task, and that term is left out.
     stop_fc_grad: the commitment term does not move the projection of priors (it shrinks them towards small codes).
     null_kv: what "no emotion" attends to: 'zeros', the tokens of a zero code; 'bank', the whole bank; 'released', zeros
       in training and the bank in sampling.
@@ -46,7 +46,7 @@ class EmotionConfig(ModelConfig):
   mode: str = 'bank'
   commitment: float = 0.25
   distance: str = 'l2'
-  update: str = 'grad'
+  codebook_update: str = 'grad'
   stop_fc_grad: bool = False
   null_kv: str = 'released'
   classifier_in: int = 1280
@@ -87,7 +87,7 @@ class Codebook(nnx.Module):
   def codes(self) -> jax.Array:
     """The bank, `[K,D]`; nothing learns them by gradient if they are moving averages."""
     codes = self.codebook.embedding[...].astype(jnp.float32)
-    return lax.stop_gradient(codes) if self.config.update == 'ema' else codes
+    return lax.stop_gradient(codes) if self.config.codebook_update == 'ema' else codes
 
   def __call__(self, prior: jax.Array) -> tuple[jax.Array, VQ]:
     """Replaces priors `[B,d_s]` by their nearest codes `[B,D]`, straight through for the gradient.
@@ -101,7 +101,7 @@ class Codebook(nnx.Module):
     distance = jnp.square(scale(z)[:, None] - scale(self.codes)).sum(-1)
     indices = jnp.argmin(distance, axis=-1).astype(jnp.int32)
     code = self.codes[indices]
-    codebook = 0 if config.update == 'ema' else jnp.mean(jnp.square(code - fixed(z)))
+    codebook = 0 if config.codebook_update == 'ema' else jnp.mean(jnp.square(code - fixed(z)))
     commitment = jnp.mean(jnp.square(fixed(code) - (fixed(z) if config.stop_fc_grad else z)))
     return z + fixed(code - z), VQ(codebook + config.commitment * commitment, indices, fixed(z), fixed(commitment))
 

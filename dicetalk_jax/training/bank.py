@@ -46,21 +46,23 @@ def extra_state(params: Params, config: Any) -> Params:
 
   Returns:
     `bank.usage` `[K]`, the share of priors that a code serves; `bank.labels` `[K,E]`, that share by emotion, of
-    labelled priors; with `update='ema'` also `bank.sums` `[K,D]`, the projected priors of a code times its share.
+    labelled priors; with `codebook_update='ema'` also `bank.sums` `[K,D]`, the projected priors that a code serves
+    times that share.
 
   Raises:
     ConfigError: the codes should move without gradient, but are held.
   """
   emo_model = config.emo_model
   if CODES not in params:
-    if emo_model.update == 'ema' or config.emotion.restart:
-      raise ConfigError(f'emo_model.update={emo_model.update!r} with emotion.restart={config.emotion.restart} moves '
-                        f'the emotion bank, but config.trainable={config.trainable} holds it; train emo_model too')
+    if emo_model.codebook_update == 'ema' or config.emotion.restart:
+      raise ConfigError(f'emo_model.codebook_update={emo_model.codebook_update!r} with emotion.restart='
+                        f'{config.emotion.restart} moves the emotion bank, but config.trainable={config.trainable} '
+                        'holds it; train emo_model too')
     return {}
   size = emo_model.codebook_size
   usage = jnp.full(size, 1 / size)
   extra = {'bank.usage': usage, 'bank.labels': jnp.zeros((size, _emotion(emo_model.num_classes - 1) + 1))}
-  return extra | ({'bank.sums': params[CODES] / size} if emo_model.update == 'ema' else {})
+  return extra | ({'bank.sums': params[CODES] / size} if emo_model.codebook_update == 'ema' else {})
 
 
 def after_update(state: TrainState, rows: dict[str, jax.Array], key: jax.Array, config: Any

@@ -99,7 +99,7 @@ def test_unknown_or_idle_settings_of_the_models_are_refused():
   make = lambda **changes: registry.config_of('emo_model', changed('diffusion').emo_model.to_dict() | changes)
   with pytest.raises(ConfigError, match="distance='dot' of the emotion model is unknown; choose one of l2, cosine"):
     make(distance='dot')
-  for change in (dict(distance='cosine'), dict(update='ema'), dict(stop_fc_grad=True), dict(null_kv='bank')):
+  for change in (dict(distance='cosine'), dict(codebook_update='ema'), dict(stop_fc_grad=True), dict(null_kv='bank')):
     with pytest.raises(ConfigError, match="needs mode='bank'"):
       make(mode='direct', **change)
 
