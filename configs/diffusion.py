@@ -12,10 +12,11 @@ VARIANTS = {
     'abl_no_cls': {'loss.lambda_cls': 0.},
     'abl_learnable_ca': {'emo_model.mode': 'learnable', 'emotion.p_whole_bank': 0.},
     'abl_no_prior': {'emotion.sample': False},
-    # DICE-Talk's predecessor: no emotion, no pose guider, motion told in training and predicted in sampling.
+    # DICE-Talk's predecessor: no emotion, no pose guider. Motion is told in training; sampling predicts it with the
+    # audio2bucket of the release, which is not trained here and must be in the model folder.
     'sonic': {'emo_model': None, 'emotion': None, 'pose_guider': None, 'unet.adapters': 1, 'loss.lambda_cls': 0.,
               'drop.emotion': 0., 'drop.audio_emotion': 0., 'data.buckets': 'measured',
-              'sample.g_image': 2., 'sample.g_condition': 7.5},
+              'sample.g_image': 2., 'sample.g_condition': 7.5, 'sample.padding': False},
 }
 
 
@@ -53,7 +54,8 @@ def get_config(arg: str = 'default'):
                      cls_pool='frame',     # or 'clip': classify the mean of a clip's features
                      face_weight=0.0, mouth_weight=0.0)  # extra weight of the denoising error in face and mouth
   config.remat = 'block'                   # recompute every block in the backward pass; 'none' keeps all
-  config.sample = dict(num_steps=25, g_image=3.0, g_condition=6.0, overlap=0, shift=7)
+  config.sample = dict(num_steps=25, g_image=3.0, g_condition=6.0, overlap=0, shift=7,
+                       padding=True)       # a window of frames behind each clip
   if tiny:
     common.tiny(config)
     config.batch_size = 8                  # many people and noise levels per step rather than many frames

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dicetalk_jax import bundle, parallel
-from dicetalk_jax.errors import InputError, WeightsError
+from dicetalk_jax.errors import ConfigError, InputError, WeightsError
 from dicetalk_jax.models import core, registry, rife
 from dicetalk_jax.network import Network
 from dicetalk_jax.pipeline import Pipeline, Settings
@@ -112,6 +112,23 @@ def test_interpolates(pipe, folder, video):
   assert pipe.decode(np.zeros((4, 10, 8, 4), np.float32), 1, interpolate=True).shape == (1, 20, 16, 3)
 
 
+def test_the_published_order_of_work_agrees(pipe, folder):
+  """What the default leaves out changes nothing but the last bits. All 14 frames are decoded."""
+  plain, calls = Pipeline.load(folder, strict_order=True), []
+  given = tiny.portrait(), tiny.speech(), pipe.prior('happy'), tiny.FACE_BOX
+  (ours, length), (published, _) = pipe.conditions(*given), plain.conditions(*given)
+  assert published.spatial.shape == (1, 14, 10, 8, 8) and ours.spatial.shape == (1, 10, 8, 8)
+  noise = np.float32(np.random.default_rng(0).normal(size=(1, 20, 10, 8, 4)))       # a bucket of 16 frames
+  latents = [np.asarray(p.denoise(noise, c, [length]))[:, :14] for p, c in ((pipe, ours), (plain, published))]
+  rounding = np.spacing(700 * np.abs(noise).max())             # of the latents at the first noise level
+  np.testing.assert_allclose(*latents, atol=rounding)
+  decode = lambda p, *watch: p.decode(latents[0][0], length, *watch, rounded=False)
+  np.testing.assert_array_equal(decode(plain, lambda *call: calls.append(call)), decode(pipe))
+  assert calls[-1] == ('decoding', 5, 5)
+  with pytest.raises(ConfigError, match='one device'):
+    Pipeline.load(folder, parallel.make_mesh(data=-1, fsdp=1), strict_order=True)
+
+
 def test_reconstructs(pipe):
   frames = np.random.default_rng(0).integers(0, 255, (4, 20, 16, 3), np.uint8)
   assert pipe.reconstruct(frames).shape == frames.shape
@@ -136,6 +153,8 @@ def test_half_precision_over_a_mesh(folder, video):
 def test_refusals(pipe, folder, tmp_path):
   with pytest.raises(WeightsError, match='it has: happy, sad'):
     pipe.generate(tiny.portrait(), tiny.speech(), emotion='bored')
+  with pytest.raises(InputError, match='needs an emotion'):
+    pipe.generate(tiny.portrait(), tiny.speech())
   with pytest.raises(WeightsError, match='prior has 9 numbers, the model wants 6'):
     pipe.conditions(tiny.portrait(), tiny.speech(), np.zeros(9), tiny.FACE_BOX)
   with pytest.raises(InputError, match='less than one frame'):

@@ -58,8 +58,9 @@ class DiffusionTask(Task):
     self.parts = {split: self._part(source) for split, source in (('train', self.train), ('val', self.val))}
     self._decode = self.vae.stage(lambda model, z: model.decode(z))
     self._eval_loss = jax.jit(self.loss)
-    self._sampler = sampler.make_sampler(abstract['unet'][0], sampler.SamplerConfig(
-        **config.sample.to_dict(), frames=config.data.frames, scaling_factor=self.scaling_factor), mesh)
+    self._sampling = sampler.SamplerConfig(
+        **config.sample.to_dict(), frames=config.data.frames, scaling_factor=self.scaling_factor)
+    self._sampler = sampler.make_sampler(abstract['unet'][0], self._sampling, mesh)
     self._sample_inputs = jax.jit(self._loss.conditions)
 
   @property
@@ -185,7 +186,7 @@ class DiffusionTask(Task):
     two = {name: value[:2] for name, value in batch.items()}
     conditions = self._sample_inputs(params, two)
     frames = self.config.data.frames
-    noise = sampler.draw_noise(jax.random.split(jax.random.key(0), 2), conditions, frames)
+    noise = sampler.draw_noise(jax.random.split(jax.random.key(0), 2), conditions, self._sampling.padding_frames)
     out = self._sampler(core.under('unet', params), noise, conditions, jnp.full(2, frames))[:, :frames]
     both = np.concatenate([two['latents'], np.asarray(out) / self.scaling_factor])
     truth, video = np.split(np.asarray(self._decode(both)), 2)
