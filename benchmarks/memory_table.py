@@ -29,6 +29,7 @@ from dicetalk_jax import parallel
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.models.vae import VAEConfig
 from dicetalk_jax.training.diffusion import TRAINED, DiffusionTask
+from dicetalk_jax.training.diffusion_loss import DiffusionLoss
 from dicetalk_jax.training.optimizer import make_optimizer
 from dicetalk_jax.training.state import init_state, partition
 from dicetalk_jax.training.step import make_train_step
@@ -37,14 +38,11 @@ GIB = 2 ** 30
 MEMORY = {'TPU v5e': 16, 'TPU v4': 32, 'TPU v6e': 32, 'H100': 80, 'TPU v5p': 95, 'H200': 141}  # GB, 1e9 bytes
 
 
-class Loss(DiffusionTask):
-  """The loss of the task, without its data and frozen networks."""
-  scaling_factor = VAEConfig().scaling_factor
-
-  def __init__(self, config: ml_collections.ConfigDict):
-    abstract = {name: core.abstract(registry.builder(name, config[name].to_dict(), config.dtype)) for name in TRAINED}
-    self.config, self.graphs = config, {name: graph for name, (graph, _) in abstract.items()}
-    self.params = {k: x for name, (_, part) in abstract.items() for k, x in core.prefixed(name, part).items()}
+def abstract_loss(config: ml_collections.ConfigDict) -> tuple[DiffusionLoss, core.Abstract]:
+  """The loss of the task, without its data and frozen networks, and the parameters of all that it trains."""
+  abstract = {name: core.abstract(registry.builder(name, config[name].to_dict(), config.dtype)) for name in TRAINED}
+  loss = DiffusionLoss(config, {name: graph for name, (graph, _) in abstract.items()}, VAEConfig().scaling_factor)
+  return loss, {k: x for name, (_, part) in abstract.items() for k, x in core.prefixed(name, part).items()}
 
 
 def batch_shapes(config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
@@ -63,13 +61,13 @@ def batch_shapes(config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeS
 def abstract_step(config: ml_collections.ConfigDict, mesh: Any) -> tuple[Any, tuple[Any, ...]]:
   """(train_step, arguments) as the loop makes them; the arguments are shapes with shardings. Call with the mesh set."""
   parallel.check_batch(config.batch_size, mesh, config.accum)
-  task = Loss(config)
+  loss, params = abstract_loss(config)
   place = lambda tree: parallel.with_shardings(tree, parallel.shardings(tree, mesh))
-  params, held = map(place, partition(task.params, config.trainable))
+  params, held = map(place, partition(params, config.trainable, sets=DiffusionTask.sets))
   tx = make_optimizer(config.optim, config.total_steps)
   target = jax.eval_shape(functools.partial(init_state, tx=tx, ema=bool(config.optim.ema)), params)
   shards = parallel.shardings(target, mesh)
-  step = make_train_step(lambda params, held, *args: task.loss({**held, **params}, {}, *args), tx, shards,
+  step = make_train_step(lambda params, held, *args: loss({**held, **params}, *args), tx, shards,
                          accum=config.accum, ema=config.optim.ema)
   batch = batch_shapes(config)
   batch = parallel.with_shardings(batch, dict.fromkeys(batch, parallel.batch_sharding(mesh)))

@@ -6,11 +6,9 @@ DICE-Talk uses the published SVD autoencoder as it is; this task trains one wher
 
 from configs import common
 
-PRESETS = ('default', 'tiny')
-
 
 def get_config(arg: str = 'default'):
-  name = common.preset(arg, PRESETS)
+  tiny, _ = common.presets(arg, {})
   config = common.training('autoencoder')
   config.batch_size = 8
   config.data.frames = 5                   # consecutive frames: the decoder's temporal layers see them
@@ -19,7 +17,7 @@ def get_config(arg: str = 'default'):
       in_channels=3, out_channels=3, latent_channels=4, layers_per_block=2, norm_num_groups=32,
       block_out_channels=(128, 256, 512, 512), scaling_factor=0.18215)
   config.loss = dict(mse=2.0, kl=1e-6)
-  if name == 'tiny':
+  if tiny:
     common.tiny(config)
     config.batch_size = 4
     config.data.frames = 1

@@ -23,6 +23,7 @@ from dicetalk_jax.errors import ConfigError, DataError
 
 Batch = dict[str, np.ndarray]
 REFERENCES = ('clip', 'identity')
+EMOTIONS = ('same_clip', 'other_clip', 'none')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,16 +157,18 @@ class DiffusionExamples:
   measured_buckets: bool
   clip_stride: int
   reference: str = 'clip'
+  emotion: str = 'same_clip'
 
   def __post_init__(self):
-    if self.reference not in REFERENCES:
-      raise ConfigError(f'reference={self.reference!r} is not known; choose one of {", ".join(REFERENCES)}')
+    for name, known in (('reference', REFERENCES), ('emotion', EMOTIONS)):
+      if (value := getattr(self, name)) not in known:
+        raise ConfigError(f'{name}={value!r} is not known; choose one of {", ".join(known)}')
     self.part.check_window(self.frames, self.step)
     length = self.part.source.table.num_frames
     self.part.check_feature('latents', length)
     self.part.check_feature('clip_embed', -(-length // self.clip_stride))
     self.part.check_feature('whisper', 2 * length)
-    if 'prior' in self.part.features or not self.part.source[0]['has_prior']:
+    if self.emotion != 'none' and ('prior' in self.part.features or not self.part.source[0]['has_prior']):
       self.part.check_feature('prior', np.ones_like(length))
 
   def __call__(self, clip: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -184,14 +187,11 @@ class DiffusionExamples:
 
     token = reference // self.clip_stride
     boxes = np.concatenate([record['bbox'][span], seen['bbox'][reference:reference + 1]])
-    mu, sigma = self._prior(clip, record)
-    return {
+    return self._prior(clip, record, rng) | {
         'latents': part.rows('latents', clip, record, slice(span.start, span.stop, self.step)).astype(np.float32),
         'reference': part.rows('latents', other, seen, slice(reference, reference + 1))[0].astype(np.float32),
         'image_token': part.rows('clip_embed', other, seen, slice(token, token + 1)).astype(np.float32),
         'audio': sampling.audio_windows(lambda s: part.rows('whisper', clip, record, s), 2 * length, rows),
-        'mu': mu,
-        'sigma': sigma,
         'mask': sampling.face_mask(boxes, self.mask_size, rng.uniform(*self.area)),
         'emotion_class': np.int32(clip_record.emotion_class(
             clip_record.decode_emotion(record), int(record['intensity']))),
@@ -199,11 +199,23 @@ class DiffusionExamples:
         'drop': np.float32(rng.random(dtype=np.float32)),
     }
 
-  def _prior(self, clip: int, record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+  def _prior(self, clip: int, record: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    if self.emotion == 'none':
+      return {}
+    if self.emotion == 'other_clip' and len(others := self._alike(clip)):
+      clip = int(rng.choice(others))
+      record = self.part.source[clip]
     if 'prior' in self.part.features:
-      mu, sigma = self.part.features['prior'](clip)[0].astype(np.float32)
-      return mu, sigma
-    return record['emo_mu'], record['emo_sigma']
+      return dict(zip(('mu', 'sigma'), self.part.features['prior'](clip)[0].astype(np.float32)))
+    return {'mu': record['emo_mu'], 'sigma': record['emo_sigma']}
+
+  def _alike(self, clip: int) -> np.ndarray:
+    """Other clips that show the same emotion of the same person; none where the emotion is unknown."""
+    table = self.part.source.table
+    if table.emotion[clip] == clip_record.UNKNOWN:
+      return np.zeros(0, int)
+    alike = (table.identity == table.identity[clip]) & (table.emotion == table.emotion[clip])
+    return np.setdiff1d(np.flatnonzero(alike), [clip])
 
   def _buckets(self, boxes: np.ndarray, expression: np.ndarray) -> np.ndarray:
     head, face = self.part.source.motion_medians if self.measured_buckets else (0., 0.)
@@ -217,7 +229,7 @@ class DiffusionExamples:
 def diffusion_loader(
     parts: Parts, *, batch: int, frames: int = 25, step: int = 2, mask_size: int = 512, seed: int,
     area: tuple[float, float] = (1., 1.3), measured_buckets: bool = True, clip_stride: int = 1,
-    reference: str = 'clip', shard: tuple[int, int] = (0, 1), threads: int = 4,
+    reference: str = 'clip', emotion: str = 'same_clip', shard: tuple[int, int] = (0, 1), threads: int = 4,
     workers: int = 0) -> grain.IterDataset[Batch]:
   """Windows with all conditions, for training the diffusion model.
 
@@ -235,6 +247,8 @@ def diffusion_loader(
     clip_stride: every how many frames there is a CLIP token.
     reference: where the reference frame comes from: the same 'clip', or any clip of the same 'identity', so that it
       does not show the emotion that is asked for.
+    emotion: where the prior comes from: the 'same_clip'; an 'other_clip' of the same person and emotion if there is
+      one, so that it tells nothing else of the clip; 'none' leaves 'mu' and 'sigma' out.
     shard: (index, count) of this process.
     threads: batches read at a time.
     workers: processes that read; 0 = threads of this one.
@@ -249,7 +263,7 @@ def diffusion_loader(
     DataError: a clip is shorter than the window, or a feature is missing or does not fit its clip.
   """
   examples = lambda part: DiffusionExamples(part, frames, step, mask_size, area, measured_buckets, clip_stride,
-                                            reference)
+                                            reference, emotion)
   return _batches(_dealt(_examples(_sequence(parts), examples, seed), batch, shard), threads, workers)
 
 

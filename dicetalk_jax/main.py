@@ -25,8 +25,9 @@ TASKS = {
 }
 
 USAGE = """\
-usage: python -m dicetalk_jax.main --config=FILE[:PRESET] --workdir=DIR [--config.KEY=VALUE ...]
-  --config      configs/autoencoder.py, configs/embedder.py or configs/diffusion.py; preset 'default' or 'tiny'
+usage: python -m dicetalk_jax.main --config=FILE[:PRESET,...] --workdir=DIR [--config.KEY=VALUE ...]
+  --config      configs/autoencoder.py, configs/embedder.py or configs/diffusion.py, with presets that combine:
+                'tiny', and variants and ablations that the file lists (configs/diffusion.py:tiny,abl_no_bank)
   --workdir     checkpoints, metrics and pictures go here; the same command again resumes the run
   --config.multihost=True         one of several processes that train together; see docs/scale.md
   --coordinator=HOST:PORT --processes=N --process=I     by hand, where no cluster says which processes there are
@@ -34,7 +35,7 @@ usage: python -m dicetalk_jax.main --config=FILE[:PRESET] --workdir=DIR [--confi
   --jax_compilation_cache_dir=DIR keeps compiled programs from one run to the next
 """
 
-_CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file, with a preset after a colon.')
+_CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file, with presets after a colon.')
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the run; an existing run is resumed.')
 _COORDINATOR = flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0; or JAX_COORDINATOR_ADDRESS.')
 _PROCESSES = flags.DEFINE_integer('processes', 0, 'How many processes train together; or JAX_NUM_PROCESSES.')

@@ -12,7 +12,8 @@ from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.core import ModelConfig
 from dicetalk_jax.models.layers import LayerNorm
 
-CHOICES = {'whisper_layers': ('weighted', 'last'), 'pack': ('concat', 'mean'), 'pool': ('linear', 'mlp_mish')}
+CHOICES = {'whisper_layers': ('weighted', 'last'), 'pack': ('concat', 'mean'), 'pool': ('linear', 'mlp_mish'),
+           'modalities': ('both', 'video', 'audio'), 'expr_norm': ('none', 'zscore')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,8 @@ class EmbedderConfig(ModelConfig):
     var_eps: added to the variance under the root when sampling: the root's slope is infinite at 0.
     max_len: frames of the longest clip in training and embedding; the module itself takes any number.
     missing_token: a learned vector instead of zeros where a modality is missing.
+    modalities: 'video' or 'audio' makes an embedder that never sees the other one (paper table 5).
+    expr_norm: 'zscore' standardises expressions by `expr_mean` and `expr_std`, statistics of the training set.
   """
 
   expr_dim: int = 64
@@ -51,6 +54,8 @@ class EmbedderConfig(ModelConfig):
   var_eps: float = 1e-6
   max_len: int = 256
   missing_token: bool = False
+  modalities: str = 'both'
+  expr_norm: str = 'none'
 
   def __post_init__(self):
     for name, choices in CHOICES.items():
@@ -150,6 +155,9 @@ class Embedder(nnx.Module):
     make = dict(dtype=dtype, rngs=rngs)
     packed = config.whisper_dim * (2 if config.pack == 'concat' else 1)
     self.config = config
+    zscore = config.expr_norm == 'zscore'
+    self.expr_mean = nnx.Param(jnp.zeros(config.expr_dim)) if zscore else None
+    self.expr_std = nnx.Param(jnp.ones(config.expr_dim)) if zscore else None
     self.state_weights = nnx.Param(jnp.zeros(config.whisper_states)) if config.whisper_layers == 'weighted' else None
     self.visual = Branch(config.expr_dim, config.visual_layers, config, **make)
     self.audio = Branch(packed, config.audio_layers, config, **make)
@@ -174,6 +182,11 @@ class Embedder(nnx.Module):
       mu and var, float32 `[B,width]`; zeros for clips without a real frame.
     """
     video_key, audio_key, *fusion_keys = (_fold(key, i) for i in range(2 + len(self.fusion)))
+    if self.expr_mean is not None:
+      expr = (expr - self.expr_mean[...]) / self.expr_std[...]
+    if self.config.modalities != 'both':
+      has_video, has_audio = (jnp.logical_and(has, self.config.modalities == name)
+                              for has, name in ((has_video, 'video'), (has_audio, 'audio')))
     visual = self.visual(expr, frame_mask, has_video, video_key)
     x = self.audio(self._packed(whisper), frame_mask, has_audio, audio_key)
     for layer, layer_key in zip(self.fusion, fusion_keys):

@@ -14,7 +14,9 @@ from dicetalk_jax.models.attention import attend
 from dicetalk_jax.models.audio_projection import AudioProjection, AudioProjectionConfig
 from dicetalk_jax.models.core import ModelConfig
 
-MODES = ('bank', 'direct', 'learnable')
+CHOICES = {'mode': ('bank', 'direct', 'learnable'), 'distance': ('l2', 'cosine'), 'codebook_update': ('grad', 'ema'),
+           'null_kv': ('released', 'zeros', 'bank')}
+BANK_ONLY = {'distance': 'l2', 'codebook_update': 'grad', 'stop_fc_grad': False, 'null_kv': 'released'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,15 @@ class EmotionConfig(ModelConfig):
   `mode` chooses between the paper's model and its ablations (table 4): 'bank' looks a prior up in a vector-quantised
   bank and attends to what it finds; 'learnable' attends to a free table, without look-up ("learnable CA"); 'direct'
   has no attention at all ("w/o emotion bank").
+
+  Attributes:
+    commitment: beta of paper equation 17.
+    distance: between projected priors and codes; 'cosine' ignores lengths.
+    codebook_update: 'grad', as released: the codes follow the gradient of the first term of equation 17; 'ema': they
+      are moving averages of the projected priors, kept by the training task, and that term is left out.
+    stop_fc_grad: the commitment term does not move the projection of priors (it shrinks them towards small codes).
+    null_kv: what "no emotion" attends to: 'zeros', the tokens of a zero code; 'bank', the whole bank; 'released', zeros
+      in training and the bank in sampling.
   """
 
   prior_dim: int = 256
@@ -33,15 +44,24 @@ class EmotionConfig(ModelConfig):
   codebook_size: int = 64
   num_heads: int = 8
   mode: str = 'bank'
-  commitment: float = 0.25  # beta of paper equation 17
+  commitment: float = 0.25
+  distance: str = 'l2'
+  codebook_update: str = 'grad'
+  stop_fc_grad: bool = False
+  null_kv: str = 'released'
   classifier_in: int = 1280
   classifier_hidden: tuple[int, int] = (512, 256)
   num_classes: int = 22
   dropout: float = 0.1
 
   def __post_init__(self):
-    if self.mode not in MODES:
-      raise ConfigError(f'mode={self.mode!r} of the emotion model is unknown; choose one of {", ".join(MODES)}')
+    for name, choices in CHOICES.items():
+      if (value := getattr(self, name)) not in choices:
+        raise ConfigError(f'{name}={value!r} of the emotion model is unknown; choose one of {", ".join(choices)}')
+    for name, plain in BANK_ONLY.items():
+      if self.mode != 'bank' and (value := getattr(self, name)) != plain:
+        raise ConfigError(f"{name}={value!r} of the emotion model needs mode='bank', but mode={self.mode!r} looks "
+                          f'nothing up; leave it at {plain!r}')
 
 
 class VQ(NamedTuple):
@@ -49,6 +69,8 @@ class VQ(NamedTuple):
 
   loss: jax.Array  # float32 scalar (paper equation 17, as a mean over elements)
   indices: jax.Array  # int32 [B], the code of each prior; empty in modes without look-up
+  z: jax.Array  # float32 [B,D], the projected priors; likewise
+  error: jax.Array  # float32 scalar, mean square of z minus its code
 
 
 class Codebook(nnx.Module):
@@ -59,12 +81,13 @@ class Codebook(nnx.Module):
     uniform = lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -1 / size, 1 / size)
     self.fc = nnx.Linear(config.prior_dim, config.dim, rngs=rngs) if config.mode == 'bank' else None
     self.codebook = nnx.Embed(size, config.dim, embedding_init=uniform, rngs=rngs)
-    self.commitment = config.commitment
+    self.config = config
 
   @property
   def codes(self) -> jax.Array:
-    """The bank, `[K,D]`."""
-    return self.codebook.embedding[...].astype(jnp.float32)
+    """The bank, `[K,D]`; nothing learns them by gradient if they are moving averages."""
+    codes = self.codebook.embedding[...].astype(jnp.float32)
+    return lax.stop_gradient(codes) if self.config.codebook_update == 'ema' else codes
 
   def __call__(self, prior: jax.Array) -> tuple[jax.Array, VQ]:
     """Replaces priors `[B,d_s]` by their nearest codes `[B,D]`, straight through for the gradient.
@@ -72,13 +95,19 @@ class Codebook(nnx.Module):
     The codes learn from the first term of the loss only; `fc` from the second, and from whatever uses the result.
     """
     z = self.fc(prior.astype(jnp.float32))
+    fixed, config = lax.stop_gradient, self.config
+    scale = _unit if config.distance == 'cosine' else lambda x: x
     # Differences rather than |z|^2 + |c|^2 - 2 z.c: exact on devices that round the operands of products.
-    distance = jnp.square(z[:, None] - self.codes).sum(-1)
+    distance = jnp.square(scale(z)[:, None] - scale(self.codes)).sum(-1)
     indices = jnp.argmin(distance, axis=-1).astype(jnp.int32)
     code = self.codes[indices]
-    fixed = lax.stop_gradient
-    loss = jnp.mean(jnp.square(code - fixed(z))) + self.commitment * jnp.mean(jnp.square(fixed(code) - z))
-    return z + fixed(code - z), VQ(loss, indices)
+    codebook = 0 if config.codebook_update == 'ema' else jnp.mean(jnp.square(code - fixed(z)))
+    commitment = jnp.mean(jnp.square(fixed(code) - (fixed(z) if config.stop_fc_grad else z)))
+    return z + fixed(code - z), VQ(codebook + config.commitment * commitment, indices, fixed(z), fixed(commitment))
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  return x * lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
 
 
 class TokenAttention(nnx.Module):
@@ -144,8 +173,8 @@ class EmotionModel(nnx.Module):
       prior: `[B,d_s]`, one sample or mean per clip.
       retrieval: attend to the tokens of the retrieved code (training), or to those of the whole bank (the released
         setting for sampling). Only mode 'bank' retrieves.
-      drop: bool `[B]`: True where the condition is dropped. Prior and retrieved code then count as zero; the loss is
-        that of the prior nevertheless.
+      drop: bool `[B]`: True where the condition is dropped. Prior and retrieved code then count as zero (but see
+        `null_kv`); the loss is that of the prior nevertheless.
 
     Returns:
       Tokens `[B,tokens,dim]`, and the look-up: its loss is 0 without retrieval.
@@ -160,21 +189,26 @@ class EmotionModel(nnx.Module):
     else:
       context = self.kv_tokens_linear(self.codebook.codes[None]).reshape(1, -1, self.config.dim)
       vq = vq._replace(loss=jnp.zeros(()))
-    return self.attention(tokens, context), vq
+    out = self.attention(tokens, context)
+    if drop is not None and retrieval and self.config.null_kv == 'bank':
+      out = jnp.where(drop[:, None, None], self.null_tokens(), out)
+    return out, vq
 
   def _look_up(self, prior: jax.Array) -> tuple[jax.Array | None, VQ]:
     if self.config.mode == 'bank':
       return self.codebook(prior)
-    return None, VQ(jnp.zeros(()), jnp.zeros(0, jnp.int32))
+    return None, VQ(jnp.zeros(()), jnp.zeros(0, jnp.int32), jnp.zeros((0, self.config.dim)), jnp.zeros(()))
 
   def null_tokens(self, retrieval: bool = False) -> jax.Array:
     """The tokens of "no emotion", `[tokens,dim]`: a constant of the weights.
 
     Queries are those of a zero prior. By default they attend to the whole bank, as the released sampler has it; with
-    `retrieval` to the zero code, which is what training puts in place of a dropped emotion.
+    `retrieval` to the zero code, which is what training puts in place of a dropped emotion. `null_kv` may ask for one
+    of the two everywhere.
     """
+    zeros = {'released': retrieval, 'zeros': True, 'bank': False}[self.config.null_kv]
     nothing = jnp.zeros((1, self.config.prior_dim))
-    return self(nothing, retrieval, drop=jnp.ones(1, bool))[0][0]
+    return self(nothing, zeros, drop=jnp.ones(1, bool))[0][0]
 
   def classify(self, features: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """Emotion logits of feature maps.

@@ -1,5 +1,6 @@
 """Task: the disentangled emotion embedder (paper section 3.1), trained by InfoNCE on its Gaussian prior."""
 
+from collections.abc import Iterable
 import dataclasses
 from typing import Any
 
@@ -14,7 +15,7 @@ from dicetalk_jax.errors import ConfigError, DataError
 from dicetalk_jax.metrics import clustering
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.network import Network
-from dicetalk_jax.training import contrastive, sources
+from dicetalk_jax.training import checks, contrastive, sources
 from dicetalk_jax.training import frozen as networks
 from dicetalk_jax.training.task import Task
 
@@ -26,9 +27,11 @@ class EmbedderTask(Task):
   """Clips of one person in one emotion attract each other, all others repel (paper equations 7 and 8)."""
 
   name = 'embedder'
+  constants = (r'\.expr_(mean|std)$',)
 
   def __init__(self, config, mesh, workdir):
     super().__init__(config, mesh, workdir)
+    checks.embedder(config)
     data = config.data
     size = (data.identities * data.emotions + data.videos) * data.clips
     if config.batch_size != size:
@@ -39,6 +42,10 @@ class EmbedderTask(Task):
     if self.whisper.config.d_model != config.embedder.whisper_dim:
       raise ConfigError(f'config.embedder.whisper_dim={config.embedder.whisper_dim}, but the Whisper encoder of '
                         f'{self.model_dir} has width {self.whisper.config.d_model}')
+    for source in [part.source for part in (*self.train, *self.val)]:
+      if (width := source[0]['expression'].shape[1]) != config.embedder.expr_dim:
+        raise ConfigError(f'config.embedder.expr_dim={config.embedder.expr_dim}, but the clips of {source} have '
+                          f'{width} expression coefficients per frame; set it to that')
     self.build = registry.builder('embedder', config.embedder.to_dict(), config.dtype)
     self.graphdef, _ = core.abstract(self.build)
     self.parts = {split: [self._part(part) for part in parts]
@@ -69,7 +76,11 @@ class EmbedderTask(Task):
     """Parameters `embedder.*`: from `init_from`, or drawn."""
     if self.config.init_from:
       return core.prefixed('embedder', bundle.load_component(self.config.init_from, 'embedder')[1])
-    return core.prefixed('embedder', core.init_params(self.build, key))
+    params = core.init_params(self.build, key)
+    if self.config.embedder.expr_norm == 'zscore':
+      params['expr_mean'], params['expr_std'] = _moments(
+          record['expression'] for part in self.train for record in part.source)
+    return core.prefixed('embedder', params)
 
   def batches(self):
     data = self.config.data
@@ -87,8 +98,9 @@ class EmbedderTask(Task):
                     key=dropout_key if c.embedder.dropout else None)
     pairs = contrastive.make_pairs(batch['identity'], batch['emotion'], batch['video'],
                                    batch['level'] if c.loss.level_aware else None)
-    loss = contrastive.info_nce(model.sample(mu, var, sample_key), pairs, tau=c.loss.tau,
-                                sim_offset=c.loss.sim_offset, similarity=c.loss.similarity)
+    prior = model.sample(mu, var, sample_key) if c.loss.use_sample else mu
+    loss = contrastive.info_nce(prior, pairs, tau=c.loss.tau, sim_offset=c.loss.sim_offset,
+                                similarity=c.loss.similarity)
     return loss, {'sigma': jnp.sqrt(var).mean()}
 
   def _embed_all(self, params, part: loader.Part, video: bool = True, audio: bool = True):
@@ -116,7 +128,8 @@ class EmbedderTask(Task):
     emotion = np.array([EMOTIONS.index(e) if e != UNKNOWN else -1 for e in emotions])
     known = emotion >= 0
     metrics = {}
-    for label, video, audio in (('', True, True), ('video_', True, False), ('audio_', False, True)):
+    alone = (('video_', True, False), ('audio_', False, True)) if self.config.embedder.modalities == 'both' else ()
+    for label, video, audio in (('', True, True), *alone):
       mu = np.concatenate([self._embed_all(params, part, video, audio) for part in parts])
       scores = clustering.summary(mu[known], identity[known], emotion[known])
       metrics |= {label + name: value for name, value in scores.items() if not label or name == 'clustering'}
@@ -136,3 +149,16 @@ class EmbedderTask(Task):
       own = emotions == emotion
       priors[str(emotion)] = tuple(gaussians[own & (level == level[own].max())].mean(0))
     bundle.save_priors(self.model_dir, priors)
+
+
+def _moments(clips: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation over the frames of all clips `[N,D]`: float32 `[D]`; 1 for what never changes."""
+  count, total, square = 0, 0., 0.
+  for x in clips:
+    x = np.float64(x)
+    count, total, square = count + len(x), total + x.sum(0), square + np.square(x).sum(0)
+  if not count:
+    raise DataError("embedder.expr_norm='zscore' needs expressions, but no training clip has any; set it to 'none'")
+  mean = total / count
+  std = np.sqrt(np.maximum(square / count - mean**2, 0))
+  return np.float32(mean), np.float32(np.where(std > 1e-6, std, 1))

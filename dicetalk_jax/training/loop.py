@@ -15,6 +15,7 @@ import ml_collections
 
 from dicetalk_jax import parallel
 from dicetalk_jax.errors import ConfigError
+from dicetalk_jax.training import lora
 from dicetalk_jax.training.checkpoint import Checkpoints, has_checkpoint
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
 from dicetalk_jax.training.prefetch import prefetched
@@ -52,7 +53,7 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
   _check(config)
   mesh = parallel.make_mesh(**config.mesh) if mesh is None else mesh
   parallel.check_batch(config.batch_size, mesh, config.accum)
-  tx = make_optimizer(config.optim, config.total_steps)
+  tx = make_optimizer(config.optim, config.total_steps, task_class.new_modules)
   learning_rate = jax.jit(make_schedule(config.optim, config.total_steps))
   workdir = open_workdir(workdir)
   folder = workdir / 'checkpoints'
@@ -61,16 +62,18 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
   with jax.set_mesh(mesh), Checkpoints(folder, config.keep, bool(task_class.best)) as checkpoints:
     task = task_class(config, mesh, workdir)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    params, held = partition(parallel.put_params(task.init(init_key), mesh), config.trainable)
+    params, held = partition(parallel.put_params(lora.extended(task.init(init_key), config), mesh),
+                             lora.patterns(config), sets=task_class.sets, constants=task_class.constants)
+    lora.check(params, config)
     rest = {'held': held, 'frozen': parallel.put_params(task.frozen, mesh)}
 
-    new_state = functools.partial(init_state, tx=tx, ema=bool(config.optim.ema))
+    new_state = functools.partial(init_state, tx=tx, ema=bool(config.optim.ema), extra=task.extra_state)
     target = jax.eval_shape(new_state, params)
     shards = parallel.shardings(target, mesh)
     train_step = make_train_step(
-        lambda params, rest, *args: task.loss({**rest['held'], **params}, rest['frozen'], *args),
-        tx, shards, accum=config.accum, ema=config.optim.ema)
-    complete = lambda state: {**held, **state.averaged}
+        lambda params, rest, *args: task.loss(lora.merged({**rest['held'], **params}, config), rest['frozen'], *args),
+        tx, shards, accum=config.accum, ema=config.optim.ema, after_update=task.after_update)
+    complete = lambda state: lora.merged({**held, **state.averaged}, config)
 
     with (contextlib.closing(task.batches()) as batches, contextlib.closing(prefetched(batches, mesh)) as data,
           _stop_requests() as stop_requested):

@@ -1,6 +1,8 @@
 """From `config.optim` to Optax."""
 
+from collections.abc import Sequence
 import math
+import re
 from typing import Any
 
 import jax
@@ -32,7 +34,7 @@ def make_schedule(optim: Any, total_steps: int) -> optax.Schedule:
   return schedule
 
 
-def make_optimizer(optim: Any, total_steps: int) -> optax.GradientTransformation:
+def make_optimizer(optim: Any, total_steps: int, new_modules: Sequence[str] = ()) -> optax.GradientTransformation:
   """Clipping by global norm, then Adam, AdamW or Muon; decay acts on arrays of two or more dimensions
   (with Muon: on kernels).
 
@@ -41,11 +43,12 @@ def make_optimizer(optim: Any, total_steps: int) -> optax.GradientTransformation
 
   Args:
     optim: `name` ('adam' | 'adamw' | 'muon'), `lr`, `betas`, `eps`, `weight_decay`, `clip` (0 = off), `warmup`,
-      `schedule`, `end_lr`.
+      `schedule`, `end_lr`, `new_module_lr_mult`.
     total_steps: where the cosine ends.
+    new_modules: patterns on names of parameters that learn at `new_module_lr_mult` times the rate.
 
   Raises:
-    ConfigError: an unknown name, or a weight decay that the optimizer would ignore.
+    ConfigError: an unknown name, or a weight decay or a multiplier that would be ignored.
   """
   schedule = make_schedule(optim, total_steps)
   moments = dict(zip(('b1', 'b2'), optim.betas), eps=optim.eps)
@@ -63,7 +66,33 @@ def make_optimizer(optim: Any, total_steps: int) -> optax.GradientTransformation
         muon_weight_dimension_numbers=_matrices))
   else:
     raise ConfigError(f"unknown optim.name '{optim.name}'; choose one of: adam, adamw, muon")
-  return optax.chain(optax.clip_by_global_norm(optim.clip), update) if optim.clip else update
+  parts = [optax.clip_by_global_norm(optim.clip)] if optim.clip else []
+  parts.append(update)
+  if optim.new_module_lr_mult != 1:
+    if not new_modules:
+      raise ConfigError(f'optim.new_module_lr_mult={optim.new_module_lr_mult}, but this task has no new modules: '
+                        'nothing would learn at that rate; set it to 1')
+    parts.append(_faster(new_modules, optim.new_module_lr_mult))
+  return optax.chain(*parts) if len(parts) > 1 else update
+
+
+def _faster(patterns: Sequence[str], factor: float) -> optax.GradientTransformation:
+  new = re.compile('|'.join(patterns))
+  return optax.stateless(
+      lambda updates, params: {name: factor * x if new.search(name) else x for name, x in updates.items()})
+
+
+def clear_moments(opt_state: Any, params: Any, name: str, rows: jax.Array) -> Any:
+  """The optimizer state with zeros in the rows (bool `[K]`) of what it holds for parameter `name` `[K,...]`."""
+  stack, names = next((key, names) for key, names in _groups(params).items() if name in names)
+
+  def clear(path, x):
+    key = next((entry.key for entry in reversed(path) if isinstance(entry, jax.tree_util.DictKey)), None)
+    blank = lambda moment: jnp.where(rows.reshape(-1, *[1] * (moment.ndim - 1)), 0, moment)
+    if key == name:
+      return blank(x)
+    return x.at[names.index(name)].set(blank(x[names.index(name)])) if key == stack else x
+  return jax.tree.map_with_path(clear, opt_state)
 
 
 def ema_decay(decay: float, step: jax.Array) -> jax.Array:
@@ -77,21 +106,23 @@ def _matrices(stacks: Any) -> Any:
   return {key: numbers(x) if key.startswith('kernel') else None for key, x in stacks.items()}
 
 
+def _groups(params: Any) -> dict[str, list[str]]:
+  """Names of equal shape, kernels apart from the rest."""
+  names: dict[str, list[str]] = {}
+  for name in sorted(params):
+    kind = 'kernel' if name.endswith('kernel') else 'other'
+    names.setdefault(f'{kind} {params[name].shape}', []).append(name)
+  return names
+
+
 def _stacked(tx: optax.GradientTransformation) -> optax.GradientTransformation:
   """`tx` on stacks of equal shape: Muon's iteration then compiles once per shape, not once per parameter."""
 
-  def groups(params):
-    names: dict[str, list[str]] = {}
-    for name in sorted(params):
-      kind = 'kernel' if name.endswith('kernel') else 'other'
-      names.setdefault(f'{kind} {params[name].shape}', []).append(name)
-    return names
-
   def stack(params):
-    return {key: jnp.stack([params[name] for name in names]) for key, names in groups(params).items()}
+    return {key: jnp.stack([params[name] for name in names]) for key, names in _groups(params).items()}
 
   def update(updates, state, params=None):
     stacks, state = tx.update(stack(updates), state, None if params is None else stack(params))
-    return {name: stacks[key][i] for key, names in groups(updates).items() for i, name in enumerate(names)}, state
+    return {name: stacks[key][i] for key, names in _groups(updates).items() for i, name in enumerate(names)}, state
 
   return optax.GradientTransformation(lambda params: tx.init(stack(params)), update)

@@ -16,10 +16,14 @@ from dicetalk_jax.training.state import TrainState
 
 # (params, frozen, batch, key, step) -> (mean loss, parts to log)
 Loss = Callable[[Params, Any, Any, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+# (state, rows, key) -> (state, more to log)
+AfterUpdate = Callable[[TrainState, dict[str, jax.Array], jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+UPDATE = 2**31 - 1  # folded into a step's key for what follows the update; no micro-batch has this number
 
 
 def make_train_step(loss_fn: Loss, tx: optax.GradientTransformation, state_shardings: TrainState, *,
-                    accum: int = 1, ema: float = 0.0) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+                    accum: int = 1, ema: float = 0.0, after_update: AfterUpdate = lambda state, rows, key: (state, {}),
+                    ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """Compiles `train_step(state, frozen, batch, key) -> (state, metrics)`; call it with the mesh set.
 
   The state is donated. `key` is the same for all steps: the step's own key is `fold_in(key, state.step)`, and of
@@ -31,6 +35,7 @@ def make_train_step(loss_fn: Loss, tx: optax.GradientTransformation, state_shard
     state_shardings: `parallel.shardings` of the state.
     accum: micro-batches per step; memory for activations falls by this factor.
     ema: final decay of the moving average; 0 where the state has none.
+    after_update: see `Task.after_update`.
   """
   value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -46,7 +51,10 @@ def make_train_step(loss_fn: Loss, tx: optax.GradientTransformation, state_shard
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     grads, metrics = lax.scan(body, zeros, (jnp.arange(accum), micro))
-    return jax.tree.map(lambda x: x.mean(0), metrics), jax.tree.map(lambda x: x / accum, grads)
+    loss, parts = metrics
+    rows = {name: x.reshape(-1, *x.shape[2:]) for name, x in parts.pop('per_row', {}).items()}
+    loss, parts = jax.tree.map(lambda x: x.mean(0), (loss, parts))
+    return (loss, parts | {'per_row': rows}), jax.tree.map(lambda x: x / accum, grads)
 
   def train_step(state: TrainState, frozen, batch, key):
     key = jax.random.fold_in(key, state.step)
@@ -57,8 +65,10 @@ def make_train_step(loss_fn: Loss, tx: optax.GradientTransformation, state_shard
     average = state.ema
     if ema:
       average = optax.incremental_update(params, state.ema, 1 - ema_decay(ema, state.step))
-    metrics = {'loss': loss, **parts, 'grad_norm': optax.tree.norm(grads)}
-    return TrainState(state.step + 1, params, average, opt_state), metrics
+    rows = parts.pop('per_row', {})
+    state, more = after_update(TrainState(state.step + 1, params, average, opt_state, state.extra), rows,
+                               jax.random.fold_in(key, UPDATE))
+    return state, {'loss': loss, **parts, **more, 'grad_norm': optax.tree.norm(grads)}
 
   replicated = state_shardings.step
   return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, replicated))

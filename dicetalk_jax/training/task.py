@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from dicetalk_jax.models.core import Params
+from dicetalk_jax.training.state import TrainState
 
 
 class Task(abc.ABC):
@@ -26,6 +27,9 @@ class Task(abc.ABC):
     name: 'autoencoder', 'embedder' or 'diffusion'; equals `config.task`.
     best: the key of `evaluate`'s metrics that decides which checkpoint is kept as the best one, lower is
       better; '' keeps the latest ones only.
+    sets: what a name in `config.trainable` stands for: regular expressions on dotted parameter names.
+    new_modules: patterns of what no pretrained model has; learns at `optim.new_module_lr_mult` times the rate.
+    constants: patterns of parameters that are never trained, such as statistics of the data.
     config: the whole resolved configuration.
     mesh: the devices; see `parallel.py`.
     workdir: folder of this run; the task may write below it, but not into 'checkpoints' or 'pictures'.
@@ -35,6 +39,9 @@ class Task(abc.ABC):
 
   name: ClassVar[str]
   best: ClassVar[str] = ''
+  sets: ClassVar[dict[str, tuple[str, ...]]] = {'all': ('.*',)}
+  new_modules: ClassVar[tuple[str, ...]] = ()
+  constants: ClassVar[tuple[str, ...]] = ()
 
   def __init__(self, config: Any, mesh: Mesh, workdir: epath.Path):
     self.config, self.mesh, self.workdir = config, mesh, epath.Path(workdir)
@@ -72,8 +79,24 @@ class Task(abc.ABC):
       step: int32 scalar, updates made so far.
 
     Returns:
-      A float32 scalar, a mean over the rows (accumulation averages it), and float32 scalars to log.
+      A float32 scalar, a mean over the rows (accumulation averages it), and float32 scalars to log. Among these,
+      `per_row` may be a dict of arrays `[rows, ...]` for `after_update`.
     """
+
+  def extra_state(self, params: Params) -> Params:
+    """Arrays that change from step to step and are no parameters; from the initial trained ones. Traced."""
+    return {}
+
+  def after_update(self, state: TrainState, rows: dict[str, jax.Array], key: jax.Array
+                   ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Changes the state after the optimizer did, and adds float32 scalars to log. Pure; traced with the step.
+
+    Args:
+      state: after the update; `state.step` updates have been made.
+      rows: what `loss` told about the rows of the batch, all micro-batches together.
+      key: for this step alone.
+    """
+    return state, {}
 
   @abc.abstractmethod
   def batches(self) -> grain.DatasetIterator:

@@ -145,6 +145,25 @@ def test_reference_of_the_identity_comes_from_all_clips_of_the_person(part):
   assert others
 
 
+def test_prior_of_another_clip_shows_the_same_emotion_of_the_same_person(part, regular):
+  table, plain = part.source.table, take(diffusion(part), 5)
+  for batch, same in zip(take(diffusion(part, emotion='other_clip'), 5), plain):
+    clip, other = clip_of(batch), batch['mu'][:, 0].astype(int)
+    assert (other != clip).all()
+    for of in (table.identity, table.emotion):
+      np.testing.assert_array_equal(of[other], of[clip])
+    np.testing.assert_array_equal(same['latents'], batch['latents'])  # nothing else of the stream changes before it
+  for batch in take(diffusion(regular, emotion='other_clip'), 3):     # without labels nothing is known to be alike
+    np.testing.assert_array_equal(batch['mu'][:, 0], clip_of(batch))
+
+
+def test_clips_without_priors(part):
+  bare = dataclasses.replace(part, features={k: v for k, v in part.features.items() if k != 'prior'})
+  with pytest.raises(DataError, match='prior'):
+    diffusion(bare)
+  assert {'mu', 'sigma'} == next(iter(diffusion(part))).keys() - next(iter(diffusion(bare, emotion='none'))).keys()
+
+
 def test_unknown_reference_is_refused(part):
   with pytest.raises(ConfigError, match='reference'):
     diffusion(part, reference='nobody')

@@ -229,6 +229,24 @@ def test_missing_modalities():
   assert not np.allclose(base['video'][0], base['audio'][0], atol=0.1)
 
 
+def test_embedder_of_one_modality_never_sees_the_other():
+  """Equal to the whole one where the other modality is missing, whatever is said to be there."""
+  params, call = make()
+  expr, whisper, mask, yes, _ = clips()
+  for name, has in (('video', (yes, ~yes)), ('audio', (~yes, yes))):
+    mu, _ = make(changed(modalities=name))[1](params, forward, expr, whisper, mask, yes, yes)
+    np.testing.assert_allclose(mu, call(params, forward, expr, whisper, mask, *has)[0], atol=1e-6)
+
+
+def test_standardised_expressions():
+  params, call = make(changed(expr_norm='zscore'))
+  assert params.keys() - make()[0].keys() == {'expr_mean', 'expr_std'}
+  expr, *rest = clips()
+  mean, std = np.float32(np.arange(6)), np.float32(np.arange(6) + 0.5)
+  mu = call(params | {'expr_mean': mean, 'expr_std': std}, forward, expr * std + mean, *rest)[0]
+  np.testing.assert_allclose(mu, make()[1](make()[0], forward, expr, *rest)[0], atol=1e-5)
+
+
 def test_learned_token_for_a_missing_modality():
   params, call = make(changed(missing_token=True))
   extra = params.keys() - make()[0].keys()

@@ -166,6 +166,10 @@ def test_gradients_equal_pytorch(retrieval):
     np.testing.assert_allclose(grads[name], reference, rtol=0, atol=2e-5 * scale, err_msg=name)
 
 
+def variant(**changes):
+  return core.abstract(lambda rngs: EmotionModel(EmotionConfig.from_json(TINY.to_json() | changes), rngs=rngs))[0]
+
+
 class TestBank:
   """Gradient paths of the look-up."""
 
@@ -210,6 +214,54 @@ class TestBank:
     np.add.at(expected, vq.indices, pull)
     np.testing.assert_allclose(grads[self.table], expected, atol=1e-6)
     np.testing.assert_allclose(grads[self.fc], -0.25 * self.prior.T @ pull, atol=1e-6)
+
+  def changed(self, **changes):
+    other = TestBank()
+    other.graphdef = variant(**changes)
+    return other
+
+  def test_cosine_ignores_lengths(self):
+    cosine, plain = self.changed(distance='cosine'), parity.jit(self.look_up)(self.params)
+    stretched = self.params | {self.table: self.params[self.table] * np.float32([[1], [9], [.1], [3], [.5]])}
+    z, _, vq = parity.jit(cosine.look_up)(self.params)
+    unit = lambda x: np.asarray(x) / np.linalg.norm(x, axis=1, keepdims=True)
+    nearest = (unit(z) @ unit(self.params[self.table]).T).argmax(1)
+    np.testing.assert_array_equal(vq.indices, nearest)
+    np.testing.assert_array_equal(parity.jit(cosine.look_up)(stretched)[2].indices, nearest)
+    assert (parity.jit(self.look_up)(stretched)[2].indices != plain[2].indices).any()
+
+  def test_stopped_projection_feels_only_what_uses_the_code(self):
+    stopped, weight = self.changed(stop_fc_grad=True), np.random.default_rng(5).normal(size=(7, 16))
+    assert parity.jit(stopped.look_up)(self.params)[2].loss == parity.jit(self.look_up)(self.params)[2].loss
+    grads, plain = stopped.gradient(lambda code, vq: vq.loss), self.gradient(lambda code, vq: vq.loss)
+    assert not grads[self.fc].any() and plain[self.fc].any()
+    np.testing.assert_allclose(grads[self.table], plain[self.table], atol=1e-7)
+    grads = stopped.gradient(lambda code, vq: (code * weight).sum())
+    np.testing.assert_allclose(grads[self.fc], self.prior.T @ weight, rtol=1e-5, atol=1e-5)
+
+  def test_averaged_codes_have_no_gradient(self):
+    averaged, (_, _, plain) = self.changed(codebook_update='ema'), parity.jit(self.look_up)(self.params)
+    grads = averaged.gradient(lambda code, vq: vq.loss + code.sum())
+    assert not grads[self.table].any() and grads[self.fc].any()
+    _, _, vq = parity.jit(averaged.look_up)(self.params)
+    np.testing.assert_allclose(vq.loss, 0.25 * plain.error, rtol=1e-6)
+    np.testing.assert_allclose(plain.loss, 1.25 * plain.error, rtol=1e-6)
+
+
+def test_null_keys_can_be_the_same_in_training_and_sampling():
+  """Dropped emotions become what sampling uses for none; kept ones do not change."""
+  params = core.numpy_params(parity.abstract(TINY, EmotionModel)[1])
+  prior, drop = np.random.default_rng(1).normal(size=(4, 12)).astype(np.float32), np.arange(4) < 2
+  both = lambda m, *args: (m(args[0], True, args[1])[0], (m.null_tokens(), m.null_tokens(retrieval=True)))
+  results = {name: run(variant(null_kv=name), params)(both, prior, drop) for name in ('released', 'zeros', 'bank')}
+  tokens, nothing = ({name: result[i] for name, result in results.items()} for i in (0, 1))
+  sampled, trained = nothing['released']
+  assert not np.allclose(sampled, trained, atol=1e-3)
+  for name, null in (('zeros', trained), ('bank', sampled)):
+    np.testing.assert_array_equal(nothing[name][0], nothing[name][1])
+    np.testing.assert_allclose(nothing[name][0], null, atol=1e-6)
+    np.testing.assert_allclose(tokens[name][:2], np.stack([null] * 2), atol=1e-6)
+    np.testing.assert_allclose(tokens[name][2:], tokens['released'][2:], atol=1e-6)
 
 
 def test_shared_bank_equals_a_bank_per_row():

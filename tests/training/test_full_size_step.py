@@ -4,8 +4,8 @@ import math
 import re
 
 import jax
-from jax.sharding import AbstractMesh, AxisType
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
 import pytest
 
 from benchmarks.memory_table import abstract_step

@@ -6,14 +6,14 @@ import optax
 import pytest
 
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.training.optimizer import ema_decay, make_optimizer, make_schedule
+from dicetalk_jax.training.optimizer import clear_moments, ema_decay, make_optimizer, make_schedule
 from dicetalk_jax.training.state import partition
 
 
 def optim(**changes):
   config = ml_collections.ConfigDict(dict(
       name='adam', lr=0.1, betas=(0.8, 0.9), eps=1e-8, weight_decay=0.0, clip=0.0, warmup=0, schedule='constant',
-      end_lr=0.0, ema=0.99))
+      end_lr=0.0, ema=0.99, new_module_lr_mult=1.0))
   config.update(changes)
   return config
 
@@ -81,7 +81,31 @@ def test_clip_makes_large_gradients_alike():
   np.testing.assert_allclose(*updates, rtol=1e-6)
 
 
-@pytest.mark.parametrize('changes', [{'name': 'sgd'}, {'schedule': 'linear'}, {'weight_decay': 0.1}])
+def test_new_modules_learn_at_their_own_rate():
+  params = {'old.kernel': jnp.ones((3, 3)), 'new.kernel': jnp.ones((3, 3)), 'new.bias': jnp.ones(3)}
+  plain, faster = (make_optimizer(optim(new_module_lr_mult=mult), 10, (r'^new\.',)) for mult in (1.0, 5.0))
+  (expected, _), (updates, _) = (tx.update(params, tx.init(params), params) for tx in (plain, faster))
+  for key, factor in (('old.kernel', 1), ('new.kernel', 5), ('new.bias', 5)):
+    np.testing.assert_allclose(updates[key], factor * expected[key], rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['adam', 'muon'])
+def test_moments_of_some_rows_are_cleared(name):
+  """Two moments of `b.codes`, wherever the optimizer keeps them, and no other number."""
+  params = {'a.codes': jnp.ones((4, 3)), 'b.codes': jnp.ones((4, 3)), 'c.kernel': jnp.ones((4, 3))}
+  state = jax.tree.map(jnp.ones_like, make_optimizer(optim(name=name, clip=1.0), 10).init(params))
+  rows = jnp.array([True, False, False, True])
+  both = [clear_moments(state, params, codes, rows) for codes in ('a.codes', 'b.codes')]
+  zeros = lambda state: sum(int((x == 0).sum()) for x in jax.tree.leaves(state))
+  assert [zeros(cleared) for cleared in both] == [2 * 2 * 3] * 2
+  assert zeros(clear_moments(both[0], params, 'b.codes', rows)) == 4 * 2 * 3
+  for x in jax.tree.leaves(both[1]):
+    for moment in (x if x.ndim > 2 else [x]):  # Muon's are stacked
+      assert not (moment == 0).any() or (np.asarray(moment == 0).all(-1) == rows).all()
+
+
+@pytest.mark.parametrize('changes', [{'name': 'sgd'}, {'schedule': 'linear'}, {'weight_decay': 0.1},
+                                     {'new_module_lr_mult': 5.0}])
 def test_impossible_settings(changes):
   with pytest.raises(ConfigError, match='|'.join(changes)):
     make_optimizer(optim(**changes), 10)
@@ -97,6 +121,15 @@ def test_partition_by_patterns():
   trained, held = partition(params, (r'^pose', r'to_k$'))
   assert trained == {'unet.attn.to_k': 1, 'pose.conv.kernel': 3}
   assert held == {'unet.conv.kernel': 2}
+
+
+def test_partition_by_sets_and_constants():
+  params = {'net.kernel': 1, 'net.mean': 2, 'other.kernel': 3}
+  sets = {'all': ('.*',), 'net': ('^net', 'kernel$')}
+  assert set(partition(params, ('all',), sets=sets, constants=('mean$',))[1]) == {'net.mean'}
+  assert set(partition(params, ('net',), sets=sets)[0]) == set(params)
+  with pytest.raises(ConfigError, match="'nets' matches no parameter.*sets are: all, net"):
+    partition(params, ('nets',), sets=sets)
 
 
 @pytest.mark.parametrize('patterns', [(), ('nothing',), ('(',), ('pose', 'nothing')])

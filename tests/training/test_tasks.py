@@ -14,17 +14,18 @@ from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from dicetalk_jax import bundle, main, parallel
 from dicetalk_jax.errors import ConfigError, WeightsError
+from dicetalk_jax.models import core
 from dicetalk_jax.pipeline import Pipeline
 from dicetalk_jax.training import loop
-from dicetalk_jax.training.diffusion import emotion_discrimination, mouth_region
+from dicetalk_jax.training.diffusion_loss import emotion_discrimination, mouth_region
 from tests import tiny
 
 STEPS = 4
 
 
-def micro(task):
+def micro(task, arg='tiny'):
   """32 px, two levels everywhere."""
-  config = importlib.import_module(f'configs.{task}').get_config('tiny')
+  config = importlib.import_module(f'configs.{task}').get_config(arg)
   config.data.synthetic.update(size=32, train=2, val=2, test=0, seconds=0.6, clips=16)
   config.total_steps = config.log_every = STEPS
   config.eval_every = config.checkpoint_every = STEPS
@@ -46,8 +47,9 @@ def micro(task):
         down_block_types=('CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
         up_block_types=('UpBlockSpatioTemporal', 'CrossAttnUpBlockSpatioTemporal'), num_frames=3)
     config.audio_linear.update(channels=16, intermediate_dim=32, output_dim=32)
-    config.pose_guider.update(conditioning_embedding_channels=32, block_out_channels=(8, 8))
-    config.emo_model.update(prior_dim=32, dim=32, intermediate_dim=32, classifier_in=32, num_heads=2)
+    if arg == 'tiny':
+      config.pose_guider.update(conditioning_embedding_channels=32, block_out_channels=(8, 8))
+      config.emo_model.update(prior_dim=32, dim=32, intermediate_dim=32, classifier_in=32, num_heads=2)
     config.sample.update(num_steps=2, shift=1)
   return config
 
@@ -94,7 +96,8 @@ def test_model_folder_is_complete_and_generates(trained):
 def test_every_loss_is_logged_and_every_run_has_pictures_and_curves(trained):
   diffusion = rows(trained, 'diffusion')
   *_, train, evaluation = diffusion
-  for part in ('loss', 'denoise', 'cls', 'vq', 'grad_norm', 'steps_per_second'):
+  for part in ('loss', 'denoise', 'cls', 'vq', 'vq_error', 'z_rms', 'codes_used', 'bank_perplexity', 'bank_purity',
+               'grad_norm', 'steps_per_second'):
     assert np.isfinite(train[f'train/{part}']), part
   assert np.isfinite(evaluation['eval/denoise'])
   assert 'eval/psnr' in rows(trained, 'autoencoder')[-1]
@@ -179,6 +182,45 @@ def test_parts_that_do_not_fit_are_refused(trained):
   with pytest.raises(ConfigError, match='emo_model.prior_dim=16 does not fit'):
     config.emo_model.prior_dim = 16
     main.task_class('diffusion')(config, None, trained / 'diffusion')
+
+
+def plain_svd(folder, model):
+  """A model folder with the trained UNet, but without adapters."""
+  config, params = bundle.load_component(model, 'unet')
+  plain = {name: x for name, x in params.items() if '.processor.' not in name}
+  bundle.save_component(folder, 'unet', config | {'adapters': 0}, plain, {'source': 'test'})
+  return plain
+
+
+def test_adapters_are_added_to_a_plain_unet(tmp_path, trained):
+  plain = plain_svd(tmp_path, trained / 'model')
+  config = micro('diffusion')
+  config.init_from, config.trainable = str(tmp_path), ('adapters',)
+  task = main.task_class('diffusion')(config, None, trained / 'diffusion')
+  unet = core.under('unet', task.init(jax.random.key(0)))
+  assert unet.keys() == bundle.shapes(trained / 'model', 'unet').keys()
+  attention = 'mid_block.attentions.0.transformer_blocks.0.attn2.'
+  for name in unet:
+    source = name.replace('processor.', '').replace('_ip.0', '').replace('_ip.1', '')
+    np.testing.assert_array_equal(unet[name], plain[source], err_msg=name)
+  assert unet[f'{attention}processor.to_k_ip.1.kernel'] is not unet[f'{attention}processor.to_k_ip.0.kernel']
+
+
+@pytest.mark.parametrize(('changes', 'error', 'sentence'), [
+    (dict(trainable=('adapters',)), ConfigError, "would hold .* such as 'unet.* at random values; name a model folder"),
+    (dict(trainable=('^unet',), init_from=True), ConfigError, "such as 'audio_linear.* at random values"),
+    (dict(trainable=('unett',)), ConfigError, 'sets are: all, adapters, adapters_temporal'),
+    (dict(wide=True, init_from=True), WeightsError, r"another unet .*'add_embedding.linear_1.kernel' is \(96, "),
+])
+def test_starts_that_cannot_be(tmp_path, trained, changes, error, sentence):
+  config = micro('diffusion')
+  plain_svd(tmp_path, trained / 'model')
+  config.trainable = changes.get('trainable', config.trainable)
+  config.init_from = str(tmp_path) if 'init_from' in changes else ''
+  if 'wide' in changes:
+    config.unet.addition_time_embed_dim, config.unet.projection_class_embeddings_input_dim = 64, 192
+  with pytest.raises(error, match=sentence):
+    main.task_class('diffusion')(config, None, trained / 'diffusion').init(jax.random.key(0))
 
 
 def test_missing_autoencoder_is_named(tmp_path, trained):

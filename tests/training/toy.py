@@ -29,7 +29,8 @@ def get_config(**changes) -> ml_collections.ConfigDict:
       task='toy', seed=0, total_steps=24, batch_size=16, accum=2, mesh=dict(data=1, fsdp=-1, sequence=1),
       multihost=False, dtype='float32', trainable=('net',),
       optim=dict(name='adamw', lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, clip=1.0, warmup=5,
-                 schedule='cosine', end_lr=0.0, ema=0.99),
+                 schedule='cosine', end_lr=0.0, ema=0.99, new_module_lr_mult=1.0),
+      lora=dict(rank=0, alpha=1.0, targets=()),
       log_every=1, eval_every=8, checkpoint_every=4, keep=2, model='', init_from='', bad_step=-1, data=dict(dir='')))
   config.update(changes)
   return config
@@ -69,7 +70,14 @@ class ToyTask(Task):
     out = core.merge(self.graphdef, core.under('net', params))(x) * params['scale']
     error = jnp.mean((out - target) ** 2, -1) * batch['weight']
     error = jnp.where(step == self.config.bad_step, jnp.nan, error)
-    return error.mean(), {'largest': error.max(), 'early': jnp.mean(step < 5)}
+    return error.mean(), {'largest': error.max(), 'early': jnp.mean(step < 5), 'per_row': {'error': error}}
+
+  def extra_state(self, params):
+    return {'seen': jnp.zeros(())}
+
+  def after_update(self, state, rows, key):
+    seen = state.extra['seen'] + rows['error'].sum() + jax.random.uniform(key)
+    return state.replace(extra={'seen': seen}), {'seen': seen}
 
   def batches(self):
     index, count = parallel.batch_shard(self.mesh)

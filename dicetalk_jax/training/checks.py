@@ -1,0 +1,71 @@
+"""Combinations of settings that cannot work or that would do nothing, refused before anything is computed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from data_pipelines.record import CLASSES
+from dicetalk_jax.errors import ConfigError
+from dicetalk_jax.models.unet import REMAT
+
+DIFFUSION = {
+    'data.buckets': ('measured', 'fixed'),
+    'noise.ref_aug': ('none', 'lognormal'),
+    'loss.cls_pool': ('frame', 'clip'),
+    'remat': tuple(REMAT),
+    'emotion.bank_init': ('kmeans', 'uniform'),
+    'emotion.emo_ref': ('same_clip', 'other_clip'),
+}
+EMBEDDER = {'loss.similarity': ('cosine', 'inv_dist')}
+
+
+def diffusion(config: Any) -> None:
+  """Raises ConfigError with the reason; `config` as in `configs/diffusion.py`."""
+  c, emotion = config, 'emo_model' in config
+  _choices(c, DIFFUSION)
+  _rates(c.drop)
+  if c.unet.adapters != 1 + emotion:
+    raise ConfigError(f'config.unet.adapters={c.unet.adapters} {"with" if emotion else "without"} config.emo_model: '
+                      f'audio{" and emotion need" if emotion else " alone needs"} {1 + emotion}; set it to that')
+  if not emotion:
+    if c.loss.lambda_cls:
+      raise ConfigError(f'config.loss.lambda_cls={c.loss.lambda_cls}, but without config.emo_model there is no '
+                        'classifier; set it to 0')
+    return
+  if c.loss.lambda_cls and c.emo_model.num_classes != CLASSES:
+    raise ConfigError(f'config.emo_model.num_classes={c.emo_model.num_classes}, but clips are labelled with {CLASSES} '
+                      'classes; set it to that, or config.loss.lambda_cls to 0')
+  if c.emotion.restart < 0:
+    raise ConfigError(f'config.emotion.restart={c.emotion.restart} must be a number of steps, or 0 for never')
+  if c.emo_model.mode != 'bank':
+    for key in ('restart', 'p_whole_bank'):
+      if value := c.emotion[key]:
+        raise ConfigError(f"config.emotion.{key}={value} needs config.emo_model.mode='bank', but there is no bank in "
+                          f"mode '{c.emo_model.mode}'; set it to 0")
+  elif c.emotion.bank_init == 'uniform' and c.emo_model.stop_fc_grad and not c.emotion.restart:
+    raise ConfigError("config.emotion.bank_init='uniform' with config.emo_model.stop_fc_grad and without "
+                      'config.emotion.restart: all priors would share one code for ever, as neither projection nor '
+                      'unused codes move; set restart=100 or one of the other two back')
+
+
+def embedder(config: Any) -> None:
+  """Raises ConfigError with the reason; `config` as in `configs/embedder.py`."""
+  _choices(config, EMBEDDER)
+  _rates(config.drop)
+  only = config.embedder.modalities
+  if only in ('video', 'audio') and sum(config.drop.values()):
+    raise ConfigError(f"config.embedder.modalities='{only}' with config.drop={config.drop.to_dict()}: the only "
+                      'modality cannot be dropped; set both rates to 0')
+
+
+def _choices(config: Any, known: Mapping[str, tuple[str, ...]]) -> None:
+  for key, choices in known.items():
+    section, _, name = key.rpartition('.')
+    values = config.get(section, {}) if section else config
+    if name in values and (value := values[name]) not in choices:
+      raise ConfigError(f'config.{key}={value!r} is unknown; choose one of: {", ".join(choices)}')
+
+
+def _rates(drop: Mapping[str, float]) -> None:
+  if min(drop.values()) < 0 or sum(drop.values()) > 1:
+    raise ConfigError(f'config.drop={dict(drop)} are probabilities of cases that exclude each other; '
+                      'make them at least 0 and their sum at most 1')

@@ -1,0 +1,207 @@
+"""The loss of the diffusion task around a toy network: each switch changes what it names and nothing else."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import diffusion
+from dicetalk_jax.diffusion import guidance, sampler
+from dicetalk_jax.diffusion.condition_dropout import Dropped
+from dicetalk_jax.models import core, registry
+from dicetalk_jax.training.diffusion_loss import DiffusionLoss
+from tests import tiny
+
+B, F, H, C, D = 4, 3, 4, 2, 8
+SIZES = {
+    'audio_linear': dict(seq_len=10, blocks=2, channels=3, intermediate_dim=6, output_dim=D, context_tokens=2),
+    'pose_guider': dict(conditioning_embedding_channels=C, block_out_channels=(2, 2)),
+    'emo_model': dict(prior_dim=6, dim=D, intermediate_dim=6, tokens=2, codebook_size=5, num_heads=2, classifier_in=C,
+                      classifier_hidden=(4, 4), num_classes=22, dropout=0.0),
+}
+near = functools.partial(pytest.approx, rel=1e-5)  # two programs may round differently
+NOTHING, IMAGE, EMOTION = 0.99, 0.07, 0.12  # draws of condition dropout with the default rates
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  with tiny.quick_compilation():
+    yield
+
+
+class Toy(nnx.Module):
+  """Answers to every input of the UNet: sample, noise level, contexts, face."""
+
+  def __init__(self, *, rngs):
+    draw = lambda *shape: nnx.Param(jax.random.normal(rngs.params(), shape) * 0.4)
+    self.mix, self.key = draw(2 * C, C), draw(3, D, C)
+
+  def context_kv(self, *contexts):
+    return {'attn2': tuple(None if x is None else (x @ w, jnp.tanh(x @ w)) for x, w in zip(contexts, self.key[...]))}
+
+  def __call__(self, sample, timestep, kv, ids, spatial_condition=None, masks=None, remat='none'):
+    x = sample @ self.mix[...] + (0 if spatial_condition is None else spatial_condition)
+    for pair in kv['attn2']:
+      x += 0 if pair is None else (pair[0] * pair[1]).mean(-2)[:, :, None, None]
+    x = jnp.tanh(x + timestep[:, None, None, None, None] * 0.1 + ids.sum(-1)[:, None, None, None, None] * 0.01)
+    return x, x
+
+
+@functools.cache
+def make(arg='default', **changes):
+  """The loss of a preset, and `f(params, batch, key, step)` as one program."""
+  config = diffusion.get_config(arg)
+  for name, values in SIZES.items():
+    if name in config:
+      config[name].update(values)
+  config.unet.block_out_channels = (C,)
+  config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
+  builds = {name: registry.builder(name, config[name].to_dict()) for name in SIZES if name in config} | {'unet': Toy}
+  abstract = {name: core.abstract(build) for name, build in builds.items()}
+  loss = DiffusionLoss(config, {name: graph for name, (graph, _) in abstract.items()}, scaling_factor=0.5)
+  shapes = {f'{name}.{k}': x for name, (_, target) in abstract.items() for k, x in target.items()}
+  return loss, core.numpy_params(shapes), jax.jit(loss)
+
+
+def batch(draw=NOTHING, **changes):
+  normal = lambda seed, *shape: np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+  mask = np.zeros((B, 2 * H, 2 * H), np.float32)
+  mask[:, 2:7, 1:6] = 1
+  return {'latents': normal(0, B, F, H, H, C), 'reference': normal(1, B, H, H, C), 'image_token': normal(2, B, 1, D),
+          'audio': normal(3, B, F, 10, 2, 3), 'mu': normal(4, B, 6), 'sigma': np.abs(normal(5, B, 6)), 'mask': mask,
+          'emotion_class': np.array([0, 5, -1, 21], np.int32), 'buckets': np.ones((B, 2), np.float32),
+          'drop': np.full(B, draw, np.float32)} | changes
+
+
+def run(arg='default', data=None, step=10**9, **changes):
+  """(total, parts) of a preset with changed settings, written `section__key`."""
+  _, params, loss = make(arg, **changes)
+  total, parts = loss(params, batch() if data is None else data, jax.random.key(3), jnp.int32(step))
+  return float(total), {k: v if isinstance(v, dict) else float(v) for k, v in parts.items()}
+
+
+def without(parts, *names):
+  return {k: v for k, v in parts.items() if k not in (*names, 'per_row')}
+
+
+def test_equation_15():
+  total, parts = run()
+  assert total == pytest.approx(parts['denoise'] + 0.05 * parts['cls'] + parts['vq'], rel=1e-6)
+  assert run(step=0)[0] == pytest.approx(parts['denoise'] + 0.05 / 1000 * parts['cls'] + parts['vq'], rel=1e-6)
+  assert parts['vq'] == pytest.approx(1.25 * parts['vq_error'], rel=1e-5)
+  assert set(parts['per_row']) == {'code', 'z', 'emotion_class'}
+  np.testing.assert_allclose(parts['z_rms'], np.sqrt(np.square(parts['per_row']['z']).mean()), rtol=1e-5)
+  assert parts['codes_used'] == len(np.unique(parts['per_row']['code']))
+
+
+def test_without_classification_only_its_term_is_gone():
+  (total, parts), (less, same) = run(), run('abl_no_cls')
+  assert without(parts) == near(without(same))
+  assert less == pytest.approx(total - 0.05 * parts['cls'], rel=1e-5)
+
+
+def test_without_prior_the_mean_is_used():
+  certain = batch(sigma=np.zeros((B, 6), np.float32))
+  total, parts = run('abl_no_prior')
+  assert without(parts) == near(without(run(data=certain)[1]))
+  assert total != near(run()[0])
+  assert total == near(run('abl_no_prior', certain)[0]) and total == near(run(data=certain)[0])
+
+
+@pytest.mark.parametrize('arg', ['abl_no_bank', 'abl_learnable_ca', 'svp'])
+def test_without_bank_there_is_no_look_up(arg):
+  total, parts = run(arg)
+  assert set(parts) == {'denoise', 'cls', 'cls_accuracy'} and parts['denoise'] != near(run()[1]['denoise'])
+  assert total == pytest.approx(parts['denoise'] + (0 if arg == 'svp' else 0.05 * parts['cls']), rel=1e-6)
+  nothing, too = (run(arg, batch(EMOTION, mu=mu))[1] for mu in np.float32([np.zeros((B, 6)), np.ones((B, 6))]))
+  assert nothing == near(too)
+
+
+def test_sonic_knows_neither_emotion_nor_guide():
+  bare = {k: v for k, v in batch().items() if k not in ('mu', 'sigma', 'emotion_class')}
+  total, parts = run('sonic', bare)
+  assert set(parts) == {'denoise'} and total == parts['denoise']
+  _, params, _ = make('sonic')
+  assert {name.partition('.')[0] for name in params} == {'unet', 'audio_linear'}
+  assert run('sonic', bare | {'audio': bare['audio'] + 1})[0] != near(total)
+  conditions = make('sonic')[0].conditions(params, bare)
+  assert conditions.emotion_tokens is conditions.null_emotion is conditions.spatial is None
+
+
+def test_classification_of_clips():
+  (_, frames), (_, clips) = run(), run(loss__cls_pool='clip')
+  assert without(frames, 'cls', 'cls_accuracy') == near(without(clips, 'cls', 'cls_accuracy'))
+  assert frames['cls'] != near(clips['cls'])
+  one = batch(latents=batch()['latents'][:, :1], audio=batch()['audio'][:, :1])
+  assert run(data=one)[1]['cls'] == pytest.approx(run(data=one, loss__cls_pool='clip')[1]['cls'], rel=1e-6)
+
+
+def test_noise_on_the_reference():
+  (plain, parts), (noisy, changed) = run(), run(noise__ref_aug='lognormal')
+  assert plain != near(noisy) and parts['vq'] == near(changed['vq'])
+  unseen, too = run(data=batch(IMAGE)), run(data=batch(IMAGE), noise__ref_aug='lognormal')
+  assert without(unseen[1]) == near(without(too[1]))
+  disturb = make()[0]._disturbed(jnp.zeros((2000, 4, 4, 2)), jax.random.key(0))
+  strength = np.log(0.5 * np.asarray(disturb).std((1, 2, 3)))  # in units of scaled latents
+  assert strength.mean() == pytest.approx(-3, abs=0.1) and strength.std() == pytest.approx(0.5, abs=0.1)
+
+
+def test_null_keys_matter_where_the_emotion_is_dropped():
+  kept = [run(emo_model__null_kv=name)[0] for name in ('released', 'zeros', 'bank')]
+  assert kept == near([kept[0]] * 3)
+  released, zeros, whole = (run(data=batch(EMOTION), emo_model__null_kv=n)[0] for n in ('released', 'zeros', 'bank'))
+  assert released == near(zeros) and released != near(whole)
+
+
+def test_dropped_emotions_take_no_part():
+  """Neither the prior nor the label of a clip without emotion is seen; the bank is."""
+  total, parts = run(data=batch(EMOTION))
+  other_total, other = run(data=batch(EMOTION, mu=batch()['mu'] + 1))
+  assert parts['cls'] == parts['cls_accuracy'] == 0
+  assert parts['denoise'] == other['denoise'] and parts['vq'] != near(other['vq'])
+  assert other_total != near(total)
+
+
+def test_guidance_branches_equal_dropped_forwards_to_the_bit():
+  """What the sampler's three branches see is what training sees with conditions dropped."""
+  loss, params, _ = make(emo_model__null_kv='bank')  # "no emotion" means the same in both
+  one = {k: v[:1] for k, v in batch().items()}
+  rows = {k: np.repeat(v, guidance.BRANCHES, 0) for k, v in one.items()}  # one clip, a row per branch
+  dropped = Dropped(np.array([True, False, False]), *[np.array([True, True, False])] * 2)
+
+  class Spy:
+    """Tells what the network would see."""
+
+    def __init__(self, inner):
+      self.context_kv = inner.context_kv
+
+    def __call__(self, *args, **kwargs):
+      self.seen = *args, kwargs['spatial_condition']
+      return args[0], None
+
+  @jax.jit
+  def training(params):
+    model = loss.models(params)
+    spy = model['unet'] = Spy(model['unet'])
+    emotion, _ = model['emo_model'](rows['mu'], retrieval=False)
+    emotion = jnp.where(dropped.emotion[:, None, None], model['emo_model'].null_tokens(), emotion)
+    loss.denoise(model, rows, dropped, rows['latents'], jnp.full(3, 0.3), emotion, loss.face(model, rows, (H, H)))
+    return spy.seen
+
+  @jax.jit
+  def sampling(params):
+    c = loss.conditions(params, one)
+    tables = sampler.context_tables(loss.models(params)['unet'], c)
+    return c, sampler._gather(tables, jnp.arange(F)[None, None], jnp.array([F]))
+
+  (sample, _, kv, ids, spatial), (c, gathered) = training(params), sampling(params)
+  for pair, expected in zip(kv['attn2'], gathered['attn2'], strict=True):
+    for x, y in zip(pair, expected):
+      np.testing.assert_array_equal(np.broadcast_to(x, y.shape), y)
+  reference = np.asarray(c.reference_latents) * guidance.HAS_APPEARANCE[:, None, None, None]
+  np.testing.assert_array_equal(sample[:, 0, ..., C:], reference)
+  np.testing.assert_array_equal(ids, np.repeat(c.added_time_ids, 3, 0))
+  np.testing.assert_array_equal(spatial[:, 0], np.repeat(c.spatial, 3, 0))

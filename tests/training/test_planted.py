@@ -1,0 +1,106 @@
+"""Emotion planted in expressions, sound and pictures is learned: the embedder's prior, the denoiser, the classifier."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import diffusion, embedder
+from dicetalk_jax.metrics import clustering
+from dicetalk_jax.models import core, registry
+from dicetalk_jax.training import contrastive
+from dicetalk_jax.training.diffusion_loss import DiffusionLoss
+from tests import tiny
+
+PEOPLE, EMOTIONS, CLIPS, N = 6, 4, 2, 12
+DIRECTION = np.random.default_rng(0).normal(size=(2, EMOTIONS, 8)).astype(np.float32)  # of expressions and of sound
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  with tiny.quick_compilation():
+    yield
+
+
+def clips(seed):
+  """Every emotion of every person: the person, the emotion and noise add up in both modalities."""
+  rng = np.random.default_rng(seed)
+  person, emotion = (x.ravel() for x in np.mgrid[:PEOPLE, :EMOTIONS, :CLIPS][:2])
+  make = lambda direction, count, *shape: np.float32(
+      direction[emotion][:, None] + rng.normal(size=(PEOPLE, 8))[person][:, None]
+      + 0.5 * rng.normal(size=(len(person), count, 8))).reshape(len(person), count, *shape)
+  return person, emotion, (make(DIRECTION[0], N, 8), make(DIRECTION[1], 2 * N, 2, 4), np.ones((len(person), N), bool))
+
+
+def test_embedder_clusters_unseen_people_by_emotion():
+  config = embedder.get_config('tiny').embedder.to_dict() | dict(
+      expr_dim=8, whisper_dim=4, width=16, heads=2, mlp_dim=16, max_len=N)
+  build = registry.builder('embedder', config)
+  graphdef, target = core.abstract(build)
+  params, tx = core.numpy_params(target), optax.adam(3e-3)
+  person, emotion, batch = clips(1)
+  pairs = contrastive.make_pairs(person, emotion, np.arange(len(person)))
+
+  def loss(params, key):
+    model = core.merge(graphdef, params)
+    present = contrastive.modality_dropout(key, *np.ones((2, len(person)), bool))
+    return contrastive.info_nce(model.sample(*model(*batch, *present), key), pairs)
+
+  @jax.jit
+  def step(params, state, key):
+    updates, state = tx.update(jax.grad(loss)(params, key), state)
+    return optax.apply_updates(params, updates), state
+
+  def strength(params):
+    person, emotion, batch = clips(2)
+    mu, _ = embed(params, *batch, *np.ones((2, len(person)), bool))
+    return clustering.summary(np.asarray(mu), person, emotion)['clustering']
+
+  embed = jax.jit(lambda params, *args: core.merge(graphdef, params)(*args))
+  before, state = strength(params), tx.init(params)
+  for i in range(80):
+    params, state = step(params, state, jax.random.key(i))
+  assert before < 1.5 and strength(params) > 2
+
+
+def test_diffusion_loss_and_classification_fall():
+  """The real UNet at its smallest: a picture's mean is its emotion, told by the prior alone."""
+  config = diffusion.get_config('tiny')
+  config.unet.update(tiny.CONFIGS['unet'] | dict(in_channels=4, out_channels=2))
+  config.audio_linear.update(tiny.CONFIGS['audio_linear'])
+  config.pose_guider.update(tiny.CONFIGS['pose_guider'])
+  config.emo_model.update(tiny.CONFIGS['emo_model'] | dict(num_classes=22))
+  config.emotion.p_whole_bank = 0.0
+  config.loss.update(cls_warmup=0, lambda_cls=0.1)
+  builds = {name: registry.builder(name, config[name].to_dict())
+            for name in ('unet', 'audio_linear', 'pose_guider', 'emo_model')}
+  abstract = {name: core.abstract(build) for name, build in builds.items()}
+  loss = DiffusionLoss(config, {name: graph for name, (graph, _) in abstract.items()}, scaling_factor=1.0)
+  params = core.numpy_params({f'{name}.{k}': x for name, (_, target) in abstract.items() for k, x in target.items()})
+  tx, rows, frames, size = optax.adam(5e-3), 16, 2, 4
+
+  def batch(seed):
+    rng = np.random.default_rng(seed)
+    emotion = rng.integers(4, size=rows)
+    normal = lambda *shape: np.float32(rng.normal(size=shape))
+    level = np.float32(np.linspace(-1.5, 1.5, 4))[emotion][:, None, None, None, None]
+    prior = np.float32(np.random.default_rng(0).normal(size=(4, 6)))
+    return {'latents': level + 0.1 * normal(rows, frames, size, size, 2), 'reference': normal(rows, size, size, 2),
+            'image_token': normal(rows, 1, 8), 'audio': normal(rows, frames, 10, 2, 8), 'mu': prior[emotion],
+            'sigma': np.full((rows, 6), 0.1, np.float32), 'mask': np.ones((rows, 2 * size, 2 * size), np.float32),
+            'emotion_class': np.int32(1 + 3 * emotion), 'buckets': np.ones((rows, 2), np.float32),
+            'drop': np.float32(rng.random(rows))}
+
+  @jax.jit
+  def step(params, state, batch, key):
+    (_, parts), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key, jnp.int32(0))
+    updates, state = tx.update(grads, state)
+    return optax.apply_updates(params, updates), state, {k: parts[k] for k in ('denoise', 'cls', 'vq')}
+
+  state, history = tx.init(params), []
+  for i in range(150):
+    params, state, parts = step(params, state, batch(i), jax.random.key(i))
+    history.append([float(parts[k]) for k in ('denoise', 'cls', 'vq')])
+  first, last = np.mean(history[:15], 0), np.mean(history[-15:], 0)
+  assert last[0] < 0.6 * first[0] and last[1] < 0.6 * first[1], (first, last)

@@ -1,0 +1,165 @@
+"""Presets: what each changes, what it does not, and which do not go together; parameter trees at full size."""
+
+import functools
+import importlib
+import re
+
+import jax
+import pytest
+
+from configs import autoencoder, diffusion, embedder
+from dicetalk_jax.errors import ConfigError
+from dicetalk_jax.models import core, registry
+from dicetalk_jax.training import checks
+from dicetalk_jax.training.diffusion import TRAINED, DiffusionTask
+from dicetalk_jax.training.embedder import EmbedderTask
+from dicetalk_jax.training.optimizer import make_optimizer
+from dicetalk_jax.training.state import init_state, partition
+
+
+def flat(config):
+  out = {}
+  for key, value in config.to_dict().items():
+    out |= {f'{key}.{k}': v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+  return out
+
+
+@pytest.mark.parametrize(('module', 'name'), [
+    (module, name) for module in (diffusion, embedder) for name in module.VARIANTS])
+@pytest.mark.parametrize('base', ['', 'tiny,'])
+def test_a_variant_changes_what_it_says_and_nothing_else(module, name, base):
+  plain, changed = flat(module.get_config(base.strip(',') or 'default')), flat(module.get_config(base + name))
+  assert module.get_config(base + name) == module.get_config(','.join(reversed((base + name).split(','))))
+  said = module.VARIANTS[name]
+  for key in plain.keys() | changed.keys():
+    section = key.partition('.')[0]
+    if section in said and said[section] is None:
+      assert key not in changed
+    elif not (base and key == 'embedder.expr_dim'):  # tiny data has its own width
+      assert changed[key] == said.get(key, plain[key]), key
+
+
+@pytest.mark.parametrize(('module', 'arg', 'sentence'), [
+    (diffusion, 'tiny,huge', "unknown preset 'huge'; this file has: default, tiny, paper_strict"),
+    (diffusion, 'abl_no_bank,abl_learnable_ca', 'contradict each other in config.emo_model.mode'),
+    (diffusion, 'sonic,abl_no_prior', 'contradict each other in config.emotion.sample'),
+    (diffusion, 'svp,sonic', 'contradict each other in config.emo_model.mode'),
+    (embedder, 'video_only,audio_only', 'contradict each other in config.embedder.modalities'),
+    (embedder, 'default,tiny', "'default' alone"),
+    (autoencoder, 'tiny,tiny', 'each name once'),
+])
+def test_presets_that_do_not_go_together(module, arg, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    module.get_config(arg)
+
+
+def changed(task, arg='default', **changes):
+  config = importlib.import_module(f'configs.{task}').get_config(arg)
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+@pytest.mark.parametrize(('arg', 'changes', 'sentence'), [
+    ('default', {'emotion.bank_init': 'uniform', 'emo_model.stop_fc_grad': True}, 'share one code for ever'),
+    ('sonic', {'loss.lambda_cls': 0.1}, 'no classifier'),
+    ('sonic', {'unet.adapters': 2}, 'audio alone needs 1'),
+    ('default', {'unet.adapters': 1}, 'audio and emotion need 2'),
+    ('abl_no_bank', {'emotion.restart': 100}, "restart=100 needs config.emo_model.mode='bank'"),
+    ('abl_learnable_ca', {'emotion.p_whole_bank': 0.5}, "no bank in mode 'learnable'"),
+    ('default', {'emo_model.num_classes': 8}, 'labelled with 22 classes'),
+    ('default', {'emotion.restart': -1}, 'restart=-1'),
+    ('default', {'drop.audio': 0.9}, 'sum at most 1'),
+    ('default', {'remat': 'all'}, "config.remat='all' is unknown; choose one of: none, block"),
+    ('default', {'data.buckets': 'guessed'}, 'measured, fixed'),
+    ('default', {'noise.ref_aug': 'some'}, 'none, lognormal'),
+    ('default', {'loss.cls_pool': 'video'}, 'frame, clip'),
+    ('default', {'emotion.emo_ref': 'any'}, 'same_clip, other_clip'),
+])
+def test_impossible_diffusion_settings(arg, changes, sentence):
+  with pytest.raises(ConfigError, match=sentence):
+    checks.diffusion(changed('diffusion', arg, **changes))
+
+
+@pytest.mark.parametrize(('arg', 'changes', 'sentence'), [
+    ('video_only', {'drop.video': 0.2}, 'only modality cannot be dropped'),
+    ('default', {'drop.video': 0.6, 'drop.audio': 0.6}, 'sum at most 1'),
+    ('default', {'loss.similarity': 'dot'}, 'cosine, inv_dist'),
+])
+def test_impossible_embedder_settings(arg, changes, sentence):
+  with pytest.raises(ConfigError, match=sentence):
+    checks.embedder(changed('embedder', arg, **changes))
+
+
+@pytest.mark.parametrize('name', ['default', 'tiny', *diffusion.VARIANTS])
+def test_variants_pass_the_checks(name):
+  checks.diffusion(diffusion.get_config(name))
+
+
+def test_unknown_or_idle_settings_of_the_models_are_refused():
+  make = lambda **changes: registry.config_of('emo_model', changed('diffusion').emo_model.to_dict() | changes)
+  with pytest.raises(ConfigError, match="distance='dot' of the emotion model is unknown; choose one of l2, cosine"):
+    make(distance='dot')
+  for change in (dict(distance='cosine'), dict(codebook_update='ema'), dict(stop_fc_grad=True), dict(null_kv='bank')):
+    with pytest.raises(ConfigError, match="needs mode='bank'"):
+      make(mode='direct', **change)
+
+
+@functools.cache
+def tree(task, arg, component):
+  """Parameter shapes of a component at full size; None where it has none."""
+  config = importlib.import_module(f'configs.{task}').get_config(arg)
+  if component not in config:
+    return None
+  _, target = core.abstract(registry.builder(component, config[component].to_dict()))
+  return {name: x.shape for name, x in target.items()}
+
+
+LEAVES_OUT = {
+    'paper_strict': r'^$', 'adapters': r'^$', 'abl_no_cls': r'^$', 'abl_no_prior': r'^$',
+    'abl_no_bank': r'^emo_model\.(codebook|kv_tokens_linear|attention)\.',
+    'svp': r'^emo_model\.(codebook|kv_tokens_linear|attention)\.',
+    'abl_learnable_ca': r'^emo_model\.codebook\.fc\.',
+    'sonic': r'^(emo_model|pose_guider)\.',
+}
+
+
+@pytest.mark.parametrize('arg', LEAVES_OUT)
+def test_parameters_of_a_diffusion_variant(arg):
+  # The UNet is equal but for Sonic's missing adapter; its names are those published, see tests/models/test_unet.py.
+  unet = diffusion.get_config().unet.to_dict()
+  assert diffusion.get_config(arg).unet.to_dict() == unet | ({'adapters': 1} if arg == 'sonic' else {})
+  whole = lambda arg: {f'{c}.{name}': shape for c in TRAINED if c != 'unet'
+                       for name, shape in (tree('diffusion', arg, c) or {}).items()}
+  plain = whole('default')
+  assert whole(arg) == {name: shape for name, shape in plain.items() if not re.search(LEAVES_OUT[arg], name)}
+  assert (whole(arg) == plain) == (LEAVES_OUT[arg] == '^$')
+
+
+def test_parameters_of_an_embedder_variant():
+  plain = tree('embedder', 'default', 'embedder')
+  for arg in ('svp', 'video_only', 'audio_only'):
+    assert tree('embedder', arg, 'embedder') == plain
+  mediapipe = tree('embedder', 'mediapipe', 'embedder')
+  assert {name for name in mediapipe if mediapipe[name] != plain.get(name)} == {
+      'expr_mean', 'expr_std', 'visual.linear_in.kernel'}
+  state = partition({f'embedder.{name}': 0 for name in mediapipe}, ('all',), sets=EmbedderTask.sets,
+                    constants=EmbedderTask.constants)
+  assert set(state[1]) == {'embedder.expr_mean', 'embedder.expr_std'}
+
+
+@pytest.mark.parametrize(('name', 'unet'), [
+    ('all', ''), ('adapters', r'\.processor\.to_[kv]_ip\.'),
+    ('adapters_temporal', r'\.processor\.to_[kv]_ip\.|\.temporal_transformer_blocks\.')])
+def test_frozen_parameters_carry_no_optimizer_state(name, unet):
+  """Of the full-size model, by the tree of the training state."""
+  config = diffusion.get_config()
+  shapes = {f'{c}.{key}': jax.ShapeDtypeStruct(shape, 'float32')
+            for c in TRAINED for key, shape in tree('diffusion', 'default', c).items()}
+  trained, held = partition(shapes, (name,), sets=DiffusionTask.sets)
+  expected = {key for key in shapes if not key.startswith('unet.') or re.search(unet, key)}
+  assert set(trained) == expected and set(held) == shapes.keys() - expected
+  assert bool(held) == bool(unet)
+  tx = make_optimizer(config.optim, config.total_steps, DiffusionTask.new_modules)
+  state = jax.eval_shape(functools.partial(init_state, tx=tx, ema=True), trained)
+  named = [path[-1].key for path, x in jax.tree.leaves_with_path(state) if x.ndim]
+  assert set(named) == expected and len(named) == 4 * len(expected)  # values, averages, two moments
