@@ -100,7 +100,7 @@ def test_refusals(place, tmp_path, capsys):
   release = folders.save_release(tmp_path / 'release', 'sonic')
   torch.save(folders.state_dict('pose_guider'), release / 'audio2bucket.pth')
   assert call('sonic', release, tmp_path / 'model') == 2
-  assert 'audio2bucket.pth has nothing of audio2bucket; use the file of the Sonic release' in capsys.readouterr().err
+  assert 'audio2bucket.pth has nothing of audio2bucket; use the published file' in capsys.readouterr().err
   assert call('sonic', folders.save_dicetalk(tmp_path / 'dicetalk'), tmp_path / 'model') == 2
   assert 'audio2token.pth: No such file' in capsys.readouterr().err
   assert call('export', place / 'model', release, '--overwrite') == 0     # it has a sonic.json
