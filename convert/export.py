@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 import torch
 from tqdm import tqdm
 
-from convert import layouts, naming, priors, published, report
+from convert import layouts, naming, published, report
 from convert.aside import folder_aside, refuse_existing, require_room
-from dicetalk_jax import bundle
+from dicetalk_jax import bundle, prior_file
 
 EXAMPLE = """example:
   python -m convert export models/dicetalk exported
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
       rows.append(report.row(name, len(tensors), tensors))
       del tensors
     _write_json(folder / SVD_FOLDER / layouts.SCHEDULER, SCHEDULER | _sigmas(own['settings']))
-    priors.write_files(folder / PRIORS_FOLDER, bundle.load_priors(args.model))
+    prior_file.write_all(folder / PRIORS_FOLDER, bundle.load_priors(args.model))
     _write_json(folder / layouts.DICETALK_CONFIG, own)
   files = sorted(path for path in args.destination.rglob('*') if path.suffix in published.SUFFIXES)
   report.show(rows, published.sha256(files), notes)

@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from dicetalk_jax import parallel
 from dicetalk_jax.errors import ConfigError, InputError, one_sentence
+from dicetalk_jax.training.profile import parse_span
 
 TASKS = {
     'autoencoder': 'dicetalk_jax.training.autoencoder:AutoencoderTask',
@@ -29,12 +30,15 @@ usage: python -m dicetalk_jax.main --config=FILE[:PRESET] --workdir=DIR [--confi
   --config      configs/autoencoder.py, configs/embedder.py or configs/diffusion.py; preset 'default' or 'tiny'
   --workdir     checkpoints, metrics and pictures go here; the same command again resumes the run
   --[no]tensorboard               event files for TensorBoard in the work directory (default: yes)
+  --profile=START:COUNT           a profile of COUNT steps from START on, in profile/ of the work directory
   --jax_compilation_cache_dir=DIR keeps compiled programs from one run to the next
 """
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file, with a preset after a colon.')
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the run; an existing run is resumed.')
 _TENSORBOARD = flags.DEFINE_bool('tensorboard', True, 'Write event files for TensorBoard.')
+
+_PROFILE = flags.DEFINE_string('profile', '', 'START:COUNT, the steps to write a profile of.')
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -89,11 +93,11 @@ def main(argv: list[str]) -> None:
     raise ConfigError(f'unexpected argument {argv[1]!r}; options look like --config=FILE --workdir=DIR')
   if not _WORKDIR.value:
     raise ConfigError('--workdir is missing; name a directory for checkpoints, metrics and pictures')
-  config = _CONFIG.value
+  config, profile = _CONFIG.value, parse_span(_PROFILE.value)
   parallel.start(config.multihost)
   from dicetalk_jax.training.loop import train  # after `start`: imports may touch devices
   train(task_class(config.task), config, _WORKDIR.value,
-        make_writer=tensorboard_writer if _TENSORBOARD.value else None)
+        make_writer=tensorboard_writer if _TENSORBOARD.value else None, profile=profile)
 
 
 def run() -> None:

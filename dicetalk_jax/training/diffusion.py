@@ -1,29 +1,31 @@
 """Task: the diffusion model (paper sections 3.2 and 3.3): denoising, emotion discrimination, emotion bank."""
 
-import collections
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from data_pipelines import loader
+from data_pipelines import record as clip_record
 from data_pipelines.features import FeatureStore
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.diffusion import edm, sampler
 from dicetalk_jax.diffusion.condition_dropout import Dropped, condition_dropout
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.media.sheet import grid
+from dicetalk_jax.media import sheet
+from dicetalk_jax.media.video import Video
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.models.face_mask import mask_pyramid
 from dicetalk_jax.models.unet import init_adapters_from_image, zero_residuals
 from dicetalk_jax.network import Network
-from dicetalk_jax.training import bank, sources
+from dicetalk_jax.training import averages, bank, sources
 from dicetalk_jax.training import frozen as networks
+from dicetalk_jax.training.report import Picture
 from dicetalk_jax.training.task import Task
 
 TRAINED = ('unet', 'audio_linear', 'pose_guider', 'emo_model')
 FPS = 12.5
+SAMPLE_FRAMES, SHEET_COLUMNS = 50, 8  # longest sample, 4 s, and how many of its frames the sheet shows
 SWAPPED = {'audio_effect': ('audio',), 'emotion_effect': ('mu', 'sigma')}
 
 
@@ -137,14 +139,19 @@ class DiffusionTask(Task):
     if c.loss.face_weight or c.loss.mouth_weight:
       error = error * self._weight(batch['mask'], face[1][0].reshape(-1, *x.shape[2:4]))
     denoise = jnp.mean(error)
+    each = jnp.mean(error, axis=(1, 2, 3, 4))
     logits = model['emo_model'].classify(mid.reshape(-1, *mid.shape[2:]), key=head_key)
     classify, accuracy = emotion_discrimination(logits.reshape(*mid.shape[:2], -1), batch['emotion_class'],
                                                 dropped.emotion)
+    each_cls, _ = jax.vmap(emotion_discrimination)(
+        logits.reshape(len(x), 1, x.shape[1], -1), batch['emotion_class'][:, None], dropped.emotion[:, None])
+    counted = (batch['emotion_class'] >= 0) & ~dropped.emotion
     warm = jnp.minimum(1.0, (step + 1) / max(c.loss.cls_warmup, 1))
     total = denoise + c.loss.lambda_cls * warm * classify + c.loss.lambda_vq * look_up.loss
     codes = jnp.zeros(c.emo_model.codebook_size).at[look_up.indices].set(1.0).sum()
     return total, {'denoise': denoise, 'cls': classify, 'cls_accuracy': accuracy, 'vq': look_up.loss,
-                   'codes_used': codes}
+                   'codes_used': codes, **averages.by_sigma('denoise', each, sigma),
+                   **averages.by_sigma('cls', each_cls, sigma, counted)}
 
   def _emotion_tokens(self, emo_model, prior, dropped: Dropped, key):
     """Tokens [B,T,D]. With probability `p_whole_bank` a step attends to the whole bank, as sampling does."""
@@ -195,32 +202,56 @@ class DiffusionTask(Task):
         masks=masks, spatial=spatial, added_time_ids=ids)
 
   def evaluate(self, params, frozen):
-    """Loss parts on unseen identities (fixed noise), and truth above samples for two of their windows.
+    """Loss parts on unseen identities (fixed noise), and samples beside the truth for two of their clips.
 
     `audio_effect` and `emotion_effect` tell how much the denoising error rises, in percent, when each window gets the
     sound or the emotion of another: 0 where the model ignores them.
     """
-    totals: collections.Counter[str] = collections.Counter()
+    parts, swapped = [], {effect: [] for effect in SWAPPED}
     batches = self._loader('val', batch=4, seed=1, area=(1.1, 1.1))
     for i in range(4):
       batch = next(batches)
       batch['drop'] = np.ones_like(batch['drop'])  # nothing is dropped
       loss = lambda batch: self._eval_loss(params, frozen, batch, jax.random.key(i), jnp.array(10**9))[1]  # noqa: B023
-      totals.update({name: float(value) / 4 for name, value in loss(batch).items()})
+      parts.append(loss(batch))
       for effect, names in SWAPPED.items():
         other = batch | {name: np.roll(batch[name], 1, axis=0) for name in names}
-        totals[effect] += float(loss(other)['denoise']) / 4
-    for effect in SWAPPED:
-      totals[effect] = 100 * (totals[effect] / totals['denoise'] - 1)
-    two = {name: value[:2] for name, value in batch.items()}
-    conditions = self._sample_inputs(params, two)
-    frames = self.config.data.frames
-    noise = sampler.draw_noise(jax.random.split(jax.random.key(0), 2), conditions, frames)
+        swapped[effect].append(loss(other))
+    metrics = averages.mean(parts)
+    for effect, losses in swapped.items():
+      metrics[effect] = 100 * (averages.mean(losses)['denoise'] / metrics['denoise'] - 1)
+    return metrics, self._samples(params)
+
+  def _samples(self, params) -> dict[str, Picture]:
+    """The beginnings of two clips of unseen people: videos of truth and sample with sound, and a sheet of frames."""
+    part, data = self.parts['val'], self.config.data
+    clips = [0, len(part.source) - 1]
+    frames = min(SAMPLE_FRAMES, *((part.source.table.num_frames[clips] - 1) // data.step + 1))
+    examples = loader.DiffusionExamples(part, data.frames, data.step, data.size, (1.1, 1.1), False, data.clip_stride,
+                                        data.reference)
+    rows = data.step * np.arange(frames)
+    windows = [examples.window(clip, np.random.default_rng(0), rows) for clip in clips]
+    batch = {name: np.stack([window[name] for window in windows]) for name in windows[0]}
+    conditions = self._sample_inputs(params, batch)
+    noise = sampler.draw_noise(jax.random.split(jax.random.key(0), 2), conditions, data.frames)
     out = self._sampler(core.under('unet', params), noise, conditions, jnp.full(2, frames))[:, :frames]
-    both = np.concatenate([two['latents'], np.asarray(out) / self.scaling_factor])
-    truth, video = np.split(np.asarray(self._decode(both)), 2)
-    rows = [row for pair in zip(truth, video) for row in pair]
-    return dict(totals), {'sample': grid([np.clip(row, -1, 1) for row in rows])}
+    pictures, sheet_rows = {}, []
+    for clip, *latents in zip(clips, batch['latents'], np.asarray(out) / self.scaling_factor):
+      record = part.source[clip]
+      truth, sample = (self._pixels(z) for z in latents)
+      emotion = clip_record.decode_emotion(record)
+      pictures[f'sample_{len(pictures)}'] = Video(
+          sheet.side_by_side([truth, sample], [f'{emotion}: truth', 'sample']), FPS, clip_record.decode_audio(record))
+      shown = np.linspace(0, frames - 1, min(frames, SHEET_COLUMNS)).round().astype(int)
+      sheet_rows += [(f'{emotion}: truth', truth[shown]), ('sample', sample[shown])]
+    return pictures | {'sample': sheet.contact_sheet(sheet_rows)}
+
+  def _pixels(self, latents: np.ndarray) -> np.ndarray:
+    """Unscaled latents `[N,h,w,c]` to uint8 `[N,H,W,3]`, a window at a time, to bound memory."""
+    size = self.config.data.frames
+    padded = np.pad(latents, ((0, -len(latents) % size), *[(0, 0)] * 3), mode='edge')
+    video = np.concatenate([np.asarray(self._decode(padded[None, i:i + size]))[0] for i in range(0, len(padded), size)])
+    return np.round((np.clip(video[:len(latents)], -1, 1) + 1) * 127.5).astype(np.uint8)
 
   def export(self, params) -> None:
     """Writes the trained components, and the settings that sampling needs."""

@@ -1,7 +1,5 @@
 """Task: the disentangled emotion embedder (paper section 3.1), trained by InfoNCE on its Gaussian prior."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +10,12 @@ from data_pipelines.record import EMOTIONS, UNKNOWN
 from data_pipelines.source import ClipSource
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.metrics import clustering
+from dicetalk_jax.metrics import clustering, tsne
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.network import Network
 from dicetalk_jax.training import contrastive, sources
 from dicetalk_jax.training import frozen as networks
+from dicetalk_jax.training.priors import mean_gaussians
 from dicetalk_jax.training.task import Task
 
 INPUTS = ('expr', 'whisper', 'frame_mask', 'has_video', 'has_audio')
@@ -104,23 +103,19 @@ class EmbedderTask(Task):
     known = emotion >= 0
     metrics = {}
     for label, video, audio in (('', True, True), ('video_', True, False), ('audio_', False, True)):
-      mu = self._embed_all(params, self.val, video, audio)
-      scores = clustering.summary(mu[known], identity[known], emotion[known])
+      mu = self._embed_all(params, self.val, video, audio)[known]
+      scores = clustering.summary(mu, identity[known], emotion[known])
       metrics |= {label + name: value for name, value in scores.items() if not label or name == 'clustering'}
-    return metrics, {}
+      if not label:
+        pictures = {'tsne': tsne.picture(mu, *(x[known] for x in (table.identity, table.emotion, table.intensity)))}
+    return metrics, pictures
 
   def export(self, params) -> None:
-    """Writes `embedder`, and the mean Gaussian of each emotion over the strongest training clips as priors."""
+    """Writes `embedder`, and the mean Gaussian of each emotion over the training clips as priors."""
     bundle.save_component(self.model_dir, 'embedder', registry.config_of(
         'embedder', self.config.embedder.to_dict()).to_json(), core.under('embedder', params), sources.provenance(self))
     embedder = Network.load(self.model_dir, 'embedder')
     part = self.parts['train']
     statistics = networks.statistics(embedder, part.features['whisper'], self.train,
                                      FeatureStore(self.data_dir / 'features', self.train.fingerprint))
-    priors: dict[str, Any] = {}
-    table = self.train.table
-    for emotion in np.unique(table.emotion[table.emotion != UNKNOWN]):
-      own = table.emotion == emotion
-      strong = np.flatnonzero(own & (table.intensity == table.intensity[own].max()))
-      priors[str(emotion)] = tuple(np.mean([statistics(int(clip))[0] for clip in strong], axis=0))
-    bundle.save_priors(self.model_dir, priors)
+    bundle.save_priors(self.model_dir, mean_gaussians(statistics, self.train.table))

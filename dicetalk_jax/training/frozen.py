@@ -60,24 +60,44 @@ def image_tokens(tower: Network, source: ClipSource, store: FeatureStore, stride
 
 def whisper_states(whisper: Network, source: ClipSource, store: FeatureStore) -> Feature:
   """Whisper states at 50 Hz: per clip `[2N,states,width]` float32."""
-  encode = whisper.stage(_output)
-  def one(record):
-    states = np.asarray(encode(audio.log_mel(clip_record.decode_audio(record))))
-    return states.reshape(-1, *states.shape[2:])[:2 * int(record['num_frames'])]
+  one = lambda record: speech_states(whisper, clip_record.decode_audio(record), int(record['num_frames']))
   return _computed('whisper', whisper, source, store, one)
 
 
+def speech_states(whisper: Network, wave: np.ndarray, frames: int) -> np.ndarray:
+  """Whisper states of a recording, 16 kHz `[samples]`, two for each of its frames at 25 Hz: `[2N,states,width]`."""
+  states = np.asarray(whisper.stage(_output)(audio.log_mel(wave)))
+  return states.reshape(-1, *states.shape[2:])[:2 * frames]
+
+
 def statistics(embedder: Network, whisper: Feature, source: ClipSource, store: FeatureStore) -> Feature:
-  """Emotion prior of each clip from both modalities: `[2,256]` float32, mean and standard deviation."""
-  embed = embedder.stage(_gaussian)
-  length = embedder.config.max_len
-  def one(index, record):
-    n = min(int(record['num_frames']), length)
-    pad = lambda x, size: np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1)))[None]
-    return np.asarray(embed(
-        pad(record['expression'][:n], length), pad(whisper(index, slice(2 * n)), 2 * length),
-        np.arange(length)[None] < n, np.ones(1, bool), np.ones(1, bool)))
+  """Emotion prior of each clip from what it has of both modalities: `[1,2,256]` float32; see `gaussian`."""
+  one = lambda index, record: gaussian(embedder, record['expression'], whisper(index))[None]
   return store.write('prior', embedder.fingerprint, ((i, one(i, r)) for i, r in _clips(source, 'prior')))
+
+
+def gaussian(embedder: Network, expression: np.ndarray, states: np.ndarray) -> np.ndarray:
+  """Emotion prior of one clip (paper equations 2 to 6).
+
+  A clip longer than `max_len` is embedded in windows of equal length, and their Gaussians averaged.
+
+  Args:
+    embedder: the component.
+    expression: `[N,expr_dim]` at 25 frames per second; N = 0 where it is missing.
+    states: `[2N,states,width]` from `speech_states`; none where there is no sound.
+
+  Returns:
+    float32 `[2,256]`: mean and standard deviation.
+  """
+  length, frames = embedder.config.max_len, len(expression) or len(states) // 2
+  pad = lambda x, rows: np.pad(x, ((0, rows - len(x)), *[(0, 0)] * (x.ndim - 1)))[None]
+  has = [np.full(1, bool(len(x))) for x in (expression, states)]
+  embed, windows = embedder.stage(_gaussian), []
+  for rows in np.array_split(np.arange(frames), -(-frames // length)):
+    first, last = rows[0], rows[-1] + 1
+    windows.append(embed(pad(expression[first:last], length), pad(states[2 * first:2 * last], 2 * length),
+                         np.arange(length)[None] < len(rows), *has))
+  return np.mean(windows, axis=0)[0]
 
 
 def _output(model, x):
