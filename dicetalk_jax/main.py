@@ -37,7 +37,6 @@ usage: python -m dicetalk_jax.main --config=FILE[:PRESET] --workdir=DIR [--confi
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='Configuration file, with a preset after a colon.')
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the run; an existing run is resumed.')
 _TENSORBOARD = flags.DEFINE_bool('tensorboard', True, 'Write event files for TensorBoard.')
-
 _PROFILE = flags.DEFINE_string('profile', '', 'START:COUNT, the steps to write a profile of.')
 
 
