@@ -8,14 +8,14 @@ import sys
 from dicetalk_jax.errors import InputError, one_sentence
 
 try:
-  from convert import dicetalk, export, inspect, priors, svd, verify, whisper
+  from convert import dicetalk, export, inspect, priors, sonic, svd, verify, whisper
 except ModuleNotFoundError as missing:
   if missing.name != 'torch':
     raise
   print("error: PyTorch is missing; pip install 'dicetalk-jax[convert]' adds it", file=sys.stderr)
   sys.exit(2)
 
-COMMANDS = (dicetalk, svd, whisper, priors, export, inspect, verify)
+COMMANDS = (dicetalk, sonic, svd, whisper, priors, export, inspect, verify)
 
 EXAMPLE = """examples:
   python -m convert dicetalk checkpoints/DICE-Talk models/dicetalk --priors examples/emo \\

@@ -65,9 +65,19 @@ def whisper(golden: Golden) -> Iterator[Case]:
   yield Case('clips_sum', clips.sum(axis=(1, 2, 3)), LIMIT)
 
 
+def clip_states(model, pixels):
+  """The embedding, the states after the first layer, and those after the last."""
+  tower = model.vision_model
+  embedded = tower.pre_layrnorm(tower.embeddings(pixels))
+  return model(pixels), tower.encoder.layers[0](embedded), tower.encoder(embedded)
+
+
 def clip_vision(golden: Golden) -> Iterator[Case]:
   module = Module.of('image_encoder', golden)
-  yield Case('image_embeds', module(forward, channels_last(golden.inputs['pixel_values'])), LIMIT)
+  embeds, first, last = module(clip_states, channels_last(golden.inputs['pixel_values']))
+  yield Case('image_embeds', embeds, LIMIT)
+  yield Case('hidden_state_1', first, LIMIT)
+  yield Case('last_hidden_state', last, LIMIT)
 
 
 def vae(golden: Golden) -> Iterator[Case]:

@@ -9,9 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert import layouts, naming, priors, published, svd, whisper, write
+from convert import naming, priors, published, release, svd, write
 from convert.part import Part, model
-from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.models import core, registry
 
 EXAMPLE = """example:
@@ -29,44 +28,21 @@ OPTIONS = dict(svd='vae, image_encoder', whisper='whisper', rife='flownet', prio
 
 def run(args: argparse.Namespace) -> int:
   write.refuse(args)
-  own = _own_config(args.source)
+  own = release.own_config(args.source, 'dicetalk')
   base = svd.parts(args.svd) if args.svd else []
   parts = [_unet(args.source, own, base), *(part for part in base if part.name != 'unet')]
-  parts += [_file(args.source, name, own) for name in ('audio_linear', 'pose_guider')]
-  parts += [_emotion_model(args.source, own)]
-  parts += [whisper.part(args.whisper)] if args.whisper else []
-  notes = [f'{what}: not converted; add --{option}' for option, what in OPTIONS.items() if not getattr(args, option)]
-  parts += [_flownet(args.rife, own)] if args.rife else []
+  parts += [release.part(args.source, 'dicetalk', name, own) for name in ('audio_linear', 'pose_guider')]
+  parts += [_emotion_model(args.source, own), *release.companions(args, own)]
   settings = own.get('settings') or (svd.settings(args.svd) if args.svd else {})
   width = next(part.config['prior_dim'] for part in parts if part.name == 'emo_model')
+  notes = release.not_given(args, OPTIONS)
   write.model_folder(args, parts, settings, priors.read(args.priors, width), notes)
   return 0
 
 
-def _own_config(folder: pathlib.Path) -> dict[str, Any]:
-  """Sizes and settings beside an exported model; the published folder has none and the published sizes."""
-  if not folder.is_dir():
-    raise InputError(f'{folder} is not a folder; give the folder of the release that holds unet.pth')
-  path = folder / layouts.DICETALK_CONFIG
-  own = published.read_json(path) if path.exists() else {}
-  components = own.setdefault('components', {})
-  if not isinstance(components, dict) or not all(isinstance(x, dict) for x in components.values()):
-    raise InputError(f'{path} is damaged; copy the exported folder again, or remove it for the published sizes')
-  return own
-
-
-def _file(folder: pathlib.Path, name: str, own: dict[str, Any], **options) -> Part:
-  config = own['components'].get(name)
-  part = layouts.file_part(name, folder / layouts.DICETALK[name], 'dicetalk', config, **options)
-  known = {naming.torch_name(key) for key in model(part)[1]}
-  if not known & part.tensors.keys():
-    raise WeightsError(f'{part.files[0]} has nothing of {name}; use the file of the DICE-Talk release')
-  return part
-
-
 def _unet(folder: pathlib.Path, own: dict[str, Any], base: list[Part]) -> Part:
   """`unet.pth` over the base with adapters."""
-  part = _file(folder, 'unet', own, strict=False)
+  part = release.part(folder, 'dicetalk', 'unet', own, strict=False)
   if not base:
     return part
   below = next(x for x in base if x.name == 'unet')
@@ -85,7 +61,7 @@ def _unet(folder: pathlib.Path, own: dict[str, Any], base: list[Part]) -> Part:
 
 def _emotion_model(folder: pathlib.Path, own: dict[str, Any]) -> Part:
   """`emo_model.pth` over initial values."""
-  part = _file(folder, 'emo_model', own, strict=False)
+  part = release.part(folder, 'dicetalk', 'emo_model', own, strict=False)
   lacking = [name for name in model(part)[1] if naming.torch_name(name) not in part.tensors]
   if not lacking:
     return part
@@ -95,22 +71,11 @@ def _emotion_model(folder: pathlib.Path, own: dict[str, Any]) -> Part:
   return dataclasses.replace(part, tensors=initial | part.tensors, notes=(note,))
 
 
-def _flownet(path: pathlib.Path, own: dict[str, Any]) -> Part:
-  """Only keys with the prefix belong to the network, as in the original program."""
-  config = own['components'].get('flownet')
-  part = layouts.file_part('flownet', path / layouts.FLOWNET if path.is_dir() else path, 'rife', config)
-  inside = {key: x for key, x in part.tensors.items() if key.startswith(layouts.FLOWNET_PREFIX)}
-  return dataclasses.replace(part, tensors=layouts.without_prefix(inside, layouts.FLOWNET_PREFIX))
-
-
 def add_parser(commands) -> None:
   parser = commands.add_parser(
       'dicetalk', help='convert the DICE-Talk release', description='Converts the DICE-Talk release and what it builds '
       'on to one model folder.', epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
-  write.add_arguments(parser)
-  parser.add_argument('--svd', metavar='DIR', type=pathlib.Path, help='folder of Stable Video Diffusion XT')
-  parser.add_argument('--whisper', metavar='DIR', type=pathlib.Path, help='folder of whisper-tiny')
-  parser.add_argument('--rife', metavar='PATH', type=pathlib.Path, help='flownet.pkl, or the folder that holds it')
+  release.add_arguments(parser)
   parser.add_argument('--priors', metavar='PATH', type=pathlib.Path, nargs='+', default=[],
                       help='emotion priors: .npy files, or folders of them')
   parser.set_defaults(run=run)

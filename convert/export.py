@@ -20,20 +20,21 @@ EXAMPLE = """example:
   python -m convert export models/dicetalk exported
 
 Writes, of what the model has:
-  unet.pth, audio_linear.pth, pose_guider.pth, emo_model.pth            state dicts, as in the DICE-Talk release
+  unet.pth, audio_linear.pth, pose_guider.pth, emo_model.pth            state dicts, as in the DICE-Talk release; or
+  unet.pth, audio2token.pth, audio2bucket.pth                           as in that of Sonic
   stable-video-diffusion-img2vid-xt/{unet,vae,image_encoder,scheduler}  diffusers folders; the UNet without adapters
   whisper-tiny                                                          transformers folder; the encoder only
   RIFE/flownet.pkl                                                      the frame interpolation
   priors/*.npy                                                          emotion priors
-  dicetalk.json                                                         sizes and settings, for the way back
+  dicetalk.json or sonic.json                                           sizes and settings, for the way back
 The way back: python -m convert dicetalk exported DST --svd exported/stable-video-diffusion-img2vid-xt
-    --whisper exported/whisper-tiny --rife exported/RIFE --priors exported/priors"""
+    --whisper exported/whisper-tiny --rife exported/RIFE --priors exported/priors
+or python -m convert sonic with the same but for --priors."""
 
 SVD_FOLDER = 'stable-video-diffusion-img2vid-xt'
 WHISPER_FOLDER = 'whisper-tiny'
 RIFE_FOLDER = 'RIFE'
 PRIORS_FOLDER = 'priors'
-SIZED = (*layouts.DICETALK, 'flownet')  # published without a configuration
 ADAPTER = '.processor.'
 GROUPS = 'norm_num_groups'  # of 32 channels groups everywhere in the published classes, which do not name it
 SCHEDULER = dict(
@@ -44,24 +45,27 @@ SCHEDULER = dict(
 
 def run(args: argparse.Namespace) -> int:
   known = bundle.require(args.model)
-  refuse_existing(args.destination, args.overwrite, layouts.DICETALK_CONFIG)
-  require_room(args.destination, _size(args.model, known))
-  own = dict(components={name: entry['config'] for name, entry in known.items() if name in SIZED},
-             settings=bundle.settings(args.model))
-  rows, notes = [], []
+  settings = bundle.settings(args.model)
+  release = layouts.release_of(settings)
+  refuse_existing(args.destination, args.overwrite, release.config)
+  written = [name for name in known if name in WRITERS or name in release.files]
+  require_room(args.destination, sum(_size(args.model, name) for name in written))
+  sized = (*release.files, 'flownet')      # published without a configuration
+  own = dict(components={name: entry['config'] for name, entry in known.items() if name in sized}, settings=settings)
+  rows, notes = [], [f'{name}: the original program has no such file' for name in known if name not in written]
   with folder_aside(args.destination) as folder:
-    for name in (bar := tqdm(known, desc='writing', unit='component', disable=None)):
+    for name in (bar := tqdm(written, desc='writing', unit='component', disable=None)):
       bar.set_postfix_str(name)
-      if name not in WRITERS:
-        notes.append(f'{name}: the original program has no such file')
-        continue
       config, tensors = _state_dict(args.model, name)
-      WRITERS[name](folder, name, config, tensors)
+      if name in WRITERS:
+        WRITERS[name](folder, name, config, tensors)
+      if name in release.files and config.get('adapters') != 0:      # the UNet of the release always has them
+        torch.save(tensors, folder / release.files[name])
       rows.append(report.row(name, len(tensors), tensors))
       del tensors
-    _write_json(folder / SVD_FOLDER / layouts.SCHEDULER, SCHEDULER | _sigmas(own['settings']))
+    _write_json(folder / SVD_FOLDER / layouts.SCHEDULER, SCHEDULER | _sigmas(settings))
     prior_file.write_all(folder / PRIORS_FOLDER, bundle.load_priors(args.model))
-    _write_json(folder / layouts.DICETALK_CONFIG, own)
+    _write_json(folder / release.config, own)
   files = sorted(path for path in args.destination.rglob('*') if path.suffix in published.SUFFIXES)
   report.show(rows, published.sha256(files), notes)
   print(f'wrote {args.destination}')
@@ -76,10 +80,8 @@ def _state_dict(folder, name: str) -> tuple[dict[str, Any], published.StateDict]
 
 
 def _write_unet(folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict) -> None:
-  """The whole for the original program; the part without adapters for diffusers, and as the base of the original."""
+  """The part without adapters, for diffusers and as the base of DICE-Talk's."""
   _write_folder(folder, name, config, {key: x for key, x in tensors.items() if ADAPTER not in key})
-  if config['adapters']:
-    _write_file(folder, name, config, tensors)
 
 
 def _write_folder(folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict) -> None:
@@ -101,11 +103,6 @@ def _write_whisper(folder: pathlib.Path, name: str, config: dict[str, Any], tens
             metadata={'format': 'pt'})
 
 
-def _write_file(folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict) -> None:
-  """A state dict of the DICE-Talk release, whose sizes are in `layouts.DICETALK_CONFIG`."""
-  torch.save(tensors, folder / layouts.DICETALK[name])
-
-
 def _write_flownet(folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict) -> None:
   """The file of the RIFE release."""
   (folder / RIFE_FOLDER).mkdir()
@@ -114,9 +111,9 @@ def _write_flownet(folder: pathlib.Path, name: str, config: dict[str, Any], tens
 
 Writer = Callable[[pathlib.Path, str, dict[str, Any], published.StateDict], None]
 
+# What is written besides the state dicts of `layouts.Release.files`.
 WRITERS: dict[str, Writer] = {
     'unet': _write_unet, 'vae': _write_folder, 'image_encoder': _write_folder, 'whisper': _write_whisper,
-    'audio_linear': _write_file, 'pose_guider': _write_file, 'emo_model': _write_file,
     'flownet': _write_flownet}
 
 
@@ -130,10 +127,10 @@ def _sigmas(settings: dict[str, Any]) -> dict[str, float]:
   return {key: value for key, value in settings.get('sampler', {}).items() if key in ('sigma_min', 'sigma_max')}
 
 
-def _size(folder, names) -> int:
-  """Bytes of the files, at most."""
-  of = lambda name: sum(math.prod(x.shape) * x.dtype.itemsize for x in bundle.shapes(folder, name).values())
-  return sum(of(name) * (2 if name == 'unet' else 1) for name in names if name in WRITERS)
+def _size(folder, name: str) -> int:
+  """Bytes of the files of a component, at most."""
+  size = sum(math.prod(x.shape) * x.dtype.itemsize for x in bundle.shapes(folder, name).values())
+  return size * (2 if name == 'unet' else 1)
 
 
 def add_parser(commands) -> None:

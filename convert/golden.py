@@ -1,7 +1,6 @@
 """Golden files: reference inputs and outputs in PyTorch's layouts, each set described by one JSON file."""
 
 from collections.abc import Callable, Mapping
-import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -11,7 +10,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from convert import naming
+from convert import drawn, naming
+from convert.published import read_json
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.models import core, registry
 
@@ -52,11 +52,16 @@ class Tensors(dict):
     raise InputError(f'{self._path} has no tensor {name}; use the file that belongs to this component')
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise InputError(f'{path} cannot be read as JSON ({error}); copy it again') from None
+def weights_of(path: pathlib.Path) -> Mapping[str, np.ndarray]:
+  """The weights in a file, or as the description beside it says how to draw them where there is none.
+
+  Raises:
+    InputError: neither the file nor a rule exists, or see `drawn.draw`.
+  """
+  description = path.with_name('config.json')
+  if not path.exists() and description.exists() and 'drawn' in (meta := read_json(description)):
+    return drawn.draw(meta, f'weights of {description}')
+  return Tensors(path)
 
 
 class Golden:
@@ -70,8 +75,9 @@ class Golden:
 
   def __init__(self, path: pathlib.Path, files: Mapping[str, str]):
     self.folder, self.meta = path.parent, read_json(path)
-    read = {part: Tensors(self.folder / f'{name.format(stem=path.stem)}.safetensors') for part, name in files.items()}
-    self.weights, self.inputs, self.outputs = (read.get(part, {}) for part in ('weights', 'inputs', 'outputs'))
+    file = lambda part: self.folder / f'{files[part].format(stem=path.stem)}.safetensors'
+    self.weights = weights_of(file('weights')) if 'weights' in files else {}
+    self.inputs, self.outputs = (Tensors(file(part)) if part in files else {} for part in ('inputs', 'outputs'))
 
   @property
   def constructor(self) -> dict[str, Any]:

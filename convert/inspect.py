@@ -15,11 +15,12 @@ EXAMPLE = """examples:
 
 Reads no weights but for the digests of files. Nothing in a file is executed."""
 
-# A key that only this component has, in any of the published prefixes.
+# A key that only this component has, but for those further down, in any of the published prefixes.
 MARKS = {
     'unet': 'time_embedding.linear_1.weight', 'vae': 'quant_conv.weight', 'image_encoder': 'visual_projection.weight',
     'whisper': 'encoder.embed_positions.weight', 'emo_model': 'codebook.codebook.weight',
-    'pose_guider': 'blocks.0.weight', 'audio_linear': 'proj1.weight', 'flownet': 'block0.conv0.0.0.weight'}
+    'pose_guider': 'blocks.0.weight', 'flownet': 'block0.conv0.0.0.weight', 'audio_linear': 'norm.weight',
+    'audio2bucket': 'proj1.weight'}
 
 
 def run(args: argparse.Namespace) -> int:

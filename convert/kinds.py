@@ -5,7 +5,8 @@ import pathlib
 from typing import Any, NamedTuple
 
 from convert import components, program, seeded
-from convert.golden import Case, Golden, read_json
+from convert.golden import Case, Golden
+from convert.published import read_json
 from dicetalk_jax.errors import InputError
 
 _STANDARD = {'weights': 'weights', 'inputs': 'inputs', 'outputs': 'outputs'}

@@ -1,11 +1,12 @@
 """Where published folders keep each component, and under which terms. Source: the published folders."""
 
+from collections.abc import Mapping
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from convert import published
 from convert.part import Part
-from dicetalk_jax.errors import InputError
+from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.models import registry
 
 # Component -> its folder in stable-video-diffusion-img2vid-xt and -xt-1-1, its class, and what ours needs not know.
@@ -16,10 +17,45 @@ SVD = {
 }
 SCHEDULER = pathlib.PurePath('scheduler/scheduler_config.json')
 
-# Component -> file of the DICE-Talk release, and the class defaults that its program builds it with.
+# Component -> file of a release, all of them state dicts without configuration.
 DICETALK = {'unet': 'unet.pth', 'audio_linear': 'audio_linear.pth', 'pose_guider': 'pose_guider.pth',
             'emo_model': 'emo_model.pth'}
 DICETALK_CONFIG = 'dicetalk.json'  # ours: sizes and settings of an exported model; the published folder has none
+SONIC = {'unet': 'unet.pth', 'audio_linear': 'audio2token.pth', 'audio2bucket': 'audio2bucket.pth'}
+
+
+class Release(NamedTuple):
+  """A folder of state dicts.
+
+  Attributes:
+    title: what its authors call it.
+    files: file of each component.
+    config: the name of our configuration in an exported folder, as above.
+    sizes: configuration by component, where the release differs from the defaults of our classes.
+  """
+
+  title: str
+  files: Mapping[str, str]
+  config: str
+  sizes: Mapping[str, Mapping[str, Any]]
+
+
+# By kind of model, see `bundle.json`.
+RELEASES = {'dicetalk': Release('DICE-Talk', DICETALK, DICETALK_CONFIG, {}),
+            'sonic': Release('Sonic', SONIC, 'sonic.json', {'unet': dict(adapters=1)})}
+
+
+def release_of(settings: Mapping[str, Any]) -> Release:
+  """The release that a model folder with these settings is of.
+
+  Raises:
+    WeightsError: a newer program made it.
+  """
+  if (kind := settings.get('kind', 'dicetalk')) not in RELEASES:
+    raise WeightsError(f'the model folder is of kind {kind!r}, but only {", ".join(RELEASES)} are known here; '
+                       'update the program')
+  return RELEASES[kind]
+
 
 FLOWNET = 'flownet.pkl'  # of the RIFE release
 FLOWNET_PREFIX = 'module.'
@@ -32,8 +68,8 @@ WHISPER_FEATURES = dict(
     nb_max_frames=3000, padding_side='right', padding_value=0.0, return_attention_mask=False, sampling_rate=16000)
 
 LICENCES = dict(
-    svd='Stability AI community licence', dicetalk='CC BY-NC-SA 4.0', whisper='MIT (see the model card)',
-    rife='MIT (see the code it was published with)')
+    svd='Stability AI community licence', dicetalk='CC BY-NC-SA 4.0', sonic='CC BY-NC-SA 4.0',
+    whisper='MIT (see the model card)', rife='MIT (see the code it was published with)')
 
 
 def folder_part(name: str, folder: pathlib.Path, licence: str, **config: Any) -> Part:

@@ -17,8 +17,9 @@ from convert.golden import (
   channels_first,
   channels_last,
   forward,
-  read_json,
+  weights_of,
 )
+from convert.published import read_json
 from dicetalk_jax.diffusion import edm, schedule
 from dicetalk_jax.diffusion.sampler import Conditions, SamplerConfig, make_sampler
 from dicetalk_jax.media import audio, image
@@ -120,7 +121,7 @@ def speech_features(golden: Golden) -> Iterator[Case]:
     yield mel_case(f'log_mel_long_{name}', ours, golden.outputs[f'log_mel_long_{name}'])
 
   config = read_json(encoder / 'config.json')['constructor']
-  weights = Tensors(encoder / 'weights.safetensors')
+  weights = weights_of(encoder / 'weights.safetensors')
   module = Module('whisper', config, lambda target: naming.from_torch(target, weights))
   states = np.concatenate([module(forward, window[None]) for window in windows])
   padded = audio.pad_states(states, facts['audio_len'])[None]
@@ -142,7 +143,7 @@ def _parts(golden: Golden) -> dict[str, Module]:
     path = golden.folder / place
     config = golden.meta.get(own.get(part)) or read_json(path.parent / 'config.json')['constructor']
     modules[PARTS[part]] = Module(
-        PARTS[part], config, lambda target, path=path: naming.from_torch(target, Tensors(path)))
+        PARTS[part], config, lambda target, path=path: naming.from_torch(target, weights_of(path)))
   return modules
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from convert import naming
+from convert.components import clip_states
 from convert.golden import EXACT, Case, Golden, Module, channels_first, channels_last, forward
 from dicetalk_jax.models.core import Abstract, Params
 
@@ -55,7 +56,8 @@ def _module(name: str, golden: Golden) -> Module:
   return Module(name, {}, lambda target: params(golden.meta, target))
 
 
-# Limits are ten times what the published modules differ by between float32 and float64; that of CLIP was not measured.
+# Limits are at most ten times what the published modules differ by between float32 and float64; that of CLIP was not
+# measured.
 
 
 def audio_linear(golden: Golden) -> Iterator[Case]:
@@ -85,8 +87,8 @@ def pose_guider(golden: Golden) -> Iterator[Case]:
 def rife(golden: Golden) -> Iterator[Case]:
   pair = inputs(golden.meta)
   last = _module('flownet', golden)(forward, *(channels_last(pair[f'img{i}']) for i in range(2)))[-1]
-  yield Case('merged', channels_first(last.frame), 4e-4)
-  yield Case('flow', channels_first(last.flow), 4e-4)
+  yield Case('merged', channels_first(last.frame), 1e-4)
+  yield Case('flow', channels_first(last.flow), 1e-4)
 
 
 def vae(golden: Golden) -> Iterator[Case]:
@@ -106,11 +108,6 @@ def whisper(golden: Golden) -> Iterator[Case]:
 def clip_vision(golden: Golden) -> Iterator[Case]:
   """2.5 GB of parameters."""
   module, pixels = _module('image_encoder', golden), channels_last(inputs(golden.meta)['pixel_values'])
-
-  def trace(model, pixels):
-    tower = model.vision_model
-    return model(pixels), tower.encoder(tower.pre_layrnorm(tower.embeddings(pixels)))
-
-  embeds, last = module(trace, pixels)
+  embeds, _, last = module(clip_states, pixels)
   yield Case('image_embeds', embeds, 1e-3)
   yield Case('last_hidden_state_every32', last[:, ::32], 1e-3)

@@ -10,6 +10,7 @@ import tempfile
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
 from dicetalk_jax import bundle, command, parallel
@@ -18,17 +19,18 @@ from dicetalk_jax.media.audio import load_audio
 from dicetalk_jax.media.face import find_face, parse_face_box
 from dicetalk_jax.media.image import load_image
 from dicetalk_jax.media.video import write_video
-from dicetalk_jax.pipeline import COMPONENTS, INTERPOLATION, Pipeline, Progress, Settings
+from dicetalk_jax.pipeline import INTERPOLATION, Pipeline, Progress, Settings
 
 USAGE = """\
 usage: python -m dicetalk_jax.generate --model=DIR --image=FILE --audio=FILE --emotion=NAME --output=FILE.mp4
   --model               model folder, from python -m convert or from training
   --image               portrait of one person: JPEG, PNG or WebP
   --audio               speech: wav, flac, mp3, m4a, or a video with sound
-  --emotion             one of the model's emotions, such as happy
+  --emotion             one of the model's emotions, such as happy; a Sonic model takes none
   --output              the video; missing folders are made
   --face_box=x0,y0,x1,y1  corners of the face in pixels, where it is not found
   --seed                another number, another video (default 0)
+  --noise=FILE.npy      start noise of the original program, (1, frames, 4, height/8, width/8), in place of a seed
   --steps               denoising steps (default: the model's, 25 as published); fewer are faster and rougher
   --guidance_image      how closely to follow the portrait (default: the model's, 3 as published)
   --guidance_condition  how closely to follow speech and emotion (default: the model's, 6 as published)
@@ -40,10 +42,12 @@ usage: python -m dicetalk_jax.generate --model=DIR --image=FILE --audio=FILE --e
 
 def _flags(argv: list[str]) -> argparse.Namespace:
   parser = command.Parser('dicetalk_jax.generate', USAGE)
-  for name in ('model', 'image', 'audio', 'emotion', 'output'):
+  for name in ('model', 'image', 'audio', 'output'):
     parser.add_argument(f'--{name}', required=True)
+  parser.add_argument('--emotion')
   parser.add_argument('--face_box')
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--noise')
   parser.add_argument('--steps', type=int)
   parser.add_argument('--guidance_image', type=float)
   parser.add_argument('--guidance_condition', type=float)
@@ -57,13 +61,15 @@ def main(argv: list[str]) -> None:
   flags = _flags(argv)
   sampling = dict(num_steps=flags.steps, g_image=flags.guidance_image, g_condition=flags.guidance_condition)
   sampling = {name: value for name, value in sampling.items() if value is not None}
-  known = bundle.require(flags.model, *COMPONENTS, *[INTERPOLATION] * bool(flags.interpolate))
   settings = Settings.of(flags.model, **sampling)
-  prior, _ = bundle.load_prior(flags.model, flags.emotion)
+  known = bundle.require(flags.model, *settings.components, *[INTERPOLATION] * bool(flags.interpolate))
+  settings.check_emotion(flags.emotion is not None)
+  prior = None if flags.emotion is None else bundle.load_prior(flags.model, flags.emotion)[0]
   image = load_image(flags.image)
   face_box = parse_face_box(flags.face_box, image.shape[1::-1]) if flags.face_box else find_face(image)
   wave = load_audio(flags.audio)
   settings.frames_of(wave)
+  noise = _load_noise(flags.noise) if flags.noise else None
   _check_writable(flags.output)
 
   _keep_compiled_programs()
@@ -71,13 +77,25 @@ def main(argv: list[str]) -> None:
   dtype = None if jax.default_backend() == 'cpu' else jnp.bfloat16
   pipe = Pipeline.load(flags.model, None if flags.strict_order else _mesh(), dtype, strict_order=flags.strict_order,
                        progress=progress, **sampling)
-  frames, fps = pipe.generate(image, wave, prior=prior, face_box=face_box, seed=flags.seed,
+  frames, fps = pipe.generate(image, wave, prior=prior, face_box=face_box, seed=flags.seed, noise=noise,
                               interpolate=flags.interpolate, progress=progress)
   write_video(flags.output, frames, fps, audio=wave)
   count, height, width, _ = frames.shape
   print(f'{flags.output}: {count / fps:.1f} s, {width}x{height}, {count} frames at {fps:g} per second')
   if flags.interpolate is None and INTERPOLATION not in known:
     print(f'{flags.model} has no {INTERPOLATION}, which would double the frame rate')
+
+
+def _load_noise(path: str) -> np.ndarray:
+  """`[T, h, w, C]` from a file in the original program's layout, `[1, T, C, h, w]`."""
+  try:
+    noise = np.load(path, allow_pickle=False)
+  except (OSError, ValueError) as error:
+    raise InputError(f'{path} cannot be read as an array; save the noise with numpy.save') from error
+  if noise.ndim != 5 or len(noise) != 1:
+    raise InputError(f'{path} has the shape {noise.shape} instead of (1, frames, 4, height/8, width/8); '
+                     'save the noise that the original program starts from')
+  return np.moveaxis(noise[0], 1, -1)
 
 
 def _check_writable(output: str) -> None:

@@ -2,11 +2,14 @@
 
 import sys
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
 
 from dicetalk_jax import bundle, generate
+from dicetalk_jax.diffusion.sampler import draw_noise
+from dicetalk_jax.errors import InputError
 from dicetalk_jax.media.video import read_video
 from dicetalk_jax.pipeline import Pipeline
 from tests import tiny
@@ -67,6 +70,35 @@ def test_without_interpolation(inputs, tmp_path, monkeypatch, capsys, flags, lin
   assert len(out) == len(lines) and all(map(str.endswith, out, lines))
 
 
+def test_sonic(inputs, tmp_path, tmp_path_factory, monkeypatch, capsys):
+  """Takes no emotion, and says so."""
+  sonic = {**inputs, 'model': tiny.shared_sonic(tmp_path_factory), 'output': tmp_path / 'out.mp4'}
+  with monkeypatch.context() as patch:
+    refuses(patch, capsys, tmp_path, 'knows no emotions; leave --emotion out', sonic)
+  monkeypatch.setattr(generate, '_mesh', lambda: None)
+  command(monkeypatch, **{**sonic, 'emotion': None})
+  assert '10 frames at 12.5 per second' in capsys.readouterr().out
+  video = read_video(tmp_path / 'out.mp4')
+  assert video.frames.shape == (10, 20, 16, 3) and video.audio is not None
+
+
+def test_noise_of_the_original_program(inputs, tmp_path, monkeypatch):
+  """Laid out as that program has it; what is drawn from a seed, given so, makes the same video."""
+  pipe = Pipeline.load(inputs['model'])
+  given = tiny.portrait(), tiny.speech(), pipe.prior('happy'), tiny.FACE_BOX
+  conditions, length = pipe.conditions(*given)
+  noise = np.asarray(draw_noise(jax.random.key(3)[None], conditions, 4))[:, :length + 4]
+  np.save(tmp_path / 'noise.npy', np.moveaxis(noise, -1, 2))
+  written = []
+  monkeypatch.setattr(generate, '_mesh', lambda: None)
+  monkeypatch.setattr(generate, 'write_video', lambda path, frames, *args, **kwargs: written.append(frames))
+  for flags in (dict(seed=3), dict(noise=tmp_path / 'noise.npy')):
+    command(monkeypatch, **inputs, **flags, output=tmp_path / 'out.mp4')
+  np.testing.assert_array_equal(*written)
+  with pytest.raises(InputError, match=r'this clip needs \(14, 10, 8, 4\)'):
+    pipe.generate(*given[:2], prior=given[2], face_box=given[3], noise=noise[0, 1:])
+
+
 def test_insisting_on_interpolation(inputs, tmp_path, monkeypatch, capsys):
   (tmp_path / 'model').mkdir()
   model = tiny.model_without(inputs['model'], tmp_path / 'model', 'flownet')
@@ -109,6 +141,10 @@ def no_samples(path):
   tiny.write_speech(path, np.zeros(0, np.float32))
 
 
+def flat_noise(path):
+  np.save(path, np.zeros((3, 4)))
+
+
 def no_components(path):
   bundle.save_settings(path, {})
 
@@ -125,6 +161,9 @@ def no_components(path):
     ('audio', blip, 'a.wav', 'less than one frame'),
     ('model', None, 'nowhere', 'no model folder'),
     ('model', no_components, 'part', 'has no unet and no vae'),
+    ('noise', None, 'none.npy', 'cannot be read as an array'),
+    ('noise', rubbish, 'noise.npy', 'cannot be read as an array'),
+    ('noise', flat_noise, 'noise.npy', 'has the shape (3, 4) instead of (1, frames'),
     ('output', empty, 'file/out.mp4', 'cannot write'),
     ('output', None, 'out.avi', 'end the name in .mp4'),
 ])

@@ -153,6 +153,8 @@ def test_half_precision_over_a_mesh(folder, video):
 def test_refusals(pipe, folder, tmp_path):
   with pytest.raises(WeightsError, match='it has: happy, sad'):
     pipe.generate(tiny.portrait(), tiny.speech(), emotion='bored')
+  with pytest.raises(InputError, match='needs an emotion'):
+    pipe.generate(tiny.portrait(), tiny.speech())
   with pytest.raises(WeightsError, match='prior has 9 numbers, the model wants 6'):
     pipe.conditions(tiny.portrait(), tiny.speech(), np.zeros(9), tiny.FACE_BOX)
   with pytest.raises(InputError, match='less than one frame'):

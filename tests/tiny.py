@@ -1,4 +1,4 @@
-"""A model folder with all components, as small as they go (compiling takes the time), and inputs for it."""
+"""Model folders of DICE-Talk and Sonic, as small as they go (compiling takes the time), and inputs for them."""
 
 import contextlib
 import json
@@ -28,18 +28,26 @@ CONFIGS = {
                       classifier_in=8, classifier_hidden=(8, 8), num_classes=3),
     'flownet': dict(c=4),
 }
+SONIC_CONFIGS = {
+    **{name: CONFIGS[name] for name in ('vae', 'image_encoder', 'whisper', 'audio_linear')},
+    'unet': CONFIGS['unet'] | dict(adapters=1),
+    'audio2bucket': dict(channels=8, clip_dim=8, intermediate_dim=8),
+}
 SETTINGS = dict(image_size=16, multiple=2, decode_chunk=3,
                 sampler=dict(num_steps=2, frames=4, shift=1, g_image=1.5, g_condition=2.0))
 
 
-def save_model(folder) -> None:
+SONIC_SETTINGS = SETTINGS | dict(kind='sonic', upcast_vae=False, sampler=SETTINGS['sampler'] | dict(padding=False))
+
+
+def save_model(folder, configs=CONFIGS, settings=SETTINGS, emotions=EMOTIONS) -> None:
   """Writes the folder."""
-  for name, config in CONFIGS.items():
+  for name, config in configs.items():
     params = core.numpy_params(core.abstract(registry.builder(name, config))[1])
     bundle.save_component(folder, name, registry.config_of(name, config).to_json(), params, {'source': 'test'})
-  bundle.save_settings(folder, SETTINGS)
+  bundle.save_settings(folder, settings)
   rng = np.random.default_rng(0)
-  bundle.save_priors(folder, {name: (rng.normal(size=6), np.ones(6)) for name in EMOTIONS})
+  bundle.save_priors(folder, {name: (rng.normal(size=6), np.ones(6)) for name in emotions})
 
 
 def shared_model(tmp_path_factory):
@@ -47,6 +55,14 @@ def shared_model(tmp_path_factory):
   folder = tmp_path_factory.getbasetemp() / 'tiny_model'
   if not folder.exists():
     save_model(folder)
+  return folder
+
+
+def shared_sonic(tmp_path_factory):
+  """The folder of Sonic, likewise."""
+  folder = tmp_path_factory.getbasetemp() / 'tiny_sonic'
+  if not folder.exists():
+    save_model(folder, SONIC_CONFIGS, SONIC_SETTINGS, emotions=())
   return folder
 
 

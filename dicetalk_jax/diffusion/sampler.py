@@ -28,9 +28,11 @@ class SamplerConfig(core.ModelConfig):
 
   Attributes:
     num_steps: noise levels from `sigma_max` to `sigma_min`.
-    frames: window length F, and the number of padding frames behind every clip.
+    frames: window length F.
     overlap: frames that neighbouring windows of a step share.
     shift: how far the windows move from one step to the next.
+    padding: put `frames` padding frames behind every clip, and shift modulo `frames`. Sonic does neither: its windows
+      wrap from the end of a clip to its start.
     g_image, g_condition: guidance weights of appearance, and of audio with emotion; a pair changes linearly from the
       first step to the last.
     strength: 1 runs all steps; less starts from the portrait with less noise and runs the last `num_steps * strength`.
@@ -43,6 +45,7 @@ class SamplerConfig(core.ModelConfig):
   frames: int = 25
   overlap: int = 0
   shift: int = 7
+  padding: bool = True
   g_image: float | tuple[float, float] = 3.0
   g_condition: float | tuple[float, float] = 6.0
   sigma_min: float = 0.002
@@ -66,6 +69,11 @@ class SamplerConfig(core.ModelConfig):
     """How many steps are run: all, unless `strength` is below 1."""
     return int(self.num_steps * self.strength)
 
+  @property
+  def padding_frames(self) -> int:
+    """How many frames are sampled behind every clip."""
+    return self.frames if self.padding else 0
+
 
 @struct.dataclass
 class Conditions:
@@ -78,19 +86,19 @@ class Conditions:
   image_token: jax.Array             # [B, 1, D]
   audio_tokens: jax.Array            # [B, N, K, D]; frames beyond a clip's length are ignored
   null_audio: jax.Array              # [K, D] tokens of silence, a constant of the weights
-  emotion_tokens: jax.Array          # [B, K, D]
-  null_emotion: jax.Array            # [K, D]
+  emotion_tokens: jax.Array | None   # [B, K, D]; None for a network without emotions
+  null_emotion: jax.Array | None     # [K, D]
   masks: tuple[jax.Array, ...] | None  # face mask at each level of the network, [B, tokens]
   spatial: jax.Array | None          # [B, h, w, C0] pose guider features
-  added_time_ids: jax.Array          # [B, 3]
+  added_time_ids: jax.Array          # [B, 3], or [B, N, 3]: a window gets the mean over its frames (without padding)
 
 
-def draw_noise(keys: jax.Array, conditions: Conditions, frames: int) -> jax.Array:
-  """Start noise, float32 `[B, N + frames, h, w, C]`, from one key per clip, `[B]`.
+def draw_noise(keys: jax.Array, conditions: Conditions, padding: int) -> jax.Array:
+  """Start noise, float32 `[B, N + padding, h, w, C]`, from one key per clip, `[B]`.
 
   Each frame folds its number into its clip's key, so neither the bucket nor the rest of the batch matters.
   """
-  total, shape = conditions.audio_tokens.shape[1] + frames, conditions.reference_latents.shape[1:]
+  total, shape = conditions.audio_tokens.shape[1] + padding, conditions.reference_latents.shape[1:]
   frame = lambda key, t: jax.random.normal(jax.random.fold_in(key, t), shape)
   return jax.vmap(lambda key: jax.vmap(lambda t: frame(key, t))(jnp.arange(total)))(keys)
 
@@ -104,6 +112,8 @@ def context_tables(unet: nnx.Module, c: Conditions) -> dict[str, tuple]:
   null = lambda tokens: jnp.broadcast_to(tokens, (batch, 1, *tokens.shape)).astype(c.audio_tokens.dtype)
   image = jnp.stack([jnp.zeros_like(c.image_token), c.image_token], axis=1)
   audio = jnp.concatenate([c.audio_tokens, null(c.null_audio)], axis=1)
+  if c.emotion_tokens is None:
+    return unet.context_kv(image, audio)
   emotion = jnp.concatenate([null(c.null_emotion), c.emotion_tokens[:, None].astype(audio.dtype)], axis=1)
   return unet.context_kv(image, audio, emotion)
 
@@ -128,13 +138,20 @@ def _gather(tables: dict[str, tuple], index: jax.Array, lengths: jax.Array) -> d
   def pick(table, frames):
     return _rows(jax.vmap(lambda t, i: t[i])(table, frames))
 
-  def layer(image_kv, audio_kv, emotion_kv):
+  def layer(image_kv, audio_kv, *emotion_kv):
     audio = jnp.where(silent, audio_kv[0].shape[1] - 1, index[:, :, None])
-    emotion = jnp.where(silent, 0, 1)
-    return (tuple(pick(t, image) for t in image_kv), tuple(pick(t, audio) for t in audio_kv),
-            tuple(pick(t, emotion) for t in emotion_kv))
+    frames = image, audio, jnp.where(silent, 0, 1)
+    return tuple(tuple(pick(t, i) for t in kv) for kv, i in zip((image_kv, audio_kv, *emotion_kv), frames))
 
   return {name: layer(*kv) for name, kv in tables.items()}
+
+
+def _time_ids(ids: jax.Array, index: jax.Array) -> jax.Array:
+  """`[rows, 3]` for windows with frame `index [B, W, F]`; see `Conditions`."""
+  if ids.ndim == 2:
+    return _repeat(ids, index.shape[1])
+  means = jax.vmap(lambda clip, i: clip[i].mean(-2))(ids, index)             # [B, W, 3]
+  return _rows(jnp.broadcast_to(means[:, :, None], (*means.shape[:2], guidance.BRANCHES, means.shape[-1])))
 
 
 def make_sampler(graphdef: nnx.GraphDef, config: SamplerConfig, mesh: Mesh | None = None) -> Callable[..., jax.Array]:
@@ -149,11 +166,11 @@ def make_sampler(graphdef: nnx.GraphDef, config: SamplerConfig, mesh: Mesh | Non
   Returns:
     Jitted `sample(params, x, conditions, lengths, first=0, last=steps_run) -> latents`:
     * params: the network's flat parameters.
-    * x: standard normal noise `[B, N + frames, h, w, C]`, see `draw_noise`.
+    * x: standard normal noise `[B, N + padding_frames, h, w, C]`, see `draw_noise`.
     * conditions: see `Conditions`.
     * lengths: int `[B]`, frames of each clip, at most N.
-    * latents: float32 like x, still scaled; a clip's own frames come first, then its `frames` padding frames,
-      which the last decoded frames need; what lies behind is zero.
+    * latents: float32 like x, still scaled; a clip's own frames come first, then its padding frames, which the
+      last decoded frames need; what lies behind is zero.
     * first, last: the steps to run. They are data: a caller who shows progress runs one step at a time, passing
       the result back as x, with the same program and the same result.
   """
@@ -162,7 +179,7 @@ def make_sampler(graphdef: nnx.GraphDef, config: SamplerConfig, mesh: Mesh | Non
       sigma=sigmas[:-1], sigma_next=sigmas[1:], timestep=schedule.timesteps(sigmas),
       g_image=guidance.weights(config.g_image, config.steps_run),
       g_condition=guidance.weights(config.g_condition, config.steps_run),
-      shift=windows.shifts(config.steps_run, config.shift, config.frames))
+      shift=windows.shifts(config.steps_run, config.shift, config.frames if config.padding else None))
 
   devices = 1 if mesh is None else parallel.batch_devices(mesh)
 
@@ -186,7 +203,7 @@ def make_sampler(graphdef: nnx.GraphDef, config: SamplerConfig, mesh: Mesh | Non
     sample = jnp.concatenate([noisy, jnp.broadcast_to(reference, noisy.shape)], axis=-1)
     v, _ = unet(
         spread(_rows(sample)), now['timestep'], spread(_gather(tables, index, lengths)),
-        spread(_repeat(c.added_time_ids, count)),
+        spread(_time_ids(c.added_time_ids, index)),
         spatial_condition=None if c.spatial is None else spread(_repeat(c.spatial[:, None], count)),
         masks=None if c.masks is None else tuple(spread(_repeat(m, count)) for m in c.masks),
         adapter_scales=config.adapter_scales)
@@ -199,7 +216,7 @@ def make_sampler(graphdef: nnx.GraphDef, config: SamplerConfig, mesh: Mesh | Non
     unet = core.merge(graphdef, params)
     tables = context_tables(unet, conditions)
     per_call = windows_per_call(*x.shape[:2])
-    totals = lengths + config.frames
+    totals = lengths + config.padding_frames
     calls = -(-windows.count(totals.max(), config.frames, config.overlap) // per_call)
 
     def step(i, latents):

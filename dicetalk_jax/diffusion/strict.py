@@ -28,7 +28,7 @@ def make_sampler(graphdef: nnx.GraphDef, config: SamplerConfig) -> Callable[...,
   sigmas = schedule.karras_sigmas(config.num_steps, config.sigma_min, config.sigma_max)[-config.steps_run - 1:]
   timesteps = schedule.timesteps(sigmas)
   g_image, g_condition = (guidance.weights(g, config.steps_run) for g in (config.g_image, config.g_condition))
-  shifts = windows.shifts(config.steps_run, config.shift, config.frames)
+  shifts = windows.shifts(config.steps_run, config.shift, config.frames if config.padding else None)
 
   @jax.jit
   def step_window(params, z, contexts, spatial, masks, ids, reference, timestep, sigma, sigma_next, g1, g2):
@@ -52,12 +52,16 @@ def make_sampler(graphdef: nnx.GraphDef, config: SamplerConfig) -> Callable[...,
     # Rows: nothing, appearance, appearance with audio and emotion.
     image = jnp.stack([every(jnp.zeros_like(clip.image_token)), *[every(clip.image_token)] * 2])
     audio = jnp.stack([*[every(clip.null_audio)] * 2, padded(audio, clip.null_audio)])
-    emotion = jnp.stack([*[every(clip.null_emotion)] * 2, padded(clip.emotion_tokens, clip.null_emotion)])
+    contexts = [image, audio]
+    if clip.emotion_tokens is not None:
+      contexts += [jnp.stack([*[every(clip.null_emotion)] * 2, padded(clip.emotion_tokens, clip.null_emotion)])]
     latents = jnp.broadcast_to(clip.reference_latents, (total, *clip.reference_latents.shape))
     reference = jnp.stack([jnp.zeros_like(latents), latents, latents])
     spatial = clip.spatial
     if spatial is not None:
       spatial = jnp.broadcast_to(spatial, (total, *spatial.shape[-3:]))
+    ids = clip.added_time_ids
+    ids_of = lambda index: ids if ids.ndim == 1 else ids[index].mean(0)
 
     if first == 0:
       x = config.scaling_factor * latents.astype(jnp.float32) + x * sigmas[0]
@@ -66,8 +70,8 @@ def make_sampler(graphdef: nnx.GraphDef, config: SamplerConfig) -> Callable[...,
       for start in range(0, total, config.frames - config.overlap):
         index = (start - shifts[i] + np.arange(config.frames)) % total
         stepped = step_window(
-            params, x[index], [tokens[:, index] for tokens in (image, audio, emotion)],
-            None if spatial is None else spatial[index], clip.masks, clip.added_time_ids, reference[:, index],
+            params, x[index], [tokens[:, index] for tokens in contexts],
+            None if spatial is None else spatial[index], clip.masks, ids_of(index), reference[:, index],
             timesteps[i], sigmas[i], sigmas[i + 1], g_image[i], g_condition[i])
         np.add.at(sums, index, stepped)
         np.add.at(counts, index, 1)
@@ -79,7 +83,7 @@ def make_sampler(graphdef: nnx.GraphDef, config: SamplerConfig) -> Callable[...,
     for b, length in enumerate(map(int, lengths)):
       clip = jax.tree.map(operator.itemgetter(b), conditions.replace(null_audio=None, null_emotion=None))
       clip = clip.replace(null_audio=conditions.null_audio, null_emotion=conditions.null_emotion)
-      total = length + config.frames
+      total = length + config.padding_frames
       out[b, :total] = sample_clip(params, x[b, :total], clip, length, first, last)
     return jnp.asarray(out)
 

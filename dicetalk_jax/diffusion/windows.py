@@ -1,8 +1,8 @@
 """Overlapping, cyclic windows over a clip whose length is data, not shape.
 
-A clip of N frames is sampled as `T = N + frames`: one window of padding frames separates its end from its
-start, because windows wrap around. Each step moves all windows by a growing shift, so that window borders
-never fall on the same frames twice in a row.
+DICE-Talk samples a clip of N frames as `T = N + frames`: one window of padding frames separates its end from its
+start, because windows wrap around. Sonic has no padding, `T = N`. Each step moves all windows by a growing shift, so
+that window borders never fall on the same frames twice in a row.
 """
 
 import jax
@@ -15,9 +15,10 @@ def count(total, frames: int, overlap: int):
   return -(-total // (frames - overlap))
 
 
-def shifts(steps: int, offset: int, frames: int) -> np.ndarray:
-  """How far the windows of each step lie before the first step's: 0, offset, 2 offset, ... modulo `frames`."""
-  return (np.arange(steps) * offset % frames).astype(np.int32)
+def shifts(steps: int, offset: int, frames: int | None) -> np.ndarray:
+  """How far the windows of each step lie before the first step's: 0, offset, 2 offset, ... modulo `frames` or not."""
+  shift = np.arange(steps, dtype=np.int32) * offset
+  return shift if frames is None else shift % frames
 
 
 def indices(window: jax.Array, shift: jax.Array, total: jax.Array, frames: int, overlap: int):

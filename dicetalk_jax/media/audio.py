@@ -16,8 +16,7 @@ WINDOW = 30 * RATE  # samples per Whisper window
 HOP = 160  # samples per mel frame
 FFT = 400  # samples per analysis window of the STFT
 UNIT = 640  # samples per unit of `audio_len`
-CLIP = 10  # Whisper positions around a video frame
-BEFORE, AFTER = 4, 6  # zero positions around the states, so that every frame has a whole clip
+CLIP = 10  # Whisper positions around a video frame; one less than half of them lie before its own
 SILENCE = 1e-3  # peak (-60 dB) below which a recording counts as silent
 
 
@@ -118,36 +117,39 @@ def _log_mel_window(wave: np.ndarray) -> np.ndarray:
   return np.pad(mel, ((0, WINDOW // HOP - len(mel)), (0, 0)), mode='edge')
 
 
-def pad_states(states: np.ndarray, audio_len: int) -> np.ndarray:
+def pad_states(states: np.ndarray, audio_len: int, clip: int = CLIP) -> np.ndarray:
   """Joins the windows of Whisper's states, cuts them to the recording and pads both ends with zeros.
 
   Args:
     states: `[windows,1500,S,D]`.
     audio_len: length of the recording in 25 Hz units.
+    clip: even, positions that every frame is to have around it.
 
   Returns:
-    `[2*audio_len+10,S,D]`.
+    `[2*audio_len+clip,S,D]`, with `clip/2-1` zero positions in front.
   """
   states = np.asarray(states)
   joined = states.reshape(-1, *states.shape[2:])
   if len(joined) < 2 * audio_len:
     raise ValueError(f'{len(joined)} positions cannot hold a recording of {audio_len} units')
-  return np.pad(joined[:2 * audio_len], ((BEFORE, AFTER), (0, 0), (0, 0)))
+  return np.pad(joined[:2 * audio_len], ((clip // 2 - 1, clip // 2 + 1), (0, 0), (0, 0)))
 
 
-def audio_windows(padded: np.ndarray, step: int = 2, start: int = 0, frames: int | None = None) -> np.ndarray:
+def audio_windows(padded: np.ndarray, step: int = 2, start: int = 0, frames: int | None = None,
+                  clip: int = CLIP) -> np.ndarray:
   """The Whisper positions around each video frame.
 
   Args:
-    padded: `[2*audio_len+10,S,D]`, from `pad_states`.
+    padded: `[2*audio_len+clip,S,D]`, from `pad_states`.
     step: 25 Hz units per video frame; 2 is the published 12.5 frames per second.
     start: first video frame.
     frames: number of video frames; None for all from `start`.
+    clip: positions around a frame, as in `pad_states`.
 
   Returns:
-    `[frames,10,S,D]`; frame i holds positions `2*step*i` to `2*step*i+9` of `padded`.
+    `[frames,clip,S,D]`; frame i holds positions `2*step*i` to `2*step*i+clip-1` of `padded`.
   """
   if frames is None:
-    frames = (len(padded) - CLIP) // (2 * step) - start
+    frames = (len(padded) - clip) // (2 * step) - start
   first = 2 * step * (start + np.arange(frames))
-  return padded[first[:, None] + np.arange(CLIP)]
+  return padded[first[:, None] + np.arange(clip)]

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:
   """Rows and columns that the published program assigns to a number of tokens of a `height` x `width` mask.
 
-  In double precision, and with its rounding: nearly always the latent grid, but not for every aspect ratio.
+  In double precision, and with its rounding: nearly always the latent grid, but not for every aspect ratio. (Sonic
+  takes the root in single precision, which is always right; no size with a shorter side of 512 tells the two apart.)
   """
   rows = math.floor(math.sqrt(tokens / (width / height)))
   rows += tokens % rows != 0

@@ -8,6 +8,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from dicetalk_jax.models.audio2bucket import AudioToBucket, AudioToBucketConfig
 from dicetalk_jax.models.audio_projection import AudioProjection, AudioProjectionConfig
 from dicetalk_jax.models.clip import CLIPVision, CLIPVisionConfig
 from dicetalk_jax.models.core import ModelConfig
@@ -25,6 +26,7 @@ COMPONENTS: dict[str, tuple[type[ModelConfig], type[nnx.Module]]] = {
     'image_encoder': (CLIPVisionConfig, CLIPVision),
     'whisper': (WhisperConfig, WhisperEncoder),
     'audio_linear': (AudioProjectionConfig, AudioProjection),
+    'audio2bucket': (AudioToBucketConfig, AudioToBucket),
     'pose_guider': (PoseGuiderConfig, PoseGuider),
     'emo_model': (EmotionConfig, EmotionModel),
     'flownet': (RIFEConfig, IFNet),

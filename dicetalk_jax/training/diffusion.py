@@ -261,7 +261,8 @@ class DiffusionTask(Task):
     data = self.config.data
     downsampling = 2 ** (len(self.vae.config.block_out_channels) - 1)
     bundle.save_settings(self.model_dir, {
-        'image_size': data.size, 'multiple': downsampling * 2 ** (len(self.config.unet.block_out_channels) - 1),
+        'kind': 'dicetalk', 'image_size': data.size,
+        'multiple': downsampling * 2 ** (len(self.config.unet.block_out_channels) - 1),
         'sampler': self.config.sample.to_dict() | {'frames': data.frames}})
 
 

@@ -33,6 +33,13 @@ DICETALK = {
                       classifier_in=8, classifier_hidden=[8, 8], num_classes=3),
     'flownet': dict(c=4),
 }
+SONIC = {
+    'unet': UNET | dict(adapters=1),
+    'audio_linear': DICETALK['audio_linear'],
+    'audio2bucket': dict(channels=8, clip_dim=16, intermediate_dim=8),
+    'flownet': DICETALK['flownet'],
+}
+SIZES = dict(dicetalk=DICETALK, sonic=SONIC)
 SCHEDULER = dict(prediction_type='v_prediction', use_karras_sigmas=True, timestep_type='continuous', sigma_min=0.002,
                  sigma_max=700.0, timestep_spacing='leading', steps_offset=1, beta_schedule='scaled_linear')
 
@@ -74,13 +81,13 @@ def save_whisper(folder: pathlib.Path, pickled: bool = False) -> pathlib.Path:
 
 
 @functools.cache
-def _params(name: str) -> dict[str, np.ndarray]:
-  return naming.to_torch(core.numpy_params(core.abstract(registry.builder(name, DICETALK[name]))[1]))
+def _params(name: str, kind: str) -> dict[str, np.ndarray]:
+  return naming.to_torch(core.numpy_params(core.abstract(registry.builder(name, SIZES[kind][name]))[1]))
 
 
-def state_dict(name: str) -> dict[str, torch.Tensor]:
-  """Random tensors of one DICE-Talk component by published keys."""
-  return {key: torch.from_numpy(x.copy()) for key, x in _params(name).items()}
+def state_dict(name: str, kind: str = 'dicetalk') -> dict[str, torch.Tensor]:
+  """Random tensors of one component of a release by published keys."""
+  return {key: torch.from_numpy(x.copy()) for key, x in _params(name, kind).items()}
 
 
 def save_rife(folder: pathlib.Path) -> pathlib.Path:
@@ -91,13 +98,18 @@ def save_rife(folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def save_dicetalk(folder: pathlib.Path) -> pathlib.Path:
+def save_release(folder: pathlib.Path, kind: str) -> pathlib.Path:
   """The release folder; the sizes beside it are ours, since the published files have the published sizes."""
+  release = layouts.RELEASES[kind]
   folder.mkdir(parents=True)
-  for name, file in layouts.DICETALK.items():
-    torch.save(state_dict(name), folder / file)
-  (folder / layouts.DICETALK_CONFIG).write_text(json.dumps(dict(components=DICETALK)))
+  for name, file in release.files.items():
+    torch.save(state_dict(name, kind), folder / file)
+  (folder / release.config).write_text(json.dumps(dict(components=SIZES[kind])))
   return folder
+
+
+def save_dicetalk(folder: pathlib.Path) -> pathlib.Path:
+  return save_release(folder, 'dicetalk')
 
 
 def adapters_from(base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -24,6 +24,8 @@ PUBLISHED = {
     'pose_guider': ('pose_guider', CONFIGS['dicetalk_component_arguments']['pose_guider'], None),
     'emo_model': ('emo_model', CONFIGS['dicetalk_component_arguments']['emotion_model'], None),
     'rife_flownet': ('flownet', {}, None),
+    'sonic_audio2token': ('audio_linear', {}, None),
+    'sonic_audio2bucket': ('audio2bucket', {}, None),
 }
 
 
@@ -41,11 +43,14 @@ def test_names_and_shapes(manifest):
   assert all(naming.torch_name(ours) == key for ours, key in fitted.keys.items())
 
 
-@pytest.mark.parametrize('name', layouts.DICETALK)
-def test_defaults_are_the_published_sizes(name):
-  """The release has no configuration beside its files."""
-  manifest = 'unet_dicetalk' if name == 'unet' else name
-  config = registry.COMPONENTS[name][0]().to_json()
+@pytest.mark.parametrize('kind, name', [(kind, name) for kind, release in layouts.RELEASES.items()
+                                        for name in release.files])
+def test_defaults_are_the_published_sizes(kind, name):
+  """The releases have no configuration beside their files."""
+  release = layouts.RELEASES[kind]
+  stem = release.files[name].removesuffix('.pth')
+  manifest = f'unet_{kind}' if name == 'unet' else f'sonic_{stem}' if kind == 'sonic' else stem
+  config = {**registry.COMPONENTS[name][0]().to_json(), **release.sizes.get(name, {})}
   tensors = {key: torch.empty(entry['shape'], device='meta')
              for key, entry in json.loads((MANIFESTS / f'{manifest}.json').read_text()).items()}
   assert not fit(Part(name, config, tensors, (), '')).problems

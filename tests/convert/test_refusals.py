@@ -146,7 +146,7 @@ def test_missing_files(release, whisper, tmp_path, refused):
   assert 'pose_guider.pth: No such file' in sentence(refused('dicetalk', release, tmp_path / 'model'))
   (whisper / 'config.json').unlink()
   assert 'config.json does not exist' in sentence(refused('whisper', whisper, tmp_path / 'model'))
-  for name in ('svd', 'whisper', 'dicetalk'):
+  for name in ('svd', 'whisper', 'dicetalk', 'sonic'):
     assert 'is not a folder' in sentence(refused(name, tmp_path / 'nowhere', tmp_path / 'model'))
   assert 'does not exist' in sentence(refused('inspect', tmp_path / 'nowhere'))
   assert 'is no model folder' in sentence(refused('export', tmp_path / 'nowhere', tmp_path / 'out'))
@@ -158,7 +158,7 @@ def test_nonsense_in_a_configuration(whisper, tmp_path, refused, config):
   assert 'config' in sentence(refused('whisper', whisper, tmp_path / 'model'))
 
 
-@pytest.mark.parametrize('content', ['{', '{"components": 3}', '{"components": {"unet": []}}'])
+@pytest.mark.parametrize('content', ['{', '{"components": 3}', '{"components": {"unet": []}}', '{"settings": []}'])
 def test_a_damaged_description_of_an_export(release, tmp_path, refused, content):
   (release / layouts.DICETALK_CONFIG).write_text(content)
   assert layouts.DICETALK_CONFIG in sentence(refused('dicetalk', release, tmp_path / 'model'))
@@ -277,7 +277,7 @@ def test_mistakes_on_the_command_line(refused, args):
   assert '--help shows how it is used' in sentence(refused(*args))
 
 
-@pytest.mark.parametrize('name', ['svd', 'whisper', 'dicetalk', 'priors', 'export', 'inspect', 'verify'])
+@pytest.mark.parametrize('name', ['svd', 'whisper', 'dicetalk', 'sonic', 'priors', 'export', 'inspect', 'verify'])
 def test_help_has_an_example(capsys, name):
   with pytest.raises(SystemExit) as stop:
     command.run([name, '--help'])

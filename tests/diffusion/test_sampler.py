@@ -13,6 +13,7 @@ from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models import core
 
 CONFIG = sampler.SamplerConfig(num_steps=3, frames=5, shift=2, g_image=(2.0, 3.0), g_condition=5.0)
+SONIC = dataclasses.replace(CONFIG, padding=False, shift=4)
 OVERLAP = dataclasses.replace(CONFIG, frames=4, overlap=1, shift=3)
 N, K, D, H, W, C = 12, 3, 6, 2, 3, 4
 
@@ -26,8 +27,8 @@ class Toy(nnx.Module):
     self.mix = nnx.Param(jax.random.normal(rngs.params(), (2 * C, C)) * 0.4)
     self.key = nnx.Param(jax.random.normal(rngs.params(), (3, D, C)) * 0.3)
 
-  def context_kv(self, image, audio, emotion):
-    return {'attn2': tuple((jnp.tanh(x @ w), x @ w) for x, w in zip((image, audio, emotion), self.key.get_value()))}
+  def context_kv(self, *contexts):
+    return {'attn2': tuple((jnp.tanh(x @ w), x @ w) for x, w in zip(contexts, self.key.get_value()))}
 
   def __call__(self, sample, timestep, kv, ids, spatial_condition, masks, adapter_scales):
     Toy.traces += 1
@@ -37,9 +38,9 @@ class Toy(nnx.Module):
 
 def toy(np, mix, sample, timestep, kv, ids, spatial, masks, scales):
   """Same in NumPy and JAX. All arguments are rows `[R, F, ...]`."""
-  image, audio, emotion = ((k * v).mean(-2)[:, :, None, None] for k, v in kv)    # [R, F or 1, 1, 1, C]
+  image, *adapters = ((k * v).mean(-2)[:, :, None, None] for k, v in kv)         # [R, F or 1, 1, 1, C]
   mask = masks[0].reshape(len(sample), 1, H, W, 1)
-  x = sample @ mix + spatial + image + mask * (scales[0] * audio + scales[1] * emotion)
+  x = sample @ mix + (0 if spatial is None else spatial) + image + mask * sum(s * a for s, a in zip(scales, adapters))
   across_frames = np.cumsum(x, axis=1) / 5
   return np.tanh(across_frames + timestep * 0.1 + ids.sum(-1)[:, None, None, None, None] * 0.01)
 
@@ -53,9 +54,15 @@ def inputs(batch, frames, seed=0):
   return conditions, draw(batch, N + frames, H, W, C)
 
 
+def without_emotion(conditions):
+  """As Sonic has them: neither emotion nor pose, and time ids for every frame."""
+  ids = jnp.float32(np.random.default_rng(1).normal(size=(len(conditions.image_token), N, 3)))
+  return conditions.replace(emotion_tokens=None, null_emotion=None, spatial=None, added_time_ids=ids)
+
+
 def naive(params, config, c, noise, length):
-  """The published pipeline for one clip: batch axis removed from every condition."""
-  key, total = np.asarray(params['key']), length + config.frames
+  """The published pipeline for one clip, Sonic's if there is no padding: batch axis removed from every condition."""
+  key, total = np.asarray(params['key']), length + config.padding * config.frames
   sigmas = schedule.karras_sigmas(config.num_steps)
   kv = lambda tokens, w: (np.tanh(tokens @ w), tokens @ w)
   row = lambda *parts: np.stack([np.broadcast_to(p, parts[-1].shape) for p in parts])
@@ -66,22 +73,29 @@ def naive(params, config, c, noise, length):
     for start in range(0, total, config.frames - config.overlap):
       frames = [(start - shift + j) % total for j in range(config.frames)]
       audio = np.stack([c.audio_tokens[i] if i < length else c.null_audio for i in frames])
-      emotion = np.stack([c.emotion_tokens if i < length else c.null_emotion for i in frames])
       z = x[frames]
       reference = row(z * 0, *[np.broadcast_to(c.reference_latents, z.shape)] * 2)
       sample = np.concatenate([row(*[z / np.sqrt(sigma**2 + 1)] * 3), reference], axis=-1)
-      contexts = (row(c.image_token * 0, c.image_token, c.image_token)[:, None], row(c.null_audio, c.null_audio, audio),
-                  row(c.null_emotion, c.null_emotion, emotion))
+      contexts = [row(c.image_token * 0, c.image_token, c.image_token)[:, None], row(c.null_audio, c.null_audio, audio)]
+      spatial, ids = None, c.added_time_ids
+      if config.padding:
+        emotion = np.stack([c.emotion_tokens if i < length else c.null_emotion for i in frames])
+        contexts += [row(c.null_emotion, c.null_emotion, emotion)]
+        spatial = c.spatial[None, None]
+      else:
+        ids = ids[frames].mean(0)
       u, m, v = toy(
           np, np.asarray(params['mix']), sample, 0.25 * np.log(sigma), [kv(t, w) for t, w in zip(contexts, key)],
-          row(*[c.added_time_ids] * 3), c.spatial[None, None], [row(*[c.masks[0]] * 3)], config.adapter_scales)
+          row(*[ids] * 3), spatial, [row(*[c.masks[0]] * 3)], config.adapter_scales)
       g1, g2 = (np.linspace(*g, config.num_steps)[step] for g in ((2, 3), (5, 5)))
       guided = u + g1 * (m - u) + g2 * (v - m)
       clean = -guided * sigma / np.sqrt(sigma**2 + 1) + z / (sigma**2 + 1)
-      sums[frames] += z + (z - clean) / sigma * (below - sigma)
-      counts[frames] += 1
+      np.add.at(sums, frames, z + (z - clean) / sigma * (below - sigma))
+      np.add.at(counts, frames, 1)
     x = sums / counts[:, None, None, None]
-    shift = (shift + config.shift) % config.frames
+    shift += config.shift
+    if config.padding:
+      shift %= config.frames
   return x
 
 
@@ -116,9 +130,24 @@ def test_equals_the_published_loop(network, sample, config):
     assert not np.any(out[b, length + config.frames:])
 
 
-@pytest.mark.parametrize('config', [CONFIG, OVERLAP], ids=['wrap', 'overlap'])
+@pytest.mark.parametrize('lengths', [[12, 7], [3, 1]], ids=['wrap', 'shorter than a window'])
+def test_equals_the_loop_of_sonic(network, sample, lengths):
+  """Windows wrap onto the start; shifts of 0, 4, 8 are not those of 0, 4, 3 in clips that 5 does not divide."""
+  conditions, noise = inputs(2, SONIC.padding_frames)
+  conditions = without_emotion(conditions)
+  out = sample(SONIC)(network[1], noise, conditions, jnp.array(lengths))
+  assert out.shape == (2, N, H, W, C)
+  for b, length in enumerate(lengths):
+    expected = naive(network[1], SONIC, clip(conditions, b), np.asarray(noise[b], np.float64), length)
+    np.testing.assert_allclose(out[b, :length], expected, atol=2e-5 * expected.std())
+    assert not np.any(out[b, length:])
+
+
+@pytest.mark.parametrize('config', [CONFIG, OVERLAP, SONIC], ids=['wrap', 'overlap', 'sonic'])
 def test_the_published_order_of_work_agrees(network, sample, config):
-  conditions, noise = inputs(2, config.frames)
+  conditions, noise = inputs(2, config.padding_frames)
+  if config is SONIC:
+    conditions = without_emotion(conditions)
   expected = sample(config)(network[1], noise, conditions, jnp.array([12, 7]))
   run = strict.make_sampler(network[0], config)
   out = run(network[1], noise, conditions, jnp.array([12, 7]))

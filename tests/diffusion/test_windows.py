@@ -40,6 +40,7 @@ def test_published_lists():
       [13, 14, 15, 16, 0], [1, 2, 3, 4, 5], [6, 7, 8, 9, 10], [11, 12, 13, 14, 15]]
   assert index(4, windows.shifts(4, 3, 4)[3], 11, 4, 1) == [[10, 0, 1, 2], [2, 3, 4, 5], [5, 6, 7, 8], [8, 9, 10, 0]]
   assert windows.shifts(6, 7, 25).tolist() == [0, 7, 14, 21, 3, 10]
+  assert windows.shifts(6, 7, None).tolist() == [0, 7, 14, 21, 28, 35]      # Sonic
 
 
 @pytest.mark.parametrize('case', CASES[:2])

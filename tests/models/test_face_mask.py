@@ -41,6 +41,16 @@ def test_grid_is_that_of_the_latents():
   assert token_grid(7 * 18, 448, 1152) == (6, 21)
 
 
+def test_single_precision_makes_no_difference():
+  """Sonic rounds to float32 before the root. With its shorter side of 512 that is the same, up to 1:8."""
+  for long in range(512, 4097, 64):
+    for height, width in ((512, long), (long, 512)):
+      for stride in (8, 16, 32, 64):
+        tokens = (height // stride) * (width // stride)
+        rows = int(np.sqrt(np.float32(tokens / (width / height))))
+        assert (rows, tokens // rows) == (height // stride, width // stride) == token_grid(tokens, height, width)
+
+
 def test_pads_and_cuts_to_the_tokens():
   assert token_grid(7, 64, 64) == (3, 2)  # 2 rows do not divide 7, 3 do not either
   row = resample(jnp.ones((2, 64, 64)), 7)

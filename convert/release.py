@@ -1,0 +1,66 @@
+"""What the conversions of DICE-Talk and Sonic share: files of a release, and the published folders beneath it."""
+
+import argparse
+from collections.abc import Mapping
+import dataclasses
+import pathlib
+from typing import Any
+
+from convert import layouts, naming, published, whisper, write
+from convert.part import Part, model
+from dicetalk_jax.errors import InputError, WeightsError
+
+
+def own_config(folder: pathlib.Path, kind: str) -> dict[str, Any]:
+  """Sizes and settings beside an exported model; the published folder has none and the published sizes."""
+  if not folder.is_dir():
+    raise InputError(f'{folder} is not a folder; give the folder of the release that holds unet.pth')
+  path = folder / layouts.RELEASES[kind].config
+  own = published.read_json(path) if path.exists() else {}
+  components, settings = own.setdefault('components', {}), own.get('settings', {})
+  plain = isinstance(components, dict) and all(isinstance(x, dict) for x in (settings, *components.values()))
+  if not plain:
+    raise InputError(f'{path} is damaged; copy the exported folder again, or remove it for the published sizes')
+  return own
+
+
+def part(folder: pathlib.Path, kind: str, name: str, own: Mapping[str, Any], **options) -> Part:
+  """A component from its file; `options` are those of `Part`.
+
+  Raises:
+    WeightsError: the file is of something else.
+  """
+  release = layouts.RELEASES[kind]
+  config = {**release.sizes.get(name, {}), **own['components'].get(name, {})}
+  out = layouts.file_part(name, folder / release.files[name], kind, config, **options)
+  known = {naming.torch_name(key) for key in model(out)[1]}
+  if not known & out.tensors.keys():
+    raise WeightsError(f'{out.files[0]} has nothing of {name}; use the file of the {release.title} release')
+  return out
+
+
+def companions(args: argparse.Namespace, own: Mapping[str, Any]) -> list[Part]:
+  """Whisper and RIFE, if they are given."""
+  parts = [whisper.part(args.whisper)] if args.whisper else []
+  return parts + ([_flownet(args.rife, own)] if args.rife else [])
+
+
+def _flownet(path: pathlib.Path, own: Mapping[str, Any]) -> Part:
+  """Only keys with the prefix belong to the network, as in the original program."""
+  config = own['components'].get('flownet')
+  out = layouts.file_part('flownet', path / layouts.FLOWNET if path.is_dir() else path, 'rife', config)
+  inside = {key: x for key, x in out.tensors.items() if key.startswith(layouts.FLOWNET_PREFIX)}
+  return dataclasses.replace(out, tensors=layouts.without_prefix(inside, layouts.FLOWNET_PREFIX))
+
+
+def not_given(args: argparse.Namespace, options: Mapping[str, str]) -> list[str]:
+  """Notes on options that were left out; `options` tells what is missing then."""
+  return [f'{what}: not converted; add --{option}' for option, what in options.items() if not getattr(args, option)]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """What both commands take."""
+  write.add_arguments(parser)
+  parser.add_argument('--svd', metavar='DIR', type=pathlib.Path, help='folder of Stable Video Diffusion XT')
+  parser.add_argument('--whisper', metavar='DIR', type=pathlib.Path, help='folder of whisper-tiny')
+  parser.add_argument('--rife', metavar='PATH', type=pathlib.Path, help='flownet.pkl, or the folder that holds it')
