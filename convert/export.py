@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from convert import layouts, naming, priors, published, report
 from convert.aside import folder_aside, refuse_existing, require_room
-from dicetalk_jax import bundle
+from dicetalk_jax import bundle, prior_file
 
 EXAMPLE = """example:
   python -m convert export models/dicetalk exported
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         rows.append(report.row(name, len(tensors), tensors))
         del tensors
     _write_json(folder / SVD_FOLDER / layouts.SCHEDULER, SCHEDULER | _sigmas(settings))
-    priors.write_files(folder / PRIORS_FOLDER, found := bundle.load_priors(args.model))
+    prior_file.write_all(folder / PRIORS_FOLDER, found := bundle.load_priors(args.model))
     rows += [priors.Found(found).row()] if found else []
     _write_json(folder / release.config, own)
   files = sorted(path for path in args.destination.rglob('*') if path.suffix in (*published.SUFFIXES, '.npy'))

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Iterator
 import pathlib
 
-from convert import prior_file, published, report
-from dicetalk_jax import bundle
+from convert import published, report
+from dicetalk_jax import bundle, prior_file
 from dicetalk_jax.errors import InputError
 
 EXAMPLE = """examples:

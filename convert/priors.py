@@ -6,9 +6,9 @@ import itertools
 import pathlib
 from typing import NamedTuple
 
-from convert import prior_file, published, report
+from convert import published, report
 from convert.aside import folder_aside, refuse_existing
-from dicetalk_jax import bundle
+from dicetalk_jax import bundle, prior_file
 from dicetalk_jax.errors import InputError, WeightsError
 
 EXAMPLE = """examples:
@@ -65,13 +65,6 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
   raise InputError(f'{path} has no .npy files; give the folder of the emotion priors')
 
 
-def write_files(folder: pathlib.Path, priors: dict[str, bundle.Prior]) -> None:
-  """One `.npy` file for each emotion."""
-  folder.mkdir(parents=True, exist_ok=True)
-  for emotion, prior in priors.items():
-    prior_file.write(folder / f'{emotion}.npy', prior)
-
-
 def run(args: argparse.Namespace) -> int:
   if (args.sources[0] / bundle.INDEX).exists():
     return _from_model(args)
@@ -92,7 +85,7 @@ def _from_model(args: argparse.Namespace) -> int:
   if len(args.sources) > 1 or not priors:
     raise InputError(f'{args.sources[0]} has no priors' if not priors else 'give one model folder at a time')
   with folder_aside(args.destination) as folder:
-    write_files(folder, priors)
+    prior_file.write_all(folder, priors)
   sources = sorted((args.sources[0] / bundle.PRIORS).glob('[!.]*.npz'))
   report.show([Found(priors).row()], published.sha256(sources), [])
   print(f'wrote {len(priors)} files to {args.destination}: {", ".join(priors)}')

@@ -75,7 +75,7 @@ class Features:
 
     Per clip of N frames: 'latents' float16 `[N,h,w,c]`, posterior means, unscaled; 'clip_embed' float16
     `[ceil(N/clip_stride),D]`; 'whisper' float16 `[2N,states,D]` at 50 Hz, no rows for a clip without sound; 'prior'
-    float32 `[1,2,d_s]`, mean and standard deviation from the modalities that the clip has.
+    float32 `[1,2,d_s]`, mean and standard deviation from the modalities that the clip has (see `gaussian`).
 
     Raises:
       DataError: see `check`; or a network gives values that are not finite, or 'prior' comes before 'whisper'.
@@ -133,20 +133,48 @@ class Features:
     def read(clip, record):  # windows of 30 s
       wave = clip_record.decode_audio(record)
       return audio.log_mel(wave) if len(wave) else np.zeros((0, *audio.MEL_SHAPE), np.float32)
-    def finish(clip, states):
-      return states.reshape(-1, *states.shape[2:])[:2 * int(self.source.table.num_frames[clip])]
-    return read, _half, finish
+    return read, _half, lambda clip, states: _joined(states, int(self.source.table.num_frames[clip]))
 
   def _prior(self, embedder: Network):
     whisper, length = self.store.read_part(*self._key('whisper')), embedder.config.max_len
     def read(clip, record):
-      n = min(int(record['num_frames']), length)
-      expression, states = record['expression'][:n], whisper(clip, slice(2 * n))
-      pad = lambda x, size: np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1)))[None]
-      return (pad(expression, length), pad(states, 2 * length), np.arange(length)[None] < n,
-              np.array([len(expression) > 0]), np.array([len(states) > 0]))
-    return read, _gaussian, _all
+      return _windows(record['expression'], whisper(clip), int(record['num_frames']), length)
+    return read, _gaussian, lambda clip, gaussians: gaussians.mean(0, keepdims=True)
 
+
+def speech_states(whisper: Network, wave: np.ndarray, frames: int) -> np.ndarray:
+  """The feature 'whisper' of a recording, 16 kHz `[samples]`, of so many frames at 25 Hz: float16 `[2N,states,D]`."""
+  return _joined(np.asarray(whisper.stage(_half)(audio.log_mel(wave))), frames)
+
+
+def gaussian(embedder: Network, expression: np.ndarray, states: np.ndarray) -> np.ndarray:
+  """The feature 'prior' of one clip (paper equations 2 to 6): float32 `[2,d_s]`, mean and standard deviation.
+
+  A clip longer than `max_len` is embedded in windows of equal length, and their Gaussians averaged.
+
+  Args:
+    embedder: the component.
+    expression: `[N,expr_dim]` at 25 frames per second; N = 0 where it is missing.
+    states: `[2N,states,D]` from `speech_states`; none where there is no sound.
+  """
+  windows = _windows(expression, states, len(expression) or len(states) // 2, embedder.config.max_len)
+  return np.asarray(embedder.stage(_gaussian)(windows)).mean(0)
+
+
+def _joined(states: np.ndarray, frames: int) -> np.ndarray:
+  """Whisper's windows of 30 s one after another, without what is beyond the clip."""
+  return states.reshape(-1, *states.shape[2:])[:2 * frames]
+
+
+def _windows(expression: np.ndarray, states: np.ndarray, frames: int, length: int) -> Rows:
+  """What the embedder reads of a clip, in the fewest windows of at most `length` frames; all about equally long."""
+  spans = np.array_split(np.arange(frames), -(-frames // length))
+  def padded(x, rate):
+    return np.stack([np.pad(x, ((0, rate * length - len(x)), *[(0, 0)] * (x.ndim - 1)))
+                     for x in (x[rate * span[0]:rate * (span[-1] + 1)] for span in spans)])
+  mask = np.array([np.arange(length) < len(span) for span in spans])
+  has = [np.full(len(spans), len(x) > 0) for x in (expression, states)]
+  return padded(expression, 1), padded(states, 2), mask, *has
 
 
 def _all(clip, rows):

@@ -172,9 +172,13 @@ class DiffusionExamples:
       self.part.check_feature('prior', np.ones_like(length))
 
   def __call__(self, clip: int, rng: np.random.Generator) -> dict[str, Any]:
+    return self.window(clip, rng, sampling.window_rows(
+        rng, int(self.part.source.table.num_frames[clip]), self.frames, self.step))
+
+  def window(self, clip: int, rng: np.random.Generator, rows: np.ndarray) -> dict[str, Any]:
+    """The example of given frames, ascending by `step`."""
     part, record = self.part, self.part.source[clip]
     length = int(record['num_frames'])
-    rows = sampling.window_rows(rng, length, self.frames, self.step)
     span = slice(rows[0], rows[-1] + 1)
     if self.reference == 'clip':
       other, seen = clip, record

@@ -6,7 +6,6 @@
 import argparse
 import os
 import pathlib
-import sys
 import tempfile
 
 import jax
@@ -14,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from dicetalk_jax import bundle, parallel
-from dicetalk_jax.errors import InputError, one_sentence
+from dicetalk_jax import bundle, command, parallel
+from dicetalk_jax.errors import InputError
 from dicetalk_jax.media.audio import load_audio
 from dicetalk_jax.media.face import find_face, parse_face_box
 from dicetalk_jax.media.image import load_image
@@ -41,18 +40,8 @@ usage: python -m dicetalk_jax.generate --model=DIR --image=FILE --audio=FILE --e
 """
 
 
-class _Parser(argparse.ArgumentParser):
-  """Says what is wrong in one sentence."""
-
-  def error(self, message):
-    raise InputError(f'{message}; run python -m dicetalk_jax.generate without arguments to see how it is used')
-
-  def print_help(self, file=None):
-    print(USAGE, end='', file=file)
-
-
 def _flags(argv: list[str]) -> argparse.Namespace:
-  parser = _Parser(allow_abbrev=False)
+  parser = command.Parser('dicetalk_jax.generate', USAGE)
   for name in ('model', 'image', 'audio', 'output'):
     parser.add_argument(f'--{name}', required=True)
   parser.add_argument('--emotion')
@@ -151,12 +140,8 @@ def _progress_bars() -> Progress:
 
 
 def run() -> None:
-  """Console entry: no argument prints the usage; a user's mistake is one sentence and exit code 2."""
-  if len(sys.argv) == 1:
-    print(USAGE, end='', file=sys.stderr)
-    sys.exit(2)
-  with one_sentence():
-    main(sys.argv[1:])
+  """Console entry."""
+  command.run(main, USAGE)
 
 
 if __name__ == '__main__':

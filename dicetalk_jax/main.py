@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from dicetalk_jax import parallel
 from dicetalk_jax.errors import ConfigError, InputError, one_sentence
+from dicetalk_jax.training.profile import parse_span
 
 TASKS = {
     'autoencoder': 'dicetalk_jax.training.autoencoder:AutoencoderTask',
@@ -32,6 +33,7 @@ usage: python -m dicetalk_jax.main --config=FILE[:PRESET,...] --workdir=DIR [--c
   --config.multihost=True         one of several processes that train together; see docs/scale.md
   --coordinator=HOST:PORT --processes=N --process=I     by hand, where no cluster says which processes there are
   --[no]tensorboard               event files for TensorBoard in the work directory (default: yes)
+  --profile=START:COUNT           a profile of COUNT steps from START on, in profile/ of the work directory
   --jax_compilation_cache_dir=DIR keeps compiled programs from one run to the next
 """
 
@@ -41,6 +43,7 @@ _COORDINATOR = flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0; o
 _PROCESSES = flags.DEFINE_integer('processes', 0, 'How many processes train together; or JAX_NUM_PROCESSES.')
 _PROCESS = flags.DEFINE_integer('process', -1, 'Which of them this is, from 0; or JAX_PROCESS_ID.')
 _TENSORBOARD = flags.DEFINE_bool('tensorboard', True, 'Write event files for TensorBoard.')
+_PROFILE = flags.DEFINE_string('profile', '', 'START:COUNT, the steps to write a profile of.')
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -95,11 +98,11 @@ def main(argv: list[str]) -> None:
     raise ConfigError(f'unexpected argument {argv[1]!r}; options look like --config=FILE --workdir=DIR')
   if not _WORKDIR.value:
     raise ConfigError('--workdir is missing; name a directory for checkpoints, metrics and pictures')
-  config = _CONFIG.value
+  config, profile = _CONFIG.value, parse_span(_PROFILE.value)
   parallel.start(config.multihost, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   from dicetalk_jax.training.loop import train  # after `start`: imports may touch devices
   train(task_class(config.task), config, _WORKDIR.value,
-        make_writer=tensorboard_writer if _TENSORBOARD.value else None)
+        make_writer=tensorboard_writer if _TENSORBOARD.value else None, profile=profile)
 
 
 def run() -> None:

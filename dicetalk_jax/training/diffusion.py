@@ -1,6 +1,5 @@
 """Task: the diffusion model (paper sections 3.2 and 3.3): denoising, emotion discrimination, emotion bank."""
 
-import collections
 import dataclasses
 import functools
 
@@ -9,21 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines import compute, loader
+from data_pipelines import record as clip_record
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.diffusion import sampler
 from dicetalk_jax.errors import ConfigError, WeightsError
-from dicetalk_jax.media.sheet import grid
+from dicetalk_jax.media import sheet
+from dicetalk_jax.media.video import Video
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.models.unet import init_adapters_from_image, zero_residuals
 from dicetalk_jax.network import Network
-from dicetalk_jax.training import bank, checks, sources
+from dicetalk_jax.training import averages, bank, checks, sources
 from dicetalk_jax.training import frozen as networks
-from dicetalk_jax.training.diffusion_loss import DiffusionLoss
+from dicetalk_jax.training.diffusion_loss import FPS, DiffusionLoss
+from dicetalk_jax.training.report import Picture
 from dicetalk_jax.training.state import partition
 from dicetalk_jax.training.task import Task
 
 TRAINED = ('unet', 'audio_linear', 'pose_guider', 'emo_model')  # Sonic has the first two only
 NEW = (r'^(audio_linear|pose_guider|emo_model)\.', r'\.to_[kv]_ip\.')
+SAMPLE_FRAMES, SHEET_COLUMNS = 50, 8  # longest sample, 4 s, and how many of its frames the sheet shows
 SWAPPED = {'audio_effect': ('audio',), 'emotion_effect': ('mu', 'sigma')}
 
 
@@ -47,6 +50,7 @@ class DiffusionTask(Task):
     self.targets = {name: target for name, (_, target) in abstract.items()}
     self._check_held()
     self.has_emotion = 'emo_model' in config
+    self.prior_of = config.emotion.emo_ref if self.has_emotion else 'none'
     bundle.require(self.model_dir, 'vae', *['embedder'] * self.has_emotion)  # before data is made
     self.train, self.val = sources.train_and_val(config, self.data_dir)
     random = config.get('frozen', {})
@@ -114,7 +118,7 @@ class DiffusionTask(Task):
     return iter(loader.diffusion_loader(
         self.parts[split], frames=data.frames, step=data.step, mask_size=data.size,
         measured_buckets=data.buckets == 'measured', clip_stride=data.clip_stride, reference=data.reference,
-        emotion=self.config.emotion.emo_ref if self.has_emotion else 'none', **kwargs))
+        emotion=self.prior_of, **kwargs))
 
   def batches(self):
     index, count = parallel.batch_shard(self.mesh)
@@ -165,33 +169,58 @@ class DiffusionTask(Task):
     return bank.after_update(state, rows, key, self.config)
 
   def evaluate(self, params, frozen):
-    """Loss parts on unseen identities (fixed noise), and truth above samples for two of their windows.
+    """Loss parts on unseen identities (fixed noise), and samples beside the truth for two of their clips.
 
     `audio_effect` and `emotion_effect` tell how much the denoising error rises, in percent, when each window gets the
     sound or the emotion of another: 0 where the model ignores them.
     """
-    swapped = {effect: names for effect, names in SWAPPED.items() if self.has_emotion or 'mu' not in names}
-    totals: collections.Counter[str] = collections.Counter()
+    parts, swapped = [], {effect: [] for effect in SWAPPED if self.has_emotion or effect != 'emotion_effect'}
     batches = self._loader('val', batch=4, seed=1, area=(1.1, 1.1))
     for i in range(4):
       batch = next(batches)
       batch['drop'] = np.ones_like(batch['drop'])  # nothing is dropped
       loss = lambda batch: self._eval_loss(params, frozen, batch, jax.random.key(i), jnp.array(10**9))[1]  # noqa: B023
-      totals.update({name: float(value) / 4 for name, value in loss(batch).items() if name != 'per_row'})
-      for effect, names in swapped.items():
-        other = batch | {name: np.roll(batch[name], 1, axis=0) for name in names}
-        totals[effect] += float(loss(other)['denoise']) / 4
-    for effect in swapped:
-      totals[effect] = 100 * (totals[effect] / totals['denoise'] - 1)
-    two = {name: value[:2] for name, value in batch.items()}
-    conditions = self._sample_inputs(params, two)
-    frames = self.config.data.frames
+      parts.append(parallel.fetch({name: value for name, value in loss(batch).items() if name != 'per_row'}))
+      for effect, losses in swapped.items():
+        other = batch | {name: np.roll(batch[name], 1, axis=0) for name in SWAPPED[effect]}
+        losses.append(float(loss(other)['denoise']))
+    metrics = averages.mean(parts)
+    for effect, losses in swapped.items():
+      metrics[effect] = 100 * (np.mean(losses) / metrics['denoise'] - 1)
+    return metrics, self._samples(params)
+
+  def _samples(self, params) -> dict[str, Picture]:
+    """The beginnings of two clips of unseen people: videos of truth and sample with sound, and a sheet of frames."""
+    parts, data = self.parts['val'], self.config.data
+    clips = [(parts[0], 0), (parts[-1], len(parts[-1].source) - 1)]
+    frames = min(SAMPLE_FRAMES, *((part.source.table.num_frames[clip] - 1) // data.step + 1 for part, clip in clips))
+    rows = data.step * np.arange(frames)
+    windows = []
+    for part, clip in clips:
+      examples = loader.DiffusionExamples(part, data.frames, data.step, data.size, (1.1, 1.1), False, data.clip_stride,
+                                          data.reference, self.prior_of)
+      windows.append(examples.window(clip, np.random.default_rng(0), rows))
+    batch = {name: np.stack([window[name] for window in windows]) for name in windows[0]}
+    conditions = self._sample_inputs(params, batch)
     noise = sampler.draw_noise(jax.random.split(jax.random.key(0), 2), conditions, self._sampling.padding_frames)
     out = self._sampler(core.under('unet', params), noise, conditions, jnp.full(2, frames))[:, :frames]
-    both = np.concatenate([two['latents'], np.asarray(out) / self.scaling_factor])
-    truth, video = np.split(np.asarray(self._decode(both)), 2)
-    rows = [row for pair in zip(truth, video) for row in pair]
-    return dict(totals), {'sample': grid([np.clip(row, -1, 1) for row in rows])}
+    pictures, sheet_rows = {}, []
+    for (part, clip), *latents in zip(clips, batch['latents'], np.asarray(out) / self.scaling_factor):
+      record = part.source[clip]
+      truth, sample = (self._pixels(z) for z in latents)
+      emotion = clip_record.decode_emotion(record)
+      pictures[f'sample_{len(pictures)}'] = Video(
+          sheet.side_by_side([truth, sample], [f'{emotion}: truth', 'sample']), FPS, clip_record.decode_audio(record))
+      shown = np.linspace(0, frames - 1, min(frames, SHEET_COLUMNS)).round().astype(int)
+      sheet_rows += [(f'{emotion}: truth', truth[shown]), ('sample', sample[shown])]
+    return pictures | {'sample': sheet.contact_sheet(sheet_rows)}
+
+  def _pixels(self, latents: np.ndarray) -> np.ndarray:
+    """Unscaled latents `[N,h,w,c]` to uint8 `[N,H,W,3]`, a window at a time, to bound memory."""
+    size = self.config.data.frames
+    padded = np.pad(latents, ((0, -len(latents) % size), *[(0, 0)] * 3), mode='edge')
+    video = np.concatenate([np.asarray(self._decode(padded[None, i:i + size]))[0] for i in range(0, len(padded), size)])
+    return np.round((np.clip(video[:len(latents)], -1, 1) + 1) * 127.5).astype(np.uint8)
 
   def export(self, params) -> None:
     """Writes the trained components, and the settings that sampling needs."""

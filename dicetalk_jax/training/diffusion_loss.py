@@ -13,6 +13,7 @@ from dicetalk_jax.diffusion import edm, sampler
 from dicetalk_jax.diffusion.condition_dropout import Dropped, condition_dropout
 from dicetalk_jax.models import core
 from dicetalk_jax.models.face_mask import mask_pyramid
+from dicetalk_jax.training import averages
 
 FPS = 12.5
 REF_NOISE = (-3.0, 0.5)  # mean and deviation of the logarithm of the noise's strength, as common in training SVD
@@ -56,17 +57,21 @@ class DiffusionLoss:
     if c.loss.face_weight or c.loss.mouth_weight:
       error = error * self._weight(batch['mask'], face[1][0].reshape(-1, *x.shape[2:4]))
     denoise = jnp.mean(error)
+    parts = {'denoise': denoise, **averages.by_sigma('denoise', jnp.mean(error, axis=(1, 2, 3, 4)), sigma)}
     if vq is None:
-      return denoise, {'denoise': denoise}
+      return denoise, parts
 
-    classify, accuracy = self._classify(model['emo_model'], mid, batch['emotion_class'], dropped.emotion, head_key)
+    label, logits = batch['emotion_class'], self._logits(model['emo_model'], mid, head_key)
+    classify, accuracy = emotion_discrimination(logits, label, dropped.emotion)
+    each, _ = jax.vmap(emotion_discrimination)(logits[:, None], label[:, None], dropped.emotion[:, None])
     warm = jnp.minimum(1.0, (step + 1) / max(c.loss.cls_warmup, 1))
     total = denoise + c.loss.lambda_cls * warm * classify + c.loss.lambda_vq * vq.loss
-    parts = {'denoise': denoise, 'cls': classify, 'cls_accuracy': accuracy}
+    parts |= {'cls': classify, 'cls_accuracy': accuracy,
+              **averages.by_sigma('cls', each, sigma, (label >= 0) & ~dropped.emotion)}
     if c.emo_model.mode == 'bank':
       parts |= {'vq': vq.loss, 'vq_error': vq.error, 'z_rms': jnp.sqrt(jnp.square(vq.z).mean()),
                 'codes_used': jnp.zeros(c.emo_model.codebook_size).at[vq.indices].set(1.0).sum(),
-                'per_row': {'code': vq.indices, 'z': vq.z, 'emotion_class': batch['emotion_class']}}
+                'per_row': {'code': vq.indices, 'z': vq.z, 'emotion_class': label}}
     return total, parts
 
   def _disturbed(self, reference, key):
@@ -87,12 +92,12 @@ class DiffusionLoss:
     whole = jnp.where(dropped.emotion[:, None, None], emo_model.null_tokens(), whole)
     return jnp.where(jax.random.bernoulli(key, p), whole, retrieved), vq
 
-  def _classify(self, emo_model, mid, label, dropped, key):
-    """L_cls and accuracy from features [B,F,h,w,C], per frame or of their mean over the clip."""
+  def _logits(self, emo_model, mid, key):
+    """Of the classes `[B,F,classes]`, from features [B,F,h,w,C]; per frame, or one of their mean over the clip."""
     if self.config.loss.cls_pool == 'clip':
       mid = mid.mean(1, keepdims=True)
     logits = emo_model.classify(mid.reshape(-1, *mid.shape[2:]), key=key)
-    return emotion_discrimination(logits.reshape(*mid.shape[:2], -1), label, dropped)
+    return logits.reshape(*mid.shape[:2], -1)
 
   def denoise(self, model, batch, dropped: Dropped, scaled, timestep, emotion, face):
     """One UNet call on scaled noisy latents [B,F,h,w,c] with the conditions of the batch."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,13 @@ from data_pipelines import compute, loader
 from data_pipelines.record import EMOTIONS, UNKNOWN
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.errors import ConfigError, DataError
-from dicetalk_jax.metrics import clustering
+from dicetalk_jax.metrics import clustering, tsne
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.network import Network
 from dicetalk_jax.training import checks, contrastive, sources
 from dicetalk_jax.training import frozen as networks
+from dicetalk_jax.training.priors import mean_gaussians
+from dicetalk_jax.training.report import Picture
 from dicetalk_jax.training.task import Task
 
 BATCH = 64  # clips embedded at a time in evaluation
@@ -121,34 +122,31 @@ class EmbedderTask(Task):
     return (pad(record['expression'][:n], length), pad(part.rows('whisper', clip, record, slice(2 * n)), 2 * length),
             np.arange(length) < n)
 
-  def evaluate(self, params, frozen) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+  def evaluate(self, params, frozen) -> tuple[dict[str, float], dict[str, Picture]]:
     """Clustering and probes on unseen people, from both modalities and from each alone (paper table 5)."""
-    parts, people, emotions, _ = self._labelled('val')
+    parts, people, emotions, level = self._labelled('val')
     identity = np.unique(people, return_inverse=True)[1]
     emotion = np.array([EMOTIONS.index(e) if e != UNKNOWN else -1 for e in emotions])
     known = emotion >= 0
     metrics = {}
     alone = (('video_', True, False), ('audio_', False, True)) if self.config.embedder.modalities == 'both' else ()
     for label, video, audio in (('', True, True), *alone):
-      mu = np.concatenate([self._embed_all(params, part, video, audio) for part in parts])
-      scores = clustering.summary(mu[known], identity[known], emotion[known])
+      mu = np.concatenate([self._embed_all(params, part, video, audio) for part in parts])[known]
+      scores = clustering.summary(mu, identity[known], emotion[known])
       metrics |= {label + name: value for name, value in scores.items() if not label or name == 'clustering'}
-    return metrics, {}
+      if not label:
+        pictures = {'tsne': tsne.picture(mu, people[known], emotions[known], level[known])}
+    return metrics, pictures
 
   def export(self, params) -> None:
-    """Writes `embedder`, and the mean Gaussian of each emotion over the strongest training clips as priors."""
+    """Writes `embedder`, and the mean Gaussian of each emotion over the training clips as priors."""
     bundle.save_component(self.model_dir, 'embedder', registry.config_of(
         'embedder', self.config.embedder.to_dict()).to_json(), core.under('embedder', params), sources.provenance(self))
     embedder = Network.load(self.model_dir, 'embedder')
-    parts, _, emotions, level = self._labelled('train')
+    parts = self._labelled('train')[0]
     networks = dict(whisper=self.whisper, embedder=embedder)
     statistics = [self._features(part, **networks).ready('prior')['prior'] for part in parts]
-    gaussians = np.concatenate([[of_part(clip)[0] for clip in range(len(of_part))] for of_part in statistics])
-    priors: dict[str, Any] = {}
-    for emotion in np.unique(emotions[emotions != UNKNOWN]):
-      own = emotions == emotion
-      priors[str(emotion)] = tuple(gaussians[own & (level == level[own].max())].mean(0))
-    bundle.save_priors(self.model_dir, priors)
+    bundle.save_priors(self.model_dir, mean_gaussians(statistics, [part.source.table for part in parts]))
 
 
 def _moments(clips: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from dicetalk_jax.training import lora
 from dicetalk_jax.training.checkpoint import Checkpoints, has_checkpoint
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
 from dicetalk_jax.training.prefetch import prefetched
+from dicetalk_jax.training.profile import Profiler
 from dicetalk_jax.training.report import Meter, Report, Writer
 from dicetalk_jax.training.state import TrainState, init_state, partition
 from dicetalk_jax.training.step import make_train_step
@@ -27,7 +28,8 @@ from dicetalk_jax.training.workdir import claim, open_workdir
 
 
 def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: Any, *,
-          make_writer: Callable[[epath.Path], Writer] | None = None, mesh: Mesh | None = None) -> TrainState:
+          make_writer: Callable[[epath.Path], Writer] | None = None, mesh: Mesh | None = None,
+          profile: tuple[int, int] | None = None) -> TrainState:
   """Begins or resumes a run and carries it to `config.total_steps`.
 
   A resumed run equals an uninterrupted one to the bit, as long as mesh and software stay the same: the checkpoint
@@ -42,6 +44,7 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
     workdir: gets config.json, checkpoints/, metrics.jsonl, pictures/, curves.png.
     make_writer: from the work directory to a writer of TensorBoard files; called on process 0 when the run begins.
     mesh: default `config.mesh` over all devices.
+    profile: first and last step of a profile, written to profile/ in the work directory.
 
   Returns:
     The final state.
@@ -76,7 +79,8 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
     complete = lambda state: lora.merged({**held, **state.averaged}, config)
 
     with (contextlib.closing(task.batches()) as batches, contextlib.closing(prefetched(batches, mesh)) as data,
-          _stop_requests() as stop_requested):
+          _stop_requests() as stop_requested,
+          Profiler(workdir / 'profile', profile, (checkpoints.latest or 0) + 1, config.total_steps) as profiler):
       if checkpoints.latest is None:
         state = jax.jit(new_state, out_shardings=shards, donate_argnums=0)(params)
       else:
@@ -89,8 +93,11 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
       meter = Meter()
       stopping = False
       for step in range(first + 1, config.total_steps + 1):
+        profiler.before(step)
         state, metrics = train_step(state, rest, next(data), step_key)
         meter.add(step, metrics)
+        if profiler.after(step, metrics):
+          report.say(f'step {step}: profile written to {workdir / "profile"}')
 
         stopping = stop_requested(step) and step < config.total_steps
         due = lambda every: stopping or step == config.total_steps or step % every == 0  # noqa: B023, used at once

@@ -1,8 +1,14 @@
-"""What a run tells: terminal lines, `metrics.jsonl`, pictures, TensorBoard, and curves at the end."""
+"""What a run tells: terminal lines, `metrics.jsonl`, pictures, videos, TensorBoard, and curves at the end.
+
+A metric whose name has a slash, such as `denoise/sigma_1_3`, is a detail of the one before the slash: it is written and
+drawn, but left out of the terminal's line.
+"""
 
 from collections.abc import Callable, Mapping
 import json
 import math
+import pathlib
+import tempfile
 import time
 from typing import Any, Protocol
 
@@ -13,8 +19,11 @@ import numpy as np
 from PIL import Image
 
 from dicetalk_jax.errors import UserError
+from dicetalk_jax.media.video import Video, write_video
+from dicetalk_jax.training import averages
 
 Metrics = Mapping[str, Any]
+Picture = np.ndarray | Video  # uint8 [H,W,3], or moving with sound
 
 
 class DivergedError(UserError):
@@ -63,14 +72,14 @@ def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
 
 
 class Meter:
-  """Means of the step metrics between two reports.
+  """Means of the step metrics between two reports; see `averages.mean`.
 
   Values are fetched one step late, so the host prepares the next step while the device works on this one, and
   never runs further ahead than that.
   """
 
   def __init__(self):
-    self._values: list[dict[str, float]] = []
+    self._values: list[Metrics] = []
     self._pending: tuple[int, Metrics] | None = None
     self._since: float | None = None  # the first step compiles and is not timed
     self._timed = 0
@@ -85,8 +94,7 @@ class Meter:
     """(means, steps per second or None) since the last call. Raises DivergedError, naming the step."""
     self._fetch()
     values, self._values = self._values, []
-    means = {name: math.fsum(v[name] for v in values) / len(values) for name in sorted(values[0], key='loss'.__ne__)}
-    return means, self._timed / (time.monotonic() - self._since) if self._timed else None
+    return averages.mean(values), self._timed / (time.monotonic() - self._since) if self._timed else None
 
   def restart_clock(self) -> None:
     """Leaves out of the rate what happened since the last step."""
@@ -96,7 +104,7 @@ class Meter:
     if self._pending is None:
       return
     (step, metrics), self._pending = self._pending, None
-    values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+    values = jax.device_get(metrics)
     if not (math.isfinite(values['loss']) and math.isfinite(values['grad_norm'])):
       raise DivergedError(f'training diverged at step {step} (loss {values["loss"]:g}, gradient norm '
                           f'{values["grad_norm"]:g}); the last checkpoint before it is kept: lower optim.lr, or look '
@@ -128,7 +136,7 @@ class Report:
     """One line on the terminal, and the same as scalars `train/...`."""
     if not self._active:
       return
-    parts = [f'step {step:{len(str(self._total))}}/{self._total}', *(f'{k} {v:.4g}' for k, v in means.items())]
+    parts = [self._line(step, means)]
     scalars = {f'train/{k}': v for k, v in means.items()}
     if rate:
       parts += [f'{rate:.3g} steps/s', f'{_duration((self._total - step) / rate)} left']
@@ -136,16 +144,18 @@ class Report:
     self.say('  '.join(parts))
     self._write(step, scalars)
 
-  def evaluation(self, step: int, metrics: dict[str, float], pictures: dict[str, np.ndarray]) -> None:
-    """Scalars `eval/...`; pictures go to the writer and to `pictures/NAME_STEP.png`."""
+  def evaluation(self, step: int, metrics: dict[str, float], pictures: Mapping[str, Picture]) -> None:
+    """Scalars `eval/...`; pictures go to the writer and to `pictures/NAME_STEP.png`, videos to `.mp4` beside them."""
     if not self._active:
       return
-    self.say('  '.join([f'step {step:{len(str(self._total))}}/{self._total}  evaluation',
-                        *(f'{k} {v:.4g}' for k, v in metrics.items())]))
+    self.say(self._line(step, metrics, 'evaluation'))
     self._write(step, {f'eval/{k}': float(v) for k, v in metrics.items()})
     folder = self._workdir / 'pictures'
     folder.mkdir(exist_ok=True)
     for name, picture in pictures.items():
+      if isinstance(picture, Video):
+        _write_video(folder / f'{name}_{step:07d}.mp4', picture)
+        continue
       with (folder / f'{name}_{step:07d}.png').open('wb') as f:
         Image.fromarray(picture).save(f, format='PNG')
       for writer in self._writers:
@@ -158,30 +168,47 @@ class Report:
       for writer in self._writers:
         writer.flush()
 
+  def _line(self, step: int, values: dict[str, float], *words: str) -> str:
+    return '  '.join([f'step {step:{len(str(self._total))}}/{self._total}', *words,
+                      *(f'{name} {value:.4g}' for name, value in values.items() if '/' not in name)])
+
   def _write(self, step, scalars):
     for writer in self._writers:
       writer.write_scalars(step, scalars)
 
 
 def draw_curves(workdir: epath.Path) -> None:
-  """`curves.png` with one panel per metric; nothing if there is no metric yet."""
+  """`curves.png` with one panel per metric, its details in the same one; nothing if there is no metric yet."""
   rows = read_json_lines(workdir / 'metrics.jsonl')
-  names = list(dict.fromkeys(name for row in rows for name in row if name != 'step'))
-  if not names:
+  panels: dict[str, list[str]] = {}
+  for name in dict.fromkeys(name for row in rows for name in row if name != 'step'):
+    panels.setdefault('/'.join(name.split('/')[:2]), []).append(name)
+  if not panels:
     return
-  columns = min(len(names), 4)
-  height = -(-len(names) // columns)
+  columns = min(len(panels), 4)
+  height = -(-len(panels) // columns)
   figure = Figure(figsize=(4 * columns, 3 * height))
   figure.subplots_adjust(0.16 / columns, 0.1 / height, 1 - 0.08 / columns, 1 - 0.12 / height, wspace=0.25, hspace=0.3)
-  for i, name in enumerate(names, 1):
-    axes = figure.add_subplot(height, columns, i, title=name)
-    points = [(row['step'], row[name]) for row in rows if name in row]
-    axes.plot(*zip(*points), marker='.' if len(points) < 20 else '')
+  for i, (panel, names) in enumerate(panels.items(), 1):
+    axes = figure.add_subplot(height, columns, i, title=panel)
+    for name in names:
+      points = [(row['step'], row[name]) for row in rows if name in row]
+      axes.plot(*zip(*points), marker='.' if len(points) < 20 else '', label=name.removeprefix(panel)[1:] or 'all')
     axes.grid(alpha=0.3)
-    if 'loss' in name and all(value > 0 for _, value in points):
+    if len(names) > 1:
+      axes.legend(fontsize='x-small')
+    if 'loss' in panel and all(value > 0 for _, value in points):
       axes.set_yscale('log')
   with (workdir / 'curves.png').open('wb') as f:
     figure.savefig(f, format='png', dpi=100)
+
+
+def _write_video(path: epath.Path, video: Video) -> None:
+  """Through a local file, since the work directory may be remote."""
+  with tempfile.TemporaryDirectory() as folder:
+    local = pathlib.Path(folder) / path.name
+    write_video(local, *video)
+    path.write_bytes(local.read_bytes())
 
 
 def _duration(seconds: float) -> str:

@@ -7,9 +7,9 @@ from etils import epath
 import grain
 import jax
 from jax.sharding import Mesh
-import numpy as np
 
 from dicetalk_jax.models.core import Params
+from dicetalk_jax.training.report import Picture
 from dicetalk_jax.training.state import TrainState
 
 
@@ -79,8 +79,8 @@ class Task(abc.ABC):
       step: int32 scalar, updates made so far.
 
     Returns:
-      A float32 scalar, a mean over the rows (accumulation averages it), and float32 scalars to log. Among these,
-      `per_row` may be a dict of arrays `[rows, ...]` for `after_update`.
+      A float32 scalar, a mean over the rows (accumulation averages it), and what to log: float32 scalars, or pairs
+      that `averages.mean` explains. Among these, `per_row` may be a dict of arrays `[rows, ...]` for `after_update`.
     """
 
   def extra_state(self, params: Params) -> Params:
@@ -108,8 +108,8 @@ class Task(abc.ABC):
     """
 
   @abc.abstractmethod
-  def evaluate(self, params: Params, frozen: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics and uint8 pictures `[H,W,3]` by name, from averaged parameters (complete, as in `loss`)."""
+  def evaluate(self, params: Params, frozen: Any) -> tuple[dict[str, float], dict[str, Picture]]:
+    """Metrics, and uint8 pictures `[H,W,3]` or videos by name, from averaged parameters (complete, as in `loss`)."""
 
   @abc.abstractmethod
   def export(self, params: Params) -> None:

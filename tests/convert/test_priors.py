@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from convert import __main__ as command
-from convert import prior_file, published
-from dicetalk_jax import bundle
+from convert import published
+from dicetalk_jax import bundle, prior_file
 from dicetalk_jax.errors import InputError, WeightsError
 from tests.convert import published_folders as folders
 

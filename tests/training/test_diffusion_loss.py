@@ -80,7 +80,7 @@ def run(arg='default', data=None, step=10**9, **changes):
   """(total, parts) of a preset with changed settings, written `section__key`."""
   _, params, loss = make(arg, **changes)
   total, parts = loss(params, batch() if data is None else data, jax.random.key(3), jnp.int32(step))
-  return float(total), {k: v if isinstance(v, dict) else float(v) for k, v in parts.items()}
+  return float(total), {k: v if isinstance(v, dict) else float(v) for k, v in parts.items() if '/' not in k}
 
 
 def without(parts, *names):
@@ -95,6 +95,15 @@ def test_equation_15():
   assert set(parts['per_row']) == {'code', 'z', 'emotion_class'}
   np.testing.assert_allclose(parts['z_rms'], np.sqrt(np.square(parts['per_row']['z']).mean()), rtol=1e-5)
   assert parts['codes_used'] == len(np.unique(parts['per_row']['code']))
+
+
+def test_ranges_of_noise_levels_make_up_the_whole():
+  """A clip without a label has no part in the discrimination."""
+  _, params, loss = make('default')
+  _, parts = loss(params, batch(), jax.random.key(3), jnp.int32(0))
+  for name, counted in (('denoise', 4), ('cls', 3)):
+    total, weight = map(float, sum(pair for key, pair in parts.items() if key.startswith(f'{name}/sigma_')))
+    assert total / weight == near(float(parts[name])) and weight == counted / 4
 
 
 def test_without_classification_only_its_term_is_gone():

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from data_pipelines import compute, precompute
+from data_pipelines import record as clip_record
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from dicetalk_jax import bundle, main, parallel
 from dicetalk_jax.errors import ConfigError, WeightsError
+from dicetalk_jax.media.video import read_video
 from dicetalk_jax.models import core
 from dicetalk_jax.pipeline import Pipeline
-from dicetalk_jax.training import loop
+from dicetalk_jax.training import loop, sources
 from dicetalk_jax.training.diffusion_loss import emotion_discrimination, mouth_region
 from tests import tiny
 
@@ -99,13 +101,26 @@ def test_every_loss_is_logged_and_every_run_has_pictures_and_curves(trained):
   for part in ('loss', 'denoise', 'cls', 'vq', 'vq_error', 'z_rms', 'codes_used', 'bank_perplexity', 'bank_purity',
                'grad_norm', 'steps_per_second'):
     assert np.isfinite(train[f'train/{part}']), part
-  assert np.isfinite(evaluation['eval/denoise'])
+  for row, prefix in ((train, 'train'), (evaluation, 'eval')):
+    by_sigma = {name: value for name, value in row.items() if name.startswith(f'{prefix}/denoise/sigma_')}
+    assert by_sigma and min(by_sigma.values()) <= row[f'{prefix}/denoise'] <= max(by_sigma.values())
+    assert any(name.startswith(f'{prefix}/cls/sigma_') for name in row)
   assert 'eval/psnr' in rows(trained, 'autoencoder')[-1]
   scores = rows(trained, 'embedder')[-1].keys()
   assert {'eval/emotion_accuracy', 'eval/identity_accuracy', 'eval/audio_clustering'} <= scores
-  for task in ('autoencoder', 'diffusion'):
-    assert list((trained / task / 'pictures').glob('*.png'))
+  for task, picture in (('autoencoder', 'reconstruction'), ('embedder', 'tsne'), ('diffusion', 'sample')):
+    assert (trained / task / 'pictures' / f'{picture}_{STEPS:07d}.png').exists()
   assert (trained / 'diffusion' / 'curves.png').exists()
+
+
+def test_samples_are_videos_with_the_sound_of_their_clip(trained):
+  source = sources.train_and_val(micro('diffusion'), trained / 'data')[1][0].source
+  for name, clip in (('sample_0', 0), ('sample_1', len(source) - 1)):
+    video = read_video(trained / 'diffusion' / 'pictures' / f'{name}_{STEPS:07d}.mp4')
+    frames = (int(source[clip]['num_frames']) - 1) // 2 + 1  # more than a window
+    assert len(video.frames) == frames > 3 and video.frames.shape[2] == 2 * 32 and video.fps == 12.5
+    sound = clip_record.decode_audio(source[clip])[:len(video.audio)]
+    assert np.corrcoef(sound, video.audio[:len(sound)])[0, 1] > 0.9
 
 
 def losses(folder, name):

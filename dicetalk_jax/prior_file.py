@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dicetalk_jax.errors import InputError, WeightsError
+from dicetalk_jax.media.aside import written_aside
 
 Prior = tuple[np.ndarray, np.ndarray]
 
@@ -129,8 +130,19 @@ def _content(file: io.BytesIO) -> dict[str, np.ndarray]:
 def write(path: pathlib.Path, prior: Prior) -> None:
   """The file for the original program: `numpy.load(path, allow_pickle=True).item()['mu']`; float32 `[1,d]`.
 
-  A deviation is written only if there is one.
+  A deviation is written only if there is one; the original program ignores it.
+
+  Raises:
+    InputError: the place cannot be written to.
   """
   mu, sigma = (np.float32(x).reshape(1, -1) for x in prior)
   content: Mapping[str, Any] = {MU: mu, **({SIGMA: sigma} if sigma.any() else {})}
-  np.save(path, np.array(content, object), allow_pickle=True)
+  with written_aside(path) as part, part.open('wb') as file:
+    np.save(file, np.array(content, object), allow_pickle=True)
+
+
+def write_all(folder: pathlib.Path, priors: Mapping[str, Prior]) -> None:
+  """One file for each emotion, `EMOTION.npy`; see `write`."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for emotion, prior in priors.items():
+    write(folder / f'{emotion}.npy', prior)

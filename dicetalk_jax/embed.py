@@ -1,0 +1,141 @@
+"""The emotion prior of one clip, from its speech, its facial expressions or both (paper section 3.1).
+
+    python -m dicetalk_jax.embed --model=DIR --audio=speech.wav --save=NAME
+"""
+
+import argparse
+import pathlib
+import re
+import zipfile
+
+import numpy as np
+
+from data_pipelines import compute
+from dicetalk_jax import bundle, command, prior_file
+from dicetalk_jax.errors import InputError
+from dicetalk_jax.media import audio
+from dicetalk_jax.network import Network
+
+USAGE = """\
+usage: python -m dicetalk_jax.embed --model=DIR [--audio=FILE | --video=FILE] [--expression=FILE.npy]
+                                    [--save=NAME [--overwrite]] [--output=FILE.npy]
+  --model       model folder with embedder and, for speech, whisper
+  --audio       speech: wav, flac, mp3, m4a, or a video with sound
+  --video       a video, of which the sound is used: what the face does comes from --expression
+  --expression  expression coefficients of the clip, an array [frames, coefficients] at 25 frames per second
+  --save        name under which the model folder keeps the prior, for generate --emotion=NAME
+  --overwrite   replace the emotion that has this name
+  --output      file for the prior, as the original program reads it
+Prints the prior's size and the emotions of the model folder that are nearest to it.
+"""
+NEAREST = 3
+TOLERANCE = 0.1  # by which the lengths of speech and expressions may differ
+
+
+def main(argv: list[str]) -> None:
+  """Embeds one clip. Everything that can be wrong is checked before anything is written."""
+  flags = _flags(argv)
+  sound = flags.audio or flags.video
+  known = bundle.require(flags.model, 'embedder', *['whisper'] * bool(sound))
+  if flags.save in bundle.emotions(flags.model) and not flags.overwrite:
+    raise InputError(f'{flags.model} has {flags.save} already; choose another name, or add --overwrite to replace it')
+  config = known['embedder']['config']
+  wave = audio.load_audio(sound) if sound else np.zeros(0, np.float32)
+  expression = np.zeros((0, config['expr_dim']), np.float32)
+  if flags.expression:
+    expression = load_expression(flags.expression, config['expr_dim'])
+  elif flags.video:
+    print(f'only the sound of {flags.video} is used: the embedder reads expression coefficients, not pictures; '
+          'give them with --expression')
+  frames = common_frames(len(expression) if flags.expression else None, audio.audio_len(len(wave)) if sound else None)
+
+  embedder = Network.load(flags.model, 'embedder')
+  states = np.zeros((0, config['whisper_states'], config['whisper_dim']), np.float32)
+  if sound:
+    states = compute.speech_states(Network.load(flags.model, 'whisper'), wave, frames)
+  mu, sigma = compute.gaussian(embedder, expression[:frames], states)
+  parts = ' and '.join([*['expressions'] * bool(flags.expression), *['speech'] * bool(sound)])
+  print(f'prior of {frames / 25:.1f} s of {parts}: mean of norm {np.linalg.norm(mu):.2f}, '
+        f'deviation {sigma.mean():.3f} on average')
+  if near := nearest(mu, bundle.load_priors(flags.model)):
+    print('nearest emotions: ' + ', '.join(f'{name} {cosine:+.2f}' for name, cosine in near[:NEAREST]))
+  if flags.output:
+    prior_file.write(flags.output, (mu, sigma))
+    print(f'wrote {flags.output}')
+  if flags.save:
+    bundle.save_priors(flags.model, {flags.save: (mu, sigma)})
+    print(f'saved in {flags.model}; use it with python -m dicetalk_jax.generate --emotion={flags.save}')
+
+
+def load_expression(path: pathlib.Path, width: int) -> np.ndarray:
+  """Expression coefficients of one clip, float32 `[N,width]`.
+
+  Raises:
+    InputError: the file is missing, or holds anything but such an array.
+  """
+  try:
+    values = np.load(path, allow_pickle=False)
+  except FileNotFoundError:
+    raise InputError(f'there are no expressions at {path}; check the path') from None
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+    raise InputError(f'{path} is no array; save the coefficients with numpy.save') from None
+  if not isinstance(values, np.ndarray) or values.ndim != 2 or values.shape[1] != width or not len(values):
+    shape = list(values.shape) if isinstance(values, np.ndarray) else 'several arrays'
+    raise InputError(f'{path} holds {shape}, the embedder wants [frames, {width}]; give the coefficients it was '
+                     'trained on')
+  if values.dtype.kind not in 'fiu' or not np.isfinite(values).all():
+    raise InputError(f'{path} holds values that are not finite numbers; compute the coefficients again')
+  return values.astype(np.float32)
+
+
+def common_frames(expression: int | None, speech: int | None) -> int:
+  """Frames at 25 per second that both modalities have; None for one that is not given.
+
+  Raises:
+    InputError: none, or the two are so different that they belong to different clips or rates.
+  """
+  lengths = [n for n in (expression, speech) if n is not None]
+  if max(lengths) - min(lengths) > max(2, TOLERANCE * max(lengths)):
+    raise InputError(f'the expressions last {expression / 25:.2f} s at 25 frames per second, the sound '
+                     f'{speech / 25:.2f} s; give both of the same clip, at 25 frames per second')
+  if not min(lengths):
+    raise InputError('the recording is shorter than a frame, 0.04 s; give a longer one')
+  return min(lengths)
+
+
+def nearest(mu: np.ndarray, priors: dict[str, bundle.Prior]) -> list[tuple[str, float]]:
+  """Emotions by cosine, best first, once what all priors share is removed: it is most of each of them.
+
+  Args:
+    mu: `[D]`.
+    priors: of the model folder; those of another width are left out, and fewer than two tell nothing.
+  """
+  means = {name: mean for name, (mean, _) in priors.items() if mean.shape == mu.shape}
+  if len(means) < 2:
+    return []
+  shared = np.mean(list(means.values()), axis=0)
+  unit = lambda x: (x - shared) / max(float(np.linalg.norm(x - shared)), 1e-12)
+  return sorted(((name, float(unit(mu) @ unit(mean))) for name, mean in means.items()), key=lambda pair: -pair[1])
+
+
+def _flags(argv: list[str]) -> argparse.Namespace:
+  parser = command.Parser('dicetalk_jax.embed', USAGE)
+  parser.add_argument('--model', required=True)
+  for name in ('audio', 'video', 'expression', 'output'):
+    parser.add_argument(f'--{name}', type=pathlib.Path)
+  parser.add_argument('--save')
+  parser.add_argument('--overwrite', action='store_true')
+  flags = parser.parse_args(argv)
+  if flags.audio and flags.video:
+    parser.error('--audio and --video are both sound; give one')
+  if not (flags.audio or flags.video or flags.expression):
+    parser.error('there is nothing to embed; give --audio, --video or --expression')
+  if flags.save is not None and not re.fullmatch(r'[A-Za-z0-9][\w-]*', flags.save):
+    parser.error(f'--save={flags.save!r} is no name; use letters, digits, - and _')
+  if flags.output and flags.output.suffix != '.npy':
+    parser.error(f'{flags.output}: priors are written as .npy files; end the name in .npy')
+  return flags
+
+
+if __name__ == '__main__':
+  command.run(main, USAGE)

@@ -1,0 +1,202 @@
+"""The prior of one clip, and those of a data set, from the command line."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from data_pipelines import compute
+from data_pipelines.builders.synthetic import prepare_synthetic
+from data_pipelines.builders.synthetic_clips import SyntheticConfig
+from data_pipelines.source import ClipSource
+from dicetalk_jax import bundle, command, embed, prior_file, priors
+from dicetalk_jax.media.video import write_video
+from dicetalk_jax.models import core, registry
+from dicetalk_jax.network import Network
+from tests import tiny
+
+EMBEDDER = dict(expr_dim=64, whisper_dim=8, whisper_states=2, width=6, heads=2, mlp_dim=8, visual_layers=1,
+                audio_layers=1, fusion_layers=1, dropout=0.0, max_len=10)
+FRAMES = 20  # of tiny.speech()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  with tiny.quick_compilation():
+    yield
+
+
+@pytest.fixture(scope='module')
+def clip(tmp_path_factory):
+  """Files of one clip."""
+  folder = tmp_path_factory.mktemp('clip')
+  tiny.write_speech(folder / 'speech.wav')
+  write_video(folder / 'clip.mp4', np.zeros((FRAMES, 16, 16, 3), np.uint8), 25, tiny.speech())
+  np.save(folder / 'expression.npy', np.random.default_rng(3).normal(size=(FRAMES + 1, 64)))
+  return folder
+
+
+@pytest.fixture
+def model(tmp_path):
+  """A model folder with what embedding needs, and two emotions."""
+  for name, config in (('embedder', EMBEDDER), ('whisper', tiny.CONFIGS['whisper'])):
+    params = core.numpy_params(core.abstract(registry.builder(name, config))[1])
+    bundle.save_component(tmp_path / 'model', name, registry.config_of(name, config).to_json(), params, {})
+  rng = np.random.default_rng(0)
+  bundle.save_priors(tmp_path / 'model', {name: (5 + rng.normal(size=6), np.ones(6)) for name in tiny.EMOTIONS})
+  return tmp_path / 'model'
+
+
+def call(monkeypatch, module, **flags):
+  spelled = lambda name, value: f'--{name}' if value is True else f'--{name}={value}'
+  monkeypatch.setattr(sys, 'argv', [module.__name__, *(spelled(*flag) for flag in flags.items())])
+  command.run(module.main, module.USAGE)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+  """run(module, **flags) -> what the command prints."""
+  def run(module, **flags):
+    call(monkeypatch, module, **flags)
+    return capsys.readouterr().out
+  return run
+
+
+@pytest.fixture
+def refuses(monkeypatch, capsys):
+  """refuses(sentence, module, **flags): one line and exit code 2."""
+  def refuses(sentence, module, **flags):
+    with pytest.raises(SystemExit) as stop:
+      call(monkeypatch, module, **flags)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert err.startswith('error: ') and err.count('\n') == 1 and sentence in err, err
+  return refuses
+
+
+def test_both_modalities_into_model_folder_and_file(model, clip, run, tmp_path):
+  out = run(embed, model=model, audio=clip / 'speech.wav', expression=clip / 'expression.npy', save='me',
+            output=tmp_path / 'new' / 'me.npy')
+  assert 'prior of 0.8 s of expressions and speech' in out and '--emotion=me' in out
+  mu, sigma = bundle.load_prior(model, 'me')
+  network = {name: Network.load(model, name) for name in ('embedder', 'whisper')}
+  states = compute.speech_states(network['whisper'], tiny.speech(), FRAMES)
+  expression = np.load(clip / 'expression.npy').astype(np.float32)[:FRAMES]
+  halves = [compute.gaussian(network['embedder'], expression[i:i + 10], states[2 * i:2 * i + 20]) for i in (0, 10)]
+  np.testing.assert_allclose([mu, sigma], np.mean(halves, axis=0), rtol=1e-3, atol=1e-4)  # the file has 16 bits
+  np.testing.assert_array_equal(prior_file.read(tmp_path / 'new' / 'me.npy')[0], [mu, sigma])
+
+
+@pytest.mark.parametrize('flags, parts', [
+    (dict(audio='speech.wav'), 'speech'), (dict(expression='expression.npy'), 'expressions'),
+    (dict(video='clip.mp4'), 'speech'),
+    (dict(video='clip.mp4', expression='expression.npy'), 'expressions and speech')])
+def test_any_modality(model, clip, run, flags, parts):
+  out = run(embed, model=model, **{name: clip / file for name, file in flags.items()})
+  assert f' of {parts}: ' in out and 'nearest emotions: ' in out
+  assert ('only the sound of' in out) == (list(flags) == ['video'])
+  assert bundle.emotions(model) == sorted(tiny.EMOTIONS)
+
+
+def test_nearest_is_told_without_what_all_emotions_share():
+  rng = np.random.default_rng(1)
+  shared = 100 * rng.normal(size=8)
+  means = {name: shared + rng.normal(size=8) for name in ('happy', 'sad', 'fear')}
+  known = {name: (mean, mean) for name, mean in means.items()} | {'wide': (np.ones(9), np.ones(9))}
+  near = embed.nearest(means['sad'] + 0.1, known)
+  assert [name for name, _ in near][0] == 'sad' and len(near) == 3
+  assert near[0][1] > 0.9 > 0.5 > near[1][1]
+  assert embed.nearest(shared, {'one': (shared, shared)}) == []
+
+
+def test_an_emotion_is_replaced_on_request_only(model, clip, run, refuses):
+  flags = dict(model=model, audio=clip / 'speech.wav', save='happy')
+  before = bundle.load_prior(model, 'happy')[0]
+  refuses('has happy already; choose another name, or add --overwrite', embed, **flags)
+  np.testing.assert_array_equal(bundle.load_prior(model, 'happy')[0], before)
+  run(embed, **flags, overwrite=True)
+  assert (bundle.load_prior(model, 'happy')[0] != before).any()
+
+
+def array(values):
+  return lambda path: np.save(path, values)
+
+
+@pytest.mark.parametrize('make, sentence', [
+    (None, 'there are no expressions at'),
+    (lambda path: path.write_bytes(b'junk'), 'is no array'),
+    (lambda path: path.write_bytes(b'PK junk'), 'is no array'),
+    (lambda path: np.save(path, {'mu': 1}, allow_pickle=True), 'is no array'),
+    (array(np.zeros((FRAMES, 70))), 'holds [20, 70], the embedder wants [frames, 64]'),
+    (array(np.zeros((0, 64))), 'holds [0, 64]'),
+    (array(np.full((FRAMES, 64), np.nan)), 'not finite'),
+    (array(np.full((FRAMES, 64), 'a')), 'not finite'),
+    (array(np.zeros((FRAMES * 6 // 5, 64))), 'the expressions last 0.96 s at 25 frames per second, the sound 0.80 s')])
+def test_bad_expressions(model, clip, refuses, tmp_path, make, sentence):
+  if make:
+    make(tmp_path / 'x.npy')
+  refuses(sentence, embed, model=model, audio=clip / 'speech.wav', expression=tmp_path / 'x.npy')
+
+
+def test_bad_flags(model, clip, refuses, tmp_path):
+  good = dict(model=model, audio=clip / 'speech.wav')
+  refuses('--model', embed, audio=clip / 'speech.wav')
+  refuses('there is nothing to embed', embed, model=model)
+  refuses('--audio and --video are both sound', embed, **good, video=clip / 'clip.mp4')
+  refuses("--save='../x' is no name", embed, **good, save='../x')
+  refuses('end the name in .npy', embed, **good, output=tmp_path / 'x.pt')
+  refuses('no model folder', embed, **good | dict(model=tmp_path / 'nowhere'))
+  refuses('There is no recording', embed, **good | dict(audio='nowhere.wav'))
+  tiny.write_speech(tmp_path / 'blip.wav', tiny.speech(0.03))
+  refuses('shorter than a frame', embed, **good | dict(audio=tmp_path / 'blip.wav'))
+  refuses('--what', embed, **good, what=1)
+
+
+@pytest.mark.parametrize('module', [embed, priors])
+def test_no_arguments_show_the_usage(module, monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'argv', ['x'])
+  with pytest.raises(SystemExit) as stop:
+    command.run(module.main, module.USAGE)
+  assert stop.value.code == 2 and capsys.readouterr().err == module.USAGE
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  """A person in every emotion, at two levels but for neutral."""
+  folder = tmp_path_factory.mktemp('data')
+  prepare_synthetic(folder, SyntheticConfig(
+      train=1, val=0, test=0, clips=16, seconds=0.4, levels=(1, 3), content='embedder'), workers=1)
+  return folder
+
+
+def test_priors_of_a_data_set(model, data, run, tmp_path):
+  out = run(priors, model=model, data=data, by_intensity=True, output=tmp_path / 'npy')
+  assert 'wrote 22 priors of 16 clips' in out
+  names = bundle.emotions(model)
+  assert len(names) == 22 and {'neutral', 'happy', 'happy_1', 'happy_3'} <= set(names) and 'neutral_1' not in names
+  source = ClipSource(next(data.rglob('dataset_info.json')).parent)
+  embedder, whisper = (Network.load(model, name) for name in ('embedder', 'whisper'))
+  own = [compute.gaussian(embedder, record['expression'], compute.speech_states(
+      whisper, record['audio'].astype(np.float32) / 32767, len(record['expression'])))
+      for record, emotion, level in zip(source, source.table.emotion, source.table.intensity)
+      if (emotion, level) == ('happy', 1)]
+  assert len(own) == 1
+  np.testing.assert_allclose(bundle.load_prior(model, 'happy_1'), np.mean(own, axis=0), rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(bundle.load_prior(model, 'happy'), bundle.load_prior(model, 'happy_3'))
+  for name in names:
+    np.testing.assert_array_equal(prior_file.read(tmp_path / 'npy' / f'{name}.npy')[0], bundle.load_prior(model, name))
+
+
+def test_priors_of_one_per_emotion_and_of_a_named_data_set(model, data, run):
+  assert 'wrote 8 priors' in run(priors, model=model, data=next(data.rglob('dataset_info.json')).parent)
+
+
+def test_bad_data_sets(model, data, refuses, tmp_path):
+  refuses('holds no prepared data set', priors, model=model, data=tmp_path)
+  refuses("has no split 'test'", priors, model=model, data=data, split='test')
+  refuses('no model folder', priors, model=tmp_path, data=data)
+  for name in ('a', 'b'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'dataset_info.json').touch()
+  refuses('holds 2 data sets; give one of them', priors, model=model, data=tmp_path)
+  refuses('--data', priors, model=model)
