@@ -132,7 +132,8 @@ def test_compare():
 
 def test_from_the_shell(tmp_path):
   """One sentence and no traceback; help with an example."""
-  done = shell('verify', tmp_path)
+  done = subprocess.run([sys.executable, '-m', 'convert', 'verify', str(tmp_path)],
+                        cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True)
   assert done.returncode == 2
   assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
 
