@@ -15,6 +15,8 @@ demo: $(VENV)/.demo            ## data, training and video from nothing; about 1
 test: $(VENV)/.test            ## the whole test suite, no GPU and no network needed
 	$(PY) -m pytest -q $(TEST_FLAGS)
 
+# Compiles much and computes little.
+verify: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 verify: $(VENV)/.test          ## every golden, up to the whole program and full size; several minutes, 5 GB of memory
 	$(PY) -m convert verify tests/goldens
 
