@@ -7,8 +7,10 @@ import sys
 
 from dicetalk_jax.errors import InputError, one_sentence
 
+if __name__ == '__main__':
+  signal.signal(signal.SIGINT, signal.SIG_DFL)     # while PyTorch loads, nothing is begun
 try:
-  from convert import dicetalk, export, inspect, priors, sonic, svd, verify, whisper
+  from convert import background, dicetalk, export, inspect, priors, sonic, svd, verify, whisper
 except ModuleNotFoundError as missing:
   if missing.name != 'torch':
     raise
@@ -44,18 +46,32 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-  """Runs a command and leaves with its exit code; mistakes of the user end with one sentence and code 2."""
-  signal.signal(signal.SIGTERM, signal.default_int_handler)     # either way, what was begun is removed
-  with one_sentence():
-    args = parser().parse_args(argv)
+  """Runs a command and raises SystemExit; mistakes of the user end with one sentence and code 2."""
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.default_int_handler)     # either way, what was begun is removed
+  try:
+    with one_sentence():
+      args = parser().parse_args(argv)
+      try:
+        sys.exit(args.run(args))
+      except OSError as error:
+        what = ': '.join(str(x) for x in (error.filename, error.strerror or error) if x)
+        raise InputError(f'{what}; check the path, its permissions and the room left') from error
+      except KeyboardInterrupt:
+        print('interrupted; nothing half-made is left', file=sys.stderr)
+        sys.exit(130)
+  finally:
+    background.make_way()
+
+
+def main() -> None:
+  """`run` as a process of its own."""
+  with background.quiet():
     try:
-      sys.exit(args.run(args))
-    except OSError as error:
-      raise InputError(f'{error.filename}: {error.strerror}; check the path and its permissions') from error
-    except KeyboardInterrupt:
-      print('interrupted; nothing was written', file=sys.stderr)
-      sys.exit(130)
+      run()
+    except SystemExit as stop:
+      background.leave(stop.code)
 
 
 if __name__ == '__main__':
-  run()
+  main()

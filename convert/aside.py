@@ -1,16 +1,27 @@
-"""Folders are written aside and moved when whole: nobody ever finds half a model."""
+"""Folders are written aside and moved when whole: nobody ever finds half a model.
+
+Aside means in `.NAME.XXXXXXXX.part` beside the folder NAME, locked by the process that writes it: `new` in it becomes
+the folder, `old` is what that replaces. The system drops the lock of a killed process; the next run to NAME clears up.
+"""
 
 from collections.abc import Iterator
 import contextlib
+import fcntl
 import os
 import pathlib
+import re
 import shutil
+import tempfile
 
-from dicetalk_jax.errors import InputError
+from convert import background
+from dicetalk_jax.errors import InputError, UserError
+
+# How TensorStore, safetensors and Python spell the number of the system's refusal.
+_REFUSAL = re.compile(r"(?:os_error_code='|os error |Errno )(\d+)")
 
 
 def refuse_existing(path: pathlib.Path, overwrite: bool, mark: str) -> None:
-  """Checks that a folder may be written.
+  """Clears up after killed runs and checks that a folder may be written.
 
   Args:
     path: of the folder to be.
@@ -20,6 +31,7 @@ def refuse_existing(path: pathlib.Path, overwrite: bool, mark: str) -> None:
   Raises:
     InputError: there is something already.
   """
+  _clear_up(path.resolve())
   if not path.exists() and not path.is_symlink():
     return
   if not overwrite:
@@ -36,21 +48,64 @@ def folder_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
     InputError: the place cannot be written to, or is full.
   """
   path = path.resolve()
-  part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-  old = path.with_name(f'.{path.name}.{os.getpid()}.old')
   try:
-    part.mkdir(parents=True)
-    yield part
-    if path.exists():
-      path.rename(old)
-    part.rename(path)
-  except OSError as error:
-    raise InputError(f'cannot write {path}: {error.strerror or error}; choose another place or make room') from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = pathlib.Path(tempfile.mkdtemp('.part', f'.{path.name}.', path.parent))
+    try:
+      with _lock(aside):
+        (new := aside / 'new').mkdir()
+        yield new
+        if path.exists():
+          path.rename(aside / 'old')
+        new.rename(path)
+    except BaseException:
+      _restore(aside, path)
+      background.remove(aside)
+      raise
+    shutil.rmtree(aside, ignore_errors=True)
+  except UserError:
+    raise
+  except Exception as error:
+    if cause := _refusal(error):
+      raise InputError(f'cannot write {path}: {cause}; choose another place or make room') from error
+    raise
+
+
+def _refusal(error: Exception) -> str | None:
+  """What the system said, if that is the reason; libraries wrap it in errors of their own."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  number = _REFUSAL.search(f'{error} {error.__context__}')
+  return os.strerror(int(number[1])) if number else None
+
+
+@contextlib.contextmanager
+def _lock(folder: pathlib.Path) -> Iterator[bool]:
+  """Marks a folder as in use while this process lives; gives whether that worked: not every file system has locks."""
+  handle, locked = os.open(folder, os.O_RDONLY), False
+  try:
+    with contextlib.suppress(OSError):
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      locked = True
+    yield locked
   finally:
-    if old.exists() and not path.exists():
-      old.rename(path)
-    for rest in (part, old):
-      shutil.rmtree(rest, ignore_errors=True)
+    os.close(handle)
+
+
+def _clear_up(path: pathlib.Path) -> None:
+  """Removes what killed runs to `path` left; the folder that one was just replacing comes back."""
+  name = re.compile(rf'\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.part')
+  for aside in [x for x in path.parent.glob('.*.part') if name.fullmatch(x.name)]:
+    with contextlib.suppress(OSError), _lock(aside) as locked:
+      if locked:
+        _restore(aside, path)
+        shutil.rmtree(aside)
+
+
+def _restore(aside: pathlib.Path, path: pathlib.Path) -> None:
+  """Puts the replaced folder back if nothing took its place."""
+  if (old := aside / 'old').exists() and not path.exists():
+    old.rename(path)
 
 
 def require_room(path: pathlib.Path, size: int) -> None:

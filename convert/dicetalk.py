@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
   settings = own.get('settings') or (svd.settings(args.svd) if args.svd else {})
   width = next(part.config['prior_dim'] for part in parts if part.name == 'emo_model')
   notes = release.not_given(args, OPTIONS)
-  write.model_folder(args, parts, settings, priors.read(args.priors, width), notes)
+  write.model_folder(args, parts, settings, priors.read(args.priors, width) if args.priors else None, notes)
   return 0
 
 

@@ -1,18 +1,21 @@
 """`python -m convert export`: a model folder back to the files of the original program, diffusers and transformers."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 import json
 import math
+import os
 import pathlib
-from typing import Any
+import tempfile
+from typing import Any, BinaryIO
 
+import jax
 import numpy as np
 from safetensors.torch import save_file
 import torch
 from tqdm import tqdm
 
-from convert import layouts, naming, published, report
+from convert import layouts, naming, priors, published, report
 from convert.aside import folder_aside, refuse_existing, require_room
 from dicetalk_jax import bundle, prior_file
 
@@ -23,7 +26,7 @@ Writes, of what the model has:
   unet.pth, audio_linear.pth, pose_guider.pth, emo_model.pth            state dicts, as in the DICE-Talk release; or
   unet.pth, audio2token.pth, audio2bucket.pth                           as in that of Sonic
   stable-video-diffusion-img2vid-xt/{unet,vae,image_encoder,scheduler}  diffusers folders; the UNet without adapters
-  whisper-tiny                                                          transformers folder; the encoder only
+  whisper-tiny                                                          transformers folder
   RIFE/flownet.pkl                                                      the frame interpolation
   priors/*.npy                                                          emotion priors
   dicetalk.json or sonic.json                                           sizes and settings, for the way back
@@ -36,6 +39,8 @@ WHISPER_FOLDER = 'whisper-tiny'
 RIFE_FOLDER = 'RIFE'
 PRIORS_FOLDER = 'priors'
 ADAPTER = '.processor.'
+GROUP = 1 << 28  # bytes of parameters that are in memory at once
+ALIGNMENT = 64
 GROUPS = 'norm_num_groups'  # of 32 channels groups everywhere in the published classes, which do not name it
 SCHEDULER = dict(
     _class_name='EulerDiscreteScheduler', beta_end=0.012, beta_schedule='scaled_linear', beta_start=0.00085,
@@ -49,34 +54,63 @@ def run(args: argparse.Namespace) -> int:
   release = layouts.release_of(settings)
   refuse_existing(args.destination, args.overwrite, release.config)
   written = [name for name in known if name in WRITERS or name in release.files]
-  require_room(args.destination, sum(_size(args.model, name) for name in written))
+  carried = {layouts.WHISPER_DECODER} & known.keys()      # in the file of the encoder
+  require_room(args.destination, _size(args.model, [*written, *carried]))
   sized = (*release.files, 'flownet')      # published without a configuration
   own = dict(components={name: entry['config'] for name, entry in known.items() if name in sized}, settings=settings)
-  rows, notes = [], [f'{name}: the original program has no such file' for name in known if name not in written]
+  others = known.keys() - {*written, *carried}
+  rows, notes = [], [f'{name}: the original program has no such file' for name in sorted(others)]
   with folder_aside(args.destination) as folder:
     for name in (bar := tqdm(written, desc='writing', unit='component', disable=None)):
       bar.set_postfix_str(name)
-      config, tensors = _state_dict(args.model, name)
-      if name in WRITERS:
-        WRITERS[name](folder, name, config, tensors)
-      if name in release.files and config.get('adapters') != 0:      # the UNet of the release always has them
-        torch.save(tensors, folder / release.files[name])
-      rows.append(report.row(name, len(tensors), tensors))
-      del tensors
+      with tempfile.TemporaryFile(dir=folder.parent) as file:
+        config, tensors = _state_dict(args.model, name, file)
+        if name == 'whisper' and layouts.WHISPER_DECODER in known:
+          config, rest = _state_dict(args.model, layouts.WHISPER_DECODER, file)
+          tensors |= rest
+        if name in WRITERS:
+          WRITERS[name](folder, name, config, tensors)
+        if name in release.files and config.get('adapters') != 0:      # the UNet of the release always has them
+          _save_pickled(tensors, folder / release.files[name])
+        rows.append(report.row(name, len(tensors), tensors))
+        del tensors
     _write_json(folder / SVD_FOLDER / layouts.SCHEDULER, SCHEDULER | _sigmas(settings))
-    prior_file.write_all(folder / PRIORS_FOLDER, bundle.load_priors(args.model))
+    prior_file.write_all(folder / PRIORS_FOLDER, found := bundle.load_priors(args.model))
+    rows += [priors.Found(found).row()] if found else []
     _write_json(folder / release.config, own)
-  files = sorted(path for path in args.destination.rglob('*') if path.suffix in published.SUFFIXES)
-  report.show(rows, published.sha256(files), notes)
+  files = sorted(path for path in args.destination.rglob('*') if path.suffix in (*published.SUFFIXES, '.npy'))
+  sources = {f'{file} (source of {name})': digest for name, entry in known.items()
+             for file, digest in entry['provenance'].get('files', {}).items()}
+  report.show(rows, sources | published.sha256(files), notes)
   print(f'wrote {args.destination}')
   return 0
 
 
-def _state_dict(folder, name: str) -> tuple[dict[str, Any], published.StateDict]:
-  """Configuration and state dict of a component; our arrays are let go one by one."""
-  config, params = bundle.load_component(folder, name)
-  return config, {naming.torch_name(key): published.to_torch(np.array(naming.value_to_torch(
-      key, np.asarray(params.pop(key))), order='C')) for key in list(params)}
+def _state_dict(folder, name: str, file: BinaryIO) -> tuple[dict[str, Any], published.StateDict]:
+  """Configuration and state dict of a component. Its tensors move to `file` group by group and stay there, mapped."""
+  places = {}
+  for names in _groups(bundle.shapes(folder, name)):
+    config, params = bundle.load_component(folder, name, names=names)
+    for key in names:
+      value = naming.value_to_torch(key, np.asarray(params.pop(key)))
+      places[naming.torch_name(key)] = value.dtype, file.seek(-file.tell() % ALIGNMENT, os.SEEK_CUR), value.shape
+      file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+  file.flush()
+  return config, {key: published.to_torch(np.memmap(file, dtype, 'c', *where))
+                  for key, (dtype, *where) in places.items()}
+
+
+def _groups(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[list[str]]:
+  """Names of parameters, `GROUP` bytes at a time."""
+  group, size = [], 0
+  for name, x in shapes.items():
+    group.append(name)
+    size += math.prod(x.shape) * x.dtype.itemsize
+    if size >= GROUP:
+      yield group
+      group, size = [], 0
+  if group:
+    yield group
 
 
 def _write_unet(folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict) -> None:
@@ -94,19 +128,26 @@ def _write_folder(folder: pathlib.Path, name: str, config: dict[str, Any], tenso
 
 
 def _write_whisper(folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict) -> None:
-  """The sizes of the decoder, which is absent, are those of the encoder, as in all published Whispers."""
+  """Where the model has no decoder, its sizes are those of the encoder, as in all published Whispers."""
   place = folder / WHISPER_FOLDER
   decoder = {key.replace('encoder', 'decoder'): value for key, value in config.items() if key.startswith('encoder')}
   _write_json(place / 'config.json', layouts.WHISPER | decoder | config)
   _write_json(place / 'preprocessor_config.json', layouts.WHISPER_FEATURES | dict(feature_size=config['num_mel_bins']))
-  save_file({layouts.WHISPER_PREFIX + key: x for key, x in tensors.items()}, place / 'model.safetensors',
-            metadata={'format': 'pt'})
+  prefixed = {key if key.startswith('proj_out.') else layouts.WHISPER_PREFIX + key: x for key, x in tensors.items()}
+  save_file(prefixed, place / 'model.safetensors', metadata={'format': 'pt'})
 
 
 def _write_flownet(folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict) -> None:
   """The file of the RIFE release."""
   (folder / RIFE_FOLDER).mkdir()
-  torch.save({layouts.FLOWNET_PREFIX + key: x for key, x in tensors.items()}, folder / RIFE_FOLDER / layouts.FLOWNET)
+  _save_pickled({layouts.FLOWNET_PREFIX + key: x for key, x in tensors.items()},
+                folder / RIFE_FOLDER / layouts.FLOWNET)
+
+
+def _save_pickled(tensors: published.StateDict, path: pathlib.Path) -> None:
+  """Through a file of Python, whose errors say what the system refused; PyTorch's own do not."""
+  with path.open('wb') as file:
+    torch.save(tensors, file)
 
 
 Writer = Callable[[pathlib.Path, str, dict[str, Any], published.StateDict], None]
@@ -127,10 +168,11 @@ def _sigmas(settings: dict[str, Any]) -> dict[str, float]:
   return {key: value for key, value in settings.get('sampler', {}).items() if key in ('sigma_min', 'sigma_max')}
 
 
-def _size(folder, name: str) -> int:
-  """Bytes of the files of a component, at most."""
-  size = sum(math.prod(x.shape) * x.dtype.itemsize for x in bundle.shapes(folder, name).values())
-  return size * (2 if name == 'unet' else 1)
+def _size(folder, names) -> int:
+  """Bytes of the files, at most: the UNet is written twice, and one component at a time is kept aside."""
+  sizes = {name: sum(math.prod(x.shape) * x.dtype.itemsize for x in bundle.shapes(folder, name).values())
+           for name in names}
+  return sum(sizes.values()) + sizes.get('unet', 0) + max(sizes.values(), default=0)
 
 
 def add_parser(commands) -> None:

@@ -28,21 +28,19 @@ class Release(NamedTuple):
   """A folder of state dicts.
 
   Attributes:
-    title: what its authors call it.
     files: file of each component.
     config: the name of our configuration in an exported folder, as above.
     sizes: configuration by component, where the release differs from the defaults of our classes.
   """
 
-  title: str
   files: Mapping[str, str]
   config: str
   sizes: Mapping[str, Mapping[str, Any]]
 
 
 # By kind of model, see `bundle.json`.
-RELEASES = {'dicetalk': Release('DICE-Talk', DICETALK, DICETALK_CONFIG, {}),
-            'sonic': Release('Sonic', SONIC, 'sonic.json', {'unet': dict(adapters=1)})}
+RELEASES = {'dicetalk': Release(DICETALK, DICETALK_CONFIG, {}),
+            'sonic': Release(SONIC, 'sonic.json', {'unet': dict(adapters=1)})}
 
 
 def release_of(settings: Mapping[str, Any]) -> Release:
@@ -61,6 +59,7 @@ FLOWNET = 'flownet.pkl'  # of the RIFE release
 FLOWNET_PREFIX = 'module.'
 
 WHISPER_PREFIX = 'model.'
+WHISPER_DECODER = 'whisper_decoder'  # the component that carries what our encoder has no use for
 WHISPER_UNUSED = r'(decoder|proj_out)\.'
 WHISPER = dict(architectures=['WhisperModel'], model_type='whisper')
 WHISPER_FEATURES = dict(

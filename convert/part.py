@@ -2,23 +2,23 @@
 
 from collections.abc import Callable
 import dataclasses
-import errno
 import functools
-import os
 import pathlib
-import re
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 
 from convert import naming, published
 from dicetalk_jax import bundle
-from dicetalk_jax.errors import InputError
+from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.models import core, registry
 
 DTYPES = {'float16': torch.float16, 'bfloat16': torch.bfloat16, 'float32': torch.float32}
 KEEP = 'keep'
+BEYOND = 'values beyond the range of'
 
 # What a nonsensical configuration makes a constructor raise.
 _NONSENSE = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError)
@@ -26,7 +26,7 @@ _NONSENSE = (TypeError, ValueError, KeyError, IndexError, AttributeError, Arithm
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """A component and the published tensors for it.
+  """A component and the published tensors for it. One that no module here computes is carried along as it is.
 
   Attributes:
     name: of the component.
@@ -34,8 +34,8 @@ class Part:
     tensors: by published key, without a prefix that the whole file shares.
     files: where they come from.
     licence: of those files.
-    unused: keys (regular expression) that the file carries and the model may leave aside.
-    strict: whether other surplus keys are refused; otherwise they are reported, as the original program has it.
+    strict: whether surplus keys are refused; otherwise they are reported, as the original program has it.
+    aside: other keys of the files, which the original program leaves aside.
     notes: what the report says besides.
   """
 
@@ -44,8 +44,8 @@ class Part:
   tensors: published.StateDict
   files: tuple[pathlib.Path, ...]
   licence: str
-  unused: str | None = None
   strict: bool = True
+  aside: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
 
 
@@ -53,9 +53,9 @@ class Checked(NamedTuple):
   """A part that fits its model, or the `problems` why not."""
 
   part: Part
-  config: core.ModelConfig
+  config: dict  # in JSON form
   keys: dict[str, str]  # our name -> published key
-  left_over: list[str]  # surplus keys that nobody expects
+  left_over: list[str]  # surplus keys
   problems: list[str]
 
 
@@ -78,20 +78,24 @@ def fit(part: Part) -> Checked:
 
   Raises:
     InputError: the configuration makes no model.
+    WeightsError: the file is that of another component.
   """
   config, target = model(part)
   found = naming.match(target, {key: tuple(x.shape) for key, x in part.tensors.items()})
-  expected = re.compile(part.unused).match if part.unused else lambda key: None
-  left_over = [key for key in found.left_over if not expected(key)]
-  problems = found._replace(left_over=left_over if part.strict else []).problems()
+  if not found.keys and not found.misshaped:
+    raise WeightsError(f'{part.files[-1]} has nothing of {part.name}; use the published file')
+  problems = found._replace(left_over=found.left_over if part.strict else []).problems()
+  left_over = [*part.aside, *found.left_over]
   return Checked(part, config, found.keys, left_over, [f'{part.name}: {line}' for line in problems])
 
 
-def model(part: Part) -> tuple[core.ModelConfig, core.Abstract]:
-  """Typed configuration and parameter shapes of a part's component."""
+def model(part: Part) -> tuple[dict, core.Abstract]:
+  """Configuration and parameter shapes of a part's component."""
+  if part.name not in registry.COMPONENTS:
+    return part.config, {key: jax.ShapeDtypeStruct(tuple(x.shape), jnp.float32) for key, x in part.tensors.items()}
   try:
     config = registry.config_of(part.name, part.config)
-    return config, _target(part.name, config)
+    return config.to_json(), _target(part.name, config)
   except _NONSENSE as error:
     cause = str(error).partition('\n')[0]
     raise InputError(f'the configuration of {part.name} makes no model ({cause}); use the published one') from error
@@ -109,7 +113,7 @@ def _bad_values(key: str, tensor: torch.Tensor, dtype: str) -> list[str]:
     return [f'values that are not finite: {key}']
   wanted = stored_dtype(tensor, dtype)
   if wanted != tensor.dtype and not torch.isfinite(tensor.to(wanted)).all():
-    return [f'values beyond the range of {str(wanted).removeprefix("torch.")}: {key}']
+    return [f'{BEYOND} {str(wanted).removeprefix("torch.")}: {key}']
   return []
 
 
@@ -130,11 +134,6 @@ def values(checked: Checked, dtype: str) -> dict[str, np.ndarray]:
 def save(folder: pathlib.Path, checked: Checked, dtype: str, sources: dict[str, str]) -> dict[str, np.ndarray]:
   """Writes a component of a model folder; `sources` are files with SHA-256. Returns what was written."""
   params = values(checked, dtype)
-  try:
-    bundle.save_component(folder, checked.part.name, checked.config.to_json(), params,
-                          dict(files=sources, licence=checked.part.licence, source='python -m convert'))
-  except ValueError as error:     # how TensorStore reports what the system refuses
-    if (full := os.strerror(errno.ENOSPC)) in str(error):
-      raise OSError(errno.ENOSPC, full) from error
-    raise
+  bundle.save_component(folder, checked.part.name, checked.config, params,
+                        dict(files=sources, licence=checked.part.licence, source='python -m convert'))
   return params

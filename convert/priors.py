@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Sequence
 import itertools
 import pathlib
+from typing import NamedTuple
 
+from convert import published, report
 from convert.aside import folder_aside, refuse_existing
 from dicetalk_jax import bundle, prior_file
 from dicetalk_jax.errors import InputError, WeightsError
@@ -16,8 +18,22 @@ EXAMPLE = """examples:
 The name of a file is the name of its emotion. Published files hold a mean only: their deviation becomes 0."""
 
 
-def read(paths: Sequence[pathlib.Path], width: int | None) -> dict[str, bundle.Prior]:
-  """Priors of files and folders by emotion.
+class Found(NamedTuple):
+  """Priors that were read."""
+
+  priors: dict[str, bundle.Prior] = {}
+  files: tuple[pathlib.Path, ...] = ()
+  left_over: tuple[str, ...] = ()  # what else the files hold
+
+  def row(self) -> report.Row:
+    """Of the report; a deviation that is zero everywhere was not read."""
+    mapped = {f'{emotion}.{name}': x for emotion, prior in self.priors.items()
+              for name, x in zip((prior_file.MU, prior_file.SIGMA), prior) if name == prior_file.MU or x.any()}
+    return report.row('priors', len(mapped) + len(self.left_over), mapped)
+
+
+def read(paths: Sequence[pathlib.Path], width: int | None) -> Found:
+  """Priors of files and folders.
 
   Args:
     paths: `.npy` files, or folders of them.
@@ -27,15 +43,18 @@ def read(paths: Sequence[pathlib.Path], width: int | None) -> dict[str, bundle.P
     InputError, WeightsError: a file cannot be used, or two have the same name.
   """
   out: dict[str, bundle.Prior] = {}
-  for path in itertools.chain.from_iterable(map(_files, paths)):
-    prior, _ = prior_file.read(path)
+  left_over: list[str] = []
+  files = tuple(itertools.chain.from_iterable(map(_files, paths)))
+  for path in files:
+    prior, others = prior_file.read(path)
+    left_over += others
     if width not in (None, len(prior[0])):
       raise WeightsError(f'{path} has {len(prior[0])} numbers, the model wants {width}; '
                          'use priors of the same embedder')
     if path.stem in out:
       raise InputError(f"two files are named {path.name}; the name is the emotion's, so rename one")
     out[path.stem] = prior
-  return out
+  return Found(out, files, tuple(left_over))
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -52,10 +71,11 @@ def run(args: argparse.Namespace) -> int:
   known = bundle.require(args.destination)
   width = known['emo_model']['config'].get('prior_dim') if 'emo_model' in known else None
   found = read(args.sources, width)
-  if (taken := sorted(found.keys() & set(bundle.emotions(args.destination)))) and not args.overwrite:
+  if (taken := sorted(found.priors.keys() & set(bundle.emotions(args.destination)))) and not args.overwrite:
     raise InputError(f'{args.destination} has {", ".join(taken)} already; add --overwrite to replace')
-  bundle.save_priors(args.destination, found)
-  print(f'wrote {len(found)} priors to {args.destination}: {", ".join(found)}')
+  bundle.save_priors(args.destination, found.priors)
+  report.show([found.row()], published.sha256(found.files), [])
+  print(f'wrote {len(found.priors)} priors to {args.destination}: {", ".join(found.priors)}')
   return 0
 
 
@@ -66,6 +86,8 @@ def _from_model(args: argparse.Namespace) -> int:
     raise InputError(f'{args.sources[0]} has no priors' if not priors else 'give one model folder at a time')
   with folder_aside(args.destination) as folder:
     prior_file.write_all(folder, priors)
+  sources = sorted((args.sources[0] / bundle.PRIORS).glob('[!.]*.npz'))
+  report.show([Found(priors).row()], published.sha256(sources), [])
   print(f'wrote {len(priors)} files to {args.destination}: {", ".join(priors)}')
   return 0
 

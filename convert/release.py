@@ -6,9 +6,9 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from convert import layouts, naming, published, whisper, write
-from convert.part import Part, model
-from dicetalk_jax.errors import InputError, WeightsError
+from convert import layouts, published, whisper, write
+from convert.part import Part, fit
+from dicetalk_jax.errors import InputError
 
 
 def own_config(folder: pathlib.Path, kind: str) -> dict[str, Any]:
@@ -33,15 +33,13 @@ def part(folder: pathlib.Path, kind: str, name: str, own: Mapping[str, Any], **o
   release = layouts.RELEASES[kind]
   config = {**release.sizes.get(name, {}), **own['components'].get(name, {})}
   out = layouts.file_part(name, folder / release.files[name], kind, config, **options)
-  known = {naming.torch_name(key) for key in model(out)[1]}
-  if not known & out.tensors.keys():
-    raise WeightsError(f'{out.files[0]} has nothing of {name}; use the file of the {release.title} release')
+  fit(out)     # before another file fills its gaps
   return out
 
 
 def companions(args: argparse.Namespace, own: Mapping[str, Any]) -> list[Part]:
   """Whisper and RIFE, if they are given."""
-  parts = [whisper.part(args.whisper)] if args.whisper else []
+  parts = whisper.parts(args.whisper) if args.whisper else []
   return parts + ([_flownet(args.rife, own)] if args.rife else [])
 
 
@@ -50,7 +48,8 @@ def _flownet(path: pathlib.Path, own: Mapping[str, Any]) -> Part:
   config = own['components'].get('flownet')
   out = layouts.file_part('flownet', path / layouts.FLOWNET if path.is_dir() else path, 'rife', config)
   inside = {key: x for key, x in out.tensors.items() if key.startswith(layouts.FLOWNET_PREFIX)}
-  return dataclasses.replace(out, tensors=layouts.without_prefix(inside, layouts.FLOWNET_PREFIX))
+  others = tuple(key for key in out.tensors if key not in inside)
+  return dataclasses.replace(out, tensors=layouts.without_prefix(inside, layouts.FLOWNET_PREFIX), aside=others)
 
 
 def not_given(args: argparse.Namespace, options: Mapping[str, str]) -> list[str]:

@@ -8,9 +8,10 @@ from typing import Any
 from tqdm import tqdm
 
 from convert import part as parts_
+from convert import priors as priors_
 from convert import published, report
 from convert.aside import folder_aside, refuse_existing, require_room
-from convert.part import DTYPES, KEEP, Checked, Part
+from convert.part import BEYOND, DTYPES, KEEP, Checked, Part
 from dicetalk_jax import bundle
 from dicetalk_jax.errors import WeightsError
 
@@ -30,7 +31,7 @@ def refuse(args: argparse.Namespace) -> None:
 
 
 def model_folder(args: argparse.Namespace, parts: Sequence[Part], settings: Mapping[str, Any] | None = None,
-                 priors: Mapping[str, bundle.Prior] | None = None, notes: Sequence[str] = ()) -> None:
+                 priors: priors_.Found | None = None, notes: Sequence[str] = ()) -> None:
   """Checks the parts, writes the folder `args.destination`, prints the report.
 
   Raises:
@@ -45,13 +46,16 @@ def model_folder(args: argparse.Namespace, parts: Sequence[Part], settings: Mapp
     for checked in (bar := tqdm(ready, desc='writing', unit='component', disable=None)):
       bar.set_postfix_str(name := checked.part.name)
       params = parts_.save(folder, checked, args.dtype, sources[name])
-      rows.append(report.row(name, len(checked.part.tensors), params))
+      rows.append(report.row(name, len(checked.part.tensors) + len(checked.part.aside), params))
       del params
     bundle.save_settings(folder, settings or {})
-    bundle.save_priors(folder, priors or {})
+    if priors:
+      bundle.save_priors(folder, priors.priors)
+      rows.append(priors.row())
   surplus = [f'{x.part.name}: not known to the model and left aside: {", ".join(x.left_over)}'
              for x in ready if x.left_over]
   digests = {name: digest for files in sources.values() for name, digest in files.items()}
+  digests |= published.sha256(priors.files) if priors else {}
   report.show(rows, digests, [*(note for part in parts for note in part.notes), *surplus, *notes])
   print(f'wrote {args.destination}')
 
@@ -60,8 +64,10 @@ def _check(parts: Sequence[Part], dtype: str) -> list[Checked]:
   with tqdm(total=sum(len(part.tensors) for part in parts), desc='checking', unit='tensor', disable=None) as bar:
     ready = [parts_.check(part, dtype, bar.update) for part in parts]
   if problems := [line for checked in ready for line in checked.problems]:
-    raise WeightsError(f'{len(problems)} tensors do not fit, so nothing was written; use whole files of one release:'
-                       + ''.join(f'\n  {line}' for line in problems))
+    count, lines = ('one tensor does', problems) if len(problems) == 1 else (
+        f'{len(problems)} tensors do', [f'\n  {line}' for line in problems])
+    remedy = 'choose another --dtype' if all(BEYOND in x for x in problems) else 'use whole files of one release'
+    raise WeightsError(f'{count} not fit, so nothing was written; {remedy}: {"".join(lines)}')
   return ready
 
 

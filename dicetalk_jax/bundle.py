@@ -9,7 +9,7 @@ predecessor is removed. A run that is killed in between leaves the old model who
 (`gs://...`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 import json
 import math
 from typing import Any
@@ -85,7 +85,8 @@ def save_settings(folder, values: Mapping[str, Any]) -> None:
 
 
 def load_component(folder, name: str, shardings: Callable[[Abstract], Shardings] | Shardings | None = None,
-                   dtype: jax.typing.DTypeLike | None = None) -> tuple[dict[str, Any], Params]:
+                   dtype: jax.typing.DTypeLike | None = None,
+                   names: Collection[str] | None = None) -> tuple[dict[str, Any], Params]:
   """Reads one component.
 
   Args:
@@ -95,6 +96,7 @@ def load_component(folder, name: str, shardings: Callable[[Abstract], Shardings]
       `functools.partial(parallel.shardings, mesh=mesh)`: each device then reads only its part. None: the default
       device.
     dtype: type for all floating parameters; None keeps what was saved.
+    names: of the parameters to read, of those there are; None reads all.
 
   Returns:
     Its configuration in JSON form (tuples have become lists) and its flat parameters.
@@ -106,13 +108,17 @@ def load_component(folder, name: str, shardings: Callable[[Abstract], Shardings]
   path = _local(epath.Path(folder) / entry['checkpoint'])
   saved = shapes(folder, name)
   try:
-    target = {k: jax.ShapeDtypeStruct(x.shape, _cast(x.dtype, dtype)) for k, x in saved.items()}
+    target = {k: jax.ShapeDtypeStruct(x.shape, _cast(x.dtype, dtype)) for k, x in saved.items()
+              if names is None or k in names}
     if shardings is None:
       shardings = dict.fromkeys(target, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
     elif callable(shardings):
       shardings = shardings(target)
     target = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[k]) for k, x in target.items()}
-    return entry['config'], ocp.load(path, target)
+    context = ocp.Context()
+    context.pytree.loading.partial_load = names is not None
+    with context:
+      return entry['config'], ocp.load(path, target)
   except (ValueError, OSError) as error:
     raise _unreadable(path, error) from error
 
@@ -153,14 +159,16 @@ def save_priors(folder, priors: Mapping[str, Prior]) -> None:
     return
   place = epath.Path(folder) / PRIORS
   place.mkdir(parents=True, exist_ok=True)
-  for emotion, (mu, sigma) in priors.items():
-    aside = place / f'.{emotion}.part'
-    try:
-      with aside.open('wb') as file:
+  aside = {emotion: place / f'.{emotion}.part' for emotion in priors}
+  try:
+    for emotion, (mu, sigma) in priors.items():
+      with aside[emotion].open('wb') as file:
         np.savez(file, mu=np.asarray(mu, np.float32), sigma=np.asarray(sigma, np.float32))
-      aside.replace(place / f'{emotion}.npz')
-    finally:
-      aside.unlink(missing_ok=True)
+    for emotion, path in aside.items():     # all or none
+      path.replace(place / f'{emotion}.npz')
+  finally:
+    for path in aside.values():
+      path.unlink(missing_ok=True)
 
 
 def emotions(folder) -> list[str]:

@@ -103,6 +103,8 @@ def read(path: pathlib.Path) -> tuple[Prior, list[str]]:
   # Damage, or something else than a prior, shows as almost any exception.
   except Exception:
     raise WeightsError(f"{path} is no emotion prior (an array, or a dict with an array '{MU}'); get it again") from None
+  if (shape := content[MU].shape) not in ((content[MU].size,), (1, content[MU].size)):
+    raise WeightsError(f'{path} has an array of shape {shape}, where a prior is one row of numbers; get it again')
   mu = np.float32(content[MU]).reshape(-1)
   sigma = np.float32(content[SIGMA]).reshape(-1) if SIGMA in content else np.zeros_like(mu)
   if mu.shape != sigma.shape or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):

@@ -5,16 +5,13 @@ import dataclasses
 import multiprocessing
 import os
 import pathlib
-import tempfile
 from typing import Any
 
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_pipelines.builders import synthetic_clips
+from data_pipelines.builders import synthetic_clips, write
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
-from data_pipelines.source import ClipSource
-from dicetalk_jax.errors import InputError
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -80,20 +77,8 @@ def prepare_synthetic(
     InputError: `data_dir` cannot be written.
   """
   config = config or SyntheticConfig()
-  try:
-    pathlib.Path(data_dir).mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(f'data_dir {data_dir} cannot be made: {error.strerror}; choose a folder you can write') from error
-  if not os.access(data_dir, os.W_OK):
-    raise InputError(f'data_dir {data_dir} cannot be written; choose another folder')
-  tfds.disable_progress_bar()  # ours knows how much there is to do
+  write.make_root(data_dir)
   builder = Synthetic(
       data_dir=data_dir, config=BuilderConfig(name=config.name, settings=config), file_format='array_record')
   builder.workers = workers or os.cpu_count() or 1
-  with tempfile.TemporaryDirectory() as unused:  # TFDS makes a folder for downloads, and there are none
-    builder.download_and_prepare(
-        download_dir=unused, download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-  folder = pathlib.Path(builder.data_dir)
-  for split in config.splits:
-    len(ClipSource(folder, split).table)  # written beside the records now, while the folder is ours
-  return folder
+  return pathlib.Path(write.write(builder, config.splits))

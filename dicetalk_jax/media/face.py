@@ -1,5 +1,6 @@
 """Where the face is: detectors that need no downloads, or the user's own box."""
 
+from collections.abc import Callable
 import math
 import os
 
@@ -31,19 +32,39 @@ def find_face(image: np.ndarray) -> Box:
   Raises:
     InputError: no face was found.
   """
+  box = _largest(image, ((_haar, _HAAR_TO_FACE), (_lbp, _LBP_TO_FACE)))
+  if box is None:
+    raise InputError('no face was found in the picture; use a frontal portrait or say where the face is with '
+                     '--face_box=x0,y0,x1,y1')
+  return box
+
+
+def haar_detector() -> Callable[[np.ndarray], Box | None]:
+  """The detector for many pictures in a row: `find_face` by OpenCV alone, None where there is no face.
+
+  Raises:
+    InputError: OpenCV or its cascade is missing.
+  """
+  cascade = _cascade()
+  if cascade is None:
+    raise InputError('faces in videos are found by OpenCV, which is missing; pip install opencv-python-headless')
+  return lambda image: _largest(image, ((lambda grey: _haar(grey, cascade), _HAAR_TO_FACE),))
+
+
+def _largest(image: np.ndarray, detectors) -> Box | None:
+  """The largest find of the first detector that has one; each comes with its way from square to face."""
   height, width = image.shape[:2]
   scale = _SEARCH_SIDE / max(height, width)
   size = max(1, round(width * scale)), max(1, round(height * scale))
   grey = np.asarray(Image.fromarray(image).convert('L').resize(size, Image.Resampling.BILINEAR))
-  for detect, (shift_x, shift_y, size_x, size_y) in ((_haar, _HAAR_TO_FACE), (_lbp, _LBP_TO_FACE)):
+  for detect, (shift_x, shift_y, size_x, size_y) in detectors:
     if squares := detect(grey):
       left, top, side = max(squares, key=lambda square: square[2])
       x, y = left + side / 2 + shift_x * side, top + side / 2 + shift_y * side
       corners = np.array([x - size_x * side / 2, y - size_y * side / 2, x + size_x * side / 2, y + size_y * side / 2])
       x0, y0, x1, y1 = np.clip(corners / scale, 0, [width, height, width, height]).tolist()
       return x0, y0, x1 - x0, y1 - y0
-  raise InputError('no face was found in the picture; use a frontal portrait or say where the face is with '
-                   '--face_box=x0,y0,x1,y1')
+  return None
 
 
 def parse_face_box(text: str, image_size: tuple[int, int]) -> Box:
@@ -70,15 +91,22 @@ def parse_face_box(text: str, image_size: tuple[int, int]) -> Box:
   return x0, y0, x1 - x0, y1 - y0
 
 
-def _haar(grey: np.ndarray) -> list[tuple[int, int, int]]:
-  """OpenCV's Haar cascade: squares (left, top, side) in pixels of `grey` uint8 [H,W]."""
+def _cascade():
+  """OpenCV's frontal Haar cascade, or None where there is none. Not shared: it keeps state while it searches."""
   try:
     import cv2
   except ImportError:
-    return []
+    return None
   if not hasattr(cv2, 'CascadeClassifier'):  # OpenCV 5 moved it out of the main package
+    return None
+  return cv2.CascadeClassifier(os.path.join(cv2.data.haarcascades, 'haarcascade_frontalface_alt2.xml'))
+
+
+def _haar(grey: np.ndarray, cascade=None) -> list[tuple[int, int, int]]:
+  """OpenCV's Haar cascade: squares (left, top, side) in pixels of `grey` uint8 [H,W]."""
+  cascade = cascade or _cascade()
+  if cascade is None:
     return []
-  cascade = cv2.CascadeClassifier(os.path.join(cv2.data.haarcascades, 'haarcascade_frontalface_alt2.xml'))
   smallest = int(max(grey.shape) * _SMALLEST)
   found = cascade.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=4, minSize=(smallest, smallest))
   return [(int(left), int(top), int(side)) for left, top, side, _ in found]

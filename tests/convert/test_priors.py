@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from convert import __main__ as command
+from convert import published
 from dicetalk_jax import bundle, prior_file
 from dicetalk_jax.errors import InputError, WeightsError
 from tests.convert import published_folders as folders
@@ -43,6 +44,10 @@ def test_both_ways(model, tmp_path, capsys):
   np.testing.assert_array_equal(bundle.load_prior(model, 'calm')[0], MU / 2)
   assert not bundle.load_prior(model, 'sad')[1].any()
   assert call('priors', model, tmp_path / 'out') == 0
+  out = capsys.readouterr().out
+  row = f'{"priors":16} {3:6} {3:6} {0:9} {18:13} {72:13}  float32'
+  assert out.count(row) == 2      # in and out
+  assert f'sha256 {published.sha256([tmp_path / "npy/sad.npy"])["npy/sad.npy"]}  npy/sad.npy' in out
   for emotion in ('happy', 'sad'):
     # What the original program does.
     ours, theirs = (np.load(tmp_path / f'{place}/{emotion}.npy', allow_pickle=True).item() for place in ('out', 'npy'))
@@ -74,7 +79,7 @@ def test_every_spelling_of_an_array(tmp_path, protocol, dtype):
   path = tmp_path / 'happy.npy'
   save_published(path, label='x', step=3)
   header = path.read_bytes()[:128]
-  for mu in (MU.reshape(1, -1), np.asfortranarray(MU.reshape(2, 3))):
+  for mu in (MU.reshape(1, -1), np.asfortranarray(MU)):
     content = np.array({'mu': mu.astype(dtype), 'label': 'x', 'step': 3}, object)
     path.write_bytes(header + pickle.dumps(content, protocol))
     prior, others = prior_file.read(path)
@@ -104,6 +109,7 @@ def test_a_malicious_prior_executes_nothing(model, tmp_path, capsys):
 @pytest.mark.parametrize('content', [
     np.array([{'mu': MU}, 3], object), np.array({'mean': MU}, object), np.array({'mu': [1, 2]}, object),
     np.array({'mu': np.array(['a'])}, object), np.array({'mu': np.array([{}], object)}, object), np.array(['text']),
+    np.array({'mu': MU.reshape(2, 3)}, object), MU.reshape(6, 1), MU[0],
     np.array({'mu': MU, 'sigma': MU[:2]}, object), MU * np.nan, np.array({'mu': MU + np.inf}, object)])
 def test_other_contents_are_refused(tmp_path, content):
   np.save(tmp_path / 'x.npy', content, allow_pickle=True)

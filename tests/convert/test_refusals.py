@@ -1,5 +1,6 @@
 """What cannot be converted: one clear sentence, exit code 2, nothing executed, nothing half-written."""
 
+import ctypes
 import errno
 import json
 import os
@@ -9,17 +10,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
+import numpy as np
 import pytest
 from safetensors.torch import save_file
 import torch
 
 from convert import __main__ as command
-from convert import aside, layouts, published
+from convert import aside, background, layouts, published
 from dicetalk_jax import bundle
+from dicetalk_jax.errors import InputError
 from tests.convert import published_folders as folders
 
+ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope='module')
 def svd(tmp_path_factory):
@@ -83,6 +88,21 @@ def test_a_malicious_bare_pickle_executes_nothing(whisper, tmp_path, refused, na
   assert 'PyTorch weights' in sentence(refused('whisper', whisper, tmp_path / 'model'))
 
 
+def test_a_malicious_pkl_or_npy_executes_nothing(release, tmp_path, refused):
+  exploit = Exploit(tmp_path / 'pwned')
+  (tmp_path / 'flownet.pkl').write_bytes(pickle.dumps({'module.x': exploit}))
+  np.save(tmp_path / 'happy.npy', np.array({'mu': exploit}, object), allow_pickle=True)
+  for option, name in (('--rife', 'flownet.pkl'), ('--priors', 'happy.npy')):
+    assert f'{name} ' in sentence(refused('dicetalk', release, tmp_path / 'model', option, tmp_path / name))
+    refused('inspect', tmp_path / name)
+
+
+def test_priors_of_another_shape(release, tmp_path, refused):
+  np.save(tmp_path / 'happy.npy', np.zeros(9, np.float32))
+  assert 'happy.npy has 9 numbers, the model wants 6' in sentence(
+      refused('dicetalk', release, tmp_path / 'model', '--priors', tmp_path / 'happy.npy'))
+
+
 def test_the_exploit_is_real(tmp_path):
   pickle.loads(pickle.dumps(Exploit(tmp_path / 'pwned')))
   assert (tmp_path / 'pwned').exists()
@@ -111,8 +131,9 @@ def test_overflow_of_float16(release, tmp_path, refused):
   pose = folders.state_dict('pose_guider')
   pose['conv_out.bias'][3] = 1e5
   torch.save(pose, release / 'pose_guider.pth')
-  err = refused('dicetalk', release, tmp_path / 'model', '--dtype', 'float16')
-  assert 'pose_guider: values beyond the range of float16: conv_out.bias' in err
+  assert sentence(refused('dicetalk', release, tmp_path / 'model', '--dtype', 'float16')) == (
+      'error: one tensor does not fit, so nothing was written; choose another --dtype: '
+      'pose_guider: values beyond the range of float16: conv_out.bias\n')
 
 
 @pytest.mark.parametrize('name', ['unet', 'emo_model'])
@@ -126,6 +147,11 @@ def test_misshaped_tensors_are_refused_even_where_others_may_be_missing(release,
 def test_files_of_something_else(release, svd, tmp_path, refused):
   shutil.copy(release / 'pose_guider.pth', release / 'emo_model.pth')
   assert 'emo_model.pth has nothing of emo_model' in sentence(refused('dicetalk', release, tmp_path / 'model'))
+  broken = pathlib.Path(shutil.copytree(svd, tmp_path / 'svd'))
+  for name in ('vae', 'unet'):
+    other = 'unet' if name == 'vae' else 'image_encoder'
+    shutil.copy(published.weights_in(svd / other), published.weights_in(broken / name))
+    assert f'has nothing of {name}; use the published file' in sentence(refused('svd', broken, tmp_path / 'model'))
   torch.save([torch.zeros(1)], release / 'emo_model.pth')
   assert 'no state dict (tensors by name)' in sentence(refused('dicetalk', release, tmp_path / 'model'))
   assert 'has no weights' in sentence(refused('whisper', svd, tmp_path / 'model'))
@@ -212,7 +238,7 @@ def fail(error):
 
 
 @pytest.mark.parametrize('error', [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-                                   ValueError('RESOURCE_EXHAUSTED: ...: No space left on device [os_error_code: 28]')])
+                                   ValueError("RESOURCE_EXHAUSTED: ...: No space left [os_error_code='28']")])
 def test_a_disk_that_fills_up(whisper, tmp_path, refused, monkeypatch, error):
   monkeypatch.setattr(bundle, 'save_component', fail(error))
   assert 'No space left on device; choose another place or make room' in sentence(
@@ -224,14 +250,60 @@ def test_a_disk_that_is_full(svd, tmp_path, refused, monkeypatch):
   assert 'GB left; make room' in sentence(refused('svd', svd, tmp_path / 'model'))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason='the system refuses root nothing')
-def test_a_folder_without_permission(whisper, tmp_path, refused):
+def test_a_write_that_the_system_stops_midway(svd, tmp_path):
+  """In a real process, whose files may not grow beyond 64 kB: Orbax has begun to write, and fails in its threads."""
+  script = ('import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n'
+            'from convert import __main__ as command; command.main()')
+  process = subprocess.run([sys.executable, '-c', script, 'svd', svd, tmp_path / 'model'], text=True,
+                           capture_output=True, cwd=ROOT)
+  assert process.returncode == 2 and not process.stdout
+  assert 'File too large; choose another place or make room' in sentence(process.stderr)
+  assert not list(tmp_path.iterdir())
+
+
+def test_threads_that_go_on_writing_leave_nothing(tmp_path):
+  started = threading.Event()
+
+  def write():
+    while True:
+      try:
+        (tmp_path / 'part' / 'new').mkdir(parents=True, exist_ok=True)
+      except FileNotFoundError:     # as TensorStore: again
+        continue
+      except (FileExistsError, NotADirectoryError):
+        return
+      started.set()
+  thread = threading.Thread(target=write)
+  thread.start()
+  started.wait()
+  background.remove(tmp_path / 'part')
+  thread.join(10)
+  background.make_way()
+  assert not thread.is_alive() and not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def without_privileges():
+  """Permissions hold for root, too: this thread lays its right to override them down meanwhile."""
+  if os.geteuid() != 0:
+    yield
+    return
+  libc, header, held = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+  assert libc.capget(header, held) == 0
+  fewer = (ctypes.c_uint32 * 6)(*held)
+  fewer[0] &= ~0b110     # the effective ones without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+  assert libc.capset(header, fewer) == 0
+  yield
+  assert libc.capset(header, held) == 0
+
+
+def test_a_folder_without_permission(whisper, tmp_path, refused, without_privileges):
   (tmp_path / 'locked').mkdir(mode=0o500)
   assert 'Permission denied' in sentence(refused('whisper', whisper, tmp_path / 'locked' / 'model'))
+  assert not list((tmp_path / 'locked').iterdir())
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason='the system refuses root nothing')
-def test_unreadable_sources(whisper, tmp_path, refused):
+def test_unreadable_sources(whisper, tmp_path, refused, without_privileges):
   (whisper / 'model.safetensors').chmod(0)
   assert 'model.safetensors: Permission denied' in sentence(refused('whisper', whisper, tmp_path / 'model'))
   whisper.chmod(0)
@@ -247,7 +319,7 @@ def test_a_place_that_is_a_file(whisper, tmp_path, refused):
 def test_interruption(whisper, tmp_path, refused, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(bundle, 'save_component', fail(KeyboardInterrupt()))
-    assert refused('whisper', whisper, tmp_path / 'model', code=130) == 'interrupted; nothing was written\n'
+    assert refused('whisper', whisper, tmp_path / 'model', code=130) == 'interrupted; nothing half-made is left\n'
   with pytest.raises(SystemExit):
     command.run(['whisper', str(whisper), str(tmp_path / 'model')])
   with monkeypatch.context() as patch:
@@ -256,19 +328,47 @@ def test_interruption(whisper, tmp_path, refused, monkeypatch):
   assert 'whisper' in bundle.components(tmp_path / 'model')      # the old one is whole
 
 
-def test_a_terminated_process_leaves_nothing(whisper, tmp_path):
-  """In a real process, which waits inside the conversion for the signal."""
+@pytest.fixture
+def waiting(whisper, tmp_path):
+  """A real process that waits inside the conversion for a signal."""
   script = ('import sys, time; from convert import __main__ as command; from dicetalk_jax import bundle\n'
             'def save(*args): print("writing", flush=True); time.sleep(60)\n'
-            'bundle.save_component = save; command.run(sys.argv[1:])')
+            'bundle.save_component = save; command.main()')
   process = subprocess.Popen([sys.executable, '-c', script, 'whisper', whisper, tmp_path / 'model'], text=True,
-                             cwd=pathlib.Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
   assert process.stdout.readline() == 'writing\n'
+  yield process
+  process.kill()
+  process.communicate()
+
+
+def test_a_terminated_process_leaves_nothing(waiting, tmp_path):
   time.sleep(0.1)
-  process.send_signal(signal.SIGTERM)
-  _, err = process.communicate(timeout=30)
-  assert process.returncode == 130 and err.endswith('interrupted; nothing was written\n')
-  assert [path.name for path in tmp_path.iterdir()] == ['whisper']
+  waiting.send_signal(signal.SIGTERM)
+  assert waiting.communicate(timeout=50) == ('', 'interrupted; nothing half-made is left\n')
+  assert waiting.returncode == 130 and [path.name for path in tmp_path.iterdir()] == ['whisper']
+
+
+def test_what_a_killed_process_leaves_is_cleared_up(waiting, whisper, tmp_path, refused):
+  part, = tmp_path.glob('.model.*.part')
+  refused('whisper', tmp_path / 'nowhere', tmp_path / 'model')
+  assert part.exists()      # somebody is at work there
+  waiting.kill()
+  waiting.wait()
+  with pytest.raises(SystemExit):
+    command.run(['whisper', str(whisper), str(tmp_path / 'model')])
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['model', 'whisper']
+
+
+def test_the_model_that_a_killed_process_was_replacing_comes_back(whisper, tmp_path, refused):
+  (tmp_path / 'precious').mkdir()
+  (tmp_path / 'part').mkdir()
+  (tmp_path / 'precious').rename(tmp_path / 'part' / 'old')
+  (tmp_path / 'part' / 'new').mkdir()
+  (tmp_path / 'part').rename(tmp_path / '.precious.0a1b2c3_.part')
+  with pytest.raises(InputError, match='exists'):
+    aside.refuse_existing(tmp_path / 'precious', False, '')
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['precious', 'whisper']
 
 
 @pytest.mark.parametrize('args', [[], ['svd'], ['svd', 'a'], ['magic', 'a', 'b'], ['svd', 'a', 'b', '--dtype', 'int8'],

@@ -1,0 +1,200 @@
+"""TFDS builders of the real corpora: one builder, a walker for each corpus.
+
+Clips are prepared first, by many processes, into a cache of finished clips; then their records are written. With a Beam
+runner both happen in one pipeline, by the same functions.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import json
+import os
+import shlex
+import tempfile
+from typing import Any
+
+from etils import epath
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.writer import ExampleWriter
+import tqdm
+
+from data_pipelines.builders import corpus_work, write
+from data_pipelines.builders.corpus_plan import Plan
+from data_pipelines.builders.corpus_report import Report
+from data_pipelines.builders.corpus_work import Worker
+from data_pipelines.clip_cache import ClipCache, Outcome
+from data_pipelines.corpora.clip_file import ClipFile, reasons
+from data_pipelines.preprocess import CorpusConfig
+from data_pipelines.splits import SPLITS
+from dicetalk_jax.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class BuilderConfig(tfds.core.BuilderConfig):
+  """Carries the settings; a data set's folder is named after them and the clips."""
+  settings: CorpusConfig | None = None
+
+  def __repr__(self) -> str:
+    return self.name
+
+
+class _Writer(ExampleWriter):
+  """ArrayRecord's writer knows disks only: shards for other places are written on one and copied."""
+
+  def write(self, path, examples):
+    if '://' not in os.fspath(path):
+      return super().write(path, examples)
+    with tempfile.TemporaryDirectory() as folder:
+      shard = epath.Path(folder) / 'shard'
+      super().write(shard, examples)
+      shard.copy(path, overwrite=True)
+      return None
+
+
+class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Records `talking_clip` of a real corpus. `worker` and `clips` are set before it is prepared."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  worker: Worker
+  clips: Mapping[str, list[ClipFile]]     # by split
+  manifests: Mapping[str, str] | None = None  # by split, where a Beam pipeline prepares the clips
+
+  @property
+  def settings(self) -> CorpusConfig:
+    return self.builder_config.settings
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+        builder=self, features=self.settings.spec.features(),
+        metadata=tfds.core.MetadataDict(settings=dataclasses.asdict(self.settings)))
+
+  def _example_writer(self) -> ExampleWriter:
+    return _Writer(self.info.file_format)
+
+  def _split_generators(self, dl_manager) -> dict[str, Any]:
+    del dl_manager  # nothing is downloaded
+    return {split: self._generate_examples(split) for split in self.clips}
+
+  def _generate_examples(self, split: str) -> Any:
+    """(key, record) of all clips of a split: a generator, or a Beam transform that makes them."""
+    if not self.manifests:
+      return (example for clip in self.clips[split] for example in self.worker.examples(clip))
+    import apache_beam as beam
+    return (
+        beam.io.ReadFromText(self.manifests[split])
+        | beam.Map(_read_clip)
+        | beam.Reshuffle()  # one clip may go to one worker, whatever the size of the list
+        | beam.FlatMap(self.worker.examples))
+
+
+class Mead(Corpus):
+  """MEAD: eight emotions at three levels, acted."""
+
+
+class Hdtf(Corpus):
+  """HDTF: speeches in high resolution."""
+
+
+class Voxceleb2(Corpus):
+  """VoxCeleb2: speech of thousands of people."""
+
+
+class Folder(Corpus):
+  """A user's own clips."""
+
+
+BUILDERS = {'mead': Mead, 'hdtf': Hdtf, 'voxceleb2': Voxceleb2, 'folder': Folder}
+
+
+def _read_clip(line: str) -> ClipFile:
+  fields = json.loads(line)
+  return ClipFile(**fields | {'crop': fields['crop'] and tuple(fields['crop'])})
+
+
+def prepare_corpus(plan: Plan, data_dir: str | os.PathLike, *, workers: int | None = None, beam_runner: str = '',
+                   beam_options: str = '', keep_work: bool = False) -> tuple[epath.Path, Report]:
+  """Prepares a corpus as ArrayRecord files, or finds it where it has been prepared before.
+
+  A killed run resumes: clips that are done lie in `<data_dir>/<corpus>/work` until the data set is whole.
+
+  Args:
+    plan: which clips, and how.
+    data_dir: root of all data sets. For Beam, a place that all workers reach.
+    workers: processes, all cores by default; they start anew, so a script that calls this with more than one must do so
+      under `if __name__ == '__main__'`. The records do not depend on it.
+    beam_runner: such as 'DirectRunner'; '' works without Beam.
+    beam_options: flags of the Beam pipeline in one string.
+    keep_work: leaves the finished clips for another preparation with the same settings.
+
+  Returns:
+    The folder of the data set, for `ClipSource`, with `report.json` and `skipped.csv`; and the report.
+
+  Raises:
+    InputError: `data_dir` cannot be written.
+    DataError: no training clip could be prepared.
+    ConfigError: Beam is asked for and not installed.
+  """
+  data_dir = write.make_root(data_dir)
+  corpus = plan.config.corpus
+  builder = BUILDERS[corpus](
+      data_dir=data_dir, config=BuilderConfig(name=plan.name, settings=plan.config), file_format='array_record')
+  folder = epath.Path(builder.data_dir)
+  if (folder / 'dataset_info.json').exists() and (folder / 'report.json').exists():
+    return folder, Report.load(folder)
+  cache = ClipCache(f'{data_dir}/{corpus}/work/{plan.work_name}')
+  builder.worker = Worker(plan.config, plan.tree, plan.expressions, cache)
+  if beam_runner:
+    report, config = None, _beam_config(beam_runner, beam_options)
+    builder.manifests, builder.clips = _manifests(builder.worker, plan)
+  else:
+    report, config = Report.of(plan, dict(_work(builder.worker, plan, workers or os.cpu_count() or 1))), {}
+    if not report.splits.get('train'):
+      path = cache.write_text('skipped.csv', report.csv())
+      raise DataError(f'no clip of {corpus} could be prepared for training ({reasons(report.skipped)}); see {path}')
+    builder.clips = {split: plan.clips[split] for split in report.splits}
+  write.write(builder, builder.clips, **config)
+  report = report or Report.of(
+      plan, {clip.clip_id: builder.worker(clip) for clips in plan.clips.values() for clip in clips})
+  report.save(folder)
+  if not keep_work:
+    cache.remove()
+  return folder, report
+
+
+def _work(worker: Worker, plan: Plan, processes: int) -> Iterator[tuple[str, Outcome]]:
+  """All clips, with a bar; those done in an earlier run are not given to any process."""
+  clips = [clip for clips in plan.clips.values() for clip in clips]
+  with tqdm.tqdm(total=len(clips), desc=plan.config.corpus, unit='clip', mininterval=1) as bar:
+    left = []
+    for clip in clips:
+      if outcome := worker.cache.outcome(worker.name(clip)):
+        bar.update()
+        yield clip.clip_id, outcome
+      else:
+        left.append(clip)
+    for clip, outcome in corpus_work.run(worker, left, min(processes, max(1, len(left)))):
+      bar.update()
+      yield clip.clip_id, outcome
+
+
+def _beam_config(runner: str, options: str) -> dict[str, Any]:
+  try:
+    from apache_beam.options.pipeline_options import PipelineOptions
+  except ImportError as error:
+    raise ConfigError('--beam_runner needs Apache Beam, in an environment of its own: '
+                      'pip install -r requirements-beam.txt') from error
+  return {'beam_runner': runner, 'beam_options': PipelineOptions(shlex.split(options))}
+
+
+def _manifests(worker: Worker, plan: Plan) -> tuple[dict[str, str], dict[str, list[ClipFile]]]:
+  """One JSON line per clip and split, since a pipeline has no room for a million clips.
+
+  Clips that an earlier run found useless are left out.
+  """
+  manifests, clips = {}, {}
+  for split in SPLITS:
+    useful = [clip for clip in plan.clips.get(split, ())
+              if (outcome := worker.cache.outcome(worker.name(clip))) is None or outcome.keys]
+    if useful:
+      lines = ''.join(f'{json.dumps(dataclasses.asdict(clip))}\n' for clip in useful)
+      manifests[split], clips[split] = worker.cache.write_text(f'{split}.jsonl', lines), useful
+  return manifests, clips
