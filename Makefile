@@ -7,13 +7,18 @@ DEMO   ?= demo
 export JAX_PLATFORMS ?= cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test verify lint clean
 
 demo: $(VENV)/.demo            ## data, training and video from nothing; about 14 minutes on two cores
 	$(PY) -m dicetalk_jax.demo --folder=$(DEMO) $(DEMO_FLAGS)
 
 test: $(VENV)/.test            ## the whole test suite, no GPU and no network needed
 	$(PY) -m pytest -q $(TEST_FLAGS)
+
+# Compiles much and computes little.
+verify: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+verify: $(VENV)/.test          ## every golden, up to the whole program and full size; several minutes, 5 GB of memory
+	$(PY) -m convert verify tests/goldens
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

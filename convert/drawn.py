@@ -43,7 +43,7 @@ def draw(meta: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
     initial = dict(module.named_parameters())
     initial |= _adapters(initial, len(meta.get('adapter_tokens', ())))
     weights = {key: _lively(key, initial[key], noise).numpy() for key in sorted(initial)}
-  # Where PyTorch draws without AVX2 the last bit of a number may differ: too little for any limit, enough for a hash.
+  # Without AVX2, PyTorch's normal numbers differ in the last bits (2e-7 at most here), which a hash would refuse.
   if not math.isclose(found := projection(weights), rule['projection'], abs_tol=1e-3):
     raise InputError(f'{name} come out differently with PyTorch {torch.__version__} and diffusers '
                      f'{diffusers.__version__} (projection {found:.4f} instead of {rule["projection"]:.4f}); {REMEDY}')

@@ -18,6 +18,12 @@ _ACTION_UNIT = re.compile(r'AU\d+_r')                 # OpenFace: intensities, b
 _SLACK = 3                                            # frames by which video and features may differ in length
 
 
+def parse_columns(text: str) -> tuple[int, int]:
+  """The flag 'FIRST:END', such as 80:144. Raises ValueError."""
+  first, end = map(int, text.split(':'))
+  return first, end
+
+
 def read_expression(path: str | os.PathLike, key: str = '', columns: tuple[int, int] | None = None) -> np.ndarray:
   """Reads one file of features.
 

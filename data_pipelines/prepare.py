@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from data_pipelines.corpora import folder, mead
+from data_pipelines.expression import parse_columns
 from data_pipelines.preprocess import CorpusConfig
 from data_pipelines.record import CONTENTS
 from dicetalk_jax.errors import ConfigError, one_sentence
@@ -24,11 +25,6 @@ class _Parser(argparse.ArgumentParser):
 
 def _integers(text: str) -> tuple[int, ...]:
   return tuple(int(part) for part in text.split(','))
-
-
-def _columns(text: str) -> tuple[int, int]:
-  first, end = text.split(':')
-  return int(first), int(end)
 
 
 def _views(text: str) -> tuple[str, ...]:
@@ -81,7 +77,7 @@ def _add_real(corpus: str, add):
   add('--detect_every', type=int, default=default.detect_every, help='faces are looked for in every n-th frame')
   add('--expression', default='', help='folder of expression features')
   add('--expression_key', default='', help='name of the array in .mat and .npz files')
-  add('--expression_columns', type=_columns, default=None, metavar='80:144', help='columns that are used')
+  add('--expression_columns', type=parse_columns, default=None, metavar='80:144', help='columns that are used')
   add('--expression_fps', type=float, default=0., help='rows per second; 0 is the rate of the video')
   add('--dry_run', action='store_true', help='only says what would be prepared')
   add('--keep_work', action='store_true', help='keeps the finished clips for another run with the same settings')

@@ -6,23 +6,25 @@
 import argparse
 import pathlib
 import re
-import zipfile
 
 import numpy as np
 
 from data_pipelines import compute
+from data_pipelines.expression import parse_columns, read_expression, resample
 from dicetalk_jax import bundle, command, prior_file
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media import audio
 from dicetalk_jax.network import Network
 
 USAGE = """\
-usage: python -m dicetalk_jax.embed --model=DIR [--audio=FILE | --video=FILE] [--expression=FILE.npy]
+usage: python -m dicetalk_jax.embed --model=DIR [--audio=FILE | --video=FILE] [--expression=FILE]
                                     [--save=NAME [--overwrite]] [--output=FILE.npy]
   --model       model folder with embedder and, for speech, whisper
   --audio       speech: wav, flac, mp3, m4a, or a video with sound
   --video       a video, of which the sound is used: what the face does comes from --expression
-  --expression  expression coefficients of the clip, an array [frames, coefficients] at 25 frames per second
+  --expression  expression features of the clip as the embedder was trained on: .npy, .npz, .mat, .txt or .csv
+  --expression_key, --expression_columns=FIRST:END, --expression_fps
+                which array, which columns, and their rate (default 25); see docs/data.md
   --save        name under which the model folder keeps the prior, for generate --emotion=NAME
   --overwrite   replace the emotion that has this name
   --output      file for the prior, as the original program reads it
@@ -43,7 +45,7 @@ def main(argv: list[str]) -> None:
   wave = audio.load_audio(sound) if sound else np.zeros(0, np.float32)
   expression = np.zeros((0, config['expr_dim']), np.float32)
   if flags.expression:
-    expression = load_expression(flags.expression, config['expr_dim'])
+    expression = load_expression(flags, config['expr_dim'])
   elif flags.video:
     print(f'only the sound of {flags.video} is used: the embedder reads expression coefficients, not pictures; '
           'give them with --expression')
@@ -67,25 +69,18 @@ def main(argv: list[str]) -> None:
     print(f'saved in {flags.model}; use it with python -m dicetalk_jax.generate --emotion={flags.save}')
 
 
-def load_expression(path: pathlib.Path, width: int) -> np.ndarray:
-  """Expression coefficients of one clip, float32 `[N,width]`.
+def load_expression(flags: argparse.Namespace, width: int) -> np.ndarray:
+  """Expression features that the flags name, float32 `[N,width]` at 25 frames per second.
 
   Raises:
-    InputError: the file is missing, or holds anything but such an array.
+    DataError: see `data_pipelines.expression`.
+    InputError: they have another width.
   """
-  try:
-    values = np.load(path, allow_pickle=False)
-  except FileNotFoundError:
-    raise InputError(f'there are no expressions at {path}; check the path') from None
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile):
-    raise InputError(f'{path} is no array; save the coefficients with numpy.save') from None
-  if not isinstance(values, np.ndarray) or values.ndim != 2 or values.shape[1] != width or not len(values):
-    shape = list(values.shape) if isinstance(values, np.ndarray) else 'several arrays'
-    raise InputError(f'{path} holds {shape}, the embedder wants [frames, {width}]; give the coefficients it was '
-                     'trained on')
-  if values.dtype.kind not in 'fiu' or not np.isfinite(values).all():
-    raise InputError(f'{path} holds values that are not finite numbers; compute the coefficients again')
-  return values.astype(np.float32)
+  rows = read_expression(flags.expression, flags.expression_key, flags.expression_columns)
+  if rows.shape[1] != width:
+    raise InputError(f'{flags.expression} has {rows.shape[1]} columns, the embedder wants the {width} that it was '
+                     'trained on; choose them with --expression_columns=FIRST:END')
+  return resample(rows, flags.expression_fps)
 
 
 def common_frames(expression: int | None, speech: int | None) -> int:
@@ -96,8 +91,8 @@ def common_frames(expression: int | None, speech: int | None) -> int:
   """
   lengths = [n for n in (expression, speech) if n is not None]
   if max(lengths) - min(lengths) > max(2, TOLERANCE * max(lengths)):
-    raise InputError(f'the expressions last {expression / 25:.2f} s at 25 frames per second, the sound '
-                     f'{speech / 25:.2f} s; give both of the same clip, at 25 frames per second')
+    raise InputError(f'the expressions last {expression / 25:.2f} s at their rate, the sound '
+                     f'{speech / 25:.2f} s; give both of the same clip, and --expression_fps')
   if not min(lengths):
     raise InputError('the recording is shorter than a frame, 0.04 s; give a longer one')
   return min(lengths)
@@ -123,6 +118,9 @@ def _flags(argv: list[str]) -> argparse.Namespace:
   parser.add_argument('--model', required=True)
   for name in ('audio', 'video', 'expression', 'output'):
     parser.add_argument(f'--{name}', type=pathlib.Path)
+  parser.add_argument('--expression_key', default='')
+  parser.add_argument('--expression_columns', type=parse_columns)
+  parser.add_argument('--expression_fps', type=float, default=25.)
   parser.add_argument('--save')
   parser.add_argument('--overwrite', action='store_true')
   flags = parser.parse_args(argv)
@@ -130,6 +128,8 @@ def _flags(argv: list[str]) -> argparse.Namespace:
     parser.error('--audio and --video are both sound; give one')
   if not (flags.audio or flags.video or flags.expression):
     parser.error('there is nothing to embed; give --audio, --video or --expression')
+  if not flags.expression_fps > 0:
+    parser.error(f'--expression_fps={flags.expression_fps:g} is no rate; give frames per second')
   if flags.save is not None and not re.fullmatch(r'[A-Za-z0-9][\w-]*', flags.save):
     parser.error(f'--save={flags.save!r} is no name; use letters, digits, - and _')
   if flags.output and flags.output.suffix != '.npy':

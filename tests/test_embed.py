@@ -98,6 +98,16 @@ def test_any_modality(model, clip, run, flags, parts):
   assert bundle.emotions(model) == sorted(tiny.EMOTIONS)
 
 
+def test_columns_and_rate_of_expressions(model, run, tmp_path):
+  np.save(tmp_path / 'wide.npy', np.random.default_rng(3).normal(size=(2 * FRAMES, 70)))
+  out = run(embed, model=model, expression=tmp_path / 'wide.npy', expression_columns='3:67', expression_fps=50,
+            output=tmp_path / 'a.npy')
+  assert 'prior of 0.8 s of expressions' in out
+  np.save(tmp_path / 'plain.npy', np.load(tmp_path / 'wide.npy')[::2, 3:67])
+  run(embed, model=model, expression=tmp_path / 'plain.npy', output=tmp_path / 'b.npy')
+  np.testing.assert_array_equal(*(prior_file.read(tmp_path / name)[0] for name in ('a.npy', 'b.npy')))
+
+
 def test_nearest_is_told_without_what_all_emotions_share():
   rng = np.random.default_rng(1)
   shared = 100 * rng.normal(size=8)
@@ -123,15 +133,15 @@ def array(values):
 
 
 @pytest.mark.parametrize('make, sentence', [
-    (None, 'there are no expressions at'),
-    (lambda path: path.write_bytes(b'junk'), 'is no array'),
-    (lambda path: path.write_bytes(b'PK junk'), 'is no array'),
-    (lambda path: np.save(path, {'mu': 1}, allow_pickle=True), 'is no array'),
-    (array(np.zeros((FRAMES, 70))), 'holds [20, 70], the embedder wants [frames, 64]'),
+    (None, 'cannot be read as numbers'),
+    (lambda path: path.write_bytes(b'junk'), 'cannot be read as numbers'),
+    (lambda path: path.write_bytes(b'PK junk'), 'cannot be read as numbers'),
+    (lambda path: np.save(path, {'mu': 1}, allow_pickle=True), 'cannot be read as numbers'),
+    (array(np.zeros((FRAMES, 70))), 'has 70 columns, the embedder wants the 64'),
     (array(np.zeros((0, 64))), 'holds [0, 64]'),
     (array(np.full((FRAMES, 64), np.nan)), 'not finite'),
-    (array(np.full((FRAMES, 64), 'a')), 'not finite'),
-    (array(np.zeros((FRAMES * 6 // 5, 64))), 'the expressions last 0.96 s at 25 frames per second, the sound 0.80 s')])
+    (array(np.full((FRAMES, 64), 'a')), 'cannot be read as numbers'),
+    (array(np.zeros((FRAMES * 6 // 5, 64))), 'the expressions last 0.96 s at their rate, the sound 0.80 s')])
 def test_bad_expressions(model, clip, refuses, tmp_path, make, sentence):
   if make:
     make(tmp_path / 'x.npy')
@@ -149,6 +159,8 @@ def test_bad_flags(model, clip, refuses, tmp_path):
   refuses('There is no recording', embed, **good | dict(audio='nowhere.wav'))
   tiny.write_speech(tmp_path / 'blip.wav', tiny.speech(0.03))
   refuses('shorter than a frame', embed, **good | dict(audio=tmp_path / 'blip.wav'))
+  refuses('--expression_fps=0 is no rate', embed, **good, expression=clip / 'expression.npy', expression_fps=0)
+  refuses('--expression_columns', embed, **good, expression=clip / 'expression.npy', expression_columns='5')
   refuses('--what', embed, **good, what=1)
 
 

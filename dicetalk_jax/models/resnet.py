@@ -12,23 +12,7 @@ import jax.numpy as jnp
 
 from dicetalk_jax.models.layers import GroupNorm
 
-
-class Conv3x3(nnx.Conv):
-  """3x3 convolution with one zero at every side."""
-
-  def __init__(self, cin: int, cout: int, *, rngs, **options):
-    super().__init__(cin, cout, kernel_size=(3, 3), padding=1, rngs=rngs, **options)
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """x `[...,H,W,cin]`; returns `[...,H,W,cout]`, or half of it with `strides=2`."""
-    height, width = x.shape[-3:-1]
-    if min(height, width) < 3 and self.strides == 1 and jax.default_backend() == 'cpu':
-      # Smaller than the kernel, XLA's CPU convolution takes up to 200 times as long as the product.
-      x, kernel, bias = dtypes.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
-      x = jnp.pad(x, (*[(0, 0)] * (x.ndim - 3), (1, 1), (1, 1), (0, 0)))
-      neighbours = [x[..., i:i + height, j:j + width, :] for i in range(3) for j in range(3)]
-      return jnp.concatenate(neighbours, axis=-1) @ kernel.reshape(-1, kernel.shape[-1]) + bias
-    return super().__call__(x)
+Conv3x3 = functools.partial(nnx.Conv, kernel_size=(3, 3), padding=1)
 
 
 class TemporalConv(nnx.Module):
