@@ -63,12 +63,19 @@ class Features:
   def ready(self, *names: str) -> dict[str, Feature]:
     """Computes this process's share of what is missing, waits for the other processes', opens all by name.
 
+    What the records carry themselves is left out.
+
     Raises:
       DataError: see `fill`; or other processes do not do their share.
     """
+    names = [name for name in names if not self.carried(name)]
     for name in names:
       self.fill(name)
     return {name: self.store.wait(*self._key(name), len(self.source)) for name in names}
+
+  def carried(self, name: str) -> bool:
+    """Whether the feature is in the records. Priors are always computed: an embedder trained anew gives others."""
+    return name != 'prior' and len(self.source[0].get(name, ())) > 0
 
   def fill(self, name: str) -> bool:
     """Computes what is missing of this process's share of one feature; whether the feature is now complete.
@@ -81,6 +88,8 @@ class Features:
       DataError: see `check`; or a network gives values that are not finite, or 'prior' comes before 'whisper'.
     """
     self.check(name)
+    if self.carried(name):
+      return True
     network = self.networks[NETWORKS[name]]
     index, count = self.shard or (jax.process_index(), jax.process_count())
     mine = range(len(self.source))[index::count]
@@ -104,7 +113,8 @@ class Features:
     Raises:
       DataError: the data set has no pixels.
     """
-    if name in ('latents', 'clip_embed') and not self.source[0].get('frames'):
+    missing = not (self.carried(name) or self.store.complete(*self._key(name)))
+    if missing and name in ('latents', 'clip_embed') and not self.source[0].get('frames'):
       raise DataError(f'{self.source} has no pixels, which {name} is made from; prepare the data set with content=full')
 
   def _key(self, name: str) -> tuple[str, str]:
@@ -136,9 +146,11 @@ class Features:
     return read, _half, lambda clip, states: _joined(states, int(self.source.table.num_frames[clip]))
 
   def _prior(self, embedder: Network):
-    whisper, length = self.store.read_part(*self._key('whisper')), embedder.config.max_len
+    length = embedder.config.max_len
+    whisper = None if self.carried('whisper') else self.store.read_part(*self._key('whisper'))
     def read(clip, record):
-      return _windows(record['expression'], whisper(clip), int(record['num_frames']), length)
+      states = whisper(clip) if whisper else record['whisper']
+      return _windows(record['expression'], states, int(record['num_frames']), length)
     return read, _gaussian, lambda clip, gaussians: gaussians.mean(0, keepdims=True)
 
 

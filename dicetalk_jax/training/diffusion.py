@@ -106,10 +106,10 @@ class DiffusionTask(Task):
         raise ConfigError(f'config.{key}={value} does not fit the other parts of the model, which need {fitting}')
 
   def _part(self, part: loader.Part) -> loader.Part:
-    networks = dict(vae=self.vae, image_encoder=self.tower, whisper=self.whisper)
+    frozen = dict(vae=self.vae, image_encoder=self.tower, whisper=self.whisper)
     if self.has_emotion:
-      networks['embedder'] = self.embedder
-    features = compute.Features(networks, part.source, self.data_dir / 'features', self.config.data.clip_stride)
+      frozen['embedder'] = self.embedder
+    features = compute.Features(frozen, part.source, self.data_dir / 'features', self.config.data.clip_stride)
     return dataclasses.replace(
         part, features=features.ready('latents', 'clip_embed', 'whisper', *['prior'] * self.has_emotion))
 

@@ -39,6 +39,8 @@ class EmbedderTask(Task):
       raise ConfigError(f'config.batch_size={config.batch_size}, but the groups of config.data make {size} windows '
                         '(identities x emotions x clips + videos x clips); set it to that')
     self.train, self.val = sources.train_and_val(config, self.data_dir)
+    for parts in (self.train, self.val):
+      self._labelled(parts)  # refuses data without labels before training
     self.whisper = networks.ensure(self.model_dir, 'whisper', config.get('frozen', {}).get('whisper'), seed=1)
     if self.whisper.config.d_model != config.embedder.whisper_dim:
       raise ConfigError(f'config.embedder.whisper_dim={config.embedder.whisper_dim}, but the Whisper encoder of '
@@ -51,8 +53,6 @@ class EmbedderTask(Task):
     self.graphdef, _ = core.abstract(self.build)
     self.parts = {split: [self._part(part) for part in parts]
                   for split, parts in (('train', self.train), ('val', self.val))}
-    for split in self.parts:
-      self._labelled(split)  # before training
     self._embed = jax.jit(lambda params, *batch: self._model(params)(*batch)[0])
 
   def _part(self, part: loader.Part) -> loader.Part:
@@ -61,12 +61,13 @@ class EmbedderTask(Task):
   def _features(self, part: loader.Part, **networks: Network) -> compute.Features:
     return compute.Features(networks, part.source, self.data_dir / 'features')
 
-  def _labelled(self, split: str) -> tuple[list[loader.Part], np.ndarray, np.ndarray, np.ndarray]:
-    """The emotional parts of a split; person, emotion and level of all their clips."""
-    parts = [part for part in self.parts[split] if part.labelled]
+  @staticmethod
+  def _labelled(parts: list[loader.Part]) -> tuple[list[loader.Part], np.ndarray, np.ndarray, np.ndarray]:
+    """The emotional ones among the parts; person, emotion and level of all their clips."""
+    names, parts = ', '.join(str(part.source) for part in parts), [part for part in parts if part.labelled]
     if not parts:
-      raise DataError(f'no clip of {self.config.data.dataset} ({split}) has an emotion label, and the embedder learns '
-                      'from labels; add a data set that has them')
+      raise DataError(f'no clip of {names} has an emotion label, and the embedder learns from labels; add a data set '
+                      'that has them to config.data.dataset')
     tables = [part.source.table for part in parts]
     return parts, *(np.concatenate([getattr(t, name) for t in tables]) for name in ('identity', 'emotion', 'intensity'))
 
@@ -124,7 +125,7 @@ class EmbedderTask(Task):
 
   def evaluate(self, params, frozen) -> tuple[dict[str, float], dict[str, Picture]]:
     """Clustering and probes on unseen people, from both modalities and from each alone (paper table 5)."""
-    parts, people, emotions, level = self._labelled('val')
+    parts, people, emotions, level = self._labelled(self.parts['val'])
     identity = np.unique(people, return_inverse=True)[1]
     emotion = np.array([EMOTIONS.index(e) if e != UNKNOWN else -1 for e in emotions])
     known = emotion >= 0
@@ -143,7 +144,7 @@ class EmbedderTask(Task):
     bundle.save_component(self.model_dir, 'embedder', registry.config_of(
         'embedder', self.config.embedder.to_dict()).to_json(), core.under('embedder', params), sources.provenance(self))
     embedder = Network.load(self.model_dir, 'embedder')
-    parts = self._labelled('train')[0]
+    parts = self._labelled(self.parts['train'])[0]
     networks = dict(whisper=self.whisper, embedder=embedder)
     statistics = [self._features(part, **networks).ready('prior')['prior'] for part in parts]
     bundle.save_priors(self.model_dir, mean_gaussians(statistics, [part.source.table for part in parts]))

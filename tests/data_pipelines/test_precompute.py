@@ -204,6 +204,26 @@ def test_long_sound_is_read_in_windows_and_silence_has_no_rows(nets, tmp_path):
   assert np.isfinite(features['prior'](1)).all()
 
 
+class Complete(Clips):
+  """Clips whose records carry all but the prior, and no pixels."""
+
+  def __getitem__(self, i):
+    n = self.lengths[i]
+    return super().__getitem__(i) | {'latents': np.ones((n, 2, 2, 4)), 'whisper': np.ones((2 * n, 2, 8), np.float16)}
+
+
+def test_what_the_records_carry_is_not_computed(nets, tmp_path):
+  features = compute.Features(nets, Complete(), tmp_path, batch=2)
+  assert features.fill('latents') and features.ready('latents', 'whisper') == {}
+  prior = features.ready('latents', 'whisper', 'prior')['prior']
+  n, there = 5, np.ones(1, bool)
+  mu, _ = nets['embedder'].stage(call)(
+      np.ones((1, n, 64)), np.ones((1, 2 * n, 2, 8)), np.ones((1, n), bool), there, there)
+  np.testing.assert_allclose(prior(1)[0, 0], mu[0], atol=1e-5)
+  with pytest.raises(DataError, match='no pixels, which clip_embed is made from'):
+    features.fill('clip_embed')
+
+
 def test_values_that_are_not_finite_are_refused(model, tmp_path):
   params = {name: value + np.float32(1e6) for name, value in Network.load(model, 'whisper').params.items()}
   broken = Network.load(model, 'whisper')
