@@ -3,6 +3,8 @@
 from configs import common
 
 VARIANTS = {
+    # The published rule pushes all people apart, so that the prior tells who speaks; this one has no reason to.
+    'identity_free': {'loss.other_people': 'ignored'},
     'svp': {'loss.similarity': 'inv_dist'},                          # the style extractor of arXiv 2409.03270
     'mediapipe': {'embedder.expr_dim': 51, 'embedder.expr_norm': 'zscore'},  # blendshapes instead of 3DMM fits
     'video_only': {'embedder.modalities': 'video', 'drop.video': 0., 'drop.audio': 0.},  # paper table 5
@@ -23,6 +25,7 @@ def get_config(arg: str = 'default'):
   config.data.min_len, config.data.max_len = 32, 256
   config.drop = dict(video=0.2, audio=0.2)
   config.loss = dict(similarity='cosine', tau=0.1, sim_offset=1.0, level_aware=False,
+                     other_people='negative',  # pairs of one emotion: as published; or 'ignored', 'positive'
                      use_sample=True)      # False: compare means instead of samples
   config.batch_size = 192                  # I * E * K + V * K
   if tiny:

@@ -6,6 +6,7 @@ from typing import Any
 from data_pipelines.record import CLASSES
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.unet import REMAT
+from dicetalk_jax.training.contrastive import OTHER_PEOPLE, SIMILARITIES
 
 DIFFUSION = {
     'data.buckets': ('measured', 'fixed'),
@@ -15,7 +16,7 @@ DIFFUSION = {
     'emotion.bank_init': ('kmeans', 'uniform'),
     'emotion.emo_ref': ('same_clip', 'other_clip'),
 }
-EMBEDDER = {'loss.similarity': ('cosine', 'inv_dist')}
+EMBEDDER = {'loss.similarity': SIMILARITIES, 'loss.other_people': OTHER_PEOPLE}
 
 
 def diffusion(config: Any) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from dicetalk_jax.errors import ConfigError
 
 SIMILARITIES = ('cosine', 'inv_dist')
+OTHER_PEOPLE = ('negative', 'ignored', 'positive')
 
 
 class Pairs(NamedTuple):
@@ -18,12 +19,13 @@ class Pairs(NamedTuple):
   negative: jax.Array
 
 
-def make_pairs(identity: jax.Array, emotion: jax.Array, video: jax.Array, level: jax.Array | None = None) -> Pairs:
+def make_pairs(identity: jax.Array, emotion: jax.Array, video: jax.Array, level: jax.Array | None = None,
+               other_people: str = 'negative') -> Pairs:
   """Says which samples attract and which repel each other (paper sections 3.1 and 4.1).
 
   Emotional clips of a person are positives if the emotion is the same, negatives if not. Windows of one unlabelled
   video are positives; other unlabelled clips of a person are ignored, as their emotion may or may not be the same.
-  Different people are always negatives.
+  Different people are negatives, but see `other_people`.
 
   Args:
     identity: int `[B]`; equal numbers are the same person, over all data sets.
@@ -31,13 +33,25 @@ def make_pairs(identity: jax.Array, emotion: jax.Array, video: jax.Array, level:
     video: int `[B]`; equal numbers are the same recording.
     level: int `[B]` intensities; if given, positives among labelled clips must share it, and clips of one emotion
       but different levels are ignored.
+    other_people: what clips of one emotion but of different people are: 'negative', as published, so that the prior
+      has to tell people apart; 'ignored', so that it need not; or 'positive', so that it must not.
+
+  Raises:
+    ConfigError: `other_people` is something else.
   """
+  if other_people not in OTHER_PEOPLE:
+    raise ConfigError(f'other_people={other_people!r} is unknown; choose one of {", ".join(OTHER_PEOPLE)}')
   same = lambda x: x[:, None] == x[None]
   labelled = emotion >= 0
   both, neither = (known[:, None] & known[None] for known in (labelled, ~labelled))
   alike = same(emotion) if level is None else same(emotion) & same(level)
-  positive = same(identity) & ((both & alike) | (neither & same(video))) & ~jnp.eye(len(identity), dtype=bool)
-  negative = ~same(identity) | (both & ~same(emotion))
+  person = same(identity)
+  positive = person & ((both & alike) | (neither & same(video))) & ~jnp.eye(len(identity), dtype=bool)
+  negative = ~person | (both & ~same(emotion))
+  if other_people != 'negative':
+    negative &= ~(both & same(emotion))
+  if other_people == 'positive':
+    positive |= ~person & both & alike
   return Pairs(positive, negative)
 
 

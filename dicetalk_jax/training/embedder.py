@@ -99,7 +99,7 @@ class EmbedderTask(Task):
     mu, var = model(batch['expr'], batch['whisper'], batch['frame_mask'], *present,
                     key=dropout_key if c.embedder.dropout else None)
     pairs = contrastive.make_pairs(batch['identity'], batch['emotion'], batch['video'],
-                                   batch['level'] if c.loss.level_aware else None)
+                                   batch['level'] if c.loss.level_aware else None, c.loss.other_people)
     prior = model.sample(mu, var, sample_key) if c.loss.use_sample else mu
     loss = contrastive.info_nce(prior, pairs, tau=c.loss.tau, sim_offset=c.loss.sim_offset,
                                 similarity=c.loss.similarity)

@@ -15,12 +15,14 @@ LEVEL = np.array([1, 1, 2, 1, 1, 1, 0, 0, 0])
 VIDEO = np.array([0, 1, 2, 3, 4, 5, 6, 6, 7])
 
 
-def verdict(i, j, level_aware):
+def verdict(i, j, level_aware, other_people):
   """The rules, one pair at a time: 1 positive, -1 negative, 0 ignored."""
   if i == j:
     return 0
   if IDENTITY[i] != IDENTITY[j]:
-    return -1
+    if EMOTION[i] < 0 or EMOTION[i] != EMOTION[j] or other_people == 'negative':
+      return -1
+    return 1 if other_people == 'positive' and not (level_aware and LEVEL[i] != LEVEL[j]) else 0
   if EMOTION[i] >= 0:  # both labelled, as the corpora have different people
     if EMOTION[i] != EMOTION[j]:
       return -1
@@ -28,13 +30,19 @@ def verdict(i, j, level_aware):
   return 1 if VIDEO[i] == VIDEO[j] else 0
 
 
+@pytest.mark.parametrize('other_people', ['negative', 'ignored', 'positive'])
 @pytest.mark.parametrize('level_aware', [False, True])
-def test_pair_rules(level_aware):
-  pairs = make_pairs(IDENTITY, EMOTION, VIDEO, LEVEL if level_aware else None)
-  expected = np.array([[verdict(i, j, level_aware) for j in range(9)] for i in range(9)])
+def test_pair_rules(level_aware, other_people):
+  pairs = make_pairs(IDENTITY, EMOTION, VIDEO, LEVEL if level_aware else None, other_people)
+  expected = np.array([[verdict(i, j, level_aware, other_people) for j in range(9)] for i in range(9)])
   np.testing.assert_array_equal(np.int32(pairs.positive) - np.int32(pairs.negative), expected)
   assert not (pairs.positive & pairs.negative).any()
   assert (expected == 0).sum() > 9  # some pairs besides the diagonal are ignored
+
+
+def test_unknown_pair_rule():
+  with pytest.raises(ConfigError, match="other_people='friends' is unknown; choose one of negative"):
+    make_pairs(IDENTITY, EMOTION, VIDEO, other_people='friends')
 
 
 def test_person_in_labelled_and_unlabelled_data_is_ignored():
