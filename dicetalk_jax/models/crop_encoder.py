@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from dicetalk_jax.models.layers import GroupNorm
 from dicetalk_jax.models.resnet import Conv3x3
 
-GROUPS = 8
+GROUP = 8         # channels that are normalised together
 TIME_CHUNK = 64  # frames of every clip whose activations are in memory at a time
 
 
@@ -21,7 +21,7 @@ class CropEncoder(nnx.Module):
     self.convs, self.norms = nnx.List([]), nnx.List([])
     for cin, cout in itertools.pairwise((3, *channels)):
       self.convs.append(Conv3x3(cin, cout, strides=2, dtype=dtype, rngs=rngs))
-      self.norms.append(GroupNorm(cout, math.gcd(GROUPS, cout), dtype=dtype, rngs=rngs))
+      self.norms.append(GroupNorm(cout, None, math.gcd(GROUP, cout), dtype=dtype, rngs=rngs))
     self.dtype = dtype or jnp.float32
 
   def __call__(self, crops: jax.Array) -> jax.Array:
