@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from dicetalk_jax.models.layers import GroupNorm
 from dicetalk_jax.models.resnet import Conv3x3
 
-GROUP = 8         # channels that are normalised together
+GROUP = 8        # channels that are normalised together
 TIME_CHUNK = 64  # frames of every clip whose activations are in memory at a time
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines import compute, precompute
+from data_pipelines import compute, crops, precompute
 from data_pipelines import record as clip_record
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
@@ -38,7 +38,7 @@ def micro(task, arg='tiny'):
     config.vae.update(block_out_channels=(8, 16), latent_channels=4)
     config.batch_size, config.data.frames = 2, 2
   if task == 'embedder':
-    config.embedder.update(whisper_dim=16, width=32, heads=2, mlp_dim=32, max_len=15)
+    config.embedder.update(whisper_dim=16, width=32, heads=2, mlp_dim=32, max_len=15, crop_size=8, crop_channels=(8,))
     config.data.update(identities=2, emotions=2, clips=2, min_len=8, max_len=15)
     config.batch_size = 8
   if task == 'diffusion':
@@ -56,8 +56,8 @@ def micro(task, arg='tiny'):
   return config
 
 
-def run(task, folder, steps=STEPS, sizes=(1, 1, 1), remat='none', **data):
-  config = micro(task)
+def run(task, folder, steps=STEPS, sizes=(1, 1, 1), remat='none', arg='tiny', **data):
+  config = micro(task, arg)
   config.data.update(data)
   config.total_steps, config.log_every = steps, 1
   if task == 'diffusion':
@@ -170,6 +170,22 @@ def test_embedder_of_several_data_sets(trained, two_sets, tmp_path):
               dataset=f'synthetic=0.5,{two_sets[1]}=0.5')
   assert int(state.step) == 1 and np.isfinite(rows(tmp_path, 'embedder')[-1]['eval/clustering'])
   assert len(bundle.emotions(tmp_path / 'model')) == 8
+
+
+def test_embedder_of_crops_and_its_priors_in_diffusion(trained, tmp_path):
+  run('embedder', tmp_path / 'embedder', steps=2, arg='tiny,crops', dir=str(trained / 'data'))
+  scores = rows(tmp_path, 'embedder')[-1]
+  assert all(np.isfinite(scores[f'eval/{name}clustering']) for name in ('', 'video_', 'audio_'))
+  assert len(bundle.emotions(tmp_path / 'model')) == 8
+  vae, params = bundle.load_component(trained / 'model', 'vae')
+  bundle.save_component(tmp_path / 'model', 'vae', vae, params, {})
+  config = micro('diffusion')
+  config.data.dir = str(trained / 'data')
+  mesh = parallel.make_mesh(devices=jax.devices()[:1])
+  task = main.task_class('diffusion')(config, mesh, tmp_path / 'diffusion')
+  part = task.parts['train'][0]
+  want = compute.gaussian(task.embedder, crops.of_record(part.source[1], 8), part.features['whisper'](1))
+  np.testing.assert_allclose(part.features['prior'](1)[0], want, atol=1e-5)
 
 
 def test_eight_devices_agree_with_one(trained):
