@@ -6,7 +6,9 @@ DIRECT = {'emo_model.mode': 'direct', 'emotion.p_whole_bank': 0.}
 VARIANTS = {
     'paper_strict': {'drop.audio_emotion': 0., 'emotion.bank_init': 'uniform'},
     'adapters': {'trainable': ('adapters',)},
-    'svp': DIRECT | {'loss.lambda_cls': 0.},                         # prior and injection of arXiv 2409.03270
+    # Prior and injection of arXiv 2409.03270. Its guide, head keypoints, would need a landmark tracker in preparation and
+    # in sampling; the face region serves instead.
+    'svp': DIRECT | {'loss.lambda_cls': 0.},
     # Paper table 4.
     'abl_no_bank': DIRECT,
     'abl_no_cls': {'loss.lambda_cls': 0.},

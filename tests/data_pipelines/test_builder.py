@@ -131,7 +131,7 @@ def test_a_source_knows_its_clips(folder):
 
 
 def test_loaders_read_the_files(folder):
-  batch = next(iter(loader.frames_loader(ClipSource(folder), batch=6, frames=4, seed=0)))
+  batch = next(iter(loader.frames_loader(loader.Part(ClipSource(folder)), batch=6, frames=4, seed=0)))
   assert batch['video'].shape == (6, 4, 32, 32, 3)
   assert batch['video'].std(axis=(1, 2, 3, 4)).min() > .05  # pictures, not blanks
   assert len(np.unique(batch['video'][:, 0].mean(axis=(1, 2, 3)))) == 6
@@ -142,7 +142,7 @@ def test_without_pixels(tmp_path):
   source = ClipSource(prepare_synthetic(tmp_path, config, workers=1))
   assert source[0]['expression'].shape == (10, 64) and 'frames' not in source[0] and 'latents' not in source[0]
   with pytest.raises(DataError, match='no pixels'):
-    loader.frames_loader(source, batch=1, frames=2, seed=0)
+    loader.frames_loader(loader.Part(source), batch=1, frames=2, seed=0)
 
 
 @pytest.mark.parametrize(('flags', 'sentence'), (

@@ -76,7 +76,7 @@ def test_records_of_every_clip_that_can_be_used(prepared):
 
 
 def test_loaders_read_real_clips_as_synthetic_ones(prepared):
-  batch = next(iter(loader.frames_loader(ClipSource(prepared[0]), batch=4, frames=4, seed=0)))
+  batch = next(iter(loader.frames_loader(loader.Part(ClipSource(prepared[0])), batch=4, frames=4, seed=0)))
   assert batch['video'].shape == (4, 4, 32, 32, 3) and batch['video'].std() > .1
 
 

@@ -38,6 +38,8 @@ def test_everything_large_is_born_in_64_parts(lowered):
 def test_masters_are_float32_and_products_bfloat16(lowered):
   (state, *_), program = lowered
   assert {x.dtype for x in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
-  lines = [line for line in program.splitlines() if re.search(r'stablehlo\.(convolution|dot_general)', line)]
-  types = [re.search(r'-> tensor<(?:\d+x)*(\w+)>', line)[1] for line in lines]
-  assert len(types) > 1000 and types.count('bf16') > 0.95 * len(types), types.count('bf16') / len(types)
+  products = re.findall(r'stablehlo\.(?:convolution|dot_general).* : \((.*)\) ->', program)
+  operands = [set(re.findall(r'(\w+)>', re.sub(r'<(?:\d+x)*', '<', types))) for types in products]
+  # Float32 are masks and the look-up in the bank; mixed is what flows back from attention's float32 logits.
+  assert len(operands) > 1000 and operands.count({'bf16'}) > 0.9 * len(operands)
+  assert operands.count({'f32'}) < 0.01 * len(operands)

@@ -24,12 +24,15 @@ def quick_compilation():
 
 
 def clips(seed):
-  """Every emotion of every person: the person, the emotion and noise add up in both modalities."""
+  """Every emotion of every person: in both modalities emotion, person and noise add up, and what is said and how
+  loud, which differs from clip to clip and hides the emotion in three of eight dimensions."""
   rng = np.random.default_rng(seed)
   person, emotion = (x.ravel() for x in np.mgrid[:PEOPLE, :EMOTIONS, :CLIPS][:2])
+  spread = np.array([6] * 3 + [0] * 5)
   make = lambda direction, count, *shape: np.float32(
       direction[emotion][:, None] + rng.normal(size=(PEOPLE, 8))[person][:, None]
-      + 0.5 * rng.normal(size=(len(person), count, 8))).reshape(len(person), count, *shape)
+      + spread * rng.normal(size=(len(person), 1, 8)) + 0.5 * rng.normal(size=(len(person), count, 8))
+  ).reshape(len(person), count, *shape)
   return person, emotion, (make(DIRECTION[0], N, 8), make(DIRECTION[1], 2 * N, 2, 4), np.ones((len(person), N), bool))
 
 
@@ -39,28 +42,28 @@ def test_embedder_clusters_unseen_people_by_emotion():
   build = registry.builder('embedder', config)
   graphdef, target = core.abstract(build)
   params, tx = core.numpy_params(target), optax.adam(3e-3)
-  person, emotion, batch = clips(1)
+  person, emotion, _ = clips(0)
   pairs = contrastive.make_pairs(person, emotion, np.arange(len(person)))
 
-  def loss(params, key):
+  def loss(params, batch, key):
     model = core.merge(graphdef, params)
     present = contrastive.modality_dropout(key, *np.ones((2, len(person)), bool))
     return contrastive.info_nce(model.sample(*model(*batch, *present), key), pairs)
 
   @jax.jit
-  def step(params, state, key):
-    updates, state = tx.update(jax.grad(loss)(params, key), state)
+  def step(params, state, batch, key):
+    updates, state = tx.update(jax.grad(loss)(params, batch, key), state)
     return optax.apply_updates(params, updates), state
 
   def strength(params):
-    person, emotion, batch = clips(2)
+    person, emotion, batch = clips(1000)
     mu, _ = embed(params, *batch, *np.ones((2, len(person)), bool))
     return clustering.summary(np.asarray(mu), person, emotion)['clustering']
 
   embed = jax.jit(lambda params, *args: core.merge(graphdef, params)(*args))
   before, state = strength(params), tx.init(params)
   for i in range(80):
-    params, state = step(params, state, jax.random.key(i))
+    params, state = step(params, state, clips(i)[2], jax.random.key(i))
   assert before < 2 < strength(params)
 
 

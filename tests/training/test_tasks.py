@@ -23,6 +23,7 @@ from dicetalk_jax.training.diffusion_loss import emotion_discrimination, mouth_r
 from tests import tiny
 
 STEPS = 4
+ONE = parallel.make_mesh(devices=jax.devices()[:1])
 
 
 def micro(task, arg='tiny'):
@@ -227,7 +228,7 @@ def test_adapters_are_added_to_a_plain_unet(tmp_path, trained):
   plain = plain_svd(tmp_path, trained / 'model')
   config = micro('diffusion')
   config.init_from, config.trainable = str(tmp_path), ('adapters',)
-  task = main.task_class('diffusion')(config, None, trained / 'diffusion')
+  task = main.task_class('diffusion')(config, ONE, trained / 'diffusion')
   unet = core.under('unet', task.init(jax.random.key(0)))
   assert unet.keys() == bundle.shapes(trained / 'model', 'unet').keys()
   attention = 'mid_block.attentions.0.transformer_blocks.0.attn2.'
@@ -251,7 +252,7 @@ def test_starts_that_cannot_be(tmp_path, trained, changes, error, sentence):
   if 'wide' in changes:
     config.unet.addition_time_embed_dim, config.unet.projection_class_embeddings_input_dim = 64, 192
   with pytest.raises(error, match=sentence):
-    main.task_class('diffusion')(config, None, trained / 'diffusion').init(jax.random.key(0))
+    main.task_class('diffusion')(config, ONE, trained / 'diffusion').init(jax.random.key(0))
 
 
 def test_missing_autoencoder_is_named(tmp_path, trained):
