@@ -127,11 +127,11 @@ def test_a_prior_from_a_plain_video(seeing, portrait, run, tmp_path):
   assert f'prior of {frames / 25:.1f} s of pictures and speech' in out and '--emotion=me' in out
   assert ' s of pictures: ' in run(embed, model=seeing, video=folder / 'mute.mp4', output=tmp_path / 'mute.npy')
   assert ' s of speech: ' in run(embed, model=seeing, audio=folder / 'clip.mp4', output=tmp_path / 'heard.npy')
-  both, mute, heard = (prior_file.read(tmp_path / f'{name}.npy')[0] for name in ('both', 'mute', 'heard'))
+  both, mute, heard = (np.array(prior_file.read(tmp_path / f'{name}.npy')[0]) for name in ('both', 'mute', 'heard'))
   assert min(np.abs(a - b).max() for a, b in ((both, mute), (both, heard), (mute, heard))) > 1e-3
   faces = np.stack([crops.cut(picture, 128 * box, 8) for picture, box in zip(person.frames, person.bbox)])
   seen, _ = crops.of_video(folder / 'mute.mp4', 8)
-  assert np.abs(faces - seen.astype(float)).mean() < 12  # found, where the renderer knows
+  assert np.corrcoef(faces.ravel(), seen.ravel())[0, 1] > 0.9  # whole pictures: 0.6
   want = compute.gaussian(Network.load(seeing, 'embedder'), seen, np.zeros((0, 2, 8), np.float32))
   np.testing.assert_allclose(mute, want, rtol=1e-3, atol=1e-4)
 
