@@ -42,7 +42,8 @@ class Features:
   """The features of one data set under the networks of one model.
 
   Attributes:
-    networks: component -> network, at least those that `NETWORKS` names for the features asked for.
+    networks: component -> network, at least those that `NETWORKS` names for the features asked for and for what
+      these are made from.
     source: the clips.
     folder: root of all features.
     clip_stride: every how many frames there is a CLIP token.

@@ -16,7 +16,7 @@ from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from dicetalk_jax import bundle, main, parallel
 from dicetalk_jax.errors import ConfigError, WeightsError
 from dicetalk_jax.media.video import read_video
-from dicetalk_jax.models import core
+from dicetalk_jax.models import core, registry
 from dicetalk_jax.pipeline import Pipeline
 from dicetalk_jax.training import loop, sources
 from dicetalk_jax.training.diffusion_loss import emotion_discrimination, mouth_region
@@ -173,17 +173,16 @@ def test_embedder_of_several_data_sets(trained, two_sets, tmp_path):
   assert len(bundle.emotions(tmp_path / 'model')) == 8
 
 
-def test_embedder_of_crops_and_its_priors_in_diffusion(trained, tmp_path):
-  run('embedder', tmp_path / 'embedder', steps=2, arg='tiny,crops', dir=str(trained / 'data'))
+def test_embedder_of_crops_and_its_priors_in_diffusion(tmp_path):
+  run('embedder', tmp_path / 'embedder', steps=2, arg='tiny,crops')
   scores = rows(tmp_path, 'embedder')[-1]
   assert all(np.isfinite(scores[f'eval/{name}clustering']) for name in ('', 'video_', 'audio_'))
   assert len(bundle.emotions(tmp_path / 'model')) == 8
-  vae, params = bundle.load_component(trained / 'model', 'vae')
-  bundle.save_component(tmp_path / 'model', 'vae', vae, params, {})
-  config = micro('diffusion')
-  config.data.dir = str(trained / 'data')
+  vae = micro('autoencoder').vae.to_dict()
+  bundle.save_component(tmp_path / 'model', 'vae', vae, core.numpy_params(core.abstract(
+      registry.builder('vae', vae))[1]), {})
   mesh = parallel.make_mesh(devices=jax.devices()[:1])
-  task = main.task_class('diffusion')(config, mesh, tmp_path / 'diffusion')
+  task = main.task_class('diffusion')(micro('diffusion'), mesh, tmp_path / 'diffusion')
   part = task.parts['train'][0]
   want = compute.gaussian(task.embedder, crops.of_record(part.source[1], 8), part.features['whisper'](1))
   np.testing.assert_allclose(part.features['prior'](1)[0], want, atol=1e-5)
