@@ -7,6 +7,7 @@ VARIANTS = {
     'identity_free': {'loss.other_people': 'ignored'},
     'svp': {'loss.similarity': 'inv_dist'},                          # the style extractor of arXiv 2409.03270
     'mediapipe': {'embedder.expr_dim': 51, 'embedder.expr_norm': 'zscore'},  # blendshapes instead of 3DMM fits
+    'crops': {'embedder.visual': 'crops'},                           # pictures instead of 3DMM fits
     'video_only': {'embedder.modalities': 'video', 'drop.video': 0., 'drop.audio': 0.},  # paper table 5
     'audio_only': {'embedder.modalities': 'audio', 'drop.video': 0., 'drop.audio': 0.},
 }
@@ -18,7 +19,8 @@ def get_config(arg: str = 'default'):
   config.total_steps = 20_000
   config.optim.lr, config.optim.schedule, config.optim.end_lr, config.optim.ema = 1e-4, 'cosine', 1e-6, 0.0
   config.embedder = dict(
-      expr_dim=64, whisper_dim=384, whisper_states=5, whisper_layers='weighted', pack='concat', width=256, heads=8,
+      visual='expression', expr_dim=64, crop_size=64, crop_channels=(32, 64, 128, 256, 256),
+      whisper_dim=384, whisper_states=5, whisper_layers='weighted', pack='concat', width=256, heads=8,
       mlp_dim=1024, visual_layers=3, audio_layers=3, fusion_layers=3, dropout=0.1, max_len=256, lambda_ca=1.0,
       lambda_learnable=False, pool='linear', var_eps=1e-6, missing_token=False, modalities='both', expr_norm='none')
   config.data.identities, config.data.emotions, config.data.clips, config.data.videos = 8, 4, 4, 16   # I, E, K, V
@@ -34,8 +36,8 @@ def get_config(arg: str = 'default'):
     config.optim.name = 'adam'
     config.optim.lr, config.optim.end_lr = 1e-3, 0.0
     config.embedder.update(
-        whisper_dim=64, whisper_states=2, width=64, heads=4, mlp_dim=128, visual_layers=1, audio_layers=1,
-        fusion_layers=1, dropout=0.0, max_len=50)
+        crop_size=32, crop_channels=(16, 32, 64), whisper_dim=64, whisper_states=2, width=64, heads=4, mlp_dim=128,
+        visual_layers=1, audio_layers=1, fusion_layers=1, dropout=0.0, max_len=50)
     changes.pop('embedder.expr_dim', None)  # the synthetic faces have 64 coefficients
     config.data.identities, config.data.emotions, config.data.clips, config.data.videos = 4, 4, 2, 0
     config.data.min_len, config.data.max_len = 25, 50

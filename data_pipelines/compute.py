@@ -19,15 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from data_pipelines import crops
 from data_pipelines import record as clip_record
 from data_pipelines.features import Feature, FeatureStore, Item
 from data_pipelines.source import ClipSource
 from dicetalk_jax import parallel
 from dicetalk_jax.errors import DataError
 from dicetalk_jax.media import audio, image
+from dicetalk_jax.models.embedder import EmbedderConfig
 from dicetalk_jax.network import Network
 
-# Feature -> the component that computes it; 'prior' also needs the feature 'whisper'.
+# Feature -> the component that computes it; 'prior' is made from what `inputs` names. Crops, 'crops_64', need none.
 NETWORKS = {'latents': 'vae', 'clip_embed': 'image_encoder', 'whisper': 'whisper', 'prior': 'embedder'}
 CLIP_STRIDE = 5  # every fifth frame has a CLIP token and may be a reference
 BATCH = 16       # rows per device and call
@@ -40,7 +42,8 @@ class Features:
   """The features of one data set under the networks of one model.
 
   Attributes:
-    networks: component -> network, at least those that `NETWORKS` names for the features asked for.
+    networks: component -> network, at least those that `NETWORKS` names for the features asked for and for what
+      these are made from.
     source: the clips.
     folder: root of all features.
     clip_stride: every how many frames there is a CLIP token.
@@ -81,25 +84,24 @@ class Features:
     """Computes what is missing of this process's share of one feature; whether the feature is now complete.
 
     Per clip of N frames: 'latents' float16 `[N,h,w,c]`, posterior means, unscaled; 'clip_embed' float16
-    `[ceil(N/clip_stride),D]`; 'whisper' float16 `[2N,states,D]` at 50 Hz, no rows for a clip without sound; 'prior'
-    float32 `[1,2,d_s]`, mean and standard deviation from the modalities that the clip has (see `gaussian`).
+    `[ceil(N/clip_stride),D]`; 'whisper' float16 `[2N,states,D]` at 50 Hz, no rows for a clip without sound;
+    'crops_<S>' uint8 `[N,S,S,3]`, no rows for a clip without pixels; 'prior' float32 `[1,2,d_s]`, mean and standard
+    deviation from the modalities that the clip has (see `gaussian`), after what it is made from.
 
     Raises:
-      DataError: see `check`; or a network gives values that are not finite, or 'prior' comes before 'whisper'.
+      DataError: see `check`; or a network gives values that are not finite.
     """
     self.check(name)
     if self.carried(name):
       return True
-    network = self.networks[NETWORKS[name]]
     index, count = self.shard or (jax.process_index(), jax.process_count())
     mine = range(len(self.source))[index::count]
 
     def compute(missing: Sequence[int]) -> Iterator[Item]:
-      read, apply, finish = getattr(self, f'_{name}')(network)
-      items = _batched(_on(network, apply), self.batch * max(network.mesh.size, 1), self._read(read, missing))
+      for other in self._made_from(name):
+        self.fill(other)
       with _Progress(f'{name} ({self.source.split})', len(mine), len(mine) - len(missing)) as progress:
-        for clip, rows in items:
-          rows = finish(clip, rows)
+        for clip, rows in self._rows(name, missing):
           if not np.isfinite(rows).all():
             raise DataError(f'{name} of clip {self.source.table.clip_id[clip]} is not finite in {rows.dtype}; check '
                             f'the clip and the weights of {NETWORKS[name]}')
@@ -113,13 +115,34 @@ class Features:
     Raises:
       DataError: the data set has no pixels.
     """
-    missing = not (self.carried(name) or self.store.complete(*self._key(name)))
-    if missing and name in ('latents', 'clip_embed') and not self.source[0].get('frames'):
+    if self.carried(name) or self.store.complete(*self._key(name)):
+      return
+    for other in self._made_from(name):
+      self.check(other)
+    first = self.source[0].get('frames')
+    if ((name in ('latents', 'clip_embed') and not first) or
+        (crops.side(name) and (first is None or not any(len(record['frames']) for record in self.source)))):
       raise DataError(f'{self.source} has no pixels, which {name} is made from; prepare the data set with content=full')
 
+  def _made_from(self, name: str) -> tuple[str, ...]:
+    return inputs(self.networks[NETWORKS[name]].config) if name == 'prior' else ()
+
   def _key(self, name: str) -> tuple[str, str]:
+    if crops.side(name):
+      return name, f'x{crops.ENLARGE:g}'
     shown = f'clip_embed_{self.clip_stride}' if name == 'clip_embed' else name
     return shown, self.networks[NETWORKS[name]].fingerprint
+
+  def _rows(self, name: str, clips: Sequence[int]) -> Iterator[Item]:
+    """Computes the rows of clips, in their order."""
+    if size := crops.side(name):
+      yield from self._read(lambda clip, record: crops.of_record(record, size), clips)
+      return
+    network = self.networks[NETWORKS[name]]
+    read, apply, finish = getattr(self, f'_{name}')(network)
+    batch = self.batch * max(network.mesh.size, 1)
+    for clip, rows in _batched(_on(network, apply), batch, self._read(read, clips)):
+      yield clip, finish(clip, rows)
 
   def _read(self, read: Callable[[int, Any], Rows], clips: Sequence[int]) -> Iterator[tuple[int, Rows]]:
     one = lambda clip: (clip, read(clip, self.source[clip]))
@@ -146,12 +169,18 @@ class Features:
     return read, _half, lambda clip, states: _joined(states, int(self.source.table.num_frames[clip]))
 
   def _prior(self, embedder: Network):
-    length = embedder.config.max_len
-    whisper = None if self.carried('whisper') else self.store.read_part(*self._key('whisper'))
+    config = embedder.config
+    stored = {name: self.store.read_part(*self._key(name)) for name in inputs(config) if not self.carried(name)}
     def read(clip, record):
-      states = whisper(clip) if whisper else record['whisper']
-      return _windows(record['expression'], states, int(record['num_frames']), length)
+      seen, states = (stored[name](clip) if name in stored else record[name]
+                      for name in (crops.visual(config), 'whisper'))
+      return _windows(seen, states, int(record['num_frames']), config.max_len)
     return read, _gaussian, lambda clip, gaussians: gaussians.mean(0, keepdims=True)
+
+
+def inputs(embedder: EmbedderConfig) -> tuple[str, ...]:
+  """The features that an embedder reads. Expressions are none: they come in the records only."""
+  return (*[crops.visual(embedder)] * (embedder.visual == 'crops'), 'whisper')
 
 
 def speech_states(whisper: Network, wave: np.ndarray, frames: int) -> np.ndarray:
@@ -159,17 +188,17 @@ def speech_states(whisper: Network, wave: np.ndarray, frames: int) -> np.ndarray
   return _joined(np.asarray(whisper.stage(_half)(audio.log_mel(wave))), frames)
 
 
-def gaussian(embedder: Network, expression: np.ndarray, states: np.ndarray) -> np.ndarray:
+def gaussian(embedder: Network, seen: np.ndarray, states: np.ndarray) -> np.ndarray:
   """The feature 'prior' of one clip (paper equations 2 to 6): float32 `[2,d_s]`, mean and standard deviation.
 
   A clip longer than `max_len` is embedded in windows of equal length, and their Gaussians averaged.
 
   Args:
     embedder: the component.
-    expression: `[N,expr_dim]` at 25 frames per second; N = 0 where it is missing.
+    seen: `[N,*visual_shape]` at 25 frames per second; N = 0 where it is missing.
     states: `[2N,states,D]` from `speech_states`; none where there is no sound.
   """
-  windows = _windows(expression, states, len(expression) or len(states) // 2, embedder.config.max_len)
+  windows = _windows(seen, states, len(seen) or len(states) // 2, embedder.config.max_len)
   return np.asarray(embedder.stage(_gaussian)(windows)).mean(0)
 
 
@@ -178,15 +207,15 @@ def _joined(states: np.ndarray, frames: int) -> np.ndarray:
   return states.reshape(-1, *states.shape[2:])[:2 * frames]
 
 
-def _windows(expression: np.ndarray, states: np.ndarray, frames: int, length: int) -> Rows:
+def _windows(seen: np.ndarray, states: np.ndarray, frames: int, length: int) -> Rows:
   """What the embedder reads of a clip, in the fewest windows of at most `length` frames; all about equally long."""
   spans = np.array_split(np.arange(frames), -(-frames // length))
   def padded(x, rate):
     return np.stack([np.pad(x, ((0, rate * length - len(x)), *[(0, 0)] * (x.ndim - 1)))
                      for x in (x[rate * span[0]:rate * (span[-1] + 1)] for span in spans)])
   mask = np.array([np.arange(length) < len(span) for span in spans])
-  has = [np.full(len(spans), len(x) > 0) for x in (expression, states)]
-  return padded(expression, 1), padded(states, 2), mask, *has
+  has = [np.full(len(spans), len(x) > 0) for x in (seen, states)]
+  return padded(seen, 1), padded(states, 2), mask, *has
 
 
 def _all(clip, rows):

@@ -275,8 +275,8 @@ class EmbedderGroups:
   """Draws one global batch of groups, and reads the share of this process. See `embedder_loader`."""
 
   def __init__(self, parts: Sequence[Part], *, identities: int, emotions: int, clips: int, videos: int, min_len: int,
-               max_len: int, shard: tuple[int, int]):
-    self.parts = list(parts)
+               max_len: int, shard: tuple[int, int], visual: str = 'expression'):
+    self.parts, self.visual = list(parts), visual
     self.identities, self.emotions, self.clips, self.videos = identities, emotions, clips, videos
     self.min_len, self.max_len = min_len, max_len
     self.people: list[tuple[int, list[np.ndarray]]] = []  # part, and the clips of each emotion of one person
@@ -284,6 +284,8 @@ class EmbedderGroups:
     for k, part in enumerate(self.parts):
       table = part.source.table
       part.check_feature('whisper', 2 * table.num_frames, optional=True)
+      if visual != 'expression':
+        part.check_feature(visual, table.num_frames, optional=True)
       if part.labelled:
         labelled = np.flatnonzero(table.emotion != clip_record.UNKNOWN)
         for own in (labelled[person] for person in _grouped(table.identity[labelled])):
@@ -349,14 +351,14 @@ class EmbedderGroups:
   def _read(self, part: int, clip: int, start: int, length: int) -> dict[str, Any]:
     data = self.parts[part]
     record = data.source[clip]
-    expression = record['expression'][start:start + length]
+    seen = data.rows(self.visual, clip, record, slice(start, start + length))
     whisper = data.rows('whisper', clip, record, slice(2 * start, 2 * (start + length)))
     emotion = clip_record.decode_emotion(record)
     return {
-        'expr': _padded(expression, length, self.max_len),
+        'expr': _padded(seen, length, self.max_len),
         'whisper': _padded(whisper, 2 * length, 2 * self.max_len),
         'frame_mask': np.arange(self.max_len) < length,
-        'has_video': np.bool_(len(expression)),
+        'has_video': np.bool_(len(seen)),
         'has_audio': np.bool_(len(whisper)),
         'dataset': np.int32(record['dataset']),
         'identity': self.codes['identity'][part][clip],
@@ -381,8 +383,8 @@ def _padded(rows: np.ndarray, length: int, total: int) -> np.ndarray:
 
 def embedder_loader(
     parts: Parts, *, identities: int = 8, emotions: int = 4, clips: int = 4,
-    videos: int = 0, min_len: int = 32, max_len: int = 256, seed: int, shard: tuple[int, int] = (0, 1),
-    threads: int = 4, workers: int = 0) -> grain.IterDataset[Batch]:
+    videos: int = 0, min_len: int = 32, max_len: int = 256, visual: str = 'expression', seed: int,
+    shard: tuple[int, int] = (0, 1), threads: int = 4, workers: int = 0) -> grain.IterDataset[Batch]:
   """Groups of windows for the contrastive loss of the emotion embedder, so that each has its positives.
 
   A batch of the whole job holds `identities * emotions * clips` windows of emotional data sets and `videos * clips`
@@ -396,21 +398,22 @@ def embedder_loader(
     clips: windows of each group; groups with fewer clips give several windows of one clip.
     videos: regular recordings per batch.
     min_len, max_len: window length in frames, drawn uniformly; shorter clips are used whole.
+    visual: what is seen: 'expression', or the feature 'crops_64' uint8 `[N,64,64,3]` (any size).
     seed: of everything drawn.
     shard: (index, count) of this process.
     threads: batches read at a time.
     workers: processes that read; 0 = threads of this one.
 
   Returns:
-    Batches with N = `max_len`, zero beyond a window's length: 'expr' float32 [B,N,D], 'whisper' [B,2N,S,D] as
-    stored, 'frame_mask' bool [B,N], 'has_video' and 'has_audio' bool [B], and int32 [B]: 'dataset' (index in
+    Batches with N = `max_len`, zero beyond a window's length: 'expr' float32 [B,N,D] (or crops), 'whisper' [B,2N,S,D]
+    as stored, 'frame_mask' bool [B,N], 'has_video' and 'has_audio' bool [B], and int32 [B]: 'dataset' (index in
     `record.DATASETS`), 'identity', 'video' (equal numbers = equal), 'emotion' (index in `record.EMOTIONS`, -1
     unlabelled), 'level' (0 unknown).
 
   Raises:
-    DataError: there are fewer groups than a batch asks for, or Whisper states are missing.
+    DataError: there are fewer groups than a batch asks for, or Whisper states or crops are missing.
     ConfigError: the batch does not divide among the processes.
   """
   groups = EmbedderGroups(_sequence(parts), identities=identities, emotions=emotions, clips=clips, videos=videos,
-                          min_len=min_len, max_len=max_len, shard=shard)
+                          min_len=min_len, max_len=max_len, shard=shard, visual=visual)
   return _batches(grain.MapDataset.range(1).seed(seed).random_map(groups).repeat(), threads, workers)

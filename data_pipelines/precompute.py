@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import jax
 
-from data_pipelines import compute
+from data_pipelines import compute, crops
 from data_pipelines.source import ClipSource
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.errors import ConfigError, DataError, WeightsError, one_sentence
@@ -40,7 +40,8 @@ def _parser() -> argparse.ArgumentParser:
   add('--data', required=True, type=pathlib.Path, help='root of the data sets, config.data.dir; features go below')
   add('--datasets', type=_names, help='folders of prepared data sets, all below --data if not given')
   add('--split', type=_names, default='train,val', help='splits')
-  add('--features', type=_names, default=','.join(compute.NETWORKS), help='which ones')
+  add('--features', type=_names, default=','.join(compute.NETWORKS),
+      help='which ones; also crops_64, or another size, for embedders with visual=crops')
   add('--clip_stride', type=int, default=compute.CLIP_STRIDE, help='frames per CLIP token, as config.data.clip_stride')
   add('--batch', type=int, default=compute.BATCH, help='frames, or windows of 30 s, per device and call')
   add('--threads', type=int, default=4, help='clips read at a time')
@@ -58,8 +59,9 @@ def main(argv: Sequence[str]) -> None:
   parallel.start(args.multihost)
   mesh = parallel.make_mesh(data=-1, fsdp=1, devices=jax.local_devices())
   shard = None if args.multihost else (args.process_id, args.num_processes)
-  names = [name for name in compute.NETWORKS  # in this order: the prior is made from Whisper's states
-           if name in args.features or (name == 'whisper' and 'prior' in args.features)]
+  names = [*filter(crops.side, args.features),  # in this order: the prior is made from crops and Whisper's states
+           *[name for name in compute.NETWORKS
+             if name in args.features or (name == 'whisper' and 'prior' in args.features)]]
   networks = _networks(args.model, names, mesh)
   jobs = [compute.Features(networks, source, args.data / 'features', args.clip_stride, shard, args.batch, args.threads)
           for source in sources]
@@ -75,8 +77,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-  if unknown := sorted(set(args.features) - set(compute.NETWORKS)):
-    raise ConfigError(f'--features={",".join(unknown)} is not known; choose some of {",".join(compute.NETWORKS)}')
+  if unknown := sorted(name for name in set(args.features) - set(compute.NETWORKS) if not crops.side(name)):
+    raise ConfigError(f'--features={",".join(unknown)} is not known; choose some of {",".join(compute.NETWORKS)}, or '
+                      'crops_64')
   for name in ('batch', 'threads', 'clip_stride', 'num_processes'):
     if getattr(args, name) < 1:
       raise ConfigError(f'--{name}={getattr(args, name)} must be at least 1')
@@ -98,12 +101,12 @@ def _datasets(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _networks(folder: str, names: Sequence[str], mesh: jax.sharding.Mesh) -> dict[str, Network]:
-  known = bundle.require(folder)
-  missing = {compute.NETWORKS[name]: name for name in names if compute.NETWORKS[name] not in known}
+  known, wanted = bundle.require(folder), {compute.NETWORKS[name]: name for name in names if not crops.side(name)}
+  missing = {component: name for component, name in wanted.items() if component not in known}
   if missing:
     raise WeightsError(f'{folder} has no {" and no ".join(missing)}; put it there with python -m convert or by '
                        f'training, or leave out {",".join(missing.values())} from --features')
-  return {compute.NETWORKS[name]: Network.load(folder, compute.NETWORKS[name], mesh) for name in names}
+  return {component: Network.load(folder, component, mesh) for component in wanted}
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """From a clip file to records: constant rate, one face followed, square crop, sound and expression cut alike."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import dataclasses
 import importlib
 import math
@@ -13,13 +13,12 @@ from data_pipelines import expression as features
 from data_pipelines import record, tracking
 from data_pipelines.corpora.clip_file import ClipFile, Skipped
 from data_pipelines.corpora.tree import Tree
-from data_pipelines.tracking import Track
+from data_pipelines.tracking import Detector, Track
 from dicetalk_jax.errors import ConfigError, DataError, InputError, UserError
 from dicetalk_jax.media import audio, face, stream
-from dicetalk_jax.media.image import Box, crop_square
+from dicetalk_jax.media.image import crop_square
 from dicetalk_jax.media.video import fit_length
 
-Detector = Callable[[np.ndarray], Box | None]
 WILD = ('hdtf', 'voxceleb2', 'folder')  # corpora whose videos may hold cuts between shots
 
 
@@ -129,11 +128,13 @@ class _Clip:
 
   def __init__(self, clip: ClipFile, config: CorpusConfig, tree: Tree, expressions: Tree | None, video: str,
                detector: Detector):
-    self.clip, self.config, self.video, self.detector = clip, config, video, detector
+    self.clip, self.config, self.video = clip, config, video
     self.facts = stream.facts(video)
     self.region = self._region()
+    self.height, self.width = (
+        len(range(n)[part]) for n, part in zip((self.facts.height, self.facts.width), self.region))
     self.wave = self._sound(tree)
-    boxes, cuts = self._watch()
+    boxes, cuts = tracking.watch(self._pictures(), detector, config.detect_every, shots=config.corpus in WILD)
     self.frames = len(boxes)
     if self.frames < self._frames(config.min_seconds):
       raise _Unusable('clip too short', f'{self.frames / record.FPS:.2f} s')
@@ -179,17 +180,6 @@ class _Clip:
     for picture in stream.pictures(self.video, record.FPS, clip.start + first / record.FPS, count):
       yield picture[self.region]
 
-  def _watch(self) -> tuple[list[Box | None], list[int]]:
-    """Face of every frame, and where shots begin."""
-    boxes, cuts = [], []
-    new_shot = tracking.ShotDetector() if self.config.corpus in WILD else lambda picture: False
-    for i, picture in enumerate(self._pictures()):
-      if new_shot(picture):
-        cuts.append(i)
-      boxes.append(self.detector(picture) if i % self.config.detect_every == 0 else None)
-      self.height, self.width = picture.shape[:2]
-    return boxes, cuts
-
   def _sound(self, tree: Tree) -> np.ndarray:
     """The sound from the first frame of the clip on, float32 at 16 kHz."""
     skip = self.clip.start
@@ -201,8 +191,7 @@ class _Clip:
     else:
       wave = audio.load_audio(self.video)
       skip -= self.facts.sound_delay
-    samples = round(skip * record.SAMPLE_RATE)
-    return np.pad(wave, (max(0, -samples), 0))[max(0, samples):]
+    return audio.begin_at(wave, skip)
 
   def _expression(self, expressions: Tree) -> np.ndarray:
     """Features of every frame of the clip, `[frames,D]`."""

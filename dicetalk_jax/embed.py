@@ -9,11 +9,15 @@ import re
 
 import numpy as np
 
-from data_pipelines import compute
+from data_pipelines import compute, crops
 from data_pipelines.expression import parse_columns, read_expression, resample
+from data_pipelines.record import FPS, SAMPLES_PER_FRAME
 from dicetalk_jax import bundle, command, prior_file
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.media import audio
+from dicetalk_jax.media import audio, stream
+from dicetalk_jax.media.video import fit_length
+from dicetalk_jax.models import registry
+from dicetalk_jax.models.embedder import EmbedderConfig
 from dicetalk_jax.network import Network
 
 USAGE = """\
@@ -21,8 +25,9 @@ usage: python -m dicetalk_jax.embed --model=DIR [--audio=FILE | --video=FILE] [-
                                     [--save=NAME [--overwrite]] [--output=FILE.npy]
   --model       model folder with embedder and, for speech, whisper
   --audio       speech: wav, flac, mp3, m4a, or a video with sound
-  --video       a video, of which the sound is used: what the face does comes from --expression
-  --expression  expression features of the clip as the embedder was trained on: .npy, .npz, .mat, .txt or .csv
+  --video       a video: its sound and, if the embedder was trained on crops (visual='crops'), its largest face
+  --expression  expression features of the clip as the embedder was trained on: .npy, .npz, .mat, .txt or .csv;
+                what the face does, for embedders that read no pictures
   --expression_key, --expression_columns=FIRST:END, --expression_fps
                 which array, which columns, and their rate (default 25); see docs/data.md
   --save        name under which the model folder keeps the prior, for generate --emotion=NAME
@@ -37,26 +42,22 @@ TOLERANCE = 0.1  # by which the lengths of speech and expressions may differ
 def main(argv: list[str]) -> None:
   """Embeds one clip. Everything that can be wrong is checked before anything is written."""
   flags = _flags(argv)
-  sound = flags.audio or flags.video
-  known = bundle.require(flags.model, 'embedder', *['whisper'] * bool(sound))
+  known = bundle.require(flags.model, 'embedder', *['whisper'] * bool(flags.audio or flags.video))
   if flags.save in bundle.emotions(flags.model) and not flags.overwrite:
     raise InputError(f'{flags.model} has {flags.save} already; choose another name, or add --overwrite to replace it')
-  config = known['embedder']['config']
-  wave = audio.load_audio(sound) if sound else np.zeros(0, np.float32)
-  expression = np.zeros((0, config['expr_dim']), np.float32)
-  if flags.expression:
-    expression = load_expression(flags, config['expr_dim'])
-  elif flags.video:
-    print(f'only the sound of {flags.video} is used: the embedder reads expression coefficients, not pictures; '
-          'give them with --expression')
-  frames = common_frames(len(expression) if flags.expression else None, audio.audio_len(len(wave)) if sound else None)
+  config = registry.config_of('embedder', known['embedder']['config'])
+  looks = flags.video and not flags.expression and config.visual == 'crops'
+  seen, wave = (look if looks else load)(flags, config)
+  frames = common_frames(None if seen is None else len(seen), None if wave is None else audio.audio_len(len(wave)))
 
   embedder = Network.load(flags.model, 'embedder')
-  states = np.zeros((0, config['whisper_states'], config['whisper_dim']), np.float32)
-  if sound:
+  states = np.zeros((0, config.whisper_states, config.whisper_dim), np.float32)
+  if wave is not None:
     states = compute.speech_states(Network.load(flags.model, 'whisper'), wave, frames)
-  mu, sigma = compute.gaussian(embedder, expression[:frames], states)
-  parts = ' and '.join([*['expressions'] * bool(flags.expression), *['speech'] * bool(sound)])
+  parts = ' and '.join([*['expressions' if config.visual == 'expression' else 'pictures'] * (seen is not None),
+                        *['speech'] * (wave is not None)])
+  seen = np.zeros((0, *config.visual_shape), np.float32) if seen is None else seen[:frames]
+  mu, sigma = compute.gaussian(embedder, seen, states)
   print(f'prior of {frames / 25:.1f} s of {parts}: mean of norm {np.linalg.norm(mu):.2f}, '
         f'deviation {sigma.mean():.3f} on average')
   if near := nearest(mu, bundle.load_priors(flags.model)):
@@ -67,6 +68,40 @@ def main(argv: list[str]) -> None:
   if flags.save:
     bundle.save_priors(flags.model, {flags.save: (mu, sigma)})
     print(f'saved in {flags.model}; use it with python -m dicetalk_jax.generate --emotion={flags.save}')
+
+
+Modalities = tuple[np.ndarray | None, np.ndarray | None]  # seen and heard; None where it is not given
+
+
+def load(flags: argparse.Namespace, config: EmbedderConfig) -> Modalities:
+  """Expressions `[N,expr_dim]` at 25 frames per second, and the sound of a recording or video at 16 kHz.
+
+  Raises:
+    DataError, InputError: a file cannot be read, or the embedder has no use for it.
+  """
+  if flags.expression and config.visual == 'crops':
+    raise InputError(f'the embedder of {flags.model} was trained on face crops and reads no expression coefficients; '
+                     'leave out --expression, and give a --video')
+  if flags.video and not flags.expression:
+    print(f'only the sound of {flags.video} is used: the embedder reads expression coefficients, not pictures; '
+          'give them with --expression')
+  sound = flags.audio or flags.video
+  return (load_expression(flags, config.expr_dim) if flags.expression else None,
+          audio.load_audio(sound) if sound else None)
+
+
+def look(flags: argparse.Namespace, config: EmbedderConfig) -> Modalities:
+  """The face that a video shows longest, uint8 `[N,S,S,3]` at 25 frames per second, and what is heard meanwhile.
+
+  Raises:
+    InputError: the video cannot be read, shows no face, or is silent.
+  """
+  seen, first = crops.of_video(flags.video, config.crop_size)
+  print(f'the face is seen from {first / FPS:.2f} s to {(first + len(seen)) / FPS:.2f} s of {flags.video}')
+  if (delay := stream.facts(flags.video).sound_delay) is None:
+    return seen, None
+  wave = audio.begin_at(audio.load_audio(flags.video), first / FPS - delay)
+  return seen, fit_length(wave, len(seen) * SAMPLES_PER_FRAME)
 
 
 def load_expression(flags: argparse.Namespace, width: int) -> np.ndarray:

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
   source = ClipSource(_data_set(flags.data), flags.split)
 
   networks = {name: Network.load(flags.model, name) for name in ('embedder', 'whisper')}
-  statistics = compute.Features(networks, source, flags.data / 'features').ready('whisper', 'prior')['prior']
+  statistics = compute.Features(networks, source, flags.data / 'features').ready('prior')['prior']
   priors = mean_gaussians([statistics], [source.table], flags.by_intensity)
   bundle.save_priors(flags.model, priors)
   print(f'wrote {len(priors)} priors of {len(source)} clips to {flags.model}: {", ".join(priors)}')

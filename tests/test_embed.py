@@ -5,10 +5,11 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines import compute
+from data_pipelines import compute, crops
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from data_pipelines.source import ClipSource
+from data_pipelines.synthetic.clip import make_clip
 from dicetalk_jax import bundle, command, embed, prior_file, priors
 from dicetalk_jax.media.video import write_video
 from dicetalk_jax.models import core, registry
@@ -36,15 +37,35 @@ def clip(tmp_path_factory):
   return folder
 
 
+def save_model(folder, embedder):
+  """What embedding needs, and two emotions."""
+  for name, config in (('embedder', embedder), ('whisper', tiny.CONFIGS['whisper'])):
+    params = core.numpy_params(core.abstract(registry.builder(name, config))[1])
+    bundle.save_component(folder, name, registry.config_of(name, config).to_json(), params, {})
+  rng = np.random.default_rng(0)
+  bundle.save_priors(folder, {name: (5 + rng.normal(size=6), np.ones(6)) for name in tiny.EMOTIONS})
+  return folder
+
+
 @pytest.fixture
 def model(tmp_path):
-  """A model folder with what embedding needs, and two emotions."""
-  for name, config in (('embedder', EMBEDDER), ('whisper', tiny.CONFIGS['whisper'])):
-    params = core.numpy_params(core.abstract(registry.builder(name, config))[1])
-    bundle.save_component(tmp_path / 'model', name, registry.config_of(name, config).to_json(), params, {})
-  rng = np.random.default_rng(0)
-  bundle.save_priors(tmp_path / 'model', {name: (5 + rng.normal(size=6), np.ones(6)) for name in tiny.EMOTIONS})
-  return tmp_path / 'model'
+  return save_model(tmp_path / 'model', EMBEDDER)
+
+
+@pytest.fixture
+def seeing(tmp_path):
+  """The model folder of an embedder that reads pictures."""
+  return save_model(tmp_path / 'seeing', EMBEDDER | dict(visual='crops', crop_size=8, crop_channels=(4,)))
+
+
+@pytest.fixture(scope='module')
+def portrait(tmp_path_factory):
+  """A rendered person who speaks, as a video with sound and one without."""
+  folder = tmp_path_factory.mktemp('portrait')
+  person = make_clip(1, 'happy', 3, 0, size=128, max_seconds=.4)
+  write_video(folder / 'clip.mp4', person.frames, 25, person.audio)
+  write_video(folder / 'mute.mp4', person.frames, 25)
+  return folder, person
 
 
 def call(monkeypatch, module, **flags):
@@ -96,6 +117,32 @@ def test_any_modality(model, clip, run, flags, parts):
   assert f' of {parts}: ' in out and 'nearest emotions: ' in out
   assert ('only the sound of' in out) == (list(flags) == ['video'])
   assert bundle.emotions(model) == sorted(tiny.EMOTIONS)
+
+
+def test_a_prior_from_a_plain_video(seeing, portrait, run, tmp_path):
+  folder, person = portrait
+  frames = len(person.frames)
+  out = run(embed, model=seeing, video=folder / 'clip.mp4', output=tmp_path / 'both.npy', save='me')
+  assert f'the face is seen from 0.00 s to {frames / 25:.2f} s' in out
+  assert f'prior of {frames / 25:.1f} s of pictures and speech' in out and '--emotion=me' in out
+  assert ' s of pictures: ' in run(embed, model=seeing, video=folder / 'mute.mp4', output=tmp_path / 'mute.npy')
+  assert ' s of speech: ' in run(embed, model=seeing, audio=folder / 'clip.mp4', output=tmp_path / 'heard.npy')
+  both, mute, heard = (np.array(prior_file.read(tmp_path / f'{name}.npy')[0]) for name in ('both', 'mute', 'heard'))
+  assert min(np.abs(a - b).max() for a, b in ((both, mute), (both, heard), (mute, heard))) > 1e-3
+  faces = np.stack([crops.cut(picture, 128 * box, 8) for picture, box in zip(person.frames, person.bbox)])
+  seen, _ = crops.of_video(folder / 'mute.mp4', 8)
+  assert np.corrcoef(faces.ravel(), seen.ravel())[0, 1] > 0.9  # whole pictures: 0.6
+  want = compute.gaussian(Network.load(seeing, 'embedder'), seen, np.zeros((0, 2, 8), np.float32))
+  np.testing.assert_allclose(mute, want, rtol=1e-3, atol=1e-4)
+
+
+def test_videos_and_files_that_an_embedder_of_pictures_cannot_read(seeing, clip, refuses, tmp_path):
+  refuses('no face was found in', embed, model=seeing, video=clip / 'clip.mp4')
+  refuses('trained on face crops and reads no expression coefficients; leave out --expression, and give a --video',
+          embed, model=seeing, audio=clip / 'speech.wav', expression=clip / 'expression.npy')
+  refuses('does not exist', embed, model=seeing, video=tmp_path / 'nowhere.mp4')
+  (tmp_path / 'junk.mp4').write_bytes(b'junk')
+  refuses('cannot be read as a video', embed, model=seeing, video=tmp_path / 'junk.mp4')
 
 
 def test_columns_and_rate_of_expressions(model, run, tmp_path):

@@ -87,6 +87,12 @@ def _resample(wave: np.ndarray, rate: int) -> np.ndarray:
   return np.pad(wave, (0, samples - len(wave)))
 
 
+def begin_at(wave: np.ndarray, seconds: float) -> np.ndarray:
+  """A 16 kHz wave from that time on; before its beginning there is silence."""
+  samples = round(seconds * RATE)
+  return np.pad(wave, (max(0, -samples), 0))[max(0, samples):]
+
+
 def audio_len(samples: int) -> int:
   """Length in 25 Hz units of a 16 kHz wave; half of it, rounded down, is the number of video frames at step 2."""
   return samples // UNIT

@@ -10,18 +10,23 @@ import jax.numpy as jnp
 
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.core import ModelConfig
+from dicetalk_jax.models.crop_encoder import CropEncoder
 from dicetalk_jax.models.layers import LayerNorm
 
 CHOICES = {'whisper_layers': ('weighted', 'last'), 'pack': ('concat', 'mean'), 'pool': ('linear', 'mlp_mish'),
-           'modalities': ('both', 'video', 'audio'), 'expr_norm': ('none', 'zscore')}
+           'modalities': ('both', 'video', 'audio'), 'expr_norm': ('none', 'zscore'), 'visual': ('expression', 'crops')}
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbedderConfig(ModelConfig):
-  """Sizes and switches of the embedder (8.1 M parameters by default; no weights are published).
+  """Sizes and switches of the embedder (8.1 M parameters by default, 9.1 M with crops; no weights are published).
 
   Attributes:
+    visual: what the face does: 'expression' coefficients of a 3DMM fit, as in the paper, or 'crops' of the pictures,
+      read by a small encoder that is trained along.
     expr_dim: expression coefficients per video frame.
+    crop_size: side of a crop in pixels.
+    crop_channels: of the encoder's convolutions, each of which halves the side; the last are a frame's features.
     whisper_dim, whisper_states: width and number of the frozen Whisper states.
     whisper_layers: 'weighted' learns a mix of the states, 'last' takes the last one.
     pack: how the two Whisper positions of a video frame become one vector: 'concat' or 'mean'.
@@ -36,7 +41,10 @@ class EmbedderConfig(ModelConfig):
     expr_norm: 'zscore' standardises expressions by `expr_mean` and `expr_std`, statistics of the training set.
   """
 
+  visual: str = 'expression'
   expr_dim: int = 64
+  crop_size: int = 64
+  crop_channels: tuple[int, ...] = (32, 64, 128, 256, 256)
   whisper_dim: int = 384
   whisper_states: int = 5
   whisper_layers: str = 'weighted'
@@ -61,6 +69,15 @@ class EmbedderConfig(ModelConfig):
     for name, choices in CHOICES.items():
       if getattr(self, name) not in choices:
         raise ConfigError(f'{name}={getattr(self, name)!r} is unknown; choose one of {", ".join(choices)}')
+    least = 2**len(self.crop_channels)
+    if least == 1 or self.crop_size <= 0 or self.crop_size % least:
+      raise ConfigError(f'crop_size={self.crop_size} does not suit crop_channels={self.crop_channels}: each of one or '
+                        f'more convolutions halves it; choose a multiple of {max(2, least)}')
+
+  @property
+  def visual_shape(self) -> tuple[int, ...]:
+    """Of the visual input of one frame: `(expr_dim,)`, or uint8 `(crop_size,crop_size,3)`."""
+    return (self.expr_dim,) if self.visual == 'expression' else (self.crop_size, self.crop_size, 3)
 
 
 def positions(length: int, width: int) -> jax.Array:
@@ -159,7 +176,9 @@ class Embedder(nnx.Module):
     self.expr_mean = nnx.Param(jnp.zeros(config.expr_dim)) if zscore else None
     self.expr_std = nnx.Param(jnp.ones(config.expr_dim)) if zscore else None
     self.state_weights = nnx.Param(jnp.zeros(config.whisper_states)) if config.whisper_layers == 'weighted' else None
-    self.visual = Branch(config.expr_dim, config.visual_layers, config, **make)
+    crops = config.visual == 'crops'
+    self.crop_encoder = CropEncoder(config.crop_channels, **make) if crops else None
+    self.visual = Branch(config.crop_channels[-1] if crops else config.expr_dim, config.visual_layers, config, **make)
     self.audio = Branch(packed, config.audio_layers, config, **make)
     self.fusion = nnx.List([Layer(config, cross=True, **make) for _ in range(config.fusion_layers)])
     # The weights of frames are float32 throughout, on devices that round the operands of products too.
@@ -167,12 +186,12 @@ class Embedder(nnx.Module):
     self.pool_hidden = linear(config.width) if config.pool == 'mlp_mish' else None
     self.pool = linear(1, use_bias=False)
 
-  def __call__(self, expr: jax.Array, whisper: jax.Array, frame_mask: jax.Array, has_video: jax.Array,
+  def __call__(self, seen: jax.Array, whisper: jax.Array, frame_mask: jax.Array, has_video: jax.Array,
                has_audio: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Embeds clips.
 
     Args:
-      expr: `[B,N,expr_dim]`, expression coefficients at 25 frames per second.
+      seen: `[B,N,*visual_shape]`, expression coefficients or face crops at 25 frames per second.
       whisper: `[B,2N,states,whisper_dim]`, frozen Whisper states, two positions per frame.
       frame_mask: bool `[B,N]`, True for real frames. What stands in other frames never matters.
       has_video, has_audio: bool `[B]`, False where a modality is missing or was dropped.
@@ -183,11 +202,13 @@ class Embedder(nnx.Module):
     """
     video_key, audio_key, *fusion_keys = (_fold(key, i) for i in range(2 + len(self.fusion)))
     if self.expr_mean is not None:
-      expr = (expr - self.expr_mean[...]) / self.expr_std[...]
+      seen = (seen - self.expr_mean[...]) / self.expr_std[...]
+    if self.crop_encoder is not None:
+      seen = self.crop_encoder(seen)
     if self.config.modalities != 'both':
       has_video, has_audio = (jnp.logical_and(has, self.config.modalities == name)
                               for has, name in ((has_video, 'video'), (has_audio, 'audio')))
-    visual = self.visual(expr, frame_mask, has_video, video_key)
+    visual = self.visual(seen, frame_mask, has_video, video_key)
     x = self.audio(self._packed(whisper), frame_mask, has_audio, audio_key)
     for layer, layer_key in zip(self.fusion, fusion_keys):
       x = layer(x, frame_mask, visual, layer_key)

@@ -56,6 +56,12 @@ def embedder(config: Any) -> None:
   if only in ('video', 'audio') and sum(config.drop.values()):
     raise ConfigError(f"config.embedder.modalities='{only}' with config.drop={config.drop.to_dict()}: the only "
                       'modality cannot be dropped; set both rates to 0')
+  if config.embedder.visual == 'crops':
+    for key, value, reason in (('modalities', 'audio', 'the crops would never be seen'),
+                               ('expr_norm', 'zscore', 'there are no expression coefficients to standardise')):
+      if config.embedder[key] == value:
+        raise ConfigError(f"config.embedder.{key}='{value}' with config.embedder.visual='crops': {reason}; set one of "
+                          'the two back')
 
 
 def _choices(config: Any, known: Mapping[str, tuple[str, ...]]) -> None:

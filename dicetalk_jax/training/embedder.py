@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import compute, loader
+from data_pipelines import compute, crops, loader
 from data_pipelines.record import EMOTIONS, UNKNOWN
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.errors import ConfigError, DataError
@@ -21,7 +21,6 @@ from dicetalk_jax.training.report import Picture
 from dicetalk_jax.training.task import Task
 
 BATCH = 64  # clips embedded at a time in evaluation
-INPUTS = ('expr', 'whisper', 'frame_mask', 'has_video', 'has_audio')
 
 
 class EmbedderTask(Task):
@@ -33,6 +32,8 @@ class EmbedderTask(Task):
   def __init__(self, config, mesh, workdir):
     super().__init__(config, mesh, workdir)
     checks.embedder(config)
+    self.model_config = registry.config_of('embedder', config.embedder.to_dict())
+    self.visual = crops.visual(self.model_config)
     data = config.data
     size = (data.identities * data.emotions + data.videos) * data.clips
     if config.batch_size != size:
@@ -46,7 +47,8 @@ class EmbedderTask(Task):
       raise ConfigError(f'config.embedder.whisper_dim={config.embedder.whisper_dim}, but the Whisper encoder of '
                         f'{self.model_dir} has width {self.whisper.config.d_model}')
     for source in [part.source for part in (*self.train, *self.val)]:
-      if (width := source[0]['expression'].shape[1]) != config.embedder.expr_dim:
+      width = source[0]['expression'].shape[1]
+      if self.visual == 'expression' and width != config.embedder.expr_dim:
         raise ConfigError(f'config.embedder.expr_dim={config.embedder.expr_dim}, but the clips of {source} have '
                           f'{width} expression coefficients per frame; set it to that')
     self.build = registry.builder('embedder', config.embedder.to_dict(), config.dtype)
@@ -56,7 +58,8 @@ class EmbedderTask(Task):
     self._embed = jax.jit(lambda params, *batch: self._model(params)(*batch)[0])
 
   def _part(self, part: loader.Part) -> loader.Part:
-    return dataclasses.replace(part, features=self._features(part, whisper=self.whisper).ready('whisper'))
+    return dataclasses.replace(part, features=self._features(part, whisper=self.whisper).ready(
+        *compute.inputs(self.model_config)))
 
   def _features(self, part: loader.Part, **networks: Network) -> compute.Features:
     return compute.Features(networks, part.source, self.data_dir / 'features')
@@ -88,8 +91,8 @@ class EmbedderTask(Task):
     data = self.config.data
     return iter(loader.embedder_loader(
         self.parts['train'], identities=data.identities, emotions=data.emotions, clips=data.clips, videos=data.videos,
-        min_len=data.min_len, max_len=data.max_len, seed=self.config.seed, shard=parallel.batch_shard(self.mesh),
-        workers=data.workers))
+        min_len=data.min_len, max_len=data.max_len, visual=self.visual, seed=self.config.seed,
+        shard=parallel.batch_shard(self.mesh), workers=data.workers))
 
   def loss(self, params, frozen, batch, key, step):
     """InfoNCE between samples of the priors, with modality dropout."""
@@ -110,18 +113,16 @@ class EmbedderTask(Task):
     length, clips, rows = self.config.data.max_len, len(part.source), []
     for start in range(0, clips, BATCH):
       batch = [self._example(part, min(i, clips - 1), length) for i in range(start, start + BATCH)]
-      expr, whisper, mask = (np.stack(x) for x in zip(*batch))
-      rows.append(parallel.fetch(self._embed(params, expr, whisper, mask, np.full(len(batch), video),
-                                             np.full(len(batch), audio))))
+      *inputs, has_video, has_audio = (np.stack(x) for x in zip(*batch))
+      rows.append(parallel.fetch(self._embed(params, *inputs, has_video & video, has_audio & audio)))
     return np.concatenate(rows)[:clips]
 
-  @staticmethod
-  def _example(part: loader.Part, clip: int, length: int):
+  def _example(self, part: loader.Part, clip: int, length: int):
     record = part.source[clip]
     n = min(int(record['num_frames']), length)
     pad = lambda x, size: np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1)))
-    return (pad(record['expression'][:n], length), pad(part.rows('whisper', clip, record, slice(2 * n)), 2 * length),
-            np.arange(length) < n)
+    seen, heard = (part.rows(name, clip, record, slice(rows)) for name, rows in ((self.visual, n), ('whisper', 2 * n)))
+    return pad(seen, length), pad(heard, 2 * length), np.arange(length) < n, len(seen) > 0, len(heard) > 0
 
   def evaluate(self, params, frozen) -> tuple[dict[str, float], dict[str, Picture]]:
     """Clustering and probes on unseen people, from both modalities and from each alone (paper table 5)."""
@@ -141,8 +142,8 @@ class EmbedderTask(Task):
 
   def export(self, params) -> None:
     """Writes `embedder`, and the mean Gaussian of each emotion over the training clips as priors."""
-    bundle.save_component(self.model_dir, 'embedder', registry.config_of(
-        'embedder', self.config.embedder.to_dict()).to_json(), core.under('embedder', params), sources.provenance(self))
+    bundle.save_component(self.model_dir, 'embedder', self.model_config.to_json(), core.under('embedder', params),
+                          sources.provenance(self))
     embedder = Network.load(self.model_dir, 'embedder')
     parts = self._labelled(self.parts['train'])[0]
     networks = dict(whisper=self.whisper, embedder=embedder)

@@ -271,6 +271,23 @@ def test_expression_sound_and_mask_are_of_the_same_frames(part):
   assert set(lengths) == set(range(4, 13))
 
 
+def test_crops_in_place_of_expressions(part, tmp_path):
+  """Clips without pixels have no rows; all else of the stream is what it was."""
+  rows = [(c, np.broadcast_to(np.arange(bool(c % 4) * LENGTH, dtype=np.uint8)[:, None, None, None] + c, (
+      bool(c % 4) * LENGTH, 4, 4, 3))) for c in range(len(part.source))]
+  stored = FeatureStore(tmp_path, 'x').write('crops_4', 'x1.2', rows)
+  seeing = dataclasses.replace(part, features={**part.features, 'crops_4': stored})
+  for batch, plain in zip(take(embedder(seeing, visual='crops_4'), 5), take(embedder(part), 5)):
+    assert batch['expr'].shape == (12, 12, 4, 4, 3) and batch['expr'].dtype == np.uint8
+    clip = plain['expr'][:, 0, 0].astype(int)
+    np.testing.assert_array_equal(batch['has_video'], clip % 4 > 0)
+    frame = np.where(plain['frame_mask'] & batch['has_video'][:, None], plain['expr'][..., 1] + clip[:, None], 0)
+    np.testing.assert_array_equal(batch['expr'], np.broadcast_to(frame[..., None, None, None], batch['expr'].shape))
+    assert_equal(*({k: v for k, v in b.items() if k not in ('expr', 'has_video')} for b in (batch, plain)))
+  with pytest.raises(DataError, match='has no crops_8; compute this feature'):
+    embedder(seeing, visual='crops_8')
+
+
 def test_groups_have_positives_and_negatives(part, regular):
   for batch in take(embedder([part, regular], videos=3), 10):
     group = list(zip(batch['identity'][:12], batch['emotion'][:12]))

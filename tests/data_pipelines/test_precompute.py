@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines import compute, precompute
+from data_pipelines import compute, crops, precompute
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from data_pipelines.features import Feature
-from data_pipelines.record import decode_audio, decode_frames
+from data_pipelines.record import decode_audio, decode_frames, encode_jpeg
 from data_pipelines.source import ClipSource
 from dicetalk_jax import bundle
 from dicetalk_jax.errors import ConfigError, DataError, WeightsError
@@ -106,6 +106,31 @@ def test_each_feature_is_what_its_network_says(nets, dataset, whole):
       np.ones((1, rows.stop - rows.start), bool), there, there) for rows in (slice(0, half), slice(half, n))]
   want = np.mean([(mu[0], np.sqrt(var[0])) for mu, var in halves], axis=0)
   np.testing.assert_allclose(got['prior'](clip)[0], want, atol=1e-5)
+
+
+def test_crops_are_stored_and_priors_are_made_from_them(model, nets, data, dataset, tmp_path_factory, capsys):
+  folder = tmp_path_factory.mktemp('seeing')
+  for name, config in (('embedder', EMBEDDER | dict(visual='crops', crop_size=8, crop_channels=(4,))),
+                       ('whisper', tiny.CONFIGS['whisper'])):
+    params = nets[name].params if name == 'whisper' else core.numpy_params(
+        core.abstract(registry.builder(name, config))[1])
+    bundle.save_component(folder, name, registry.config_of(name, config).to_json(), params, {'source': 'test'})
+  run(folder, data, '--split=train', '--features=crops_8', '--num_processes=2', '--process_id=1')
+  assert 'not yet by the other processes' in capsys.readouterr().out
+  run(folder, data, '--split=train', '--features=crops_8')
+  source = ClipSource(dataset, 'train')
+  stored_crops = stored(data, source)['crops_8']
+  assert stored_crops.folder.name == f'crops_8-x{crops.ENLARGE}' and len(list(stored_crops.folder.glob('*.npy'))) == 2
+  for clip, record in enumerate(source):
+    np.testing.assert_array_equal(stored_crops(clip), crops.of_record(record, 8))
+    assert len(stored_crops(clip)) == record['num_frames'] and np.ptp(stored_crops(clip)) > 50
+  embedder = Network.load(folder, 'embedder')
+  features = compute.Features(nets | {'embedder': embedder}, source, tmp_path_factory.mktemp('new'))
+  prior = features.ready('prior')['prior']  # and, unasked, what it is made from
+  assert features.store.complete('crops_8', 'x1.2')
+  states = features.ready('whisper')['whisper'](2)
+  np.testing.assert_allclose(prior(2)[0], compute.gaussian(embedder, stored_crops(2), states), atol=1e-5)
+  assert np.abs(prior(2)[0] - compute.gaussian(embedder, 255 - stored_crops(2), states)).max() > 1e-3
 
 
 def test_eight_devices_and_two_processes_give_the_same(model, data, dataset, whole, capsys):
@@ -204,6 +229,21 @@ def test_long_sound_is_read_in_windows_and_silence_has_no_rows(nets, tmp_path):
   assert np.isfinite(features['prior'](1)).all()
 
 
+class Seen(Clips):
+  """The second clip has pixels, the first has none."""
+
+  def __getitem__(self, i):
+    pixels = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
+    return super().__getitem__(i) | {'frames': [encode_jpeg(pixels)] * 5 * i,
+                                     'bbox': np.tile([.25, .25, .75, .75], (self.lengths[i], 1))}
+
+
+def test_clips_without_pixels_have_no_crops(tmp_path):
+  assert list(compute.Features({}, Seen(), tmp_path).ready('crops_8')['crops_8'].lengths) == [0, 5]
+  with pytest.raises(DataError, match='no pixels, which crops_16 is made from.*content=full'):
+    compute.Features({}, Clips(), tmp_path).ready('crops_16')
+
+
 class Complete(Clips):
   """Clips whose records carry all but the prior, and no pixels."""
 
@@ -254,4 +294,6 @@ def test_refusals(model, data, tmp_path_factory):
     precompute.main([f'--model={model}', f'--data={data}/set'])
   no_pixels = prepare_synthetic(data, SyntheticConfig(train=1, val=0, test=0, clips=1, seconds=.4, content='embedder'),
                                 workers=1)
-  refused(DataError, 'no pixels, which latents is made from.*content=full', f'--datasets={no_pixels}', '--split=train')
+  for feature in ('latents', 'crops_16'):
+    refused(DataError, f'no pixels, which {feature} is made from.*content=full', f'--datasets={no_pixels}',
+            '--split=train', f'--features={feature}')

@@ -54,3 +54,10 @@ def test_shots_are_told_apart_by_their_colours():
   same, other = made_clips.pictures(6, step=3.), made_clips.pictures(4, light=150)
   detector = tracking.ShotDetector()
   assert [detector(picture) for picture in (*same, *other, *same)] == [i in (6, 10) for i in range(16)]
+
+
+def test_watching_a_video():
+  pictures = [*made_clips.pictures(6, step=3.), *made_clips.pictures(3, light=150, side=0)]
+  boxes, cuts = tracking.watch(pictures, made_clips.red(), every=2)
+  assert [box is None for box in boxes] == [i % 2 > 0 or i >= 6 for i in range(9)] and cuts == [6]
+  assert tracking.watch(pictures, made_clips.red(), shots=False)[1] == []

@@ -135,3 +135,10 @@ def test_pad_states_and_windows():
 def test_states_too_short_for_the_recording():
   with pytest.raises(ValueError, match='cannot hold'):
     audio.pad_states(np.zeros((1, 1500, 1, 1), np.float32), audio_len=775)
+
+
+def test_beginning_later_or_earlier():
+  wave = np.arange(1, 9601, dtype=np.float32)
+  np.testing.assert_array_equal(audio.begin_at(wave, 0.1), wave[1600:])
+  earlier = audio.begin_at(wave, -0.1)
+  assert not earlier[:1600].any() and (earlier[1600:] == wave).all()

@@ -13,7 +13,7 @@ from dicetalk_jax.training import contrastive
 from dicetalk_jax.training.diffusion_loss import DiffusionLoss
 from tests import tiny
 
-PEOPLE, EMOTIONS, CLIPS, N = 6, 4, 2, 12
+PEOPLE, EMOTIONS, CLIPS, N, SIDE = 6, 4, 2, 12, 8
 DIRECTION = np.random.default_rng(0).normal(size=(2, EMOTIONS, 8)).astype(np.float32)  # of expressions and of sound
 
 
@@ -36,9 +36,25 @@ def clips(seed):
   return person, emotion, (make(DIRECTION[0], N, 8), make(DIRECTION[1], 2 * N, 2, 4), np.ones((len(person), N), bool))
 
 
-def test_embedder_clusters_unseen_people_by_emotion():
+def silent_pictures(seed):
+  """Seen only: an emotion is the direction of stripes; their colour is that of the person and of the light, which
+  differs from clip to clip, as do phase, contrast and noise."""
+  rng = np.random.default_rng(seed)
+  person, emotion, (_, sound, mask) = clips(seed)
+  draw = lambda low, high, *shape: rng.uniform(low, high, (*shape, 1, 1, 1))
+  y, x = np.mgrid[:SIDE, :SIDE]
+  place = np.array([x, y, x + y, x - y])[emotion][:, None, ..., None] * np.pi / 2
+  stripes = draw(30, 60, len(person), 1) * np.sin(place + draw(0, 2 * np.pi, len(person), N))
+  colour = 20 * rng.normal(size=(PEOPLE, 3))[person] + 20 * rng.normal(size=(len(person), 3))
+  pictures = 128 + colour[:, None, None, None] + stripes + 10 * rng.normal(size=(len(person), N, SIDE, SIDE, 3))
+  return person, emotion, (np.uint8(np.clip(pictures, 0, 255)), np.float32(rng.normal(size=sound.shape)), mask)
+
+
+@pytest.mark.parametrize(('clips', 'visual'), [(clips, 'expression'), (silent_pictures, 'crops')])
+def test_embedder_clusters_unseen_people_by_emotion(clips, visual):
   config = embedder.get_config('tiny').embedder.to_dict() | dict(
-      expr_dim=8, whisper_dim=4, width=16, heads=2, mlp_dim=16, max_len=N)
+      visual=visual, crop_size=SIDE, crop_channels=(16, 16), expr_dim=8, whisper_dim=4, width=16, heads=2, mlp_dim=16,
+      max_len=N)
   build = registry.builder('embedder', config)
   graphdef, target = core.abstract(build)
   params, tx = core.numpy_params(target), optax.adam(3e-3)

@@ -84,6 +84,8 @@ def test_impossible_diffusion_settings(arg, changes, sentence):
     ('video_only', {'drop.video': 0.2}, 'only modality cannot be dropped'),
     ('default', {'drop.video': 0.6, 'drop.audio': 0.6}, 'sum at most 1'),
     ('default', {'loss.similarity': 'dot'}, 'cosine, inv_dist'),
+    ('crops,audio_only', {}, "modalities='audio' with config.embedder.visual='crops': the crops would never be seen"),
+    ('crops,mediapipe', {}, "expr_norm='zscore' with config.embedder.visual='crops': there are no expression coeff"),
 ])
 def test_impossible_embedder_settings(arg, changes, sentence):
   with pytest.raises(ConfigError, match=sentence):
@@ -93,6 +95,11 @@ def test_impossible_embedder_settings(arg, changes, sentence):
 @pytest.mark.parametrize('name', ['default', 'tiny', *diffusion.VARIANTS])
 def test_variants_pass_the_checks(name):
   checks.diffusion(diffusion.get_config(name))
+
+
+@pytest.mark.parametrize('name', ['default', 'tiny', 'tiny,crops', *embedder.VARIANTS])
+def test_embedder_variants_pass_the_checks(name):
+  checks.embedder(embedder.get_config(name))
 
 
 def test_unknown_or_idle_settings_of_the_models_are_refused():
@@ -142,6 +149,11 @@ def test_parameters_of_an_embedder_variant():
   mediapipe = tree('embedder', 'mediapipe', 'embedder')
   assert {name for name in mediapipe if mediapipe[name] != plain.get(name)} == {
       'expr_mean', 'expr_std', 'visual.linear_in.kernel'}
+  seeing = tree('embedder', 'crops', 'embedder')
+  assert {name for name in seeing if seeing[name] != plain.get(name)} == {'visual.linear_in.kernel'} | {
+      f'crop_encoder.{layer}' for i in range(5) for layer in (
+          f'convs.{i}.kernel', f'convs.{i}.bias', f'norms.{i}.scale', f'norms.{i}.bias')}
+  assert plain.keys() < seeing.keys()
   state = partition({f'embedder.{name}': 0 for name in mediapipe}, ('all',), sets=EmbedderTask.sets,
                     constants=EmbedderTask.constants)
   assert set(state[1]) == {'embedder.expr_mean', 'embedder.expr_std'}

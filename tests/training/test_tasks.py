@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines import compute, precompute
+from data_pipelines import compute, crops, precompute
 from data_pipelines import record as clip_record
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from dicetalk_jax import bundle, main, parallel
 from dicetalk_jax.errors import ConfigError, WeightsError
 from dicetalk_jax.media.video import read_video
-from dicetalk_jax.models import core
+from dicetalk_jax.models import core, registry
 from dicetalk_jax.pipeline import Pipeline
 from dicetalk_jax.training import loop, sources
 from dicetalk_jax.training.diffusion_loss import emotion_discrimination, mouth_region
@@ -39,7 +39,7 @@ def micro(task, arg='tiny'):
     config.vae.update(block_out_channels=(8, 16), latent_channels=4)
     config.batch_size, config.data.frames = 2, 2
   if task == 'embedder':
-    config.embedder.update(whisper_dim=16, width=32, heads=2, mlp_dim=32, max_len=15)
+    config.embedder.update(whisper_dim=16, width=32, heads=2, mlp_dim=32, max_len=15, crop_size=8, crop_channels=(8,))
     config.data.update(identities=2, emotions=2, clips=2, min_len=8, max_len=15)
     config.batch_size = 8
   if task == 'diffusion':
@@ -57,8 +57,8 @@ def micro(task, arg='tiny'):
   return config
 
 
-def run(task, folder, steps=STEPS, sizes=(1, 1, 1), remat='none', **data):
-  config = micro(task)
+def run(task, folder, steps=STEPS, sizes=(1, 1, 1), remat='none', arg='tiny', **data):
+  config = micro(task, arg)
   config.data.update(data)
   config.total_steps, config.log_every = steps, 1
   if task == 'diffusion':
@@ -171,6 +171,21 @@ def test_embedder_of_several_data_sets(trained, two_sets, tmp_path):
               dataset=f'synthetic=0.5,{two_sets[1]}=0.5')
   assert int(state.step) == 1 and np.isfinite(rows(tmp_path, 'embedder')[-1]['eval/clustering'])
   assert len(bundle.emotions(tmp_path / 'model')) == 8
+
+
+def test_embedder_of_crops_and_its_priors_in_diffusion(tmp_path):
+  run('embedder', tmp_path / 'embedder', steps=2, arg='tiny,crops')
+  scores = rows(tmp_path, 'embedder')[-1]
+  assert all(np.isfinite(scores[f'eval/{name}clustering']) for name in ('', 'video_', 'audio_'))
+  assert len(bundle.emotions(tmp_path / 'model')) == 8
+  vae = micro('autoencoder').vae.to_dict()
+  bundle.save_component(tmp_path / 'model', 'vae', vae, core.numpy_params(core.abstract(
+      registry.builder('vae', vae))[1]), {})
+  mesh = parallel.make_mesh(devices=jax.devices()[:1])
+  task = main.task_class('diffusion')(micro('diffusion'), mesh, tmp_path / 'diffusion')
+  part = task.parts['train'][0]
+  want = compute.gaussian(task.embedder, crops.of_record(part.source[1], 8), part.features['whisper'](1))
+  np.testing.assert_allclose(part.features['prior'](1)[0], want, atol=1e-5)
 
 
 def test_eight_devices_agree_with_one(trained):
