@@ -62,7 +62,7 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
   folder = workdir / 'checkpoints'
   claim(workdir, config, resuming=has_checkpoint(folder))
 
-  with jax.set_mesh(mesh), Checkpoints(folder, config.keep, bool(task_class.best)) as checkpoints:
+  with jax.set_mesh(mesh):
     task = task_class(config, mesh, workdir)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     params, held = partition(parallel.put_params(lora.extended(task.init(init_key), config), mesh),
@@ -78,7 +78,9 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
         tx, shards, accum=config.accum, ema=config.optim.ema, after_update=task.after_update)
     complete = lambda state: lora.merged({**held, **state.averaged}, config)
 
-    with (contextlib.closing(task.batches()) as batches, contextlib.closing(prefetched(batches, mesh)) as data,
+    # Opened when nothing is left to refuse: a process that ends at once would cut off the tidying in its background.
+    with (Checkpoints(folder, config.keep, bool(task_class.best)) as checkpoints,
+          contextlib.closing(task.batches()) as batches, contextlib.closing(prefetched(batches, mesh)) as data,
           _stop_requests() as stop_requested,
           Profiler(workdir / 'profile', profile, (checkpoints.latest or 0) + 1, config.total_steps) as profiler):
       if checkpoints.latest is None:

@@ -214,6 +214,7 @@ def test_finished_run_only_exports_again(tmp_path, capsys):
 def test_impossible_configurations(tmp_path, changes, error, sentence):
   with pytest.raises(error, match=sentence):
     train(toy.ToyTask, toy.get_config(**changes), tmp_path / 'run')
+  assert not (tmp_path / 'run' / 'checkpoints').exists()  # nor its tidying in the background, which an exit cuts off
 
 
 def test_a_file_is_no_workdir(tmp_path):
