@@ -1,4 +1,4 @@
-"""What the embedder learns on synthetic data: `python -m benchmarks.embedder_synthetic` (20 minutes on two cores).
+"""What the embedder learns on synthetic data: `python -m benchmarks.embedder_synthetic`.
 
 Trains `configs/embedder.py:tiny` on procedural talking faces and measures it on people, and sentences, that training
 never saw. Identity enters the expression vectors by construction, and a voice tells who speaks: a disentangled prior

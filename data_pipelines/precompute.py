@@ -11,21 +11,14 @@ from collections.abc import Sequence
 import itertools
 import pathlib
 import sys
-from typing import NoReturn
 
 import jax
 
 from data_pipelines import compute, crops
 from data_pipelines.source import ClipSource
-from dicetalk_jax import bundle, parallel
+from dicetalk_jax import bundle, command, parallel
 from dicetalk_jax.errors import ConfigError, DataError, WeightsError, one_sentence
 from dicetalk_jax.network import Network
-
-
-class _Parser(argparse.ArgumentParser):
-
-  def error(self, message: str) -> NoReturn:
-    raise ConfigError(f'{message}; see python -m data_pipelines.precompute --help')
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -33,8 +26,9 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(prog='data_pipelines.precompute', description='Computes features of prepared data sets.',
-                   formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+  parser = command.OptionParser(
+      prog='data_pipelines.precompute', description='Computes features of prepared data sets.',
+      formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
   add = parser.add_argument
   add('--model', required=True, help='model folder with the networks')
   add('--data', required=True, type=pathlib.Path, help='root of the data sets, config.data.dir; features go below')

@@ -4,23 +4,17 @@ import argparse
 from collections.abc import Sequence
 import dataclasses
 import sys
-from typing import NoReturn
 
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from data_pipelines.corpora import folder, mead
 from data_pipelines.expression import parse_columns
 from data_pipelines.preprocess import CorpusConfig
 from data_pipelines.record import CONTENTS
+from dicetalk_jax import command
 from dicetalk_jax.errors import ConfigError, one_sentence
 
 CORPORA = {'mead': 'eight emotions at three levels, acted', 'hdtf': 'speeches in high resolution',
            'voxceleb2': 'thousands of people, small pictures', 'folder': 'your own clips, with a CSV of labels'}
-
-
-class _Parser(argparse.ArgumentParser):
-
-  def error(self, message: str) -> NoReturn:
-    raise ConfigError(f'{message}; see python -m data_pipelines.prepare --help')
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -34,8 +28,8 @@ def _views(text: str) -> tuple[str, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(prog='data_pipelines.prepare', description='Prepares a data set of talking clips.')
-  corpora = parser.add_subparsers(dest='corpus', required=True, metavar='corpus', parser_class=_Parser)
+  parser = command.OptionParser(prog='data_pipelines.prepare', description='Prepares a data set of talking clips.')
+  corpora = parser.add_subparsers(dest='corpus', required=True, metavar='corpus', parser_class=command.OptionParser)
 
   def corpus(name: str, what: str) -> argparse.ArgumentParser:
     ours = corpora.add_parser(name, help=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter)

@@ -4,7 +4,14 @@ import argparse
 from collections.abc import Callable
 import sys
 
-from dicetalk_jax.errors import InputError, one_sentence
+from dicetalk_jax.errors import ConfigError, InputError, one_sentence
+
+
+class OptionParser(argparse.ArgumentParser):
+  """argparse with its own help; `prog` is the module. Raises ConfigError for what is wrong, in one sentence."""
+
+  def error(self, message):
+    raise ConfigError(f'{message}; see python -m {self.prog} --help')
 
 
 class Parser(argparse.ArgumentParser):
