@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import signal
 import sys
 
+from dicetalk_jax import command
 from dicetalk_jax.errors import InputError, one_sentence
 
 if __name__ == '__main__':
@@ -27,21 +28,14 @@ EXAMPLE = """examples:
   python -m convert verify tests/goldens/audio_proj tests/goldens/vae"""
 
 
-class _Parser(argparse.ArgumentParser):
-  """Says what is wrong in one sentence."""
-
-  def error(self, message):
-    raise InputError(f'{message}; {self.prog} --help shows how it is used')
-
-
 def parser() -> argparse.ArgumentParser:
   """Every command is a module with `add_parser(commands)`, which sets `run(args) -> exit code`."""
-  top = _Parser(
+  top = command.OptionParser(
       prog='python -m convert', description='Converts and checks published weights.', epilog=EXAMPLE,
       formatter_class=argparse.RawDescriptionHelpFormatter)
   commands = top.add_subparsers(title='commands', metavar='COMMAND', required=True)
-  for command in COMMANDS:
-    command.add_parser(commands)
+  for module in COMMANDS:
+    module.add_parser(commands)
   return top
 
 

@@ -15,9 +15,9 @@ import sys
 import jax
 
 from data_pipelines import compute, crops
-from data_pipelines.source import ClipSource
+from data_pipelines.source import ClipSource, data_sets
 from dicetalk_jax import bundle, command, parallel
-from dicetalk_jax.errors import ConfigError, DataError, WeightsError, one_sentence
+from dicetalk_jax.errors import ConfigError, WeightsError, one_sentence
 from dicetalk_jax.network import Network
 
 
@@ -27,7 +27,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _parser() -> argparse.ArgumentParser:
   parser = command.OptionParser(
-      prog='data_pipelines.precompute', description='Computes features of prepared data sets.',
+      prog='python -m data_pipelines.precompute', description='Computes features of prepared data sets.',
       formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
   add = parser.add_argument
   add('--model', required=True, help='model folder with the networks')
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
   """Computes what is missing, one feature after the other, and says what is complete."""
   args = _parser().parse_args(argv)
   _check(args)
-  sources = [ClipSource(folder, split) for folder in args.datasets or _datasets(args.data) for split in args.split]
+  sources = [ClipSource(folder, split) for folder in args.datasets or data_sets(args.data) for split in args.split]
   parallel.start(args.multihost)
   mesh = parallel.make_mesh(data=-1, fsdp=1, devices=jax.local_devices())
   shard = None if args.multihost else (args.process_id, args.num_processes)
@@ -82,16 +82,6 @@ def _check(args: argparse.Namespace) -> None:
                       'they count from 0')
   if args.multihost and args.num_processes > 1:
     raise ConfigError('--multihost counts the processes itself; leave out --num_processes and --process_id')
-
-
-def _datasets(root: pathlib.Path) -> list[pathlib.Path]:
-  found = sorted(path.parent for path in root.rglob('dataset_info.json') if '.incomplete' not in str(path))
-  if not found:
-    raise DataError(f'there is no prepared data set below {root}; make one with python -m data_pipelines.prepare')
-  if root in found:
-    raise DataError(f'{root} is itself a data set; name it with --datasets, and with --data the root that training '
-                    'gets as config.data.dir')
-  return found
 
 
 def _networks(folder: str, names: Sequence[str], mesh: jax.sharding.Mesh) -> dict[str, Network]:

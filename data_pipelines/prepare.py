@@ -28,7 +28,8 @@ def _views(text: str) -> tuple[str, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = command.OptionParser(prog='data_pipelines.prepare', description='Prepares a data set of talking clips.')
+  parser = command.OptionParser(
+      prog='python -m data_pipelines.prepare', description='Prepares a data set of talking clips.')
   corpora = parser.add_subparsers(dest='corpus', required=True, metavar='corpus', parser_class=command.OptionParser)
 
   def corpus(name: str, what: str) -> argparse.ArgumentParser:

@@ -120,3 +120,18 @@ class ClipSource:
     """Changes when the data set or the split does; names everything computed from the records."""
     parts = [(self.folder / name).read_bytes() for name in ('dataset_info.json', 'features.json')]
     return hashlib.sha256(b'\0'.join([*parts, self.split.encode()])).hexdigest()[:16]
+
+
+def data_sets(root: pathlib.Path) -> list[pathlib.Path]:
+  """The folders of all prepared data sets below `root`, which is config.data.dir: features go below it too.
+
+  Raises:
+    DataError: there is none, or `root` is one.
+  """
+  found = sorted(path.parent for path in root.rglob('dataset_info.json') if '.incomplete' not in str(path))
+  if not found:
+    raise DataError(f'there is no prepared data set below {root}; make one with python -m data_pipelines.prepare')
+  if root in found:
+    raise DataError(f'{root} is itself a data set; name it with --datasets, and with --data the root that training '
+                    'gets as config.data.dir')
+  return found

@@ -8,10 +8,10 @@ from dicetalk_jax.errors import ConfigError, InputError, one_sentence
 
 
 class OptionParser(argparse.ArgumentParser):
-  """argparse with its own help; `prog` is the module. Raises ConfigError for what is wrong, in one sentence."""
+  """argparse with its own help; `prog` is `python -m MODULE`. Raises ConfigError for what is wrong, in one sentence."""
 
   def error(self, message):
-    raise ConfigError(f'{message}; see python -m {self.prog} --help')
+    raise ConfigError(f'{message}; see {self.prog} --help')
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,5 +1,6 @@
 """The prior of one clip, and those of a data set, from the command line."""
 
+import shutil
 import sys
 
 import numpy as np
@@ -246,16 +247,26 @@ def test_priors_of_a_data_set(model, data, run, tmp_path):
     np.testing.assert_array_equal(prior_file.read(tmp_path / 'npy' / f'{name}.npy')[0], bundle.load_prior(model, name))
 
 
-def test_priors_of_one_per_emotion_and_of_a_named_data_set(model, data, run):
-  assert 'wrote 8 priors' in run(priors, model=model, data=next(data.rglob('dataset_info.json')).parent)
+def test_priors_of_several_data_sets(model, data, run, tmp_path):
+  """Clips of all sets count alike, those without labels do not, and training finds what was computed."""
+  one = next(data.rglob('dataset_info.json')).parent
+  assert 'wrote 8 priors of 16 clips' in run(priors, model=model, data=tmp_path, datasets=one)
+  sad = lambda: np.stack(bundle.load_prior(model, 'sad'))
+  alone = sad()
+  other = prepare_synthetic(tmp_path, SyntheticConfig(
+      train=2, val=0, test=0, clips=8, seconds=0.4, seed=1, levels=(3,), content='embedder'), workers=1)
+  shutil.copytree(data / 'synthetic', tmp_path / 'synthetic', dirs_exist_ok=True)
+  assert 'wrote 8 priors of 32 clips' in run(priors, model=model, data=tmp_path)
+  merged = sad()
+  run(priors, model=model, data=tmp_path, datasets=other)
+  np.testing.assert_allclose(merged, (alone + 2 * sad()) / 3, rtol=1e-5, atol=1e-6)
+  assert not list(other.rglob('features')) and list((tmp_path / 'features').iterdir())
 
 
 def test_bad_data_sets(model, data, refuses, tmp_path):
-  refuses('holds no prepared data set', priors, model=model, data=tmp_path)
+  refuses('no prepared data set below', priors, model=model, data=tmp_path)
   refuses("has no split 'test'", priors, model=model, data=data, split='test')
   refuses('no model folder', priors, model=tmp_path, data=data)
-  for name in ('a', 'b'):
-    (tmp_path / name).mkdir()
-    (tmp_path / name / 'dataset_info.json').touch()
-  refuses('holds 2 data sets; give one of them', priors, model=model, data=tmp_path)
+  refuses('is itself a data set; name it with --datasets', priors, model=model,
+          data=next(data.rglob('dataset_info.json')).parent)
   refuses('--data', priors, model=model)

@@ -374,7 +374,7 @@ def test_the_model_that_a_killed_process_was_replacing_comes_back(whisper, tmp_p
 @pytest.mark.parametrize('args', [[], ['svd'], ['svd', 'a'], ['magic', 'a', 'b'], ['svd', 'a', 'b', '--dtype', 'int8'],
                                   ['export', 'a', 'b', '--nonsense']])
 def test_mistakes_on_the_command_line(refused, args):
-  assert '--help shows how it is used' in sentence(refused(*args))
+  assert 'see python -m convert' in sentence(refused(*args))
 
 
 @pytest.mark.parametrize('name', ['svd', 'whisper', 'dicetalk', 'sonic', 'priors', 'export', 'inspect', 'verify'])
