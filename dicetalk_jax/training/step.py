@@ -37,7 +37,14 @@ def make_train_step(loss_fn: Loss, tx: optax.GradientTransformation, state_shard
     ema: final decay of the moving average; 0 where the state has none.
     after_update: see `Task.after_update`.
   """
-  value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+  def whole_loss(params, frozen, *args):
+    # Gathered here, or their layout would spread to activations, which would then be sent around in every layer.
+    whole = lambda tree: jax.tree.map(lambda x: lax.with_sharding_constraint(x, P()), tree)
+    return loss_fn(whole(params), whole(frozen), *args)
+
+  def value_and_grad(params, *args):
+    value, grads = jax.value_and_grad(whole_loss, has_aux=True)(params, *args)
+    return value, lax.with_sharding_constraint(grads, state_shardings.params)
 
   def accumulated(params, frozen, batch, key, step):
     # Strided split: each device keeps its own rows, so no data moves.

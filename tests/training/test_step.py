@@ -105,3 +105,28 @@ def test_device_count_changes_only_rounding(mesh):
   one = parallel.make_mesh(devices=jax.devices()[:1])
   losses = [run(m, noisy_loss, accum=2, steps=4)[2] for m in (mesh, one)]
   np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def attention_loss(params, frozen, batch, key, step):
+  """Half a transformer: the sharded side of its weights is a head's, if nothing hinders it."""
+  x = batch['x'].reshape(-1, 4, 16)
+  q, k, v = ((x @ params[name]).reshape(*x.shape[:2], 8, -1) for name in 'qkv')
+  y = jax.nn.dot_product_attention(q, k, v)
+  return jnp.square(y.reshape(*x.shape[:2], -1) @ frozen['out'] - x).mean(), {}
+
+
+def test_the_layout_of_parameters_does_not_reach_activations():
+  """Devices exchange parameters and gradients, and no activations: nothing goes from all to all."""
+  mesh = parallel.make_mesh(fsdp=8, devices=jax.devices()[:8])
+  params = {name: np.zeros((16, 256), np.float32) for name in 'qkv'}
+  frozen = {'out': np.zeros((256, 16), np.float32)}
+  with jax.set_mesh(mesh):
+    create = functools.partial(init_state, tx=ADAM, ema=False)
+    shards = parallel.shardings(jax.eval_shape(create, params), mesh)
+    assert shards.params['q'].spec == jax.P(None, 'fsdp')
+    state = jax.jit(create, out_shardings=shards)(parallel.put_params(params, mesh))
+    step = make_train_step(attention_loss, ADAM, shards)
+    program = step.lower(state, parallel.put_params(frozen, mesh), parallel.put_batch(BATCH, mesh), jax.random.key(0))
+  text = program.compile().as_text()
+  assert text.count(' all-gather(') + text.count(' all-gather-start(') == 4
+  assert 'all-to-all' not in text and 'collective-permute' not in text
