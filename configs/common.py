@@ -88,7 +88,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.mesh.data, config.mesh.fsdp = -1, 1
   config.data.synthetic = ml_collections.ConfigDict(dict(
       size=64, train=64, val=4, test=1, clips=8, seconds=1.2, levels=(2, 3), motion=0.15, articulation=2.0,
-      zoom=1.2, seed=0))
+      zoom=1.2, drift=0.0, seed=0))
   # No published weights at this size: frozen random towers, honest about it in bundle.json.
   config.frozen = ml_collections.ConfigDict(dict(
       whisper=dict(d_model=64, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=64),

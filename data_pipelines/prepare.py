@@ -57,6 +57,7 @@ def _add_synthetic(add):
   add('--motion', type=float, default=default.motion, help='strength of head motion, 1 = natural')
   add('--articulation', type=float, default=default.articulation, help='how far speech opens the mouth, 1 = natural')
   add('--zoom', type=float, default=default.zoom, help='of the camera: 1 = head and shoulders, 1.25 = the head alone')
+  add('--drift', type=float, default=default.drift, help='slow errors of the face tracker; 1 is a whole expression')
   add('--seed', type=int, default=default.seed, help='another seed gives other people and sentences')
 
 

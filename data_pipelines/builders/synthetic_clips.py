@@ -39,6 +39,7 @@ class SyntheticConfig:
     motion: strength of head motion, 1 = natural.
     articulation: how far speech opens the mouth, 1 = natural.
     zoom: of the camera: 1 shows head and shoulders, 1.25 the head alone.
+    drift: slow errors of the face tracker; 1 is as much as the strongest expression.
     seed: another seed gives other people and sentences.
     content: which blocks the records carry, see `record.RecordSpec`.
   """
@@ -52,6 +53,7 @@ class SyntheticConfig:
   motion: float = 1.
   articulation: float = 1.
   zoom: float = 1.
+  drift: float = 0.
   seed: int = 0
   content: str = 'full'
 
@@ -68,11 +70,12 @@ class SyntheticConfig:
         'motion': (0 <= self.motion <= 3, '0 to 3'),
         'articulation': (0 <= self.articulation <= 3, '0 to 3'),
         'zoom': (1 <= self.zoom <= 1.5, '1 to 1.5'),
+        'drift': (0 <= self.drift <= 1, '0 to 1'),
         'seed': (0 <= self.seed < 200, '0 to 199')}.items():
       if not good:
         raise ConfigError(f'{name}={getattr(self, name)} cannot be generated; choose {choice}')
     # One data set, one name: 2 and 2.0, or (1, 3) and (3, 1), are the same.
-    for name in ('seconds', 'motion', 'articulation', 'zoom'):
+    for name in ('seconds', 'motion', 'articulation', 'zoom', 'drift'):
       object.__setattr__(self, name, float(getattr(self, name)))
     object.__setattr__(self, 'levels', tuple(sorted(set(self.levels))))
 
@@ -138,7 +141,8 @@ def render(job: Job) -> tuple[str, dict[str, Any]]:
   config = job.config
   clip = make_clip(
       job.identity, job.emotion, job.level, job.sentence(), size=config.size, take=job.take, motion=config.motion,
-      articulation=config.articulation, zoom=config.zoom, max_seconds=config.seconds, render=config.content == 'full')
+      articulation=config.articulation, zoom=config.zoom, drift=config.drift, max_seconds=config.seconds,
+      render=config.content == 'full')
   return job.key, record.encode_example(
       config.spec, clip_id=job.key, identity=f'synthetic/{job.identity:08d}', dataset='synthetic',
       num_frames=len(clip.expression), emotion=job.emotion, intensity=job.level, text=clip.text,

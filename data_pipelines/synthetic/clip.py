@@ -38,8 +38,8 @@ class Clip:
 
 
 def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: int = 64, take: int = 0,
-              motion: float = 1., articulation: float = 1., zoom: float = 1., max_seconds: float | None = None,
-              render: bool = True) -> Clip:
+              motion: float = 1., articulation: float = 1., zoom: float = 1., drift: float = 0.,
+              max_seconds: float | None = None, render: bool = True) -> Clip:
   """A person says a sentence in an emotion. Every value is a function of the arguments.
 
   Args:
@@ -52,6 +52,7 @@ def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: i
     motion: factor on head motion; 0 leaves only the posture of the emotion.
     articulation: factor on how far speech opens the mouth.
     zoom: of the camera: 1 shows head and shoulders, 1.25 the head alone.
+    drift: slow errors of the face tracker, in units of activations, see `emotions.expression`.
     max_seconds: cuts the finished clip after this time, to whole frames.
     render: False leaves `frames` empty, which is several times faster.
 
@@ -73,7 +74,7 @@ def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: i
   au = activations(strengths * emotions.preset(emotion, level), track, loud, jaw_gain)
   pose = head_motion(strengths * emotions.head_pose(emotion, level), loud, motion, stream('pose'))
   blink = blinks(utterance.frames, stream('blink'))
-  expression = emotions.expression(identity, au, stream('tracker'))
+  expression = emotions.expression(identity, au, stream('tracker'), drift=drift)
 
   n = utterance.frames if max_seconds is None else min(utterance.frames, int(max_seconds * FPS + 1e-6))
   if n < 1:

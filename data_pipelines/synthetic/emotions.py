@@ -76,14 +76,26 @@ def _basis() -> np.ndarray:
   return q * np.sign(np.diag(r))
 
 
-def expression(identity: int, au: np.ndarray, rng: np.random.Generator, leakage: float = LEAKAGE) -> np.ndarray:
-  """Q [3 (a (1 + l (s - 1)) + l b); .45 l v + n1; n2] with s, b and v fixed by the identity.
+def _drift(frames: int, rng: np.random.Generator) -> np.ndarray:
+  """Stationary noise of variance 1 that forgets by a factor e in a second: [frames, AUs]."""
+  keep = np.exp(-1 / FPS)
+  noise = rng.standard_normal((frames, len(AUS)))
+  for now, before in zip(noise[1:], noise):
+    now *= np.sqrt(1 - keep ** 2)
+    now += keep * before
+  return noise
+
+
+def expression(identity: int, au: np.ndarray, rng: np.random.Generator, leakage: float = LEAKAGE,
+               drift: float = 0.) -> np.ndarray:
+  """Q [3 (a (1 + l (s - 1)) + l b + d); .45 l v + n1; n2] with s, b and v fixed by the identity.
 
   Args:
     identity: seed of the person.
     au: [N, 26] activations a, speech included.
     rng: source of the tracker noise.
     leakage: l; 0 removes identity from the vector.
+    drift: standard deviation of d, errors of the tracker that last about a second and so do not average out.
 
   Returns:
     float32 [N, 64].
@@ -96,4 +108,6 @@ def expression(identity: int, au: np.ndarray, rng: np.random.Generator, leakage:
   face = au * (1 + leakage * (strength - 1)) + leakage * rest + rng.normal(0, .03, au.shape)
   code = .45 * leakage * nuisance + rng.normal(0, .25, (n, _NUISANCE_DIM))
   other = rng.normal(0, .15, (n, EXPRESSION_DIM - len(AUS) - _NUISANCE_DIM))
+  if drift:  # drawn last: the other noise does not depend on it
+    face += drift * _drift(n, rng)
   return (_SCALE * np.concatenate([3 * face, code, other], axis=-1) @ _basis().T).astype(np.float32)

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines.record import EMOTIONS, SAMPLES_PER_FRAME
+from data_pipelines.record import EMOTIONS, FPS, SAMPLES_PER_FRAME
 from data_pipelines.synthetic import emotions, motion, phonemes, speech, visemes
 from data_pipelines.synthetic.clip import Clip, activations, make_clip, make_portrait
 from data_pipelines.synthetic.identity import make_identity
@@ -175,3 +175,17 @@ def test_leakage_is_a_dial():
   x, identity, emotion = _expressions(32, 0.)
   assert _linear_probe(x, emotion, identity >= 24) > .99
   assert _linear_probe(x, identity, np.isin(emotion, (0, 1))) < .08
+
+
+def test_drift_lasts_a_second_and_changes_nothing_else():
+  au = np.zeros((4000, len(emotions.AUS)), np.float32)
+  still, drifting = (emotions.expression(3, au, np.random.default_rng(0), drift=d) for d in (0., .2))
+  error = (drifting - still).astype(np.float64)
+  second = (error[:-FPS] * error[FPS:]).mean() / np.square(error).mean()
+  assert second == pytest.approx(np.exp(-1), abs=.05)
+  # 3 * .2 in 26 of 64 directions, on the scale of the vector.
+  assert error.std() == pytest.approx(.72 * 3 * .2 * np.sqrt(26 / 64), rel=.05)
+  before, after = (make_clip(3, 'happy', 2, 5, render=False, drift=d) for d in (0., .2))
+  assert np.abs(after.expression - before.expression).max() > .2
+  np.testing.assert_array_equal(after.au, before.au)
+  np.testing.assert_array_equal(after.audio, before.audio)
