@@ -35,6 +35,9 @@ from dicetalk_jax.training.state import init_state, partition
 from dicetalk_jax.training.step import make_train_step
 
 GIB = 2 ** 30
+# Nothing is run, so machine code need not be fast; and joining hundreds of reductions takes that compiler hours.
+CPU_OPTIONS = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True,
+               'xla_disable_hlo_passes': 'all-reduce-combiner,cpu-all-reduce-combiner'}
 MEMORY = {'TPU v5e': 16, 'TPU v4': 32, 'TPU v6e': 32, 'H100': 80, 'TPU v5p': 95, 'H200': 141}  # GB, 1e9 bytes
 
 
@@ -79,10 +82,11 @@ def abstract_step(config: ml_collections.ConfigDict, mesh: Any) -> tuple[Any, tu
 def compiled_bytes(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> tuple[int, int]:
   """(arguments, temporaries) of the compiled step per device."""
   # Some layers choose their form by the backend: that of the devices compiled for, not of this host.
-  backend = mock.patch.object(jax, 'default_backend', lambda: mesh.devices.flat[0].platform)
+  platform = mesh.devices.flat[0].platform
+  backend = mock.patch.object(jax, 'default_backend', lambda: platform)
   with backend, jax.set_mesh(mesh):
     step, arguments = abstract_step(config, mesh)
-    stats = step.lower(*arguments).compile().memory_analysis()
+    stats = step.lower(*arguments).compile(CPU_OPTIONS if platform == 'cpu' else None).memory_analysis()
   outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
   return stats.argument_size_in_bytes, stats.temp_size_in_bytes + outputs
 
