@@ -35,7 +35,7 @@ from dicetalk_jax.training.state import init_state, partition
 from dicetalk_jax.training.step import make_train_step
 
 GIB = 2 ** 30
-# Nothing is run, so machine code need not be fast; and joining hundreds of reductions takes that compiler hours.
+# Nothing is run, so machine code need not be fast; and joining hundreds of reductions takes this compiler hours.
 CPU_OPTIONS = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True,
                'xla_disable_hlo_passes': 'all-reduce-combiner,cpu-all-reduce-combiner'}
 MEMORY = {'TPU v5e': 16, 'TPU v4': 32, 'TPU v6e': 32, 'H100': 80, 'TPU v5p': 95, 'H200': 141}  # GB, 1e9 bytes
