@@ -6,9 +6,10 @@
 The step is that of `configs/diffusion.py` and the training loop: loss, optimizer, averages, shardings, donation.
 Arguments are parameters, averages, moments and the batch; temporaries are gathered parameters, gradients and
 activations. XLA for CPU keeps more of these than XLA for accelerators: bfloat16 becomes float32 where the CPU has no
-instruction for it, less is fused, and nothing is scheduled for memory. Its figures are upper bounds. The compiler for
-TPU needs libtpu, but no TPU (`pip install libtpu`; set TPU_SKIP_MDS_QUERY=1 outside of Google's cloud); for meshes of
-devices that it knows, its figures are those of a run, and what does not fit it refuses.
+instruction for it, less is fused, and nothing is scheduled for memory. Its figures are upper bounds. (At full size it
+had not finished after a quarter of an hour.) The compiler for TPU needs libtpu, but no TPU (`pip install libtpu`; set
+TPU_SKIP_MDS_QUERY=1 outside of Google's cloud); for meshes of devices that it knows, its figures are those of a run,
+and what does not fit it refuses. At full size it takes an hour, and 30 GB of memory or swap.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from dicetalk_jax.training.state import init_state, partition
 from dicetalk_jax.training.step import make_train_step
 
 GIB = 2 ** 30
-# Nothing is run, so machine code need not be fast; and joining hundreds of reductions takes this compiler hours.
+# Nothing is run, so machine code need not be fast, nor reductions joined, over which this compiler takes very long.
 CPU_OPTIONS = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True,
                'xla_disable_hlo_passes': 'all-reduce-combiner,cpu-all-reduce-combiner'}
 MEMORY = {'TPU v5e': 16, 'TPU v4': 32, 'TPU v6e': 32, 'H100': 80, 'TPU v5p': 95, 'H200': 141}  # GB, 1e9 bytes
