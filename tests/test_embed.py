@@ -1,5 +1,6 @@
 """The prior of one clip, and those of a data set, from the command line."""
 
+import dataclasses
 import shutil
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from data_pipelines import compute, crops
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
+from data_pipelines.record import UNKNOWN
 from data_pipelines.source import ClipSource
 from data_pipelines.synthetic.clip import make_clip
 from dicetalk_jax import bundle, command, embed, prior_file, priors
@@ -247,7 +249,7 @@ def test_priors_of_a_data_set(model, data, run, tmp_path):
     np.testing.assert_array_equal(prior_file.read(tmp_path / 'npy' / f'{name}.npy')[0], bundle.load_prior(model, name))
 
 
-def test_priors_of_several_data_sets(model, data, run, tmp_path):
+def test_priors_of_several_data_sets(model, data, run, refuses, tmp_path):
   """Clips of all sets count alike, those without labels do not, and training finds what was computed."""
   one = next(data.rglob('dataset_info.json')).parent
   assert 'wrote 8 priors of 16 clips' in run(priors, model=model, data=tmp_path, datasets=one)
@@ -260,6 +262,10 @@ def test_priors_of_several_data_sets(model, data, run, tmp_path):
   merged = sad()
   run(priors, model=model, data=tmp_path, datasets=other)
   np.testing.assert_allclose(merged, (alone + 2 * sad()) / 3, rtol=1e-5, atol=1e-6)
+  table = ClipSource(other).table
+  dataclasses.replace(table, emotion=np.full(len(table), UNKNOWN)).save(other / 'clips-train.npz')
+  assert 'wrote 8 priors of 16 clips' in run(priors, model=model, data=tmp_path)
+  refuses('has an emotion label, which priors need', priors, model=model, data=tmp_path, datasets=other)
   assert not list(other.rglob('features')) and list((tmp_path / 'features').iterdir())
 
 
