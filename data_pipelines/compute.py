@@ -77,8 +77,22 @@ class Features:
     return {name: self.store.wait(*self._key(name), len(self.source)) for name in names}
 
   def carried(self, name: str) -> bool:
-    """Whether the feature is in the records. Priors are always computed: an embedder trained anew gives others."""
-    return name != 'prior' and len(self.source[0].get(name, ())) > 0
+    """Whether the feature is in the records. Priors are always computed: an embedder trained anew gives others.
+
+    Raises:
+      DataError: the records say that it is of another network or stride.
+    """
+    if name == 'prior' or not len(self.source[0].get(name, ())):
+      return False
+    have, want = self.source.made_by.get(name), self.made_by(name)
+    if have not in (None, want):
+      raise DataError(f'the records of {self.source} carry {have}, but this model and clip_stride ask for {want}; use '
+                      'those that the records were made with, or the data set with pixels')
+    return True
+
+  def made_by(self, name: str) -> str:
+    """Feature, settings and network, as the folder of the feature is called."""
+    return '-'.join(self._key(name))
 
   def fill(self, name: str) -> bool:
     """Computes what is missing of this process's share of one feature; whether the feature is now complete.

@@ -54,8 +54,12 @@ class Part:
       DataError
     """
     if name not in self.features:
-      if len(self.source[0].get(name, ())) == 0:
+      have = len(self.source[0].get(name, ()))
+      if not have:
         raise DataError(f'{self.source} has no {name}; compute this feature first or put it into the records')
+      if have != lengths[0]:  # one clip tells: reading all records would take too long
+        raise DataError(f'{name} in the records of {self.source} has {have} rows in the first clip, but its frames ask '
+                        f'for {lengths[0]}; use the clip_stride that it was made with')
       return
     feature = self.features[name]
     for clip, want in enumerate(lengths):

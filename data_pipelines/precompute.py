@@ -4,6 +4,9 @@ All local devices share each batch. Several processes share the clips: under `--
 `--process_id` and `--num_processes` say, which need no connection but the disk (`--process_id=$SLURM_ARRAY_TASK_ID`).
 A killed run goes on where it stopped. Training with `--config.model` and `--config.data.dir` of the same folders finds
 everything done.
+
+`--records=DIR` then writes the data sets anew, with features instead of pixels, for diffusion training elsewhere:
+`--config.data.dir=DIR`, and `--config.data.dataset` is the folder that is printed.
 """
 
 import argparse
@@ -39,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
   add('--clip_stride', type=int, default=compute.CLIP_STRIDE, help='frames per CLIP token, as config.data.clip_stride')
   add('--batch', type=int, default=compute.BATCH, help='frames, or windows of 30 s, per device and call')
   add('--threads', type=int, default=4, help='clips read at a time')
+  add('--records', default='', metavar='DIR',
+      help='also writes the data sets anew below DIR: features in the records, no pixels (see docs/data.md)')
   add('--multihost', action='store_true', help='one process of a TPU pod, Slurm, Kubernetes or MPI job')
   add('--num_processes', type=int, default=1, help='how many processes share the clips')
   add('--process_id', type=int, default=0, help='which one this is, from 0')
@@ -49,13 +54,17 @@ def main(argv: Sequence[str]) -> None:
   """Computes what is missing, one feature after the other, and says what is complete."""
   args = _parser().parse_args(argv)
   _check(args)
+  if args.records:
+    from data_pipelines.builders import packed, write
+    write.make_root(args.records)
   sources = [ClipSource(folder, split) for folder in args.datasets or data_sets(args.data) for split in args.split]
   parallel.start(args.multihost)
   mesh = parallel.make_mesh(data=-1, fsdp=1, devices=jax.local_devices())
   shard = None if args.multihost else (args.process_id, args.num_processes)
   names = [*filter(crops.side, args.features),  # in this order: the prior is made from crops and Whisper's states
            *[name for name in compute.NETWORKS
-             if name in args.features or (name == 'whisper' and 'prior' in args.features)]]
+             if name in args.features or (name == 'whisper' and 'prior' in args.features)
+             or (args.records and name in packed.BLOCKS)]]
   networks = _networks(args.model, names, mesh)
   jobs = [compute.Features(networks, source, args.data / 'features', args.clip_stride, shard, args.batch, args.threads)
           for source in sources]
@@ -68,6 +77,9 @@ def main(argv: Sequence[str]) -> None:
     for name in names:
       state = 'complete' if features.fill(name) else 'done here, not yet by the other processes'
       print(f'{name} of {source.folder} ({source.split}, {len(source)} clips): {state}', flush=True)
+  if args.records:
+    for _, splits in itertools.groupby(jobs, lambda features: features.source.folder):
+      print(packed.prepare_packed(args.records, [*splits], names))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -82,6 +94,19 @@ def _check(args: argparse.Namespace) -> None:
                       'they count from 0')
   if args.multihost and args.num_processes > 1:
     raise ConfigError('--multihost counts the processes itself; leave out --num_processes and --process_id')
+  if args.records:
+    _check_records(args)
+
+
+def _check_records(args: argparse.Namespace) -> None:
+  if args.multihost or args.num_processes > 1:
+    raise ConfigError('--records is for one process; let all compute without it, then run once more with --records and '
+                      'without --multihost, --num_processes and --process_id')
+  if '://' in args.records:
+    raise ConfigError(f'--records={args.records} must be on a disk; copy the folder to other places afterwards')
+  if args.data.resolve() in (where := pathlib.Path(args.records).resolve(), *where.parents):
+    raise ConfigError(f'--records={args.records} lies in --data={args.data}, where its clips would count twice; name '
+                      'a folder outside')
 
 
 def _networks(folder: str, names: Sequence[str], mesh: jax.sharding.Mesh) -> dict[str, Network]:

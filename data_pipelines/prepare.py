@@ -9,7 +9,6 @@ from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from data_pipelines.corpora import folder, mead
 from data_pipelines.expression import parse_columns
 from data_pipelines.preprocess import CorpusConfig
-from data_pipelines.record import CONTENTS
 from dicetalk_jax import command
 from dicetalk_jax.errors import ConfigError, one_sentence
 
@@ -35,7 +34,8 @@ def _parser() -> argparse.ArgumentParser:
   def corpus(name: str, what: str) -> argparse.ArgumentParser:
     ours = corpora.add_parser(name, help=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     ours.add_argument('--out', '--data_dir', dest='data_dir', required=True, help='root of all data sets')
-    ours.add_argument('--content', choices=CONTENTS, default='full', help='embedder and latents leave out the pixels')
+    ours.add_argument('--content', choices=('embedder', 'full'), default='full',
+                      help='embedder leaves out the pixels (latents instead: data_pipelines.precompute --records)')
     ours.add_argument('--workers', type=int, default=None, help='processes that work; all cores if not given')
     return ours
 

@@ -116,6 +116,11 @@ class ClipSource:
     return float(np.median(source.table.motion_head)), float(np.median(source.table.motion_exp))
 
   @functools.cached_property
+  def made_by(self) -> dict[str, str]:
+    """By name of a block, of which network it is (`compute.Features.made_by`), where the data set tells."""
+    return (self._builder.info.metadata or {}).get('made_by', {})
+
+  @functools.cached_property
   def fingerprint(self) -> str:
     """Changes when the data set or the split does; names everything computed from the records."""
     parts = [(self.folder / name).read_bytes() for name in ('dataset_info.json', 'features.json')]

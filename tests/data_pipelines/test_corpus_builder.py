@@ -162,7 +162,7 @@ def test_hdtf_and_voxceleb2_by_command(tmp_path, capsys):
   (hdtf / 'WRA_annotion_time.txt').write_text('Bob.mp4 00:00-00:02\n')
   (hdtf / 'WDA_crop_wh.txt').write_text('Ada0_1.mp4 40 120 20 120\n')
   (hdtf / 'WDA_resolution.txt').write_text('Ada0.mp4 144\n')
-  prepare.main(['hdtf', f'--root={hdtf}', f'--out={tmp_path}', '--content=latents', *FLAGS])
+  prepare.main(['hdtf', f'--root={hdtf}', f'--out={tmp_path}', '--content=embedder', *FLAGS])
   lines = capsys.readouterr().out.splitlines()
   folder = pathlib.Path(lines[-1])
   assert 'WDA lists 0 URLs, 2 annotated videos, 3 clips, 1 with a crop box, 0.00 h' in ''.join(lines)

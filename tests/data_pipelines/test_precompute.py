@@ -204,7 +204,7 @@ def test_rows_share_batches():
 
 class Clips:
   """Two clips in memory: 31 s of sound, and silence."""
-  split, fingerprint = 'train', 'x'
+  split, fingerprint, made_by = 'train', 'x', {}
   lengths = (775, 5)
 
   def __len__(self):
