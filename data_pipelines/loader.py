@@ -275,8 +275,9 @@ class EmbedderGroups:
   """Draws one global batch of groups, and reads the share of this process. See `embedder_loader`."""
 
   def __init__(self, parts: Sequence[Part], *, identities: int, emotions: int, clips: int, videos: int, min_len: int,
-               max_len: int, shard: tuple[int, int], visual: str = 'expression'):
-    self.parts, self.visual = list(parts), visual
+               max_len: int, shard: tuple[int, int], visual: str = 'expression',
+               visual_shape: tuple[int, ...] | None = None):
+    self.parts, self.visual, self.visual_shape = list(parts), visual, visual_shape
     self.identities, self.emotions, self.clips, self.videos = identities, emotions, clips, videos
     self.min_len, self.max_len = min_len, max_len
     self.people: list[tuple[int, list[np.ndarray]]] = []  # part, and the clips of each emotion of one person
@@ -352,6 +353,8 @@ class EmbedderGroups:
     data = self.parts[part]
     record = data.source[clip]
     seen = data.rows(self.visual, clip, record, slice(start, start + length))
+    if self.visual_shape is not None:
+      seen = sampling.visual_rows(seen, self.visual_shape)
     whisper = data.rows('whisper', clip, record, slice(2 * start, 2 * (start + length)))
     emotion = clip_record.decode_emotion(record)
     return {
@@ -383,8 +386,9 @@ def _padded(rows: np.ndarray, length: int, total: int) -> np.ndarray:
 
 def embedder_loader(
     parts: Parts, *, identities: int = 8, emotions: int = 4, clips: int = 4,
-    videos: int = 0, min_len: int = 32, max_len: int = 256, visual: str = 'expression', seed: int,
-    shard: tuple[int, int] = (0, 1), threads: int = 4, workers: int = 0) -> grain.IterDataset[Batch]:
+    videos: int = 0, min_len: int = 32, max_len: int = 256, visual: str = 'expression',
+    visual_shape: tuple[int, ...] | None = None, seed: int, shard: tuple[int, int] = (0, 1), threads: int = 4,
+    workers: int = 0) -> grain.IterDataset[Batch]:
   """Groups of windows for the contrastive loss of the emotion embedder, so that each has its positives.
 
   A batch of the whole job holds `identities * emotions * clips` windows of emotional data sets and `videos * clips`
@@ -399,6 +403,7 @@ def embedder_loader(
     videos: regular recordings per batch.
     min_len, max_len: window length in frames, drawn uniformly; shorter clips are used whole.
     visual: what is seen: 'expression', or the feature 'crops_64' uint8 `[N,64,64,3]` (any size).
+    visual_shape: of one frame of it, for clips that have none; as these are stored by default.
     seed: of everything drawn.
     shard: (index, count) of this process.
     threads: batches read at a time.
@@ -415,5 +420,6 @@ def embedder_loader(
     ConfigError: the batch does not divide among the processes.
   """
   groups = EmbedderGroups(_sequence(parts), identities=identities, emotions=emotions, clips=clips, videos=videos,
-                          min_len=min_len, max_len=max_len, shard=shard, visual=visual)
+                          min_len=min_len, max_len=max_len, shard=shard, visual=visual,
+                          visual_shape=visual_shape)
   return _batches(grain.MapDataset.range(1).seed(seed).random_map(groups).repeat(), threads, workers)

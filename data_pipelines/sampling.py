@@ -37,6 +37,16 @@ def reference_row(rng: np.random.Generator, length: int, rows: np.ndarray, strid
   return int(rng.choice(outside if len(outside) else candidates))
 
 
+def visual_rows(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """What an embedder sees of a clip, `[n,*shape]`. A clip without any has no width of its own: it gets the embedder's.
+
+  Args:
+    rows: as stored; no rows at all, of whatever shape, where a clip has no expressions or pixels.
+    shape: of one frame, `EmbedderConfig.visual_shape`.
+  """
+  return rows if len(rows) else np.zeros((0, *shape), rows.dtype)
+
+
 def audio_windows(whisper: Callable[[slice], np.ndarray], tokens: int, rows: np.ndarray) -> np.ndarray:
   """Whisper states around each frame: frame `f` sees tokens `2f-4 ... 2f+5`, zeros beyond the clip.
 

@@ -124,6 +124,11 @@ class ClipSource:
     return tuple(float(np.median(motion)) if len(motion) else 0. for motion in measured)
 
   @functools.cached_property
+  def expression_dim(self) -> int:
+    """Expression coefficients per frame; 0 if no clip has any, since records without rows have a width all the same."""
+    return self[0]['expression'].shape[1] if self.table.motion_exp.any() else 0
+
+  @functools.cached_property
   def fingerprint(self) -> str:
     """Changes when the data set or the split does; names everything computed from the records."""
     parts = [(self.folder / name).read_bytes() for name in ('dataset_info.json', 'features.json')]

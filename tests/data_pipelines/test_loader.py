@@ -319,6 +319,17 @@ def test_a_modality_that_is_missing(tmp_path):
     assert (batch['has_audio'] == batch['whisper'].any(axis=(1, 2, 3))).all() and not batch['has_audio'].all()
 
 
+@pytest.mark.parametrize('width', [2, 5])
+def test_clips_without_expressions_take_the_width_of_the_others(part, tmp_path, width):
+  source = Memory(people=2, clips=6, dataset='hdtf', labelled=False)
+  for r in source.records:
+    r['expression'] = np.zeros((0, width), np.float32)
+  unseen = part_of(source, tmp_path)
+  batch, = take(embedder([part, unseen], videos=3, visual_shape=(2,)), 1)
+  assert batch['expr'].shape == (18, 12, 2) and not batch['expr'][12:].any()
+  np.testing.assert_array_equal(batch['has_video'], np.arange(18) < 12)
+
+
 # Streams: resume, processes, mixtures.
 
 LOADERS = {

@@ -49,6 +49,13 @@ def test_a_table_that_cannot_be_written_leaves_nothing(folder, monkeypatch):
   assert len(ClipTable.load(folder / 'clips-train.npz')) == 4
 
 
+def test_the_width_of_expressions_is_that_of_clips_that_have_some(folder):
+  source = ClipSource(folder)
+  assert source.expression_dim == 64
+  assert moving(source, np.ones(4), [0, 0, 0, .1]).expression_dim == 64
+  assert moving(source, np.ones(4), np.zeros(4)).expression_dim == 0
+
+
 def test_only_measured_clips_have_part_in_the_motion_medians(folder):
   source = moving(ClipSource(folder), [0, .25, 0, .75], [0, 0, 3, 0])
   assert source.motion_medians == ClipSource(folder, 'val').motion_medians == (.5, 3)
