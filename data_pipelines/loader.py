@@ -180,12 +180,11 @@ class DiffusionExamples:
     part, record = self.part, self.part.source[clip]
     length = int(record['num_frames'])
     span = slice(rows[0], rows[-1] + 1)
-    if self.reference == 'clip':
-      other, seen = clip, record
-      reference = sampling.reference_row(rng, length, rows, self.clip_stride)
+    identity = part.source.table.identity
+    other = clip if self.reference == 'clip' else int(rng.choice(np.flatnonzero(identity == identity[clip])))
+    if other == clip:
+      seen, reference = record, sampling.reference_row(rng, length, rows, self.clip_stride)
     else:
-      identity = part.source.table.identity
-      other = int(rng.choice(np.flatnonzero(identity == identity[clip])))
       seen = part.source[other]
       reference = int(rng.choice(np.arange(0, int(seen['num_frames']), self.clip_stride)))
 
@@ -214,11 +213,11 @@ class DiffusionExamples:
     return {'mu': record['emo_mu'], 'sigma': record['emo_sigma']}
 
   def _alike(self, clip: int) -> np.ndarray:
-    """Other clips that show the same emotion of the same person; none where the emotion is unknown."""
+    """Other clips of the same person in the same emotion at the same level; none where the emotion is unknown."""
     table = self.part.source.table
     if table.emotion[clip] == clip_record.UNKNOWN:
       return np.zeros(0, int)
-    alike = (table.identity == table.identity[clip]) & (table.emotion == table.emotion[clip])
+    alike = np.logical_and.reduce([of == of[clip] for of in (table.identity, table.emotion, table.intensity)])
     return np.setdiff1d(np.flatnonzero(alike), [clip])
 
   def _buckets(self, boxes: np.ndarray, expression: np.ndarray) -> np.ndarray:
@@ -250,9 +249,9 @@ def diffusion_loader(
     measured_buckets: False gives all clips the motion buckets (8, 16) of the published inference.
     clip_stride: every how many frames there is a CLIP token.
     reference: where the reference frame comes from: the same 'clip', or any clip of the same 'identity', so that it
-      does not show the emotion that is asked for.
-    emotion: where the prior comes from: the 'same_clip'; an 'other_clip' of the same person and emotion if there is
-      one, so that it tells nothing else of the clip; 'none' leaves 'mu' and 'sigma' out.
+      need not show the emotion that is asked for.
+    emotion: where the prior comes from: the 'same_clip'; an 'other_clip' of the same person, emotion and level if there
+      is one, so that it tells nothing else of the clip; 'none' leaves 'mu' and 'sigma' out.
     shard: (index, count) of this process.
     threads: batches read at a time.
     workers: processes that read; 0 = threads of this one.

@@ -145,12 +145,26 @@ def test_reference_of_the_identity_comes_from_all_clips_of_the_person(part):
   assert others
 
 
-def test_prior_of_another_clip_shows_the_same_emotion_of_the_same_person(part, regular):
+def test_a_reference_of_the_identity_in_the_same_clip_is_outside_the_window(part):
+  same = 0
+  for batch in take(diffusion(part, batch=24, reference='identity'), 20):
+    rows, reference = batch['latents'][:, :, 0, 0, 0] % 1000, batch['reference'][:, 0, 0, 0]
+    own = reference // 1000 == clip_of(batch)
+    same += own.sum()
+    assert ((reference % 1000 < rows[:, 0]) | (reference % 1000 > rows[:, -1]))[own].all()
+  assert same > 20
+
+
+def test_prior_of_another_clip_shows_the_same_emotion_and_level_of_the_same_person(regular, tmp_path):
+  source = Memory()
+  for i, r in enumerate(source.records):  # of eight clips of a person four are happy: two levels, twice each
+    r['emotion'], r['intensity'] = ('happy', 'sad')[i % 8 // 4], 1 + i % 2
+  part = part_of(source, tmp_path)
   table, plain = part.source.table, take(diffusion(part), 5)
   for batch, same in zip(take(diffusion(part, emotion='other_clip'), 5), plain):
     clip, other = clip_of(batch), batch['mu'][:, 0].astype(int)
     assert (other != clip).all()
-    for of in (table.identity, table.emotion):
+    for of in (table.identity, table.emotion, table.intensity):
       np.testing.assert_array_equal(of[other], of[clip])
     np.testing.assert_array_equal(same['latents'], batch['latents'])  # nothing else of the stream changes before it
   for batch in take(diffusion(regular, emotion='other_clip'), 3):     # without labels nothing is known to be alike
