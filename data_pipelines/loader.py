@@ -338,10 +338,10 @@ class EmbedderGroups:
       part, recording = self.recordings[video]
       drawn += [(part, *pick) for pick in sampling.draw_group(rng, recording, self.clips)]
     windows = []
-    for part, clip, place in drawn:
+    for part, clip, *where in drawn:
       have = int(self.parts[part].source.table.num_frames[clip])
-      length = min(int(rng.integers(self.min_len, self.max_len + 1)), have)
-      windows.append((part, clip, int(place * (have - length + 1)), length))
+      length = int(rng.integers(self.min_len, self.max_len + 1))
+      windows.append((part, clip, *sampling.group_window(have, length, self.min_len, *where)))
     return windows
 
   def __call__(self, _: int, rng: np.random.Generator) -> Batch:
@@ -398,7 +398,7 @@ def embedder_loader(
       and grouped by recording. Among several of a kind, groups are drawn by weight.
     identities: people per batch.
     emotions: emotions of each, any level.
-    clips: windows of each group; groups with fewer clips give several windows of one clip.
+    clips: windows of each group; groups with fewer clips give several windows of one clip, at most half of it each.
     videos: regular recordings per batch.
     min_len, max_len: window length in frames, drawn uniformly; shorter clips are used whole.
     visual: what is seen: 'expression', or the feature 'crops_64' uint8 `[N,64,64,3]` (any size).

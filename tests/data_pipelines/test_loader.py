@@ -318,8 +318,26 @@ def test_small_groups_give_different_windows():
   rng = np.random.default_rng(0)
   for _ in range(50):
     picks = sampling.draw_group(rng, [5, 6], 5)
-    assert sorted({clip for clip, _ in picks}) == [5, 6]
-    assert len({(clip, int(3 * place)) for clip, place in picks}) == 5  # one in each third
+    assert sorted({clip for clip, *_ in picks}) == [5, 6]
+    assert len({(clip, part) for clip, part, _ in picks}) == 5  # one in each third
+    assert all(0 <= number < parts == 3 for _, (number, parts), _ in picks)
+
+
+@pytest.mark.parametrize('length', [7, 9, LENGTH])
+def test_a_clip_that_is_used_again_gives_other_frames(tmp_path, length):
+  """Also where every clip is shorter than the longest window."""
+  part = part_of(Memory(length=length), tmp_path, length=length)
+  make = lambda clips: loader.EmbedderGroups([part], identities=2, emotions=3, clips=clips, videos=0, min_len=4,
+                                             max_len=40, shard=(0, 1))
+  rng, groups, once = np.random.default_rng(0), make(8), make(2)  # of two clips each
+  for _ in range(100):
+    windows = groups.plan(rng)
+    assert len(set(windows)) == len(windows) == 48
+    for _, _, start, n in windows:
+      assert 4 <= n <= max(4, length // 2) and 0 <= start <= length - n
+  plans = [window for _ in range(100) for window in once.plan(rng)]
+  assert {n for *_, n in plans} == set(range(4, length + 1))  # a clip that is used once may be used whole
+  assert {start for _, _, start, _ in plans} == set(range(length - 3))
 
 
 def test_a_modality_that_is_missing(tmp_path):
