@@ -184,6 +184,8 @@ def test_embedder_of_a_data_set_with_and_one_without_expressions(trained, two_se
       bare if self.folder == two_sets[1] else dict)(read(self, i)))
   monkeypatch.setattr(ClipTable, 'load', lambda path: dataclasses.replace(scan(path), **(
       {'motion_exp': np.zeros(len(scan(path)))} if path.parent == two_sets[1] else {})))
+  assert [ClipSource(folder).expression_dim for folder in two_sets] == [64, 0]
+  assert ClipSource(two_sets[1])[0]['expression'].shape == (0, 51)
   run('embedder', tmp_path / 'embedder', steps=1, arg='tiny,mediapipe', dir=str(trained / 'data'),
       dataset='{}=1,{}=1'.format(*two_sets))
   assert np.isfinite(rows(tmp_path, 'embedder')[-1]['eval/clustering'])
