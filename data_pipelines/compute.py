@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines import crops
+from data_pipelines import crops, sampling
 from data_pipelines import record as clip_record
 from data_pipelines.features import Feature, FeatureStore, Item
 from data_pipelines.source import ClipSource
@@ -127,12 +127,18 @@ class Features:
     """Refuses a feature that the records cannot give.
 
     Raises:
-      DataError: the data set has no pixels.
+      DataError: the data set has no pixels, or expressions of another width than the embedder reads.
     """
     if self.carried(name) or self.store.complete(*self._key(name)):
       return
     for other in self._made_from(name):
       self.check(other)
+    if name == 'prior':
+      config, width = self.networks['embedder'].config, self.source.expression_dim
+      if config.visual == 'expression' and width not in (0, config.expr_dim):
+        raise DataError(f'the clips of {self.source} have {width} expression coefficients per frame, but the embedder '
+                        f'reads {config.expr_dim}; prepare the data set with those that it was trained on, or take '
+                        'another embedder')
     first = self.source[0].get('frames')
     if ((name in ('latents', 'clip_embed') and not first) or
         (crops.side(name) and (first is None or not any(len(record['frames']) for record in self.source)))):
@@ -188,6 +194,7 @@ class Features:
     def read(clip, record):
       seen, states = (stored[name](clip) if name in stored else record[name]
                       for name in (crops.visual(config), 'whisper'))
+      seen = sampling.visual_rows(seen, config.visual_shape)
       return _windows(seen, states, int(record['num_frames']), config.max_len)
     return read, _gaussian, lambda clip, gaussians: gaussians.mean(0, keepdims=True)
 

@@ -7,14 +7,16 @@ fingerprint; when either changes, another folder is used.
     <folder>/<data set>/<name>-<network>/     every clip is there
     <folder>/<data set>/.<name>-<network>/    being computed
       <writer>.npy      the rows of its clips, one after another
-      <writer>.clips    int64 pairs (clip, number of rows); a clip is stored when its pair is
+      <writer>.clips    int64 pairs (clip, number of rows); a clip is stored when its pair is and its rows are
 
 Each run of each process writes files of its own, so no file ever has two writers, and what a killed run has finished
-stays. Readers see the files of a folder as one.
+stays, but for clips that came within a second of the one before. Pairs follow when their rows are on the disk; should
+the end of a file be lost all the same, its clips count as missing. Readers see the files of a folder as one.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 import contextlib
+import math
 import os
 import pathlib
 import time
@@ -26,40 +28,52 @@ import numpy as np
 from dicetalk_jax.errors import DataError
 
 Item = tuple[int, np.ndarray]  # clip and its rows
+SYNC_EVERY = 1.  # seconds between syncs with the disk: one for each of many short clips could take most of the time
 
 
 class Feature:
   """One feature: `feature(clip, rows)` reads the rows of one clip. Picklable.
 
+  Args:
+    folder: of its files.
+    part: whether it is still being computed, so that clips whose rows were lost may be missing.
+
   Attributes:
     lengths: int64, rows by clip; -1 where a clip is not there.
 
   Raises:
-    DataError: the folder holds nothing that can be read.
+    DataError: the folder holds nothing that can be read, or not all that it lists.
   """
 
-  def __init__(self, folder: str | os.PathLike):
-    self.folder = pathlib.Path(folder)
+  def __init__(self, folder: str | os.PathLike, part: bool = False):
+    self.folder, self.part = pathlib.Path(folder), part
     self._files: list[np.ndarray] = []
-    places = []  # of each clip: file, first row, clip, number of rows
+    places, listed = [], []  # of each clip: file, first row, clip, number of rows
     try:
       for path in sorted(self.folder.glob('*.clips')):
-        clips, lengths = _stored(path).T
+        pairs = _stored(path)
+        listed.append(pairs[:, 0])
+        clips, lengths = pairs[:_held(path, pairs)].T
         if len(clips):
           file, first = np.full_like(clips, len(self._files)), lengths.cumsum() - lengths
           places.append(np.stack([file, first, clips, lengths], axis=1))
           self._files.append(_map(_rows_of(path), int(lengths.sum())))
     except (OSError, ValueError) as error:
       raise DataError(f'{self.folder} is damaged ({error}); delete it to compute the feature anew') from error
-    if not places:
+    if not any(map(len, places if part else listed)):
       raise DataError(f'{self.folder} holds no clips; delete it to compute the feature anew')
-    table = np.concatenate(places)
-    self._places = np.full((table[:, 2].max() + 1, 3), -1)
+    table = np.concatenate([np.zeros((0, 4), np.int64), *places])
+    self._places = np.full((max(clips.max(initial=-1) for clips in listed) + 1, 3), -1)
     self._places[table[:, 2]] = table[:, [0, 1, 3]]
     self.lengths = self._places[:, 2]
+    lost = np.unique(np.concatenate(listed))
+    lost = lost[self.lengths[lost] < 0]
+    if len(lost) and not part:
+      raise DataError(f'{self.folder} is damaged (the rows of {len(lost)} clips, such as {lost[0]}, are lost); delete '
+                      'it to compute the feature anew')
 
   def __reduce__(self):
-    return Feature, (self.folder,)
+    return Feature, (self.folder, self.part)
 
   def __len__(self) -> int:
     """Number of clips."""
@@ -99,8 +113,13 @@ class FeatureStore:
     return self.folder / f'{name}-{component}', self.folder / f'.{name}-{component}'
 
   def complete(self, name: str, component: str) -> bool:
-    """Whether `read` would find the feature."""
-    return self._paths(name, component)[0].is_dir()
+    """Whether `read` would find the feature.
+
+    Raises:
+      DataError: it is there, but cannot be read.
+    """
+    path, _ = self._paths(name, component)
+    return path.is_dir() and len(Feature(path)) > 0
 
   def read(self, name: str, component: str) -> Feature:
     """Opens a feature.
@@ -122,7 +141,7 @@ class FeatureStore:
     """
     path, part = self._paths(name, component)
     with contextlib.suppress(DataError):  # not there, or completed by another process at this moment
-      return Feature(part)
+      return Feature(part, part=True)
     return Feature(path)
 
   def write(self, name: str, component: str, items: Iterable[Item]) -> Feature:
@@ -161,11 +180,11 @@ class FeatureStore:
       Whether the feature is now complete; if not, it will be when the other processes are done.
 
     Raises:
-      DataError: see `write`.
+      DataError: see `write`; or the complete feature cannot be read.
     """
-    path, part = self._paths(name, component)
-    if path.is_dir():
+    if self.complete(name, component):
       return True
+    part = self._paths(name, component)[1]
     part.mkdir(parents=True, exist_ok=True)
     if todo := sorted(set(range(clips)[shard[0]::shard[1]]) - _done(part)):
       _append(part, name, compute(todo))
@@ -210,29 +229,54 @@ def _stored(path: pathlib.Path) -> np.ndarray:
   return np.frombuffer(whole[:len(whole) // 16 * 16], np.int64).reshape(-1, 2)
 
 
+def _held(path: pathlib.Path, pairs: np.ndarray) -> int:
+  """How many of a writer's pairs have their rows in its data file: a power cut may have taken the end of it."""
+  try:
+    with open(_rows_of(path), 'rb') as file:  # opening asks network disks for the size anew
+      shape, dtype = _read_header(file)
+      room = os.fstat(file.fileno()).st_size - file.tell()
+  except (FileNotFoundError, ValueError):  # not even a header
+    return 0
+  return int((pairs[:, 1].cumsum() * math.prod(shape) * dtype.itemsize <= room).sum())
+
+
 def _done(part: pathlib.Path) -> set[int]:
   """The clips that any writer has stored."""
   done: set[int] = set()
   for path in part.glob('*.clips'):
     with contextlib.suppress(FileNotFoundError):  # the feature was completed meanwhile
-      done |= set(_stored(path)[:, 0].tolist())
+      pairs = _stored(path)
+      done |= set(pairs[:_held(path, pairs), 0].tolist())
   return done
 
 
 def _map(path: pathlib.Path, rows: int) -> np.ndarray:
   """The first `rows` rows; a killed writer has left a header that counts none."""
   with open(path, 'rb') as file:
-    np.lib.format.read_magic(file)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    return np.memmap(path, dtype, 'r', file.tell(), (rows, *shape[1:]))
+    shape, dtype = _read_header(file)
+    return np.memmap(path, dtype, 'r', file.tell(), (rows, *shape))
+
+
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+  """Shape and type of a row."""
+  np.lib.format.read_magic(file)
+  shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+  return shape[1:], dtype
 
 
 def _append(folder: pathlib.Path, name: str, items: Iterable[Item]) -> None:
-  """Writes items into two new files."""
+  """Writes items into two new files. What was written before an error is stored."""
   path = folder / f'{uuid.uuid4().hex}.clips'
   stored: set[int] = set()
-  total, rows = 0, None
+  total, rows, pairs, synced = 0, None, [], -math.inf
   with contextlib.ExitStack() as stack:
+    def sync():  # rows before their pairs
+      data.flush()
+      os.fsync(data.fileno())
+      clips.write(np.array(pairs, np.int64).tobytes())
+      os.fsync(clips.fileno())
+      pairs.clear()
+
     for clip, array in items:
       array = np.asarray(array, order='C')
       if clip in stored:
@@ -242,13 +286,16 @@ def _append(folder: pathlib.Path, name: str, items: Iterable[Item]) -> None:
         data = stack.enter_context(open(_rows_of(path), 'xb'))
         _write_header(data, 0, *rows)
         clips = stack.enter_context(open(path, 'xb', buffering=0))
+        stack.callback(sync)
       if (array.dtype, array.shape[1:]) != rows:
         raise DataError(f'feature {name}: rows of clip {clip} are {array.dtype} {array.shape[1:]}, others {rows}')
       data.write(array.data)
-      data.flush()
-      clips.write(np.array([clip, len(array)], np.int64).tobytes())
+      pairs.append((clip, len(array)))
       stored.add(clip)
       total += len(array)
+      if time.monotonic() - synced > SYNC_EVERY:
+        sync()
+        synced = time.monotonic()
     if rows is not None:  # for other readers of .npy files
       data.seek(0)
       _write_header(data, total, *rows)

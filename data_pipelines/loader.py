@@ -184,12 +184,11 @@ class DiffusionExamples:
     part, record = self.part, self.part.source[clip]
     length = int(record['num_frames'])
     span = slice(rows[0], rows[-1] + 1)
-    if self.reference == 'clip':
-      other, seen = clip, record
-      reference = sampling.reference_row(rng, length, rows, self.clip_stride)
+    identity = part.source.table.identity
+    other = clip if self.reference == 'clip' else int(rng.choice(np.flatnonzero(identity == identity[clip])))
+    if other == clip:
+      seen, reference = record, sampling.reference_row(rng, length, rows, self.clip_stride)
     else:
-      identity = part.source.table.identity
-      other = int(rng.choice(np.flatnonzero(identity == identity[clip])))
       seen = part.source[other]
       reference = int(rng.choice(np.arange(0, int(seen['num_frames']), self.clip_stride)))
 
@@ -218,11 +217,11 @@ class DiffusionExamples:
     return {'mu': record['emo_mu'], 'sigma': record['emo_sigma']}
 
   def _alike(self, clip: int) -> np.ndarray:
-    """Other clips that show the same emotion of the same person; none where the emotion is unknown."""
+    """Other clips of the same person in the same emotion at the same level; none where the emotion is unknown."""
     table = self.part.source.table
     if table.emotion[clip] == clip_record.UNKNOWN:
       return np.zeros(0, int)
-    alike = (table.identity == table.identity[clip]) & (table.emotion == table.emotion[clip])
+    alike = np.logical_and.reduce([of == of[clip] for of in (table.identity, table.emotion, table.intensity)])
     return np.setdiff1d(np.flatnonzero(alike), [clip])
 
   def _buckets(self, boxes: np.ndarray, expression: np.ndarray) -> np.ndarray:
@@ -254,9 +253,9 @@ def diffusion_loader(
     measured_buckets: False gives all clips the motion buckets (8, 16) of the published inference.
     clip_stride: every how many frames there is a CLIP token.
     reference: where the reference frame comes from: the same 'clip', or any clip of the same 'identity', so that it
-      does not show the emotion that is asked for.
-    emotion: where the prior comes from: the 'same_clip'; an 'other_clip' of the same person and emotion if there is
-      one, so that it tells nothing else of the clip; 'none' leaves 'mu' and 'sigma' out.
+      need not show the emotion that is asked for.
+    emotion: where the prior comes from: the 'same_clip'; an 'other_clip' of the same person, emotion and level if there
+      is one, so that it tells nothing else of the clip; 'none' leaves 'mu' and 'sigma' out.
     shard: (index, count) of this process.
     threads: batches read at a time.
     workers: processes that read; 0 = threads of this one.
@@ -279,8 +278,9 @@ class EmbedderGroups:
   """Draws one global batch of groups, and reads the share of this process. See `embedder_loader`."""
 
   def __init__(self, parts: Sequence[Part], *, identities: int, emotions: int, clips: int, videos: int, min_len: int,
-               max_len: int, shard: tuple[int, int], visual: str = 'expression'):
-    self.parts, self.visual = list(parts), visual
+               max_len: int, shard: tuple[int, int], visual: str = 'expression',
+               visual_shape: tuple[int, ...] | None = None):
+    self.parts, self.visual, self.visual_shape = list(parts), visual, visual_shape
     self.identities, self.emotions, self.clips, self.videos = identities, emotions, clips, videos
     self.min_len, self.max_len = min_len, max_len
     self.people: list[tuple[int, list[np.ndarray]]] = []  # part, and the clips of each emotion of one person
@@ -342,10 +342,10 @@ class EmbedderGroups:
       part, recording = self.recordings[video]
       drawn += [(part, *pick) for pick in sampling.draw_group(rng, recording, self.clips)]
     windows = []
-    for part, clip, place in drawn:
+    for part, clip, *where in drawn:
       have = int(self.parts[part].source.table.num_frames[clip])
-      length = min(int(rng.integers(self.min_len, self.max_len + 1)), have)
-      windows.append((part, clip, int(place * (have - length + 1)), length))
+      length = int(rng.integers(self.min_len, self.max_len + 1))
+      windows.append((part, clip, *sampling.group_window(have, length, self.min_len, *where)))
     return windows
 
   def __call__(self, _: int, rng: np.random.Generator) -> Batch:
@@ -356,6 +356,8 @@ class EmbedderGroups:
     data = self.parts[part]
     record = data.source[clip]
     seen = data.rows(self.visual, clip, record, slice(start, start + length))
+    if self.visual_shape is not None:
+      seen = sampling.visual_rows(seen, self.visual_shape)
     whisper = data.rows('whisper', clip, record, slice(2 * start, 2 * (start + length)))
     emotion = clip_record.decode_emotion(record)
     return {
@@ -387,8 +389,9 @@ def _padded(rows: np.ndarray, length: int, total: int) -> np.ndarray:
 
 def embedder_loader(
     parts: Parts, *, identities: int = 8, emotions: int = 4, clips: int = 4,
-    videos: int = 0, min_len: int = 32, max_len: int = 256, visual: str = 'expression', seed: int,
-    shard: tuple[int, int] = (0, 1), threads: int = 4, workers: int = 0) -> grain.IterDataset[Batch]:
+    videos: int = 0, min_len: int = 32, max_len: int = 256, visual: str = 'expression',
+    visual_shape: tuple[int, ...] | None = None, seed: int, shard: tuple[int, int] = (0, 1), threads: int = 4,
+    workers: int = 0) -> grain.IterDataset[Batch]:
   """Groups of windows for the contrastive loss of the emotion embedder, so that each has its positives.
 
   A batch of the whole job holds `identities * emotions * clips` windows of emotional data sets and `videos * clips`
@@ -399,10 +402,11 @@ def embedder_loader(
       and grouped by recording. Among several of a kind, groups are drawn by weight.
     identities: people per batch.
     emotions: emotions of each, any level.
-    clips: windows of each group; groups with fewer clips give several windows of one clip.
+    clips: windows of each group; groups with fewer clips give several windows of one clip, at most half of it each.
     videos: regular recordings per batch.
     min_len, max_len: window length in frames, drawn uniformly; shorter clips are used whole.
     visual: what is seen: 'expression', or the feature 'crops_64' uint8 `[N,64,64,3]` (any size).
+    visual_shape: of one frame of it, for clips that have none; as these are stored by default.
     seed: of everything drawn.
     shard: (index, count) of this process.
     threads: batches read at a time.
@@ -419,5 +423,6 @@ def embedder_loader(
     ConfigError: the batch does not divide among the processes.
   """
   groups = EmbedderGroups(_sequence(parts), identities=identities, emotions=emotions, clips=clips, videos=videos,
-                          min_len=min_len, max_len=max_len, shard=shard, visual=visual)
+                          min_len=min_len, max_len=max_len, shard=shard, visual=visual,
+                          visual_shape=visual_shape)
   return _batches(grain.MapDataset.range(1).seed(seed).random_map(groups).repeat(), threads, workers)

@@ -37,6 +37,16 @@ def reference_row(rng: np.random.Generator, length: int, rows: np.ndarray, strid
   return int(rng.choice(outside if len(outside) else candidates))
 
 
+def visual_rows(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """What an embedder sees of a clip, `[n,*shape]`. A clip without any has no width of its own: it gets the embedder's.
+
+  Args:
+    rows: as stored; no rows at all, of whatever shape, where a clip has no expressions or pixels.
+    shape: of one frame, `EmbedderConfig.visual_shape`.
+  """
+  return rows if len(rows) else np.zeros((0, *shape), rows.dtype)
+
+
 def audio_windows(whisper: Callable[[slice], np.ndarray], tokens: int, rows: np.ndarray) -> np.ndarray:
   """Whisper states around each frame: frame `f` sees tokens `2f-4 ... 2f+5`, zeros beyond the clip.
 
@@ -83,11 +93,30 @@ def motion_bucket(value: float, median: float, fallback: float) -> float:
   return float(np.clip(16 * value / median, 0, MAX_BUCKET)) if median > 0 else fallback
 
 
-def draw_group(rng: np.random.Generator, clips: Sequence[int], count: int) -> list[tuple[int, float]]:
-  """`count` (clip, place) pairs of one group, the place being where in the clip a window starts, in [0, 1).
+def draw_group(rng: np.random.Generator, clips: Sequence[int], count: int) -> list[tuple[int, tuple[int, int], float]]:
+  """`count` windows of one group: clip, which of how many parts of it the window starts in, and where there, in [0, 1).
 
-  All clips are used before one is used again; then the windows of one clip lie in different parts of it.
+  All clips are used before one is used again; then the windows of one clip start in different parts of it.
   """
   rounds = math.ceil(count / len(clips))
   order = rng.permutation(np.asarray(clips))
-  return [(int(order[k % len(order)]), (k // len(order) + rng.random()) / rounds) for k in range(count)]
+  return [(int(order[k % len(order)]), (k // len(order), rounds), rng.random()) for k in range(count)]
+
+
+def group_window(have: int, length: int, min_len: int, part: tuple[int, int], place: float) -> tuple[int, int]:
+  """First frame and number of frames of a window that `draw_group` has drawn.
+
+  A clip that is used again gives windows of at most half of it, so that they start at different frames: positives that
+  are one and the same window teach nothing. Clips of hardly more than `min_len` frames leave no choice.
+
+  Args:
+    have: frames of the clip.
+    length: frames asked for, at least `min_len`; shorter clips are used whole.
+    min_len: fewest frames.
+    part, place: see `draw_group`.
+  """
+  number, parts = part
+  length = min(length, have if parts == 1 else max(min_len, have // 2), have)
+  starts = have - length + 1
+  first, end = (k * starts // parts for k in (number, number + 1))
+  return first + int(place * (end - first)), length

@@ -6,8 +6,8 @@ import functools
 import hashlib
 import os
 import pathlib
-import tempfile
 from typing import Any, Self
+import uuid
 
 import numpy as np
 
@@ -43,9 +43,13 @@ class ClipTable:
 
   def save(self, path: pathlib.Path):
     """Writes the table aside and moves it when whole."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-      np.savez(file, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
-    os.replace(file.name, path)
+    aside = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
+    try:
+      with open(aside, 'xb') as file:
+        np.savez(file, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+      os.replace(aside, path)
+    finally:
+      aside.unlink(missing_ok=True)
 
   @classmethod
   def load(cls, path: pathlib.Path) -> Self:
@@ -110,10 +114,19 @@ class ClipSource:
 
   @functools.cached_property
   def motion_medians(self) -> tuple[float, float]:
-    """Median head and expression motion of the training clips: the unit of the motion buckets."""
+    """Median head and expression motion of the training clips: the unit of the motion buckets; 0 if none has any.
+
+    Clips without boxes or expressions say 0, and do not count.
+    """
     splits = self._builder.info.splits
     source = ClipSource(self.folder, 'train') if self.split != 'train' and 'train' in splits else self
-    return float(np.median(source.table.motion_head)), float(np.median(source.table.motion_exp))
+    measured = (motion[motion > 0] for motion in (source.table.motion_head, source.table.motion_exp))
+    return tuple(float(np.median(motion)) if len(motion) else 0. for motion in measured)
+
+  @functools.cached_property
+  def expression_dim(self) -> int:
+    """Expression coefficients per frame; 0 if no clip has any, since records without rows have a width all the same."""
+    return self[0]['expression'].shape[1] if self.table.motion_exp.any() else 0
 
   @functools.cached_property
   def made_by(self) -> dict[str, str]:

@@ -52,6 +52,10 @@ def embedder(config: Any) -> None:
   """Raises ConfigError with the reason; `config` as in `configs/embedder.py`."""
   _choices(config, EMBEDDER)
   _rates(config.drop)
+  shortest, longest = config.data.min_len, config.data.max_len
+  if not 1 <= shortest <= longest:
+    raise ConfigError(f'config.data.min_len={shortest} and config.data.max_len={longest} are the shortest and the '
+                      'longest window in frames; make the first at least 1 and at most the second')
   only = config.embedder.modalities
   if only in ('video', 'audio') and sum(config.drop.values()):
     raise ConfigError(f"config.embedder.modalities='{only}' with config.drop={config.drop.to_dict()}: the only "

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import compute, crops, loader
+from data_pipelines import compute, crops, loader, sampling
 from data_pipelines.record import EMOTIONS, UNKNOWN
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.errors import ConfigError, DataError
@@ -47,10 +47,9 @@ class EmbedderTask(Task):
       raise ConfigError(f'config.embedder.whisper_dim={config.embedder.whisper_dim}, but the Whisper encoder of '
                         f'{self.model_dir} has width {self.whisper.config.d_model}')
     for source in [part.source for part in (*self.train, *self.val)]:
-      width = source[0]['expression'].shape[1]
-      if self.visual == 'expression' and width != config.embedder.expr_dim:
+      if self.visual == 'expression' and source.expression_dim not in (0, config.embedder.expr_dim):
         raise ConfigError(f'config.embedder.expr_dim={config.embedder.expr_dim}, but the clips of {source} have '
-                          f'{width} expression coefficients per frame; set it to that')
+                          f'{source.expression_dim} expression coefficients per frame; set it to that')
     self.build = registry.builder('embedder', config.embedder.to_dict(), config.dtype)
     self.graphdef, _ = core.abstract(self.build)
     self.parts = {split: [self._part(part) for part in parts]
@@ -84,15 +83,17 @@ class EmbedderTask(Task):
     params = core.init_params(self.build, key)
     if self.config.embedder.expr_norm == 'zscore':
       params['expr_mean'], params['expr_std'] = _moments(
-          record['expression'] for part in self.train for record in part.source)
+          sampling.visual_rows(record['expression'], self.model_config.visual_shape)
+          for part in self.train for record in part.source)
     return core.prefixed('embedder', params)
 
   def batches(self):
     data = self.config.data
     return iter(loader.embedder_loader(
         self.parts['train'], identities=data.identities, emotions=data.emotions, clips=data.clips, videos=data.videos,
-        min_len=data.min_len, max_len=data.max_len, visual=self.visual, seed=self.config.seed,
-        shard=parallel.batch_shard(self.mesh), workers=data.workers))
+        min_len=data.min_len, max_len=data.max_len, visual=self.visual,
+        visual_shape=self.model_config.visual_shape, seed=self.config.seed, shard=parallel.batch_shard(self.mesh),
+        workers=data.workers))
 
   def loss(self, params, frozen, batch, key, step):
     """InfoNCE between samples of the priors, with modality dropout."""
@@ -122,6 +123,7 @@ class EmbedderTask(Task):
     n = min(int(record['num_frames']), length)
     pad = lambda x, size: np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1)))
     seen, heard = (part.rows(name, clip, record, slice(rows)) for name, rows in ((self.visual, n), ('whisper', 2 * n)))
+    seen = sampling.visual_rows(seen, self.model_config.visual_shape)
     return pad(seen, length), pad(heard, 2 * length), np.arange(length) < n, len(seen) > 0, len(heard) > 0
 
   def evaluate(self, params, frozen) -> tuple[dict[str, float], dict[str, Picture]]:

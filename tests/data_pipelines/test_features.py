@@ -1,11 +1,13 @@
-"""Feature files: reading rows, reuse, interrupted runs, several processes."""
+"""Feature files: reading rows, reuse, interrupted runs, lost ends of files, several processes."""
 
+import os
 import pickle
 import threading
 
 import numpy as np
 import pytest
 
+from data_pipelines import features
 from data_pipelines.features import FeatureStore
 from dicetalk_jax.errors import DataError
 
@@ -99,6 +101,47 @@ def test_what_an_interrupted_run_has_stored_stays(store):
   assert store.fill('latents', 'vae', 3, compute) and asked == [2]
 
 
+@pytest.mark.parametrize(('lost', 'missing'), [(1, [2]), (80, [2]), (81, [0, 1, 2]), (200, [0, 1, 2])])
+def test_clips_at_the_lost_end_of_a_file_are_computed_again(store, lost, missing):
+  """After a power cut: of 8 rows of 16 bytes behind a header of 128, the last bytes."""
+  with pytest.raises(KeyboardInterrupt):
+    store.write('latents', 'vae', broken(3))
+  data, = (store.folder / '.latents-vae').glob('*.npy')
+  assert data.stat().st_size == 256
+  os.truncate(data, 256 - lost)
+  if missing == [2]:
+    assert list(store.read_part('latents', 'vae').lengths) == [3, 0, -1]
+  asked = []
+  def compute(clips):
+    asked.extend(clips)
+    return [_arrays()[clip] for clip in clips]
+  assert store.fill('latents', 'vae', 3, compute) and asked == missing
+  for clip, array in _arrays():
+    np.testing.assert_array_equal(store.read('latents', 'vae')(clip), array)
+
+
+@pytest.mark.parametrize('every', [-1., 1e9])
+def test_rows_are_on_the_disk_before_their_pairs(store, monkeypatch, every):
+  safe, sync = {}, os.fsync
+  def fsync(file):
+    sync(file)
+    safe[os.fstat(file).st_ino] = os.fstat(file).st_size
+  monkeypatch.setattr(os, 'fsync', fsync)
+  monkeypatch.setattr(features, 'SYNC_EVERY', every)
+  part = store.folder / '.latents-vae'
+  seen = []
+  def items():
+    for clip in range(5):
+      yield clip, np.full((3, 2), clip)
+      pairs, = part.glob('*.clips')
+      seen.append(pairs.stat().st_size // 16)
+      assert safe[pairs.with_suffix('.npy').stat().st_ino] >= 128 + 48 * seen[-1]
+      assert safe[pairs.stat().st_ino] == 16 * seen[-1]
+  feature = store.write('latents', 'vae', items())
+  assert seen == ([1, 2, 3, 4, 5] if every < 0 else [1] * 5)  # many short clips go together
+  assert len(feature) == 5 and set(safe.values()) == {128 + 5 * 48, 5 * 16}
+
+
 def test_processes_share_the_clips(store):
   asked = {}
   def run(index):
@@ -136,11 +179,15 @@ def test_a_damaged_feature_is_named(store):
   feature = store.write('latents', 'vae', _arrays())
   data, = feature.folder.glob('*.npy')
   data.write_bytes(data.read_bytes()[:-1])
-  with pytest.raises(DataError, match='latents-vae is damaged.*delete it'):
-    store.read('latents', 'vae')
-  (feature.folder / data.with_suffix('.clips')).unlink()
-  with pytest.raises(DataError, match='latents-vae holds no clips'):
-    store.read('latents', 'vae')
+  complete = lambda: store.complete('latents', 'vae')
+  fill = lambda: store.fill('latents', 'vae', 3, lambda clips: [])
+  for use in (lambda: store.read('latents', 'vae'), complete, fill):
+    with pytest.raises(DataError, match='latents-vae is damaged.*delete it'):
+      use()
+  (feature.folder / data.with_suffix('.clips')).unlink()  # as an older layout has none
+  for use in (lambda: store.read('latents', 'vae'), complete, fill):
+    with pytest.raises(DataError, match='latents-vae holds no clips; delete it to compute the feature anew'):
+      use()
 
 
 def test_what_does_not_fit_is_refused(store):

@@ -145,12 +145,26 @@ def test_reference_of_the_identity_comes_from_all_clips_of_the_person(part):
   assert others
 
 
-def test_prior_of_another_clip_shows_the_same_emotion_of_the_same_person(part, regular):
+def test_a_reference_of_the_identity_in_the_same_clip_is_outside_the_window(part):
+  same = 0
+  for batch in take(diffusion(part, batch=24, reference='identity'), 20):
+    rows, reference = batch['latents'][:, :, 0, 0, 0] % 1000, batch['reference'][:, 0, 0, 0]
+    own = reference // 1000 == clip_of(batch)
+    same += own.sum()
+    assert ((reference % 1000 < rows[:, 0]) | (reference % 1000 > rows[:, -1]))[own].all()
+  assert same > 20
+
+
+def test_prior_of_another_clip_shows_the_same_emotion_and_level_of_the_same_person(regular, tmp_path):
+  source = Memory()
+  for i, r in enumerate(source.records):  # of eight clips of a person four are happy: two levels, twice each
+    r['emotion'], r['intensity'] = ('happy', 'sad')[i % 8 // 4], 1 + i % 2
+  part = part_of(source, tmp_path)
   table, plain = part.source.table, take(diffusion(part), 5)
   for batch, same in zip(take(diffusion(part, emotion='other_clip'), 5), plain):
     clip, other = clip_of(batch), batch['mu'][:, 0].astype(int)
     assert (other != clip).all()
-    for of in (table.identity, table.emotion):
+    for of in (table.identity, table.emotion, table.intensity):
       np.testing.assert_array_equal(of[other], of[clip])
     np.testing.assert_array_equal(same['latents'], batch['latents'])  # nothing else of the stream changes before it
   for batch in take(diffusion(regular, emotion='other_clip'), 3):     # without labels nothing is known to be alike
@@ -304,8 +318,26 @@ def test_small_groups_give_different_windows():
   rng = np.random.default_rng(0)
   for _ in range(50):
     picks = sampling.draw_group(rng, [5, 6], 5)
-    assert sorted({clip for clip, _ in picks}) == [5, 6]
-    assert len({(clip, int(3 * place)) for clip, place in picks}) == 5  # one in each third
+    assert sorted({clip for clip, *_ in picks}) == [5, 6]
+    assert len({(clip, part) for clip, part, _ in picks}) == 5  # one in each third
+    assert all(0 <= number < parts == 3 for _, (number, parts), _ in picks)
+
+
+@pytest.mark.parametrize('length', [7, 9, LENGTH])
+def test_a_clip_that_is_used_again_gives_other_frames(tmp_path, length):
+  """Also where every clip is shorter than the longest window."""
+  part = part_of(Memory(length=length), tmp_path, length=length)
+  make = lambda clips: loader.EmbedderGroups([part], identities=2, emotions=3, clips=clips, videos=0, min_len=4,
+                                             max_len=40, shard=(0, 1))
+  rng, groups, once = np.random.default_rng(0), make(8), make(2)  # of two clips each
+  for _ in range(100):
+    windows = groups.plan(rng)
+    assert len(set(windows)) == len(windows) == 48
+    for _, _, start, n in windows:
+      assert 4 <= n <= max(4, length // 2) and 0 <= start <= length - n
+  plans = [window for _ in range(100) for window in once.plan(rng)]
+  assert {n for *_, n in plans} == set(range(4, length + 1))  # a clip that is used once may be used whole
+  assert {start for _, _, start, _ in plans} == set(range(length - 3))
 
 
 def test_a_modality_that_is_missing(tmp_path):
@@ -317,6 +349,17 @@ def test_a_modality_that_is_missing(tmp_path):
   for batch in take(embedder(silent), 5):
     assert (batch['has_video'] == batch['expr'].any(axis=(1, 2))).all() and not batch['has_video'].all()
     assert (batch['has_audio'] == batch['whisper'].any(axis=(1, 2, 3))).all() and not batch['has_audio'].all()
+
+
+@pytest.mark.parametrize('width', [2, 5])
+def test_clips_without_expressions_take_the_width_of_the_others(part, tmp_path, width):
+  source = Memory(people=2, clips=6, dataset='hdtf', labelled=False)
+  for r in source.records:
+    r['expression'] = np.zeros((0, width), np.float32)
+  unseen = part_of(source, tmp_path)
+  batch, = take(embedder([part, unseen], videos=3, visual_shape=(2,)), 1)
+  assert batch['expr'].shape == (18, 12, 2) and not batch['expr'][12:].any()
+  np.testing.assert_array_equal(batch['has_video'], np.arange(18) < 12)
 
 
 # Streams: resume, processes, mixtures.

@@ -204,7 +204,7 @@ def test_rows_share_batches():
 
 class Clips:
   """Two clips in memory: 31 s of sound, and silence."""
-  split, fingerprint, made_by = 'train', 'x', {}
+  split, fingerprint, made_by, expression_dim = 'train', 'x', {}, 64
   lengths = (775, 5)
 
   def __len__(self):
@@ -227,6 +227,30 @@ def test_long_sound_is_read_in_windows_and_silence_has_no_rows(nets, tmp_path):
   states = np.asarray(nets['whisper'].stage(call)(mel)).reshape(3000, 2, 8)[:1550]
   np.testing.assert_allclose(features['whisper'](0), states, atol=4e-3)
   assert np.isfinite(features['prior'](1)).all()
+
+
+class Unseen(Clips):
+  """Without expressions, though the records have room for as many as MediaPipe gives."""
+  expression_dim = 0
+
+  def __getitem__(self, i):
+    return super().__getitem__(i) | {'expression': np.zeros((0, 51), np.float32)}
+
+
+def test_priors_of_clips_without_expressions_are_those_of_their_sound(nets, tmp_path):
+  features = compute.Features(nets, Unseen(), tmp_path, batch=2).ready('whisper', 'prior')
+  want = compute.gaussian(nets['embedder'], np.zeros((0, 64), np.float32), features['whisper'](0))
+  np.testing.assert_allclose(features['prior'](0)[0], want, atol=1e-5)
+
+
+def test_expressions_of_another_width_are_refused(nets, tmp_path):
+  wide = Clips()
+  wide.expression_dim = 51
+  features = compute.Features(nets, wide, tmp_path)
+  for refuse in (features.check, features.fill):
+    with pytest.raises(DataError, match='have 51 expression coefficients per frame, but the embedder reads 64; '):
+      refuse('prior')
+  assert not list(tmp_path.rglob('*.npy'))  # nothing was computed before
 
 
 class Seen(Clips):

@@ -84,6 +84,8 @@ def test_impossible_diffusion_settings(arg, changes, sentence):
     ('video_only', {'drop.video': 0.2}, 'only modality cannot be dropped'),
     ('default', {'drop.video': 0.6, 'drop.audio': 0.6}, 'sum at most 1'),
     ('default', {'loss.similarity': 'dot'}, 'cosine, inv_dist'),
+    ('default', {'data.min_len': 257}, 'min_len=257 and config.data.max_len=256 are .* at most the second'),
+    ('default', {'data.min_len': 0}, 'min_len=0 .* at least 1'),
     ('crops,audio_only', {}, "modalities='audio' with config.embedder.visual='crops': the crops would never be seen"),
     ('crops,mediapipe', {}, "expr_norm='zscore' with config.embedder.visual='crops': there are no expression coeff"),
 ])

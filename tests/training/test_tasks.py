@@ -1,5 +1,6 @@
 """The three tasks at the smallest size there is, one after the other through the one loop, and a video at the end."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -13,6 +14,7 @@ from data_pipelines import compute, crops, precompute
 from data_pipelines import record as clip_record
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
+from data_pipelines.source import ClipSource, ClipTable
 from dicetalk_jax import bundle, main, parallel
 from dicetalk_jax.errors import ConfigError, WeightsError
 from dicetalk_jax.media.video import read_video
@@ -172,6 +174,29 @@ def test_embedder_of_several_data_sets(trained, two_sets, tmp_path):
               dataset=f'synthetic=0.5,{two_sets[1]}=0.5')
   assert int(state.step) == 1 and np.isfinite(rows(tmp_path, 'embedder')[-1]['eval/clustering'])
   assert len(bundle.emotions(tmp_path / 'model')) == 8
+
+
+def test_embedder_of_a_data_set_with_and_one_without_expressions(trained, two_sets, tmp_path, monkeypatch):
+  """The latter has columns for another tracker. Its clips are heard only, in training, evaluation and priors."""
+  read, scan = ClipSource.__getitem__, ClipTable.load
+  bare = lambda record: record | {'expression': np.zeros((0, 51), np.float32)}
+  monkeypatch.setattr(ClipSource, '__getitem__', lambda self, i: (
+      bare if self.folder == two_sets[1] else dict)(read(self, i)))
+  monkeypatch.setattr(ClipTable, 'load', lambda path: dataclasses.replace(scan(path), **(
+      {'motion_exp': np.zeros(len(scan(path)))} if path.parent == two_sets[1] else {})))
+  assert [ClipSource(folder).expression_dim for folder in two_sets] == [64, 0]
+  assert ClipSource(two_sets[1])[0]['expression'].shape == (0, 51)
+  run('embedder', tmp_path / 'embedder', steps=1, arg='tiny,mediapipe', dir=str(trained / 'data'),
+      dataset='{}=1,{}=1'.format(*two_sets))
+  assert np.isfinite(rows(tmp_path, 'embedder')[-1]['eval/clustering'])
+  assert len(bundle.emotions(tmp_path / 'model')) == 8
+
+
+def test_embedder_of_expressions_of_another_width_is_refused(trained, two_sets):
+  config = micro('embedder')
+  config.data.dir, config.embedder.expr_dim = str(trained / 'data'), 51
+  with pytest.raises(ConfigError, match='expr_dim=51, but the clips of .* have 64 expression coefficients per frame'):
+    main.task_class('embedder')(config, ONE, trained / 'embedder')
 
 
 def test_embedder_of_crops_and_its_priors_in_diffusion(tmp_path):
