@@ -22,14 +22,14 @@ class AutoencoderTask(Task):
   def __init__(self, config, mesh, workdir):
     super().__init__(config, mesh, workdir)
     self.build = registry.builder('vae', config.vae.to_dict(), config.dtype)
-    self.graphdef, _ = core.abstract(self.build)
+    self.graphdef, self.target = core.abstract(self.build)
     self.train, self.val = sources.train_and_val(config, self.data_dir)
     self.reconstruct = jax.jit(self._reconstruct)
 
   def init(self, key: jax.Array) -> core.Params:
     """Parameters `vae.*`: from `init_from`, or drawn."""
     if self.config.init_from:
-      return core.prefixed('vae', bundle.load_component(self.config.init_from, 'vae')[1])
+      return core.prefixed('vae', sources.initial(self.config, 'vae', self.target))
     params = core.init_params(self.build, key)
     # The posterior begins narrow: at deviation 1 its noise would drown the untrained mean.
     params['quant_conv.bias'] = params['quant_conv.bias'].at[self.config.vae.latent_channels:].set(-6.0)

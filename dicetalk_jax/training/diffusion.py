@@ -11,7 +11,7 @@ from data_pipelines import compute, loader
 from data_pipelines import record as clip_record
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.diffusion import sampler
-from dicetalk_jax.errors import ConfigError, WeightsError
+from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.media import sheet
 from dicetalk_jax.media.video import Video
 from dicetalk_jax.models import core, registry
@@ -135,7 +135,7 @@ class DiffusionTask(Task):
     shardings = functools.partial(parallel.shardings, mesh=self.mesh)
     for i, (name, build) in enumerate(self.builds.items()):
       if self.config.init_from and name in bundle.components(self.config.init_from):
-        part = self._stored(name, shardings)
+        part = sources.initial(self.config, name, self.targets[name], shardings)
       else:
         part = core.init_params(build, jax.random.fold_in(key, i), shardings=shardings(self.targets[name]))
         part = zero_residuals(init_adapters_from_image(part)) if name == 'unet' else part
@@ -143,18 +143,6 @@ class DiffusionTask(Task):
           part = bank.fit_codes(part, self.parts['train'], self.config.seed)
       params |= core.prefixed(name, part)
     return params
-
-  def _stored(self, name: str, shardings) -> core.Params:
-    folder, target = self.config.init_from, self.targets[name]
-    part = bundle.load_component(folder, name, shardings, jnp.float32)[1]
-    if name == 'unet':
-      part = init_adapters_from_image({k: None for k in target if '.processor.' in k} | part) | part
-    for key in sorted(part.keys() | target.keys()):
-      theirs, ours = ((x[key].shape if key in x else 'absent') for x in (part, target))
-      if theirs != ours:
-        raise WeightsError(f"{folder} has another {name} than the configuration: '{key}' is {theirs} there and {ours} "
-                           f'here; change config.{name} or choose another config.init_from')
-    return part
 
   def loss(self, params, frozen, batch, key, step):
     """See `DiffusionLoss`."""

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -254,6 +255,34 @@ def test_starts_that_cannot_be(tmp_path, trained, changes, error, sentence):
     config.unet.addition_time_embed_dim, config.unet.projection_class_embeddings_input_dim = 64, 192
   with pytest.raises(error, match=sentence):
     main.task_class('diffusion')(config, ONE, trained / 'diffusion').init(jax.random.key(0))
+
+
+def fine_tuning(task, trained, tmp_path):
+  """The task on a start in half precision, writing elsewhere."""
+  name = {'autoencoder': 'vae'}.get(task, task)
+  config, params = bundle.load_component(trained / 'model', name)
+  bundle.save_component(tmp_path / 'start', name, config, {k: np.asarray(x, np.float16) for k, x in params.items()}, {})
+  shutil.copytree(trained / 'model', tmp_path / 'model')
+  config = micro(task)
+  config.init_from, config.data.dir = str(tmp_path / 'start'), str(trained / 'data')
+  return name, config, lambda: main.task_class(task)(config, ONE, tmp_path / task)
+
+
+@pytest.mark.parametrize('task', ['autoencoder', 'embedder'])
+def test_fine_tuning_goes_on_in_full_precision(trained, tmp_path, task):
+  _, config, make = fine_tuning(task, trained, tmp_path)
+  assert {x.dtype for x in make().init(jax.random.key(0)).values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(('task', 'changes', 'sentence'), [
+    ('autoencoder', {'block_out_channels': (8, 24)}, "has another vae .* here; change config.vae or choose another"),
+    ('embedder', {'width': 16}, 'has another embedder .* here; change config.embedder or choose another'),
+])
+def test_starts_of_other_sizes_are_refused(trained, tmp_path, task, changes, sentence):
+  name, config, make = fine_tuning(task, trained, tmp_path)
+  config[name].update(changes)
+  with pytest.raises(WeightsError, match=sentence):
+    make().init(jax.random.key(0))
 
 
 def test_missing_autoencoder_is_named(tmp_path, trained):
