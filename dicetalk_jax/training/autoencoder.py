@@ -1,7 +1,5 @@
 """Task: the temporal autoencoder (AutoencoderKLTemporalDecoder), from scratch or fine-tuned."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,9 +69,16 @@ class AutoencoderTask(Task):
     return {'psnr': 10 * np.log10(4 / mse)}, {'reconstruction': grid(rows)}
 
   def export(self, params) -> None:
-    """Writes `vae` with the scaling factor that gives its latents unit deviation."""
-    batch = next(iter(loader.frames_loader(self.train, batch=32, frames=1, step=1, seed=2)))['video']
-    mean = parallel.fetch(self.reconstruct(params, batch)[0])
-    config: dict[str, Any] = self.config.vae.to_dict() | {'scaling_factor': float(1 / np.std(mean))}
-    bundle.save_component(self.model_dir, 'vae', config, core.under('vae', params),
-                          sources.provenance(self))
+    """Writes `vae` with a scaling factor, whatever `config.vae.scaling_factor` is.
+
+    That of `init_from`, which the denoisers trained on such latents expect; of a new one what gives its latents unit
+    deviation.
+    """
+    if self.config.init_from:
+      old = bundle.require(self.config.init_from, 'vae')['vae']['config']
+      scaling_factor = registry.config_of('vae', old).scaling_factor
+    else:
+      batch = next(iter(loader.frames_loader(self.train, batch=32, frames=1, step=1, seed=2)))['video']
+      scaling_factor = float(1 / np.std(parallel.fetch(self.reconstruct(params, batch)[0])))
+    bundle.save_component(self.model_dir, 'vae', self.config.vae.to_dict() | {'scaling_factor': scaling_factor},
+                          core.under('vae', params), sources.provenance(self))

@@ -258,10 +258,12 @@ def test_starts_that_cannot_be(tmp_path, trained, changes, error, sentence):
 
 
 def fine_tuning(task, trained, tmp_path):
-  """The task on a start in half precision, writing elsewhere."""
+  """The task on a start in half precision and with the published scaling factor, writing elsewhere."""
   name = {'autoencoder': 'vae'}.get(task, task)
   config, params = bundle.load_component(trained / 'model', name)
-  bundle.save_component(tmp_path / 'start', name, config, {k: np.asarray(x, np.float16) for k, x in params.items()}, {})
+  published = {'scaling_factor': 0.18215} if name == 'vae' else {}
+  bundle.save_component(tmp_path / 'start', name, config | published,
+                        {k: np.asarray(x, np.float16) for k, x in params.items()}, {})
   shutil.copytree(trained / 'model', tmp_path / 'model')
   config = micro(task)
   config.init_from, config.data.dir = str(tmp_path / 'start'), str(trained / 'data')
@@ -272,6 +274,17 @@ def fine_tuning(task, trained, tmp_path):
 def test_fine_tuning_goes_on_in_full_precision(trained, tmp_path, task):
   _, config, make = fine_tuning(task, trained, tmp_path)
   assert {x.dtype for x in make().init(jax.random.key(0)).values()} == {np.dtype(np.float32)}
+
+
+def test_a_fine_tuned_autoencoder_keeps_its_scaling_factor(trained, tmp_path):
+  _, config, make = fine_tuning('autoencoder', trained, tmp_path)
+  task, factor = make(), lambda: bundle.components(tmp_path / 'model')['vae']['config']['scaling_factor']
+  measured = factor()
+  task.export(task.init(jax.random.key(0)))
+  assert factor() == 0.18215 != measured
+  config.init_from = ''
+  task.export(task.init(jax.random.key(0)))
+  assert factor() != 0.18215
 
 
 @pytest.mark.parametrize(('task', 'changes', 'sentence'), [
