@@ -63,7 +63,7 @@ class DiffusionTask(Task):
     self.parts = {split: [self._part(part) for part in parts]
                   for split, parts in (('train', self.train), ('val', self.val))}
     self._decode = self.vae.stage(lambda model, z: model.decode(z))
-    self._eval_loss = jax.jit(self.loss)
+    self._eval_loss = jax.jit(functools.partial(self._loss, train=False))
     self._sampling = sampler.SamplerConfig(
         **config.sample.to_dict(), frames=config.data.frames, scaling_factor=self.scaling_factor)
     self._sampler = sampler.make_sampler(abstract['unet'][0], self._sampling, mesh)
@@ -167,7 +167,7 @@ class DiffusionTask(Task):
     for i in range(4):
       batch = next(batches)
       batch['drop'] = np.ones_like(batch['drop'])  # nothing is dropped
-      loss = lambda batch: self._eval_loss(params, frozen, batch, jax.random.key(i), jnp.array(10**9))[1]  # noqa: B023
+      loss = lambda batch: self._eval_loss(params, batch, jax.random.key(i), jnp.array(10**9))[1]  # noqa: B023
       parts.append(parallel.fetch({name: value for name, value in loss(batch).items() if name != 'per_row'}))
       for effect, losses in swapped.items():
         other = batch | {name: np.roll(batch[name], 1, axis=0) for name in SWAPPED[effect]}

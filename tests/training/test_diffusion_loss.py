@@ -149,6 +149,21 @@ def test_classification_of_clips():
   assert run(data=one)[1]['cls'] == pytest.approx(run(data=one, loss__cls_pool='clip')[1]['cls'], rel=1e-6)
 
 
+def test_evaluation_leaves_nothing_to_chance():
+  """The classifier has no dropout, and the whole bank is seen where training sees it at all."""
+  def judged(**changes):
+    loss, params, _ = make(**changes)
+    total, parts = jax.jit(functools.partial(loss, train=False))(params, batch(), jax.random.key(3), jnp.int32(10**9))
+    return {'total': float(total), **{k: float(v) for k, v in parts.items() if '/' not in k and k != 'per_row'}}
+
+  plain, dropping = (run(emo_model__dropout=rate) for rate in (0.0, 0.5))
+  assert dropping[1]['cls'] != near(plain[1]['cls'])
+  assert judged(emo_model__dropout=0.5) == near({'total': plain[0], **without(plain[1])})
+  whole, retrieved = (run(emotion__p_whole_bank=p)[1]['denoise'] for p in (1.0, 0.0))
+  assert whole != near(retrieved)
+  assert judged(emotion__p_whole_bank=0.01)['denoise'] == near(whole)
+
+
 def test_noise_on_the_reference():
   (plain, parts), (noisy, changed) = run(), run(noise__ref_aug='lognormal')
   assert plain != near(noisy) and parts['vq'] == near(changed['vq'])

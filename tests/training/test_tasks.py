@@ -21,7 +21,7 @@ from dicetalk_jax.models import core, registry
 from dicetalk_jax.pipeline import Pipeline
 from dicetalk_jax.training import loop, sources
 from dicetalk_jax.training.diffusion import DiffusionTask
-from dicetalk_jax.training.diffusion_loss import emotion_discrimination, mouth_region
+from dicetalk_jax.training.diffusion_loss import DiffusionLoss, emotion_discrimination, mouth_region
 from tests import tiny
 
 STEPS = 4
@@ -209,6 +209,18 @@ def test_gradients_reach_every_trained_component(trained):
       'unet.', 'audio_linear.', 'emo_model.emo_linear', 'emo_model.codebook.codebook', 'emo_model.classifier',
       'pose_guider.conv_out', 'unet.mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_k_ip.1')}
   assert all(np.isfinite(v) and v > 0 for v in norms.values()), norms
+
+
+def test_the_loss_knows_evaluation_from_training(trained, monkeypatch):
+  told = []
+  monkeypatch.setattr(DiffusionLoss, '__call__', lambda self, *args, train=True: (
+      told.append(train) or (jnp.ones(()), {'denoise': jnp.ones(())})))
+  monkeypatch.setattr(DiffusionTask, '_samples', lambda self, params: {})
+  task = main.task_class('diffusion')(micro('diffusion'), ONE, trained / 'diffusion')
+  task.evaluate({}, {})
+  assert set(told) == {False}
+  task.loss({}, {}, {}, jax.random.key(0), 0)
+  assert told[-1] is True
 
 
 def test_parts_that_do_not_fit_are_refused(trained):
