@@ -148,6 +148,25 @@ def test_videos_and_files_that_an_embedder_of_pictures_cannot_read(seeing, clip,
   refuses('cannot be read as a video', embed, model=seeing, video=tmp_path / 'junk.mp4')
 
 
+@pytest.mark.parametrize('modalities, other, sentence, parts', [
+    ('video', dict(audio='speech.wav'), 'on expressions alone and hears nothing; give --expression', 'expressions'),
+    ('video', dict(video='clip.mp4'), 'on expressions alone and hears nothing; give --expression', 'expressions'),
+    ('audio', dict(expression='expression.npy'), 'on speech alone and sees nothing; give --audio', 'speech')])
+def test_embedders_of_one_modality(clip, run, refuses, tmp_path, modalities, other, sentence, parts):
+  """Files of the other one alone make no prior, and are not counted where they change nothing."""
+  model = save_model(tmp_path / 'model', EMBEDDER | dict(modalities=modalities))
+  refuses(sentence, embed, model=model, save='me', **{name: clip / file for name, file in other.items()})
+  assert 'me' not in bundle.emotions(model)
+  out = run(embed, model=model, audio=clip / 'speech.wav', expression=clip / 'expression.npy')
+  assert f' s of {parts}: ' in out
+
+
+def test_an_embedder_of_pictures_alone(clip, refuses, tmp_path):
+  model = save_model(tmp_path / 'model', EMBEDDER | dict(visual='crops', crop_size=8, crop_channels=(4,),
+                                                         modalities='video'))
+  refuses('trained on pictures alone and hears nothing; give a --video', embed, model=model, audio=clip / 'speech.wav')
+
+
 def test_columns_and_rate_of_expressions(model, run, tmp_path):
   np.save(tmp_path / 'wide.npy', np.random.default_rng(3).normal(size=(2 * FRAMES, 70)))
   out = run(embed, model=model, expression=tmp_path / 'wide.npy', expression_columns='3:67', expression_fps=50,
