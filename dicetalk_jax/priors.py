@@ -40,6 +40,8 @@ def main(argv: list[str]) -> None:
   labelled = [source for source in sources if (source.table.emotion != UNKNOWN).any()]
   if not labelled:
     raise DataError(f'no clip of {", ".join(map(str, sources))} has an emotion label, which priors need')
+  if flags.output:
+    prior_file.make_folder(flags.output)
 
   networks = {name: Network.load(flags.model, name) for name in ('embedder', 'whisper')}
   features = [compute.Features(networks, source, flags.data / 'features').ready('prior')['prior']

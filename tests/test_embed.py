@@ -1,6 +1,7 @@
 """The prior of one clip, and those of a data set, from the command line."""
 
 import dataclasses
+import pathlib
 import shutil
 import sys
 
@@ -286,6 +287,15 @@ def test_priors_of_several_data_sets(model, data, run, refuses, tmp_path):
   assert 'wrote 8 priors of 16 clips' in run(priors, model=model, data=tmp_path)
   refuses('has an emotion label, which priors need', priors, model=model, data=tmp_path, datasets=other)
   assert not list(other.rglob('features')) and list((tmp_path / 'features').iterdir())
+
+
+@pytest.mark.parametrize('kind', ['a file', 'below a file', 'unwritable'])
+def test_a_place_that_cannot_be_written_is_refused_before_embedding(model, data, refuses, tmp_path, monkeypatch, kind):
+  monkeypatch.setattr(compute.Features, 'ready', lambda *_: pytest.fail('computed'))
+  (tmp_path / 'file').write_bytes(b'mine')
+  place = {'a file': tmp_path / 'file', 'below a file': tmp_path / 'file' / 'npy', 'unwritable': pathlib.Path('/proc')}
+  refuses(f'cannot write into {place[kind]}: ', priors, model=model, data=data, output=place[kind])
+  assert (tmp_path / 'file').read_bytes() == b'mine' and bundle.emotions(model) == sorted(tiny.EMOTIONS)
 
 
 def test_bad_data_sets(model, data, refuses, tmp_path):
