@@ -52,15 +52,16 @@ class Toy(nnx.Module):
 
 
 @functools.cache
-def make(arg='default', **changes):
-  """The loss of a preset, and `f(params, batch, key, step)` as one program."""
+def make(arg='default', network=Toy, **changes):
+  """The loss of a preset around a network, its parameters, and `f(params, batch, key, step)` as one program."""
   config = diffusion.get_config(arg)
   for name, values in SIZES.items():
     if name in config:
       config[name].update(values)
   config.unet.block_out_channels = (C,)
   config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
-  builds = {name: registry.builder(name, config[name].to_dict()) for name in SIZES if name in config} | {'unet': Toy}
+  builds = {name: registry.builder(name, config[name].to_dict()) for name in SIZES if name in config}
+  builds['unet'] = network
   abstract = {name: core.abstract(build) for name, build in builds.items()}
   loss = DiffusionLoss(config, {name: graph for name, (graph, _) in abstract.items()}, scaling_factor=0.5)
   shapes = {f'{name}.{k}': x for name, (_, target) in abstract.items() for k, x in target.items()}
@@ -96,6 +97,36 @@ def test_equation_15():
   assert set(parts['per_row']) == {'code', 'z', 'emotion_class'}
   np.testing.assert_allclose(parts['z_rms'], np.sqrt(np.square(parts['per_row']['z']).mean()), rtol=1e-5)
   assert parts['codes_used'] == len(np.unique(parts['per_row']['code']))
+
+
+@pytest.mark.parametrize('sigma', [0.01, 1.0, 100.0])
+def test_denoising_loss_is_the_weighted_error_of_the_denoised_clip(sigma):
+  """What the loss makes of a network F is EDM's error of D (equations 7 and 8, table 1), here in float64."""
+  plain, params, _ = make(noise__p_mean=float(np.log(sigma)), noise__p_std=0.0)
+  loss, data, seen = copy.copy(plain), batch(), []
+
+  def network(array, scaled, reference, timestep):
+    return array.tanh(0.6 * scaled - 0.3 * reference + 0.2 * timestep)
+
+  class StandIn:
+    context_kv = plain.models(params)['unet'].context_kv
+
+    def __call__(self, sample, timestep, *_, **__):
+      seen.append((sample, timestep))
+      v = network(jnp, sample[..., :C], sample[..., C:], timestep[:, None, None, None, None])
+      return v, v
+
+  loss.models = lambda params: plain.models(params) | {'unet': StandIn()}
+  denoise = jax.jit(lambda params: (loss(params, data, jax.random.key(3), jnp.int32(0))[1]['denoise'], seen.pop()))
+  ours, (sample, timestep) = denoise(params)
+  np.testing.assert_allclose(timestep, np.log(sigma) / 4, rtol=1e-6)
+  x, scaled = 0.5 * np.float64(data['latents']), np.float64(sample[..., :C])
+  z = np.sqrt(1 + sigma**2) * scaled
+  noise = (z - x) / sigma
+  assert abs(noise.mean()) < 0.2 and noise.std() == pytest.approx(1, abs=0.15)
+  f = network(np, scaled, np.float64(data['reference'])[:, None], np.log(sigma) / 4)
+  d = z / (1 + sigma**2) - sigma / np.sqrt(1 + sigma**2) * f
+  assert float(ours) == pytest.approx((1 + sigma**2) / sigma**2 * np.square(d - x).mean(), rel=1e-4)
 
 
 def test_ranges_of_noise_levels_make_up_the_whole():
