@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     raise InputError(f'{flags.model} has {flags.save} already; choose another name, or add --overwrite to replace it')
   config = registry.config_of('embedder', known['embedder']['config'])
   looks = flags.video and not flags.expression and config.visual == 'crops'
-  seen, wave = (look if looks else load)(flags, config)
+  seen, wave = of_use((look if looks else load)(flags, config), config, flags.model)
   frames = common_frames(None if seen is None else len(seen), None if wave is None else audio.audio_len(len(wave)))
 
   embedder = Network.load(flags.model, 'embedder')
@@ -82,7 +82,7 @@ def load(flags: argparse.Namespace, config: EmbedderConfig) -> Modalities:
   if flags.expression and config.visual == 'crops':
     raise InputError(f'the embedder of {flags.model} was trained on face crops and reads no expression coefficients; '
                      'leave out --expression, and give a --video')
-  if flags.video and not flags.expression:
+  if flags.video and not flags.expression and config.modalities != 'video':
     print(f'only the sound of {flags.video} is used: the embedder reads expression coefficients, not pictures; '
           'give them with --expression')
   sound = flags.audio or flags.video
@@ -102,6 +102,25 @@ def look(flags: argparse.Namespace, config: EmbedderConfig) -> Modalities:
     return seen, None
   wave = audio.begin_at(audio.load_audio(flags.video), first / FPS - delay)
   return seen, fit_length(wave, len(seen) * SAMPLES_PER_FRAME)
+
+
+def of_use(given: Modalities, config: EmbedderConfig, model: pathlib.Path) -> Modalities:
+  """What is given, without what the embedder was trained never to notice: the prior does not depend on that.
+
+  Raises:
+    InputError: nothing is left.
+  """
+  seen, heard = given
+  if config.modalities == 'video':
+    heard = None
+    if seen is None:
+      what, flag = ('expressions', '--expression') if config.visual == 'expression' else ('pictures', 'a --video')
+      raise InputError(f'the embedder of {model} was trained on {what} alone and hears nothing; give {flag}')
+  if config.modalities == 'audio':
+    seen = None
+    if heard is None:
+      raise InputError(f'the embedder of {model} was trained on speech alone and sees nothing; give --audio or --video')
+  return seen, heard
 
 
 def load_expression(flags: argparse.Namespace, width: int) -> np.ndarray:

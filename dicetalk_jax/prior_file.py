@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import io
 import pathlib
 import pickle
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -141,8 +142,21 @@ def write(path: pathlib.Path, prior: Prior) -> None:
     np.save(file, np.array(content, object), allow_pickle=True)
 
 
+def make_folder(folder: pathlib.Path) -> None:
+  """Makes the folder for `write_all` where it is missing; call it before work whose result goes there.
+
+  Raises:
+    InputError: it cannot be made, or not be written to.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    raise InputError(f'cannot write into {folder}: {error.strerror}; choose another folder') from error
+
+
 def write_all(folder: pathlib.Path, priors: Mapping[str, Prior]) -> None:
-  """One file for each emotion, `EMOTION.npy`; see `write`."""
-  folder.mkdir(parents=True, exist_ok=True)
+  """One file for each emotion, `EMOTION.npy`; see `write` and `make_folder`."""
+  make_folder(folder)
   for emotion, prior in priors.items():
     write(folder / f'{emotion}.npy', prior)

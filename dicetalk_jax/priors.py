@@ -1,9 +1,11 @@
-"""Priors of data sets: the mean Gaussian of each emotion, from a trained embedder (paper section 4.1).
+"""Priors of data sets: the mean Gaussian of each emotion at its strongest level (paper section 4.1).
 
     python -m dicetalk_jax.priors --model=DIR --data=DIR
 """
 
 import pathlib
+
+import numpy as np
 
 from data_pipelines import compute
 from data_pipelines.record import UNKNOWN
@@ -11,16 +13,17 @@ from data_pipelines.source import ClipSource, data_sets
 from dicetalk_jax import bundle, command, prior_file
 from dicetalk_jax.errors import DataError
 from dicetalk_jax.network import Network
-from dicetalk_jax.training.priors import mean_gaussians
+from dicetalk_jax.training.priors import averaged_clips, mean_gaussians
 
 USAGE = """\
 usage: python -m dicetalk_jax.priors --model=DIR --data=DIR [--datasets=DIR,DIR] [--split=train] [--by_intensity]
            [--output=DIR]
-  --model         model folder with embedder and whisper; gets one prior per emotion, in place of its old ones
+  --model         model folder with embedder and whisper; gets one prior per emotion, in place of its old ones: the mean
+                  of the clips that show it most strongly, as weak levels of different emotions look alike
   --data          root of the data sets, as config.data.dir; the priors of their clips are kept below it
   --datasets      folders of prepared data sets; all that are below --data if not given
   --split         'train' (default), 'val' or 'test'
-  --by_intensity  one prior more for each level, such as happy_3
+  --by_intensity  one prior more for each level, such as happy_1
   --output        also one .npy file per emotion, as the original program reads them
 """
 
@@ -40,13 +43,17 @@ def main(argv: list[str]) -> None:
   labelled = [source for source in sources if (source.table.emotion != UNKNOWN).any()]
   if not labelled:
     raise DataError(f'no clip of {", ".join(map(str, sources))} has an emotion label, which priors need')
+  if flags.output:
+    prior_file.make_folder(flags.output)
 
   networks = {name: Network.load(flags.model, name) for name in ('embedder', 'whisper')}
   features = [compute.Features(networks, source, flags.data / 'features').ready('prior')['prior']
               for source in labelled]
-  priors = mean_gaussians(features, [source.table for source in labelled], flags.by_intensity)
+  tables = [source.table for source in labelled]
+  priors = mean_gaussians(features, tables, flags.by_intensity)
   bundle.save_priors(flags.model, priors)
-  print(f'wrote {len(priors)} priors of {sum(map(len, labelled))} clips to {flags.model}: {", ".join(priors)}')
+  clips = np.any([*averaged_clips(tables, flags.by_intensity).values()], axis=0).sum()
+  print(f'wrote {len(priors)} priors of {clips} clips to {flags.model}: {", ".join(priors)}')
   if flags.output:
     prior_file.write_all(flags.output, priors)
     print(f'wrote {len(priors)} files to {flags.output}')

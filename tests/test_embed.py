@@ -1,6 +1,7 @@
 """The prior of one clip, and those of a data set, from the command line."""
 
 import dataclasses
+import pathlib
 import shutil
 import sys
 
@@ -148,6 +149,25 @@ def test_videos_and_files_that_an_embedder_of_pictures_cannot_read(seeing, clip,
   refuses('cannot be read as a video', embed, model=seeing, video=tmp_path / 'junk.mp4')
 
 
+@pytest.mark.parametrize('modalities, other, sentence, parts', [
+    ('video', dict(audio='speech.wav'), 'on expressions alone and hears nothing; give --expression', 'expressions'),
+    ('video', dict(video='clip.mp4'), 'on expressions alone and hears nothing; give --expression', 'expressions'),
+    ('audio', dict(expression='expression.npy'), 'on speech alone and sees nothing; give --audio', 'speech')])
+def test_embedders_of_one_modality(clip, run, refuses, tmp_path, modalities, other, sentence, parts):
+  """Files of the other one alone make no prior, and are not counted where they change nothing."""
+  model = save_model(tmp_path / 'model', EMBEDDER | dict(modalities=modalities))
+  refuses(sentence, embed, model=model, save='me', **{name: clip / file for name, file in other.items()})
+  assert 'me' not in bundle.emotions(model)
+  out = run(embed, model=model, audio=clip / 'speech.wav', expression=clip / 'expression.npy')
+  assert f' s of {parts}: ' in out
+
+
+def test_an_embedder_of_pictures_alone(clip, refuses, tmp_path):
+  model = save_model(tmp_path / 'model', EMBEDDER | dict(visual='crops', crop_size=8, crop_channels=(4,),
+                                                         modalities='video'))
+  refuses('trained on pictures alone and hears nothing; give a --video', embed, model=model, audio=clip / 'speech.wav')
+
+
 def test_columns_and_rate_of_expressions(model, run, tmp_path):
   np.save(tmp_path / 'wide.npy', np.random.default_rng(3).normal(size=(2 * FRAMES, 70)))
   out = run(embed, model=model, expression=tmp_path / 'wide.npy', expression_columns='3:67', expression_fps=50,
@@ -252,21 +272,30 @@ def test_priors_of_a_data_set(model, data, run, tmp_path):
 def test_priors_of_several_data_sets(model, data, run, refuses, tmp_path):
   """Clips of all sets count alike, those without labels do not, and training finds what was computed."""
   one = next(data.rglob('dataset_info.json')).parent
-  assert 'wrote 8 priors of 16 clips' in run(priors, model=model, data=tmp_path, datasets=one)
+  assert 'wrote 8 priors of 9 clips' in run(priors, model=model, data=tmp_path, datasets=one)  # two are neutral
   sad = lambda: np.stack(bundle.load_prior(model, 'sad'))
   alone = sad()
   other = prepare_synthetic(tmp_path, SyntheticConfig(
       train=2, val=0, test=0, clips=8, seconds=0.4, seed=1, levels=(3,), content='embedder'), workers=1)
   shutil.copytree(data / 'synthetic', tmp_path / 'synthetic', dirs_exist_ok=True)
-  assert 'wrote 8 priors of 32 clips' in run(priors, model=model, data=tmp_path)
+  assert 'wrote 8 priors of 25 clips' in run(priors, model=model, data=tmp_path)
   merged = sad()
   run(priors, model=model, data=tmp_path, datasets=other)
   np.testing.assert_allclose(merged, (alone + 2 * sad()) / 3, rtol=1e-5, atol=1e-6)
   table = ClipSource(other).table
   dataclasses.replace(table, emotion=np.full(len(table), UNKNOWN)).save(other / 'clips-train.npz')
-  assert 'wrote 8 priors of 16 clips' in run(priors, model=model, data=tmp_path)
+  assert 'wrote 8 priors of 9 clips' in run(priors, model=model, data=tmp_path)
   refuses('has an emotion label, which priors need', priors, model=model, data=tmp_path, datasets=other)
   assert not list(other.rglob('features')) and list((tmp_path / 'features').iterdir())
+
+
+@pytest.mark.parametrize('kind', ['a file', 'below a file', 'unwritable'])
+def test_a_place_that_cannot_be_written_is_refused_before_embedding(model, data, refuses, tmp_path, monkeypatch, kind):
+  monkeypatch.setattr(compute.Features, 'ready', lambda *_: pytest.fail('computed'))
+  (tmp_path / 'file').write_bytes(b'mine')
+  place = {'a file': tmp_path / 'file', 'below a file': tmp_path / 'file' / 'npy', 'unwritable': pathlib.Path('/proc')}
+  refuses(f'cannot write into {place[kind]}: ', priors, model=model, data=data, output=place[kind])
+  assert (tmp_path / 'file').read_bytes() == b'mine' and bundle.emotions(model) == sorted(tiny.EMOTIONS)
 
 
 def test_bad_data_sets(model, data, refuses, tmp_path):

@@ -1,7 +1,5 @@
 """Task: the temporal autoencoder (AutoencoderKLTemporalDecoder), from scratch or fine-tuned."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,14 +20,14 @@ class AutoencoderTask(Task):
   def __init__(self, config, mesh, workdir):
     super().__init__(config, mesh, workdir)
     self.build = registry.builder('vae', config.vae.to_dict(), config.dtype)
-    self.graphdef, _ = core.abstract(self.build)
+    self.graphdef, self.target = core.abstract(self.build)
     self.train, self.val = sources.train_and_val(config, self.data_dir)
     self.reconstruct = jax.jit(self._reconstruct)
 
   def init(self, key: jax.Array) -> core.Params:
     """Parameters `vae.*`: from `init_from`, or drawn."""
     if self.config.init_from:
-      return core.prefixed('vae', bundle.load_component(self.config.init_from, 'vae')[1])
+      return core.prefixed('vae', sources.initial(self.config, 'vae', self.target))
     params = core.init_params(self.build, key)
     # The posterior begins narrow: at deviation 1 its noise would drown the untrained mean.
     params['quant_conv.bias'] = params['quant_conv.bias'].at[self.config.vae.latent_channels:].set(-6.0)
@@ -71,9 +69,16 @@ class AutoencoderTask(Task):
     return {'psnr': 10 * np.log10(4 / mse)}, {'reconstruction': grid(rows)}
 
   def export(self, params) -> None:
-    """Writes `vae` with the scaling factor that gives its latents unit deviation."""
-    batch = next(iter(loader.frames_loader(self.train, batch=32, frames=1, step=1, seed=2)))['video']
-    mean = parallel.fetch(self.reconstruct(params, batch)[0])
-    config: dict[str, Any] = self.config.vae.to_dict() | {'scaling_factor': float(1 / np.std(mean))}
-    bundle.save_component(self.model_dir, 'vae', config, core.under('vae', params),
-                          sources.provenance(self))
+    """Writes `vae` with a scaling factor, whatever `config.vae.scaling_factor` is.
+
+    That of `init_from`, which the denoisers trained on such latents expect; of a new one what gives its latents unit
+    deviation.
+    """
+    if self.config.init_from:
+      old = bundle.require(self.config.init_from, 'vae')['vae']['config']
+      scaling_factor = registry.config_of('vae', old).scaling_factor
+    else:
+      batch = next(iter(loader.frames_loader(self.train, batch=32, frames=1, step=1, seed=2)))['video']
+      scaling_factor = float(1 / np.std(parallel.fetch(self.reconstruct(params, batch)[0])))
+    bundle.save_component(self.model_dir, 'vae', self.config.vae.to_dict() | {'scaling_factor': scaling_factor},
+                          core.under('vae', params), sources.provenance(self))

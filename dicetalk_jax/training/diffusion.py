@@ -11,7 +11,7 @@ from data_pipelines import compute, loader
 from data_pipelines import record as clip_record
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.diffusion import sampler
-from dicetalk_jax.errors import ConfigError, WeightsError
+from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.media import sheet
 from dicetalk_jax.media.video import Video
 from dicetalk_jax.models import core, registry
@@ -63,7 +63,7 @@ class DiffusionTask(Task):
     self.parts = {split: [self._part(part) for part in parts]
                   for split, parts in (('train', self.train), ('val', self.val))}
     self._decode = self.vae.stage(lambda model, z: model.decode(z))
-    self._eval_loss = jax.jit(self.loss)
+    self._eval_loss = jax.jit(functools.partial(self._loss, train=False))
     self._sampling = sampler.SamplerConfig(
         **config.sample.to_dict(), frames=config.data.frames, scaling_factor=self.scaling_factor)
     self._sampler = sampler.make_sampler(abstract['unet'][0], self._sampling, mesh)
@@ -135,7 +135,7 @@ class DiffusionTask(Task):
     shardings = functools.partial(parallel.shardings, mesh=self.mesh)
     for i, (name, build) in enumerate(self.builds.items()):
       if self.config.init_from and name in bundle.components(self.config.init_from):
-        part = self._stored(name, shardings)
+        part = sources.initial(self.config, name, self.targets[name], shardings)
       else:
         part = core.init_params(build, jax.random.fold_in(key, i), shardings=shardings(self.targets[name]))
         part = zero_residuals(init_adapters_from_image(part)) if name == 'unet' else part
@@ -143,18 +143,6 @@ class DiffusionTask(Task):
           part = bank.fit_codes(part, self.parts['train'], self.config.seed)
       params |= core.prefixed(name, part)
     return params
-
-  def _stored(self, name: str, shardings) -> core.Params:
-    folder, target = self.config.init_from, self.targets[name]
-    part = bundle.load_component(folder, name, shardings, jnp.float32)[1]
-    if name == 'unet':
-      part = init_adapters_from_image({k: None for k in target if '.processor.' in k} | part) | part
-    for key in sorted(part.keys() | target.keys()):
-      theirs, ours = ((x[key].shape if key in x else 'absent') for x in (part, target))
-      if theirs != ours:
-        raise WeightsError(f"{folder} has another {name} than the configuration: '{key}' is {theirs} there and {ours} "
-                           f'here; change config.{name} or choose another config.init_from')
-    return part
 
   def loss(self, params, frozen, batch, key, step):
     """See `DiffusionLoss`."""
@@ -179,7 +167,7 @@ class DiffusionTask(Task):
     for i in range(4):
       batch = next(batches)
       batch['drop'] = np.ones_like(batch['drop'])  # nothing is dropped
-      loss = lambda batch: self._eval_loss(params, frozen, batch, jax.random.key(i), jnp.array(10**9))[1]  # noqa: B023
+      loss = lambda batch: self._eval_loss(params, batch, jax.random.key(i), jnp.array(10**9))[1]  # noqa: B023
       parts.append(parallel.fetch({name: value for name, value in loss(batch).items() if name != 'per_row'}))
       for effect, losses in swapped.items():
         other = batch | {name: np.roll(batch[name], 1, axis=0) for name in SWAPPED[effect]}

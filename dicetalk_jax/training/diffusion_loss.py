@@ -30,10 +30,16 @@ class DiffusionLoss:
     """The trained components by name."""
     return {name: core.merge(graph, core.under(name, params)) for name, graph in self.graphs.items()}
 
-  def __call__(self, params, batch, key, step) -> tuple[jax.Array, dict[str, Any]]:
-    """Loss and its parts for a batch of `data_pipelines.loader.diffusion_loader`."""
+  def __call__(self, params, batch, key, step, train: bool = True) -> tuple[jax.Array, dict[str, Any]]:
+    """Loss and its parts for a batch of `data_pipelines.loader.diffusion_loader`.
+
+    Without `train` the network is judged as it is: no dropout in the classifier, and the bank is not chosen by chance.
+    Noise and the draw from the prior remain; they derive from `key`.
+    """
     c, model = self.config, self.models(params)
     sigma_key, noise_key, prior_key, bank_key, head_key = jax.random.split(key, 5)
+    if not train:
+      bank_key = head_key = None
     dropped = condition_dropout(batch['drop'], c.drop)
 
     x = batch['latents'] * self.scaling_factor
@@ -82,7 +88,10 @@ class DiffusionLoss:
     return reference + strength / self.scaling_factor * jax.random.normal(noise_key, reference.shape)
 
   def _emotion_tokens(self, emo_model, prior, dropped: Dropped, key):
-    """Tokens [B,T,D]. With probability `p_whole_bank` a step attends to the whole bank, as sampling does."""
+    """Tokens [B,T,D]. With probability `p_whole_bank` a step attends to the whole bank, as sampling does.
+
+    Without a key it always does, unless training never does.
+    """
     retrieved, vq = emo_model(prior, retrieval=True, drop=dropped.emotion)
     p = self.config.emotion.p_whole_bank
     if p == 0:
@@ -90,10 +99,15 @@ class DiffusionLoss:
     # Dropped clips get what sampling uses for "no emotion".
     whole, _ = emo_model(prior, retrieval=False)
     whole = jnp.where(dropped.emotion[:, None, None], emo_model.null_tokens(), whole)
+    if key is None:
+      return whole, vq
     return jnp.where(jax.random.bernoulli(key, p), whole, retrieved), vq
 
   def _logits(self, emo_model, mid, key):
-    """Of the classes `[B,F,classes]`, from features [B,F,h,w,C]; per frame, or one of their mean over the clip."""
+    """Of the classes `[B,F,classes]`, from features [B,F,h,w,C]; per frame, or one of their mean over the clip.
+
+    A key turns dropout on.
+    """
     if self.config.loss.cls_pool == 'clip':
       mid = mid.mean(1, keepdims=True)
     logits = emo_model.classify(mid.reshape(-1, *mid.shape[2:]), key=key)

@@ -79,7 +79,7 @@ class EmbedderTask(Task):
   def init(self, key: jax.Array) -> core.Params:
     """Parameters `embedder.*`: from `init_from`, or drawn."""
     if self.config.init_from:
-      return core.prefixed('embedder', bundle.load_component(self.config.init_from, 'embedder')[1])
+      return core.prefixed('embedder', sources.initial(self.config, 'embedder', core.abstract(self.build)[1]))
     params = core.init_params(self.build, key)
     if self.config.embedder.expr_norm == 'zscore':
       params['expr_mean'], params['expr_std'] = _moments(

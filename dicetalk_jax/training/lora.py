@@ -4,6 +4,7 @@ The factors are parameters `<kernel>.lora_a` `[fan in, rank]` and `<kernel>.lora
 kernels. They are merged before a task sees any parameter, so tasks, exported models and sampling know nothing of them.
 """
 
+import os
 import re
 from typing import Any
 import zlib
@@ -42,6 +43,20 @@ def extended(params: Params, config: Any) -> Params:
 def patterns(config: Any) -> tuple[str, ...]:
   """`config.trainable`, and the factors."""
   return (*config.trainable, *([r'\.lora_[ab]$'] if config.lora.rank else []))
+
+
+def check_start(config: Any, model_dir: os.PathLike) -> None:
+  """Refuses to take the kernels that are held from where merged ones are written.
+
+  Every start of a run reads them again and merges the checkpoint's factors into them.
+
+  Raises:
+    ConfigError: there are factors, and `config.init_from` is the model folder.
+  """
+  if config.lora.rank and config.init_from and os.path.realpath(config.init_from) == os.path.realpath(model_dir):
+    raise ConfigError(f'config.init_from={config.init_from} is the model folder that the run writes to: with '
+                      f'config.lora.rank={config.lora.rank} a run that goes on would add its factors twice; copy '
+                      'the folder and name the copy with --config.model')
 
 
 def check(trained: Params, config: Any) -> None:

@@ -1,13 +1,17 @@
-"""Where a task's clips come from, and what it tells about itself in the model folder."""
+"""Where a task's clips and first weights come from, and what it tells about itself in the model folder."""
 
 import functools
 from typing import Any
 
 from etils import epath
+import jax.numpy as jnp
 
 from data_pipelines.loader import Part
 from data_pipelines.source import ClipSource
-from dicetalk_jax.errors import ConfigError
+from dicetalk_jax import bundle
+from dicetalk_jax.errors import ConfigError, WeightsError
+from dicetalk_jax.models.core import Abstract, Params
+from dicetalk_jax.models.unet import init_adapters_from_image
 
 
 def train_and_val(config: Any, data_dir: epath.Path) -> tuple[list[Part], list[Part]]:
@@ -49,6 +53,30 @@ def _folder(dataset: str, settings: Any, data_dir: str):
 def _prepare(data_dir: str, settings: tuple[tuple[str, Any], ...]):
   from data_pipelines.builders.synthetic import SyntheticConfig, prepare_synthetic  # TFDS takes seconds to import
   return prepare_synthetic(data_dir, SyntheticConfig(**dict(settings)))
+
+
+def initial(config: Any, name: str, target: Abstract, shardings: Any = None) -> Params:
+  """A component of `config.init_from`, in float32 however it was saved: small updates would vanish in less.
+
+  Args:
+    config: see `configs/common.py`.
+    name: of the component, and of its section in `config`.
+    target: its parameters under `config`. Adapters that a UNet lacks begin as the image's projections.
+    shardings: as in `bundle.load_component`.
+
+  Raises:
+    WeightsError: see `bundle.load_component`; or its parameters have other names or shapes than those of `target`.
+  """
+  folder = config.init_from
+  part = bundle.load_component(folder, name, shardings, jnp.float32)[1]
+  if name == 'unet':
+    part = init_adapters_from_image({k: None for k in target if '.processor.' in k} | part) | part
+  for key in sorted(part.keys() | target.keys()):
+    theirs, ours = ((x[key].shape if key in x else 'absent') for x in (part, target))
+    if theirs != ours:
+      raise WeightsError(f"{folder} has another {name} than the configuration: '{key}' is {theirs} there and {ours} "
+                         f'here; change config.{name} or choose another config.init_from')
+  return part
 
 
 def provenance(task: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from dicetalk_jax.models.core import Params
+from dicetalk_jax.training import lora
 from dicetalk_jax.training.report import Picture
 from dicetalk_jax.training.state import TrainState
 
@@ -46,6 +47,7 @@ class Task(abc.ABC):
   def __init__(self, config: Any, mesh: Mesh, workdir: epath.Path):
     self.config, self.mesh, self.workdir = config, mesh, epath.Path(workdir)
     self.frozen: Params = {}
+    lora.check_start(config, self.model_dir)
 
   @property
   def model_dir(self) -> epath.Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import diffusion
-from dicetalk_jax.diffusion import guidance, sampler
+from dicetalk_jax.diffusion import edm, guidance, sampler, schedule
 from dicetalk_jax.diffusion.condition_dropout import Dropped
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.training.diffusion_loss import DiffusionLoss
@@ -52,15 +52,16 @@ class Toy(nnx.Module):
 
 
 @functools.cache
-def make(arg='default', **changes):
-  """The loss of a preset, and `f(params, batch, key, step)` as one program."""
+def make(arg='default', network=Toy, **changes):
+  """The loss of a preset around a network, its parameters, and `f(params, batch, key, step)` as one program."""
   config = diffusion.get_config(arg)
   for name, values in SIZES.items():
     if name in config:
       config[name].update(values)
   config.unet.block_out_channels = (C,)
   config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
-  builds = {name: registry.builder(name, config[name].to_dict()) for name in SIZES if name in config} | {'unet': Toy}
+  builds = {name: registry.builder(name, config[name].to_dict()) for name in SIZES if name in config}
+  builds['unet'] = network
   abstract = {name: core.abstract(build) for name, build in builds.items()}
   loss = DiffusionLoss(config, {name: graph for name, (graph, _) in abstract.items()}, scaling_factor=0.5)
   shapes = {f'{name}.{k}': x for name, (_, target) in abstract.items() for k, x in target.items()}
@@ -96,6 +97,36 @@ def test_equation_15():
   assert set(parts['per_row']) == {'code', 'z', 'emotion_class'}
   np.testing.assert_allclose(parts['z_rms'], np.sqrt(np.square(parts['per_row']['z']).mean()), rtol=1e-5)
   assert parts['codes_used'] == len(np.unique(parts['per_row']['code']))
+
+
+@pytest.mark.parametrize('sigma', [0.01, 1.0, 100.0])
+def test_denoising_loss_is_the_weighted_error_of_the_denoised_clip(sigma):
+  """What the loss makes of a network F is EDM's error of D (equations 7 and 8, table 1), here in float64."""
+  plain, params, _ = make(noise__p_mean=float(np.log(sigma)), noise__p_std=0.0)
+  loss, data, seen = copy.copy(plain), batch(), []
+
+  def network(array, scaled, reference, timestep):
+    return array.tanh(0.6 * scaled - 0.3 * reference + 0.2 * timestep)
+
+  class StandIn:
+    context_kv = plain.models(params)['unet'].context_kv
+
+    def __call__(self, sample, timestep, *_, **__):
+      seen.append((sample, timestep))
+      v = network(jnp, sample[..., :C], sample[..., C:], timestep[:, None, None, None, None])
+      return v, v
+
+  loss.models = lambda params: plain.models(params) | {'unet': StandIn()}
+  denoise = jax.jit(lambda params: (loss(params, data, jax.random.key(3), jnp.int32(0))[1]['denoise'], seen.pop()))
+  ours, (sample, timestep) = denoise(params)
+  np.testing.assert_allclose(timestep, np.log(sigma) / 4, rtol=1e-6)
+  x, scaled = 0.5 * np.float64(data['latents']), np.float64(sample[..., :C])
+  z = np.sqrt(1 + sigma**2) * scaled
+  noise = (z - x) / sigma
+  assert abs(noise.mean()) < 0.2 and noise.std() == pytest.approx(1, abs=0.15)
+  f = network(np, scaled, np.float64(data['reference'])[:, None], np.log(sigma) / 4)
+  d = z / (1 + sigma**2) - sigma / np.sqrt(1 + sigma**2) * f
+  assert float(ours) == pytest.approx((1 + sigma**2) / sigma**2 * np.square(d - x).mean(), rel=1e-4)
 
 
 def test_ranges_of_noise_levels_make_up_the_whole():
@@ -149,6 +180,21 @@ def test_classification_of_clips():
   assert run(data=one)[1]['cls'] == pytest.approx(run(data=one, loss__cls_pool='clip')[1]['cls'], rel=1e-6)
 
 
+def test_evaluation_leaves_nothing_to_chance():
+  """The classifier has no dropout, and the whole bank is seen where training sees it at all."""
+  def judged(**changes):
+    loss, params, _ = make(**changes)
+    total, parts = jax.jit(functools.partial(loss, train=False))(params, batch(), jax.random.key(3), jnp.int32(10**9))
+    return {'total': float(total), **{k: float(v) for k, v in parts.items() if '/' not in k and k != 'per_row'}}
+
+  plain, dropping = (run(emo_model__dropout=rate) for rate in (0.0, 0.5))
+  assert dropping[1]['cls'] != near(plain[1]['cls'])
+  assert judged(emo_model__dropout=0.5) == near({'total': plain[0], **without(plain[1])})
+  whole, retrieved = (run(emotion__p_whole_bank=p)[1]['denoise'] for p in (1.0, 0.0))
+  assert whole != near(retrieved)
+  assert judged(emotion__p_whole_bank=0.01)['denoise'] == near(whole)
+
+
 def test_noise_on_the_reference():
   (plain, parts), (noisy, changed) = run(), run(noise__ref_aug='lognormal')
   assert plain != near(noisy) and parts['vq'] == near(changed['vq'])
@@ -188,8 +234,8 @@ class Exact:
   def pose_guider(self, picture):
     return picture[:, ::2, ::2, :C]
 
-  def __call__(self, prior, retrieval):  # the emotion model
-    return (prior @ self.prior).reshape(-1, 2, D), None
+  def __call__(self, prior, retrieval, drop=None):  # the emotion model
+    return (prior @ self.prior).reshape(-1, 2, D) + 5 * retrieval, None
 
   def null_tokens(self):
     return self.nothing
@@ -198,11 +244,16 @@ class Exact:
     return {'attn2': tuple((x @ w, -2 * x @ w) for x, w in zip(contexts, self.key))}
 
 
-@pytest.mark.parametrize('exact', [True, False])
-def test_guidance_branches_equal_dropped_forwards(exact):
+BRANCHES = Dropped(np.array([True, False, False]), *[np.array([True, True, False])] * 2)  # what guidance leaves out
+
+
+@pytest.mark.parametrize('exact, null_kv', [(True, 'released'), (False, 'released'), (False, 'bank')])
+def test_guidance_branches_equal_dropped_forwards(exact, null_kv):
   """What the sampler's three branches see is what training sees with conditions dropped: to the bit where arithmetic is
-  exact; else both programs round products of other shapes differently."""
-  loss, params, _ = make(emo_model__null_kv='bank')  # "no emotion" means the same in both
+  exact; else both programs round products of other shapes differently.
+
+  Training attends to the whole bank here, as sampling does; what it looks up is another emotion, by design."""
+  loss, params, _ = make(emo_model__null_kv=null_kv, emotion__p_whole_bank=1.0)
   one = {k: v[:1] for k, v in batch().items()}
   if exact:
     loss, model = copy.copy(loss), Exact()
@@ -210,7 +261,6 @@ def test_guidance_branches_equal_dropped_forwards(exact):
         'unet': model, 'audio_linear': model.audio_linear, 'pose_guider': model.pose_guider, 'emo_model': model}
     one = {k: np.round(3 * v).astype(v.dtype) for k, v in one.items()}
   rows = {k: np.repeat(v, guidance.BRANCHES, 0) for k, v in one.items()}  # one clip, a row per branch
-  dropped = Dropped(np.array([True, False, False]), *[np.array([True, True, False])] * 2)
   equal = np.testing.assert_array_equal if exact else functools.partial(
       np.testing.assert_allclose, rtol=2e-6, atol=1e-6)
 
@@ -228,9 +278,8 @@ def test_guidance_branches_equal_dropped_forwards(exact):
   def training(params):
     model = loss.models(params)
     spy = model['unet'] = Spy(model['unet'])
-    emotion, _ = model['emo_model'](rows['mu'], retrieval=False)
-    emotion = jnp.where(dropped.emotion[:, None, None], model['emo_model'].null_tokens(), emotion)
-    loss.denoise(model, rows, dropped, rows['latents'], jnp.full(3, 0.3), emotion, loss.face(model, rows, (H, H)))
+    emotion, _ = loss._emotion_tokens(model['emo_model'], rows['mu'], BRANCHES, jax.random.key(0))
+    loss.denoise(model, rows, BRANCHES, rows['latents'], jnp.full(3, 0.3), emotion, loss.face(model, rows, (H, H)))
     return spy.seen
 
   @jax.jit
@@ -247,3 +296,32 @@ def test_guidance_branches_equal_dropped_forwards(exact):
   equal(sample[:, 0, ..., C:], reference)
   equal(ids, np.repeat(c.added_time_ids, 3, 0))
   equal(spatial[:, 0], np.repeat(c.spatial, 3, 0))
+
+
+def test_a_sampling_step_is_the_guided_sum_of_dropped_forwards():
+  """The same through a real UNet."""
+  sizes = tiny.CONFIGS['unet'] | dict(in_channels=2 * C, out_channels=C)
+  loss, params, _ = make(network=registry.builder('unet', sizes), emotion__p_whole_bank=1.0,
+                         pose_guider__conditioning_embedding_channels=8)
+  config = sampler.SamplerConfig(num_steps=1, frames=F, shift=0, padding=False, g_image=1.5, g_condition=2.5,
+                                 sigma_max=2.0, scaling_factor=0.5)
+  one = {k: v[:1] for k, v in batch().items()}
+  rows = {k: np.repeat(v, guidance.BRANCHES, 0) for k, v in one.items()}
+  noise = np.random.default_rng(9).normal(size=(1, F, H, H, C)).astype(np.float32)
+  sigma, *_ = schedule.karras_sigmas(1, config.sigma_min, config.sigma_max)
+  z = 0.5 * one['reference'][:, None] + sigma * noise
+
+  @jax.jit
+  def training(params):
+    model = loss.models(params)
+    emotion, _ = loss._emotion_tokens(model['emo_model'], rows['mu'], BRANCHES, jax.random.key(0))
+    scaled = jnp.repeat(z * edm.c_in(sigma), guidance.BRANCHES, 0)
+    return loss.denoise(model, rows, BRANCHES, scaled, jnp.full(3, edm.c_noise(sigma)), emotion,
+                        loss.face(model, rows, (H, H)))[0]
+
+  v = np.asarray(training(params))
+  assert min(np.abs(v[i] - v[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-2
+  sample = sampler.make_sampler(core.abstract(registry.builder('unet', sizes))[0], config)
+  out = sample(core.under('unet', params), noise, jax.jit(loss.conditions)(params, one), jnp.array([F]))
+  guided = v[0] + 1.5 * (v[1] - v[0]) + 2.5 * (v[2] - v[1])
+  np.testing.assert_allclose(out[0], edm.denoised(z[0], guided, sigma), rtol=1e-5, atol=1e-5)

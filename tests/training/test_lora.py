@@ -51,3 +51,15 @@ def test_only_factors_learn_and_the_export_is_whole(tmp_path):
 def test_impossible_factors(tmp_path, trainable, targets, sentence):
   with pytest.raises(ConfigError, match=sentence):
     train(toy.ToyTask, toy.get_config(lora=RANK | {'targets': targets}, trainable=trainable), tmp_path / 'run')
+
+
+@pytest.mark.parametrize('model', ['', 'model', 'link'])
+def test_kernels_are_not_read_from_where_merged_ones_are_written(tmp_path, model):
+  """A run that goes on would merge its factors into kernels that have them already."""
+  (tmp_path / 'model').mkdir()
+  (tmp_path / 'link').symlink_to(tmp_path / 'model')
+  start = dict(trainable=(), init_from=str(tmp_path / 'model'), model=str(tmp_path / model) if model else '')
+  with pytest.raises(ConfigError, match='would add its factors twice; copy the folder'):
+    train(toy.ToyTask, toy.get_config(lora=RANK, **start), tmp_path / 'run')
+  for config in (toy.get_config(**start), toy.get_config(lora=RANK, **start | dict(init_from=str(tmp_path)))):
+    toy.ToyTask(config, ONE, tmp_path / 'run')

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from dicetalk_jax.models import core, registry
 from dicetalk_jax.pipeline import Pipeline
 from dicetalk_jax.training import loop, sources
 from dicetalk_jax.training.diffusion import DiffusionTask
-from dicetalk_jax.training.diffusion_loss import emotion_discrimination, mouth_region
+from dicetalk_jax.training.diffusion_loss import DiffusionLoss, emotion_discrimination, mouth_region
 from tests import tiny
 
 STEPS = 4
@@ -235,6 +236,18 @@ def test_gradients_reach_every_trained_component(trained):
   assert all(np.isfinite(v) and v > 0 for v in norms.values()), norms
 
 
+def test_the_loss_knows_evaluation_from_training(trained, monkeypatch):
+  told = []
+  monkeypatch.setattr(DiffusionLoss, '__call__', lambda self, *args, train=True: (
+      told.append(train) or (jnp.ones(()), {'denoise': jnp.ones(())})))
+  monkeypatch.setattr(DiffusionTask, '_samples', lambda self, params: {})
+  task = main.task_class('diffusion')(micro('diffusion'), ONE, trained / 'diffusion')
+  task.evaluate({}, {})
+  assert set(told) == {False}
+  task.loss({}, {}, {}, jax.random.key(0), 0)
+  assert told[-1] is True
+
+
 def test_parts_that_do_not_fit_are_refused(trained):
   config = micro('diffusion')
   with pytest.raises(ConfigError, match='emo_model.prior_dim=16 does not fit'):
@@ -279,6 +292,47 @@ def test_starts_that_cannot_be(tmp_path, trained, changes, error, sentence):
     config.unet.addition_time_embed_dim, config.unet.projection_class_embeddings_input_dim = 64, 192
   with pytest.raises(error, match=sentence):
     main.task_class('diffusion')(config, ONE, trained / 'diffusion').init(jax.random.key(0))
+
+
+def fine_tuning(task, trained, tmp_path):
+  """The task on a start in half precision and with the published scaling factor, writing elsewhere."""
+  name = {'autoencoder': 'vae'}.get(task, task)
+  config, params = bundle.load_component(trained / 'model', name)
+  published = {'scaling_factor': 0.18215} if name == 'vae' else {}
+  bundle.save_component(tmp_path / 'start', name, config | published,
+                        {k: np.asarray(x, np.float16) for k, x in params.items()}, {})
+  shutil.copytree(trained / 'model', tmp_path / 'model')
+  config = micro(task)
+  config.init_from, config.data.dir = str(tmp_path / 'start'), str(trained / 'data')
+  return name, config, lambda: main.task_class(task)(config, ONE, tmp_path / task)
+
+
+@pytest.mark.parametrize('task', ['autoencoder', 'embedder'])
+def test_fine_tuning_goes_on_in_full_precision(trained, tmp_path, task):
+  _, config, make = fine_tuning(task, trained, tmp_path)
+  assert {x.dtype for x in make().init(jax.random.key(0)).values()} == {np.dtype(np.float32)}
+
+
+def test_a_fine_tuned_autoencoder_keeps_its_scaling_factor(trained, tmp_path):
+  _, config, make = fine_tuning('autoencoder', trained, tmp_path)
+  task, factor = make(), lambda: bundle.components(tmp_path / 'model')['vae']['config']['scaling_factor']
+  measured = factor()
+  task.export(task.init(jax.random.key(0)))
+  assert factor() == 0.18215 != measured
+  config.init_from = ''
+  task.export(task.init(jax.random.key(0)))
+  assert factor() != 0.18215
+
+
+@pytest.mark.parametrize(('task', 'changes', 'sentence'), [
+    ('autoencoder', {'block_out_channels': (8, 24)}, "has another vae .* here; change config.vae or choose another"),
+    ('embedder', {'width': 16}, 'has another embedder .* here; change config.embedder or choose another'),
+])
+def test_starts_of_other_sizes_are_refused(trained, tmp_path, task, changes, sentence):
+  name, config, make = fine_tuning(task, trained, tmp_path)
+  config[name].update(changes)
+  with pytest.raises(WeightsError, match=sentence):
+    make().init(jax.random.key(0))
 
 
 def test_missing_autoencoder_is_named(tmp_path, trained):
