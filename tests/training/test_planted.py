@@ -1,5 +1,7 @@
 """Emotion planted in expressions, sound and pictures is learned: the embedder's prior, the denoiser, the classifier."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,8 +52,13 @@ def silent_pictures(seed):
   return person, emotion, (np.uint8(np.clip(pictures, 0, 255)), np.float32(rng.normal(size=sound.shape)), mask)
 
 
-@pytest.mark.parametrize(('clips', 'visual'), [(clips, 'expression'), (silent_pictures, 'crops')])
-def test_embedder_clusters_unseen_people_by_emotion(clips, visual):
+@functools.cache
+def train_embedder(clips, visual):
+  """Trains on some people; tells of others.
+
+  Returns:
+    Clustering strength before and after; the emotion of each of their clips; mean and deviation of its prior.
+  """
   config = embedder.get_config('tiny').embedder.to_dict() | dict(
       visual=visual, crop_size=SIDE, crop_channels=(16, 16), expr_dim=8, whisper_dim=4, width=16, heads=2, mlp_dim=16,
       max_len=N)
@@ -71,25 +78,34 @@ def test_embedder_clusters_unseen_people_by_emotion(clips, visual):
     updates, state = tx.update(jax.grad(loss)(params, batch, key), state)
     return optax.apply_updates(params, updates), state
 
-  def strength(params):
-    person, emotion, batch = clips(1000)
-    mu, _ = embed(params, *batch, *np.ones((2, len(person)), bool))
-    return clustering.summary(np.asarray(mu), person, emotion)['clustering']
+  @jax.jit
+  def priors(params, *batch):
+    return core.merge(graphdef, params)(*batch, *jnp.ones((2, len(person)), bool))
 
-  embed = jax.jit(lambda params, *args: core.merge(graphdef, params)(*args))
+  person, emotion, unseen = clips(1000)
+  strength = lambda params: clustering.summary(np.asarray(priors(params, *unseen)[0]), person, emotion)['clustering']
   before, state = strength(params), tx.init(params)
   for i in range(80):
     params, state = step(params, state, clips(i)[2], jax.random.key(i))
-  assert before < 2 < strength(params)
+  mu, var = map(np.asarray, priors(params, *unseen))
+  return (before, strength(params)), emotion, (mu, np.sqrt(var))
+
+
+@pytest.mark.parametrize(('clips', 'visual'), [(clips, 'expression'), (silent_pictures, 'crops')])
+def test_embedder_clusters_unseen_people_by_emotion(clips, visual):
+  (before, after), *_ = train_embedder(clips, visual)
+  assert before < 2 < after
 
 
 def test_diffusion_loss_and_classification_fall():
-  """The real UNet at its smallest: a picture's mean is its emotion, told by the prior alone."""
+  """The real UNet at its smallest: a picture's mean is its emotion, told by the prior alone, as the trained embedder
+  makes it of expressions and sound of people that it never saw."""
+  _, planted, gaussians = train_embedder(clips, 'expression')
   config = diffusion.get_config('tiny')
   config.unet.update(tiny.CONFIGS['unet'] | dict(in_channels=4, out_channels=2))
   config.audio_linear.update(tiny.CONFIGS['audio_linear'])
   config.pose_guider.update(tiny.CONFIGS['pose_guider'])
-  config.emo_model.update(tiny.CONFIGS['emo_model'] | dict(num_classes=22))
+  config.emo_model.update(tiny.CONFIGS['emo_model'] | dict(num_classes=22, prior_dim=gaussians[0].shape[-1]))
   config.emotion.p_whole_bank = 0.0
   config.loss.update(cls_warmup=0, lambda_cls=0.1)
   builds = {name: registry.builder(name, config[name].to_dict())
@@ -101,13 +117,13 @@ def test_diffusion_loss_and_classification_fall():
 
   def batch(seed):
     rng = np.random.default_rng(seed)
-    emotion = rng.integers(4, size=rows)
+    clip = rng.integers(len(planted), size=rows)
+    emotion, (mu, sigma) = planted[clip], (x[clip] for x in gaussians)
     normal = lambda *shape: np.float32(rng.normal(size=shape))
-    level = np.float32(np.linspace(-1.5, 1.5, 4))[emotion][:, None, None, None, None]
-    prior = np.float32(np.random.default_rng(0).normal(size=(4, 6)))
+    level = np.float32(np.linspace(-1.5, 1.5, EMOTIONS))[emotion][:, None, None, None, None]
     return {'latents': level + 0.1 * normal(rows, frames, size, size, 2), 'reference': normal(rows, size, size, 2),
-            'image_token': normal(rows, 1, 8), 'audio': normal(rows, frames, 10, 2, 8), 'mu': prior[emotion],
-            'sigma': np.full((rows, 6), 0.1, np.float32), 'mask': np.ones((rows, 2 * size, 2 * size), np.float32),
+            'image_token': normal(rows, 1, 8), 'audio': normal(rows, frames, 10, 2, 8), 'mu': mu,
+            'sigma': sigma, 'mask': np.ones((rows, 2 * size, 2 * size), np.float32),
             'emotion_class': np.int32(1 + 3 * emotion), 'buckets': np.ones((rows, 2), np.float32),
             'drop': np.float32(rng.random(rows))}
 
@@ -123,3 +139,7 @@ def test_diffusion_loss_and_classification_fall():
     history.append([float(parts[k]) for k in ('denoise', 'cls', 'vq')])
   first, last = np.mean(history[:15], 0), np.mean(history[-15:], 0)
   assert last[0] < 0.6 * first[0] and last[1] < 0.6 * first[1], (first, last)
+  data = batch(1000)
+  others = data | {name: np.roll(data[name], 1, 0) for name in ('mu', 'sigma')}  # the prior is what tells
+  own, wrong = (float(step(params, state, x, jax.random.key(1000))[2]['cls']) for x in (data, others))
+  assert own < 0.3 * wrong, (own, wrong)
