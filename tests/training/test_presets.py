@@ -7,14 +7,19 @@ import re
 import jax
 import pytest
 
+from benchmarks.memory_table import batch_shapes
 from configs import autoencoder, diffusion, embedder
+from dicetalk_jax import parallel
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.training import checks
 from dicetalk_jax.training.diffusion import TRAINED, DiffusionTask
+from dicetalk_jax.training.diffusion_loss import DiffusionLoss
 from dicetalk_jax.training.embedder import EmbedderTask
 from dicetalk_jax.training.optimizer import make_optimizer
 from dicetalk_jax.training.state import init_state, partition
+from dicetalk_jax.training.step import make_train_step
+from tests import tiny
 
 
 def flat(config):
@@ -175,3 +180,60 @@ def test_frozen_parameters_carry_no_optimizer_state(name, unet):
   state = jax.eval_shape(functools.partial(init_state, tx=tx, ema=True), trained)
   named = [path[-1].key for path, x in jax.tree.leaves_with_path(state) if x.ndim]
   assert set(named) == expected and len(named) == 4 * len(expected)  # values, averages, two moments
+
+
+def metrics_of_a_step(task, params, batch):
+  """Traces the whole training step, as the loop makes it; the metrics' shapes by name."""
+  config, mesh = task.config, parallel.make_mesh(devices=jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    trained, held = partition(params, config.trainable, sets=task.sets, constants=task.constants)
+    tx = make_optimizer(config.optim, config.total_steps, task.new_modules)
+    state = jax.eval_shape(functools.partial(init_state, tx=tx, ema=True, extra=task.extra_state), trained)
+    step = make_train_step(lambda params, held, *args: task.loss({**held, **params}, {}, *args), tx,
+                           parallel.shardings(state, mesh), ema=0.9, after_update=task.after_update)
+    after, metrics = jax.eval_shape(step, state, held, batch, jax.eval_shape(lambda: jax.random.key(0)))
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+  return metrics
+
+
+def smallest(arg):
+  config = diffusion.get_config(arg)
+  for name in TRAINED:
+    if name in config:
+      config[name].update(tiny.CONFIGS[name] | ({'num_classes': 22} if name == 'emo_model' else {}))
+  config.unet.update(in_channels=8, out_channels=4)
+  config.optim.name, config.data.size = 'adam', 16
+  return config
+
+
+@pytest.mark.parametrize('name', ['', *diffusion.VARIANTS])
+def test_every_diffusion_variant_makes_a_step(name):
+  plain, config = smallest('tiny'), smallest(f'tiny,{name}'.strip(','))
+  abstract = {c: core.abstract(registry.builder(c, config[c].to_dict())) for c in TRAINED if c in config}
+  task = DiffusionTask.__new__(DiffusionTask)  # without data and frozen networks
+  task.config, task.has_emotion = config, 'emo_model' in config
+  task._loss = DiffusionLoss(config, {c: graph for c, (graph, _) in abstract.items()}, 1.0)
+  params = {key: x for c, (_, part) in abstract.items() for key, x in core.prefixed(c, part).items()}
+  batch = batch_shapes(plain)
+  for key, shape in (('latents', (plain.data.frames, 8, 8, 4)), ('reference', (8, 8, 4))):  # half the picture's side
+    batch[key] = jax.ShapeDtypeStruct((plain.batch_size, *shape), 'float32')
+  metrics = metrics_of_a_step(task, params, batch)
+  has_bank = task.has_emotion and config.emo_model.mode == 'bank'
+  assert ('vq' in metrics) == ('bank_perplexity' in metrics) == has_bank
+
+
+@pytest.mark.parametrize('name', ['', *embedder.VARIANTS])
+def test_every_embedder_variant_makes_a_step(name):
+  config = embedder.get_config(f'tiny,{name}'.strip(','))
+  task = EmbedderTask.__new__(EmbedderTask)
+  task.config = config
+  task.graphdef, params = core.abstract(registry.builder('embedder', config.embedder.to_dict()))
+  c, rows, frames = config.embedder, config.batch_size, config.data.max_len
+  seen = ((c.crop_size, c.crop_size, 3), 'uint8') if c.visual == 'crops' else ((c.expr_dim,), 'float32')
+  shapes = {'expr': ((frames, *seen[0]), seen[1]), 'frame_mask': ((frames,), bool),
+            'whisper': ((2 * frames, c.whisper_states, c.whisper_dim), 'float16')}
+  shapes |= {key: ((), bool) for key in ('has_video', 'has_audio')}
+  shapes |= {key: ((), 'int32') for key in ('dataset', 'identity', 'emotion', 'level', 'video')}
+  batch = {key: jax.ShapeDtypeStruct((rows, *shape), dtype) for key, (shape, dtype) in shapes.items()}
+  metrics = metrics_of_a_step(task, core.prefixed('embedder', params), batch)
+  assert {'loss', 'sigma'} <= metrics.keys()
