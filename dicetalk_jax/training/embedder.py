@@ -130,13 +130,13 @@ class EmbedderTask(Task):
     identity = np.unique(people, return_inverse=True)[1]
     emotion = np.array([EMOTIONS.index(e) if e != UNKNOWN else -1 for e in emotions])
     known = emotion >= 0
-    metrics = {}
+    metrics, pictures = {}, {}
     alone = (('video_', True, False), ('audio_', False, True)) if self.config.embedder.modalities == 'both' else ()
     for label, video, audio in (('', True, True), *alone):
       mu = np.concatenate([self._embed_all(params, part, video, audio) for part in parts])[known]
       scores = clustering.summary(mu, identity[known], emotion[known])
       metrics |= {label + name: value for name, value in scores.items() if not label or name == 'clustering'}
-      if not label:
+      if not label and len(mu) > 1:
         pictures = {'tsne': tsne.picture(mu, people[known], emotions[known], level[known])}
     return metrics, pictures
 

@@ -174,6 +174,14 @@ def test_embedder_of_several_data_sets(trained, two_sets, tmp_path):
   assert len(bundle.emotions(tmp_path / 'model')) == 8
 
 
+def test_embedder_with_one_person_to_validate(trained, two_sets, tmp_path):
+  """Scores that compare people are left out."""
+  run('embedder', tmp_path / 'embedder', steps=1, dir=str(trained / 'data'), dataset=str(two_sets[1]), identities=1,
+      emotions=4)
+  scores = {name for name in rows(tmp_path, 'embedder')[-1] if name.startswith('eval/')}
+  assert 'eval/norm' in scores and not scores & {'eval/emotion_accuracy', 'eval/identity_accuracy'}
+
+
 def test_embedder_of_crops_and_its_priors_in_diffusion(tmp_path):
   run('embedder', tmp_path / 'embedder', steps=2, arg='tiny,crops')
   scores = rows(tmp_path, 'embedder')[-1]
