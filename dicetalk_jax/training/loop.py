@@ -107,13 +107,16 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
           continue
         means, rate = meter.means()  # raises before a bad state is saved
         report.train(step, {**means, 'lr': float(learning_rate(step - 1))}, rate)
+        save = functools.partial(checkpoints.save, step, state, data) if due(config.checkpoint_every) else None
+        if save and not task.best:  # before the evaluation: should that fail, the steps until here are not lost
+          save()
         score = None
         if due(config.eval_every) and not stopping:  # whoever asks to stop cannot wait
           values, pictures = task.evaluate(complete(state), rest['frozen'])
           report.evaluation(step, values, pictures)
           score = values[task.best] if task.best else None
-        if due(config.checkpoint_every):
-          checkpoints.save(step, state, data, score)
+        if save and task.best:
+          save(score)
         meter.restart_clock()
         if stopping:
           report.say(f'stopped on request at step {step}; run the same command again to go on')
