@@ -52,6 +52,10 @@ def embedder(config: Any) -> None:
   """Raises ConfigError with the reason; `config` as in `configs/embedder.py`."""
   _choices(config, EMBEDDER)
   _rates(config.drop)
+  if config.accum != 1:
+    raise ConfigError(f'config.accum={config.accum}: the contrastive loss compares all clips of a batch, and '
+                      'micro-batches would hide them from each other; set it to 1, and use more devices or a smaller '
+                      'batch')
   only = config.embedder.modalities
   if only in ('video', 'audio') and sum(config.drop.values()):
     raise ConfigError(f"config.embedder.modalities='{only}' with config.drop={config.drop.to_dict()}: the only "

@@ -89,6 +89,7 @@ def test_impossible_diffusion_settings(arg, changes, sentence):
     ('video_only', {'drop.video': 0.2}, 'only modality cannot be dropped'),
     ('default', {'drop.video': 0.6, 'drop.audio': 0.6}, 'sum at most 1'),
     ('default', {'loss.similarity': 'dot'}, 'cosine, inv_dist'),
+    ('default', {'accum': 2}, 'config.accum=2: the contrastive loss compares all clips of a batch'),
     ('crops,audio_only', {}, "modalities='audio' with config.embedder.visual='crops': the crops would never be seen"),
     ('crops,mediapipe', {}, "expr_norm='zscore' with config.embedder.visual='crops': there are no expression coeff"),
 ])
