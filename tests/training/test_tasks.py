@@ -1,20 +1,25 @@
 """The three tasks at the smallest size there is, one after the other through the one loop, and a video at the end."""
 
+import dataclasses
 import importlib
 import json
 import math
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import embedder
 from data_pipelines import compute, crops, precompute
 from data_pipelines import record as clip_record
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
+from data_pipelines.loader import Part
+from data_pipelines.source import ClipTable
 from dicetalk_jax import bundle, main, parallel
-from dicetalk_jax.errors import ConfigError, WeightsError
+from dicetalk_jax.errors import ConfigError, DataError, WeightsError
 from dicetalk_jax.media.video import read_video
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.pipeline import Pipeline
@@ -180,6 +185,20 @@ def test_embedder_with_one_person_to_validate(trained, two_sets, tmp_path):
       emotions=4)
   scores = {name for name in rows(tmp_path, 'embedder')[-1] if name.startswith('eval/')}
   assert 'eval/norm' in scores and not scores & {'eval/emotion_accuracy', 'eval/identity_accuracy'}
+
+
+def test_embedder_of_data_without_expressions(tmp_path, monkeypatch):
+  """Refused, unless the embedder reads something else; the next thing missing is Whisper then."""
+  column = lambda *values: np.resize(values, 8)
+  table = {f.name: column(0) for f in dataclasses.fields(ClipTable)}
+  table['emotion'] = column('happy', 'sad')
+  for motion, arg, error in ((0., '', DataError), (0., 'video_only', DataError), (.1, '', WeightsError),
+                             (0., 'crops', WeightsError), (0., 'audio_only', WeightsError)):
+    part = Part(types.SimpleNamespace(table=ClipTable(**table | dict(motion_exp=column(0., motion)))))
+    monkeypatch.setattr(sources, 'train_and_val', lambda *_: ([part], [part]))  # noqa: B023, used at once
+    sentence = '--expression=DIR, .* preset .crops.' if error is DataError else 'has no whisper'
+    with pytest.raises(error, match=sentence):
+      main.task_class('embedder')(embedder.get_config(arg or 'default'), ONE, tmp_path / 'run')
 
 
 def test_embedder_of_crops_and_its_priors_in_diffusion(tmp_path):
