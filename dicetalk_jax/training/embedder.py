@@ -48,6 +48,10 @@ class EmbedderTask(Task):
     if self.whisper.config.d_model != config.embedder.whisper_dim:
       raise ConfigError(f'config.embedder.whisper_dim={config.embedder.whisper_dim}, but the Whisper encoder of '
                         f'{self.model_dir} has width {self.whisper.config.d_model}')
+    states = self.whisper.config.encoder_layers + 1
+    if config.embedder.whisper_states != states:
+      raise ConfigError(f'config.embedder.whisper_states={config.embedder.whisper_states}, but the Whisper encoder of '
+                        f'{self.model_dir} has {states} states, one more than layers; set it to that')
     for source in [part.source for part in (*self.train, *self.val)]:
       width = source[0]['expression'].shape[1]
       if self.visual == 'expression' and width != config.embedder.expr_dim:

@@ -133,6 +133,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
   for name in ('total_steps', 'log_every', 'eval_every', 'checkpoint_every', 'keep'):
     if config[name] < 1:
       raise ConfigError(f'config.{name}={config[name]} must be at least 1')
+  if config.lora.rank < 0:
+    raise ConfigError(f'config.lora.rank={config.lora.rank} must be at least 1, or 0 for no factors')
 
 
 @contextlib.contextmanager

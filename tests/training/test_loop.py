@@ -228,6 +228,8 @@ def test_finished_run_only_exports_again(tmp_path, capsys):
     (dict(batch_size=12), MeshError, 'batch_size=12'),
     (dict(mesh=dict(data=3, fsdp=-1)), MeshError, 'data=3'),
     (dict(total_steps=0), ConfigError, 'total_steps=0'),
+    (dict(lora=dict(rank=-1)), ConfigError, 'config.lora.rank=-1 must be at least 1, or 0'),
+    (dict(optim=dict(betas=(0.9,))), ConfigError, r'optim.betas=\(0.9,\) must be two numbers'),
     (dict(trainable=('nett',)), ConfigError, "'nett' matches no parameter"),
 ])
 def test_impossible_configurations(tmp_path, changes, error, sentence):

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import re
+import types
 
 import jax
 import pytest
@@ -79,6 +80,11 @@ def changed(task, arg='default', **changes):
     ('default', {'noise.ref_aug': 'some'}, 'none, lognormal'),
     ('default', {'loss.cls_pool': 'video'}, 'frame, clip'),
     ('default', {'emotion.emo_ref': 'any'}, 'same_clip, other_clip'),
+    ('default', {'data.frames': 0}, 'config.data.frames=0 must be at least 1'),
+    ('default', {'data.step': 0}, 'config.data.step=0 must be at least 1'),
+    ('default', {'data.area': (1.1,)}, r'config.data.area=\(1.1,\) must be two positive numbers'),
+    ('default', {'data.area': (1.3, 1.0)}, 'the smaller one first'),
+    ('sonic', {'unet.addition_time_embed_dim': 128}, 'input_dim=768 must be 3 times .*time_embed_dim=128'),
 ])
 def test_impossible_diffusion_settings(arg, changes, sentence):
   with pytest.raises(ConfigError, match=sentence):
@@ -106,6 +112,48 @@ def test_variants_pass_the_checks(name):
 @pytest.mark.parametrize('name', ['default', 'tiny', 'tiny,crops', *embedder.VARIANTS])
 def test_embedder_variants_pass_the_checks(name):
   checks.embedder(embedder.get_config(name))
+
+
+def test_rates_of_all_cases_are_needed():
+  for task in ('diffusion', 'embedder'):
+    config = changed(task)
+    config.drop = {}
+    with pytest.raises(ConfigError, match='config.drop={} must have these probabilities: .*audio'):
+      getattr(checks, task)(config)
+
+
+@pytest.mark.parametrize(('component', 'changes', 'sentence'), [
+    ('embedder', {'heads': 7}, 'width=256 of the embedder must be even and a multiple of heads=7'),
+    ('embedder', {'heads': 0}, 'multiple of heads=0'),
+    ('embedder', {'width': 63, 'heads': 3}, 'width=63 of the embedder must be even'),
+    ('emo_model', {'num_heads': 7}, 'dim=1024 of the emotion model must be a multiple of num_heads=7'),
+    ('unet', {'num_attention_heads': (5, 10, 20)}, r'num_attention_heads=\(5, 10, 20\) .* must have 4 entries'),
+    ('unet', {'layers_per_block': (1, 2)}, 'layers_per_block=.* must have 4 entries'),
+    ('unet', {'num_attention_heads': (5, 10, 20, 19)}, r'multiples of .* num_attention_heads=\(5, 10, 20, 19\)'),
+    ('unet', {'num_attention_heads': (7, 10, 20, 20)}, 'multiples of .* where there is attention'),
+    ('unet', {'norm_num_groups': 48}, 'multiples of norm_num_groups=48'),
+])
+def test_sizes_that_do_not_divide(component, changes, sentence):
+  config = (embedder if component == 'embedder' else diffusion).get_config()[component].to_dict()
+  with pytest.raises(ConfigError, match=sentence):
+    registry.config_of(component, config | changes)
+
+
+def test_heads_matter_only_where_there_is_attention():
+  registry.config_of('emo_model', diffusion.get_config('abl_no_bank').emo_model.to_dict() | {'num_heads': 7})
+  registry.config_of('unet', diffusion.get_config('tiny').unet.to_dict() | {'num_attention_heads': (3, 2, 2)})
+
+
+def test_an_image_encoder_of_another_width_is_refused():
+  of = lambda **config: types.SimpleNamespace(config=types.SimpleNamespace(**config))
+  task = DiffusionTask.__new__(DiffusionTask)
+  task.config, task.has_emotion = diffusion.get_config(), True
+  task.vae, task.whisper, task.embedder = of(latent_channels=4), of(d_model=384, encoder_layers=4), of(width=256)
+  task.tower = of(projection_dim=1024)
+  task._check_fit()
+  task.tower = of(projection_dim=768)
+  with pytest.raises(ConfigError, match='config.unet.cross_attention_dim=1024 does not fit .* which need 768'):
+    task._check_fit()
 
 
 def test_unknown_or_idle_settings_of_the_models_are_refused():

@@ -187,18 +187,30 @@ def test_embedder_with_one_person_to_validate(trained, two_sets, tmp_path):
   assert 'eval/norm' in scores and not scores & {'eval/emotion_accuracy', 'eval/identity_accuracy'}
 
 
-def test_embedder_of_data_without_expressions(tmp_path, monkeypatch):
+def set_motion(monkeypatch, motion):
+  """Lets training find two clips, of which one has expressions that move so much."""
+  table = {f.name: np.zeros(2, int) for f in dataclasses.fields(ClipTable)}
+  table |= dict(emotion=np.array(['happy', 'sad']), motion_exp=np.array([0., motion]))
+  part = Part(types.SimpleNamespace(table=ClipTable(**table)))
+  monkeypatch.setattr(sources, 'train_and_val', lambda *_: ([part], [part]))
+
+
+@pytest.mark.parametrize(('motion', 'arg', 'error'), [
+    (0., 'default', DataError), (0., 'video_only', DataError),
+    (.1, 'default', WeightsError), (0., 'crops', WeightsError), (0., 'audio_only', WeightsError)])
+def test_embedder_of_data_without_expressions(tmp_path, monkeypatch, motion, arg, error):
   """Refused, unless the embedder reads something else; the next thing missing is Whisper then."""
-  column = lambda *values: np.resize(values, 8)
-  table = {f.name: column(0) for f in dataclasses.fields(ClipTable)}
-  table['emotion'] = column('happy', 'sad')
-  for motion, arg, error in ((0., '', DataError), (0., 'video_only', DataError), (.1, '', WeightsError),
-                             (0., 'crops', WeightsError), (0., 'audio_only', WeightsError)):
-    part = Part(types.SimpleNamespace(table=ClipTable(**table | dict(motion_exp=column(0., motion)))))
-    monkeypatch.setattr(sources, 'train_and_val', lambda *_: ([part], [part]))  # noqa: B023, used at once
-    sentence = '--expression=DIR, .* preset .crops.' if error is DataError else 'has no whisper'
-    with pytest.raises(error, match=sentence):
-      main.task_class('embedder')(embedder.get_config(arg or 'default'), ONE, tmp_path / 'run')
+  set_motion(monkeypatch, motion)
+  with pytest.raises(error, match='--expression=DIR, .* preset .crops.' if error is DataError else 'has no whisper'):
+    main.task_class('embedder')(embedder.get_config(arg), ONE, tmp_path / 'run')
+
+
+def test_embedder_of_another_whisper(tmp_path, monkeypatch):
+  set_motion(monkeypatch, .1)
+  config = micro('embedder')
+  config.embedder.whisper_states = 5
+  with pytest.raises(ConfigError, match='whisper_states=5, but the Whisper encoder of .* has 2 states'):
+    main.task_class('embedder')(config, ONE, tmp_path / 'run')
 
 
 def test_embedder_of_crops_and_its_priors_in_diffusion(tmp_path):
