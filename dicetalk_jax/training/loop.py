@@ -19,7 +19,7 @@ from dicetalk_jax.training import lora
 from dicetalk_jax.training.checkpoint import Checkpoints, has_checkpoint
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
 from dicetalk_jax.training.prefetch import prefetched
-from dicetalk_jax.training.profile import Profiler
+from dicetalk_jax.training.profile import Profiler, check_span
 from dicetalk_jax.training.report import Meter, Report, Writer
 from dicetalk_jax.training.state import TrainState, init_state, partition
 from dicetalk_jax.training.step import make_train_step
@@ -54,6 +54,7 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
     DivergedError: the loss is no longer a number. The last good checkpoint stays.
   """
   _check(config)
+  check_span(profile, config.total_steps)
   mesh = parallel.make_mesh(**config.mesh) if mesh is None else mesh
   parallel.check_batch(config.batch_size, mesh, config.accum)
   tx = make_optimizer(config.optim, config.total_steps, task_class.new_modules)
@@ -82,7 +83,7 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
     with (Checkpoints(folder, config.keep, bool(task_class.best)) as checkpoints,
           contextlib.closing(task.batches()) as batches, contextlib.closing(prefetched(batches, mesh)) as data,
           _stop_requests() as stop_requested,
-          Profiler(workdir / 'profile', profile, (checkpoints.latest or 0) + 1, config.total_steps) as profiler):
+          Profiler(workdir / 'profile', profile, (checkpoints.latest or 0) + 1) as profiler):
       if checkpoints.latest is None:
         state = jax.jit(new_state, out_shardings=shards, donate_argnums=0)(params)
       else:
@@ -92,6 +93,8 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
       report = Report(workdir, make_writer, first, config.total_steps)
       report.say(f'{task.name}: {_millions(target.params)} parameters trained, {_millions(rest)} held; '
                  f'{mesh.size} devices {dict(mesh.shape)}; from step {first} to {config.total_steps}')
+      if profiler.missed:  # the same command that began the run may go on with it
+        report.say(f'no profile of steps {profile[0]} to {profile[1]}: the run goes on behind the first of them')
       meter = Meter()
       stopping = False
       for step in range(first + 1, config.total_steps + 1):
