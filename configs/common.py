@@ -59,7 +59,7 @@ def training(task: str) -> ml_collections.ConfigDict:
       seed=0,
       total_steps=30_000,
       batch_size=32,                       # global, over all devices and processes
-      accum=1,                             # micro-batches per step
+      accum=1,                             # micro-batches per step; the embedder needs whole batches
       mesh=dict(data=1, fsdp=-1, sequence=1),  # one may be -1: all remaining devices; see docs/scale.md
       multihost=False,                     # True on pods and clusters: jax.distributed.initialize()
       dtype='bfloat16',                    # compute type; parameters stay float32

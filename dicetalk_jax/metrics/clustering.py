@@ -99,32 +99,35 @@ def folds_within(label: np.ndarray, folds: int = 4) -> np.ndarray:
 
 
 def summary(mu: np.ndarray, identity: np.ndarray, emotion: np.ndarray) -> dict[str, float]:
-  """What tells a good emotion embedder from a bad one, on clips of at least two unseen people.
+  """What tells a good emotion embedder from a bad one, on clips of unseen people.
 
   Args:
     mu: `[N,D]`, prior means.
-    identity: int `[N]`, each at least twice.
+    identity: int `[N]`.
     emotion: int `[N]`, all labelled.
 
   Returns:
-    `emotion_accuracy` (nearest centroid of other people), `identity_accuracy` (linear probe; should fall), `norm` and
-    `mean_cosine` of mu; and where people have several clips of an emotion `clustering` (mean over emotions) and
-    `recall_at_1` of (identity, emotion).
+    `norm` of mu. Of several clips `mean_cosine`; of several people `emotion_accuracy` (nearest centroid of other
+    people), and, if any has several clips, `identity_accuracy` (linear probe; should fall); and where people have
+    several clips of an emotion `clustering` (mean over emotions) and `recall_at_1` of (identity, emotion).
   """
   mu, both = np.asarray(mu, np.float64), np.stack([identity, emotion], axis=1)
   group = np.unique(both, axis=0, return_inverse=True)[1].ravel()
   norm = np.linalg.norm(mu, axis=1)
   unit = mu / np.maximum(norm, 1e-12)[:, None]
   others = ~np.eye(len(mu), dtype=bool)
-  strength = clustering_strength(mu, identity, emotion)
-  repeated = {} if not strength else {
-      'clustering': float(np.mean(list(strength.values()))), 'recall_at_1': recall_at_1(mu, group)}
-  return repeated | {
-      'emotion_accuracy': nearest_centroid_accuracy(mu, emotion, identity),
-      'identity_accuracy': linear_probe_accuracy(mu, identity, folds_within(identity)),
-      'norm': float(norm.mean()),
-      'mean_cosine': float((unit @ unit.T)[others].mean()),
-  }
+  scores = {}
+  if strength := clustering_strength(mu, identity, emotion):
+    scores |= {'clustering': float(np.mean(list(strength.values()))), 'recall_at_1': recall_at_1(mu, group)}
+  if identity.min() < identity.max():
+    scores['emotion_accuracy'] = nearest_centroid_accuracy(mu, emotion, identity)
+    fold = folds_within(identity)
+    if fold.any():  # else all clips are in one fold, and nothing is left to learn from
+      scores['identity_accuracy'] = linear_probe_accuracy(mu, identity, fold)
+  scores['norm'] = float(norm.mean())
+  if others.any():
+    scores['mean_cosine'] = float((unit @ unit.T)[others].mean())
+  return scores
 
 
 def _held_out_accuracy(predict, features: np.ndarray, label: np.ndarray, fold: np.ndarray) -> float:

@@ -69,6 +69,8 @@ class EmbedderConfig(ModelConfig):
     for name, choices in CHOICES.items():
       if getattr(self, name) not in choices:
         raise ConfigError(f'{name}={getattr(self, name)!r} is unknown; choose one of {", ".join(choices)}')
+    if self.heads < 1 or self.width % self.heads or self.width % 2:  # the sinusoids come in pairs
+      raise ConfigError(f'width={self.width} of the embedder must be even and a multiple of heads={self.heads}')
     least = 2**len(self.crop_channels)
     if least == 1 or self.crop_size <= 0 or self.crop_size % least:
       raise ConfigError(f'crop_size={self.crop_size} does not suit crop_channels={self.crop_channels}: each of one or '

@@ -62,6 +62,8 @@ class EmotionConfig(ModelConfig):
       if self.mode != 'bank' and (value := getattr(self, name)) != plain:
         raise ConfigError(f"{name}={value!r} of the emotion model needs mode='bank', but mode={self.mode!r} looks "
                           f'nothing up; leave it at {plain!r}')
+    if self.mode != 'direct' and (self.num_heads < 1 or self.dim % self.num_heads):
+      raise ConfigError(f'dim={self.dim} of the emotion model must be a multiple of num_heads={self.num_heads}')
 
 
 class VQ(NamedTuple):

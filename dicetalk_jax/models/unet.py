@@ -65,6 +65,18 @@ class UNetConfig(ModelConfig):
         raise ConfigError(f'{field} of the UNet has {unknown[0]!r}, which is unknown; choose from {", ".join(STAGES)}')
       if len(kinds) != self.levels:
         raise ConfigError(f'{field} of the UNet has {len(kinds)} entries, but block_out_channels has {self.levels}')
+    for field in ('layers_per_block', 'cross_attention_dim', 'transformer_layers_per_block', 'num_attention_heads'):
+      value = getattr(self, field)
+      if isinstance(value, tuple) and len(value) != self.levels:
+        raise ConfigError(f'{field}={value} of the UNet must have {self.levels} entries, as block_out_channels has, or '
+                          'be one number for all levels')
+    for level, width in enumerate(self.block_out_channels):
+      heads = self.at(level, 'num_attention_heads')
+      attends = any(STAGES[kind][0] for kind in (self.down_block_types[level], self.up_block_types[-1 - level]))
+      if width % self.norm_num_groups or (attends or level == self.levels - 1) and (heads < 1 or width % heads):
+        raise ConfigError(f'block_out_channels={self.block_out_channels} of the UNet must be multiples of '
+                          f'norm_num_groups={self.norm_num_groups} and, where there is attention, of '
+                          f'num_attention_heads={self.num_attention_heads}')
 
   @property
   def levels(self) -> int:

@@ -51,14 +51,16 @@ def extra_state(params: Params, config: Any) -> Params:
   """Moving averages over batches (decay `config.emotion.bank_decay`) for a bank among the trained parameters.
 
   Returns:
-    `bank.usage` `[K]`, the share of priors that a code serves; `bank.labels` `[K,E]`, that share by emotion, of
-    labelled priors; with `codebook_update='ema'` also `bank.sums` `[K,D]`, the projected priors that a code serves
-    times that share.
+    `{}` without a bank, or where it is held. Else `bank.usage` `[K]`, the share of priors that a code serves;
+    `bank.labels` `[K,E]`, that share by emotion, of labelled priors; with `codebook_update='ema'` also `bank.sums`
+    `[K,D]`, the projected priors that a code serves times that share.
 
   Raises:
     ConfigError: the codes should move without gradient, but are held.
   """
   emo_model = config.emo_model
+  if emo_model.mode != 'bank':
+    return {}  # the free table of 'learnable' has the bank's name, but nothing is looked up in it
   if CODES not in params:
     if emo_model.codebook_update == 'ema' or config.emotion.restart:
       raise ConfigError(f'emo_model.codebook_update={emo_model.codebook_update!r} with emotion.restart='

@@ -1,9 +1,10 @@
 """Combinations of settings that cannot work or that would do nothing, refused before anything is computed."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from data_pipelines.record import CLASSES
+from dicetalk_jax.diffusion.condition_dropout import CASES
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.unet import REMAT
 from dicetalk_jax.training.contrastive import OTHER_PEOPLE, SIMILARITIES
@@ -23,7 +24,17 @@ def diffusion(config: Any) -> None:
   """Raises ConfigError with the reason; `config` as in `configs/diffusion.py`."""
   c, emotion = config, 'emo_model' in config
   _choices(c, DIFFUSION)
-  _rates(c.drop)
+  _rates(c.drop, CASES)
+  for key in ('frames', 'step', 'clip_stride'):
+    if c.data[key] < 1:
+      raise ConfigError(f'config.data.{key}={c.data[key]} must be at least 1')
+  area = c.data.area
+  if len(area) != 2 or not 0 < area[0] <= area[1]:
+    raise ConfigError(f'config.data.area={area} must be two positive numbers, the smaller one first')
+  if c.unet.projection_class_embeddings_input_dim != 3 * c.unet.addition_time_embed_dim:
+    raise ConfigError(f'config.unet.projection_class_embeddings_input_dim='
+                      f'{c.unet.projection_class_embeddings_input_dim} must be 3 times config.unet.'
+                      f'addition_time_embed_dim={c.unet.addition_time_embed_dim}: frame rate and two amounts of motion')
   if c.unet.adapters != 1 + emotion:
     raise ConfigError(f'config.unet.adapters={c.unet.adapters} {"with" if emotion else "without"} config.emo_model: '
                       f'audio{" and emotion need" if emotion else " alone needs"} {1 + emotion}; set it to that')
@@ -51,11 +62,15 @@ def diffusion(config: Any) -> None:
 def embedder(config: Any) -> None:
   """Raises ConfigError with the reason; `config` as in `configs/embedder.py`."""
   _choices(config, EMBEDDER)
-  _rates(config.drop)
+  _rates(config.drop, ('video', 'audio'))
   shortest, longest = config.data.min_len, config.data.max_len
   if not 1 <= shortest <= longest:
     raise ConfigError(f'config.data.min_len={shortest} and config.data.max_len={longest} are the shortest and the '
                       'longest window in frames; make the first at least 1 and at most the second')
+  if config.accum != 1:
+    raise ConfigError(f'config.accum={config.accum}: the contrastive loss compares all clips of a batch, and '
+                      'micro-batches would hide them from each other; set it to 1, and use more devices or a smaller '
+                      'batch')
   only = config.embedder.modalities
   if only in ('video', 'audio') and sum(config.drop.values()):
     raise ConfigError(f"config.embedder.modalities='{only}' with config.drop={config.drop.to_dict()}: the only "
@@ -76,7 +91,9 @@ def _choices(config: Any, known: Mapping[str, tuple[str, ...]]) -> None:
       raise ConfigError(f'config.{key}={value!r} is unknown; choose one of: {", ".join(choices)}')
 
 
-def _rates(drop: Mapping[str, float]) -> None:
+def _rates(drop: Mapping[str, float], cases: Collection[str]) -> None:
+  if set(drop) != set(cases):
+    raise ConfigError(f'config.drop={dict(drop)} must have these probabilities: {", ".join(cases)}')
   if min(drop.values()) < 0 or sum(drop.values()) > 1:
     raise ConfigError(f'config.drop={dict(drop)} are probabilities of cases that exclude each other; '
                       'make them at least 0 and their sum at most 1')

@@ -89,6 +89,7 @@ class DiffusionTask(Task):
     wanted = {
         'unet.out_channels': (c.unet.out_channels, self.vae.config.latent_channels),
         'unet.in_channels': (c.unet.in_channels, 2 * self.vae.config.latent_channels),
+        'unet.cross_attention_dim': (c.unet.cross_attention_dim, self.tower.config.projection_dim),
         'audio_linear.output_dim': (c.audio_linear.output_dim, c.unet.cross_attention_dim),
         'audio_linear.channels': (c.audio_linear.channels, self.whisper.config.d_model),
         'audio_linear.blocks': (c.audio_linear.blocks, self.whisper.config.encoder_layers + 1),

@@ -42,10 +42,16 @@ class EmbedderTask(Task):
     self.train, self.val = sources.train_and_val(config, self.data_dir)
     for parts in (self.train, self.val):
       self._labelled(parts)  # refuses data without labels before training
+    if self.visual == 'expression' and self.model_config.modalities != 'audio':
+      self._check_seen(self.train)
     self.whisper = networks.ensure(self.model_dir, 'whisper', config.get('frozen', {}).get('whisper'), seed=1)
     if self.whisper.config.d_model != config.embedder.whisper_dim:
       raise ConfigError(f'config.embedder.whisper_dim={config.embedder.whisper_dim}, but the Whisper encoder of '
                         f'{self.model_dir} has width {self.whisper.config.d_model}')
+    states = self.whisper.config.encoder_layers + 1
+    if config.embedder.whisper_states != states:
+      raise ConfigError(f'config.embedder.whisper_states={config.embedder.whisper_states}, but the Whisper encoder of '
+                        f'{self.model_dir} has {states} states, one more than layers; set it to that')
     for source in [part.source for part in (*self.train, *self.val)]:
       if self.visual == 'expression' and source.expression_dim not in (0, config.embedder.expr_dim):
         raise ConfigError(f'config.embedder.expr_dim={config.embedder.expr_dim}, but the clips of {source} have '
@@ -72,6 +78,14 @@ class EmbedderTask(Task):
                       'that has them to config.data.dataset')
     tables = [part.source.table for part in parts]
     return parts, *(np.concatenate([getattr(t, name) for t in tables]) for name in ('identity', 'emotion', 'intensity'))
+
+  @staticmethod
+  def _check_seen(parts: list[loader.Part]) -> None:
+    """Refuses data without expressions: the prior would be learnt from sound alone, with no word about it."""
+    # Clips without expressions move by exactly 0; that saves reading all records.
+    if not any(part.source.table.motion_exp.any() for part in parts):
+      raise DataError(f'no clip of {", ".join(str(part.source) for part in parts)} has expressions; prepare the data '
+                      "with --expression=DIR, or take the preset 'crops', which sees pictures, or 'audio_only'")
 
   def _model(self, params):
     return core.merge(self.graphdef, core.under('embedder', params))
@@ -132,13 +146,13 @@ class EmbedderTask(Task):
     identity = np.unique(people, return_inverse=True)[1]
     emotion = np.array([EMOTIONS.index(e) if e != UNKNOWN else -1 for e in emotions])
     known = emotion >= 0
-    metrics = {}
+    metrics, pictures = {}, {}
     alone = (('video_', True, False), ('audio_', False, True)) if self.config.embedder.modalities == 'both' else ()
     for label, video, audio in (('', True, True), *alone):
       mu = np.concatenate([self._embed_all(params, part, video, audio) for part in parts])[known]
       scores = clustering.summary(mu, identity[known], emotion[known])
       metrics |= {label + name: value for name, value in scores.items() if not label or name == 'clustering'}
-      if not label:
+      if not label and len(mu) > 1:
         pictures = {'tsne': tsne.picture(mu, people[known], emotions[known], level[known])}
     return metrics, pictures
 

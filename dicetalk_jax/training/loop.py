@@ -19,7 +19,7 @@ from dicetalk_jax.training import lora
 from dicetalk_jax.training.checkpoint import Checkpoints, has_checkpoint
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
 from dicetalk_jax.training.prefetch import prefetched
-from dicetalk_jax.training.profile import Profiler
+from dicetalk_jax.training.profile import Profiler, check_span
 from dicetalk_jax.training.report import Meter, Report, Writer
 from dicetalk_jax.training.state import TrainState, init_state, partition
 from dicetalk_jax.training.step import make_train_step
@@ -54,6 +54,7 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
     DivergedError: the loss is no longer a number. The last good checkpoint stays.
   """
   _check(config)
+  check_span(profile, config.total_steps)
   mesh = parallel.make_mesh(**config.mesh) if mesh is None else mesh
   parallel.check_batch(config.batch_size, mesh, config.accum)
   tx = make_optimizer(config.optim, config.total_steps, task_class.new_modules)
@@ -82,7 +83,7 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
     with (Checkpoints(folder, config.keep, bool(task_class.best)) as checkpoints,
           contextlib.closing(task.batches()) as batches, contextlib.closing(prefetched(batches, mesh)) as data,
           _stop_requests() as stop_requested,
-          Profiler(workdir / 'profile', profile, (checkpoints.latest or 0) + 1, config.total_steps) as profiler):
+          Profiler(workdir / 'profile', profile, (checkpoints.latest or 0) + 1) as profiler):
       if checkpoints.latest is None:
         state = jax.jit(new_state, out_shardings=shards, donate_argnums=0)(params)
       else:
@@ -92,6 +93,8 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
       report = Report(workdir, make_writer, first, config.total_steps)
       report.say(f'{task.name}: {_millions(target.params)} parameters trained, {_millions(rest)} held; '
                  f'{mesh.size} devices {dict(mesh.shape)}; from step {first} to {config.total_steps}')
+      if profiler.missed:  # the same command that began the run may go on with it
+        report.say(f'no profile of steps {profile[0]} to {profile[1]}: the run goes on behind the first of them')
       meter = Meter()
       stopping = False
       for step in range(first + 1, config.total_steps + 1):
@@ -107,13 +110,16 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
           continue
         means, rate = meter.means()  # raises before a bad state is saved
         report.train(step, {**means, 'lr': float(learning_rate(step - 1))}, rate)
+        save = functools.partial(checkpoints.save, step, state, data) if due(config.checkpoint_every) else None
+        if save and not task.best:  # before the evaluation: should that fail, the steps until here are not lost
+          save()
         score = None
         if due(config.eval_every) and not stopping:  # whoever asks to stop cannot wait
           values, pictures = task.evaluate(complete(state), rest['frozen'])
           report.evaluation(step, values, pictures)
           score = values[task.best] if task.best else None
-        if due(config.checkpoint_every):
-          checkpoints.save(step, state, data, score)
+        if save and task.best:
+          save(score)
         meter.restart_clock()
         if stopping:
           report.say(f'stopped on request at step {step}; run the same command again to go on')
@@ -130,6 +136,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
   for name in ('total_steps', 'log_every', 'eval_every', 'checkpoint_every', 'keep'):
     if config[name] < 1:
       raise ConfigError(f'config.{name}={config[name]} must be at least 1')
+  if config.lora.rank < 0:
+    raise ConfigError(f'config.lora.rank={config.lora.rank} must be at least 1, or 0 for no factors')
 
 
 @contextlib.contextmanager

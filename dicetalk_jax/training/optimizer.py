@@ -48,9 +48,11 @@ def make_optimizer(optim: Any, total_steps: int, new_modules: Sequence[str] = ()
     new_modules: patterns on names of parameters that learn at `new_module_lr_mult` times the rate.
 
   Raises:
-    ConfigError: an unknown name, or a weight decay or a multiplier that would be ignored.
+    ConfigError: an unknown name, betas that are not two, or a weight decay or a multiplier that would be ignored.
   """
   schedule = make_schedule(optim, total_steps)
+  if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+    raise ConfigError(f'optim.betas={optim.betas} must be two numbers, at least 0 and less than 1')
   moments = dict(zip(('b1', 'b2'), optim.betas), eps=optim.eps)
   if optim.name == 'adam':
     if optim.weight_decay:

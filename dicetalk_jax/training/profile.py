@@ -24,19 +24,24 @@ def parse_span(text: str) -> tuple[int, int] | None:
   return start, start + count - 1
 
 
+def check_span(span: tuple[int, int] | None, total_steps: int) -> None:
+  """Raises ConfigError where a run of so many steps does not make all those of `span`."""
+  if span and not 1 <= span[0] <= span[1] <= total_steps:
+    raise ConfigError(f'steps {span[0]} to {span[1]} cannot be profiled, this run makes 1 to {total_steps}; choose '
+                      'some of these with --profile')
+
+
 class Profiler:
-  """Use as a context around the steps; leaving it ends a profile that is under way."""
+  """Use as a context around the steps; leaving it ends a profile that is under way.
 
-  def __init__(self, folder: epath.Path, span: tuple[int, int] | None, first_step: int, total_steps: int):
-    """`span`: first and last step, of a run that makes `first_step` to `total_steps`.
+  Attributes:
+    missed: the run goes on behind the beginning of the span, so that there will be no profile.
+  """
 
-    Raises:
-      ConfigError: the run does not make all these steps.
-    """
-    self._folder, self._span, self._running = folder, span, False
-    if span and not first_step <= span[0] <= span[1] <= total_steps:
-      raise ConfigError(f'steps {span[0]} to {span[1]} cannot be profiled, this run makes {first_step} to '
-                        f'{total_steps}; choose some of these with --profile')
+  def __init__(self, folder: epath.Path, span: tuple[int, int] | None, first_step: int):
+    """`span`: first and last step, of a run that goes on with `first_step`."""
+    self.missed = span is not None and span[0] < first_step
+    self._folder, self._span, self._running = folder, None if self.missed else span, False
 
   def before(self, step: int) -> None:
     if self._span and step == self._span[0]:

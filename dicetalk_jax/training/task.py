@@ -81,8 +81,9 @@ class Task(abc.ABC):
       step: int32 scalar, updates made so far.
 
     Returns:
-      A float32 scalar, a mean over the rows (accumulation averages it), and what to log: float32 scalars, or pairs
-      that `averages.mean` explains. Among these, `per_row` may be a dict of arrays `[rows, ...]` for `after_update`.
+      A float32 scalar, a mean over the rows (accumulation averages it; of a term that only some rows have, it makes
+      the mean of the micro-batches' means), and what to log: float32 scalars, or pairs that `averages.mean` explains.
+      Among these, `per_row` may be a dict of arrays `[rows, ...]` for `after_update`.
     """
 
   def extra_state(self, params: Params) -> Params:

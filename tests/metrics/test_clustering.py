@@ -85,3 +85,18 @@ def test_summary():
   x, identity, emotion = planted()
   assert clustering.summary(x + 100, identity, emotion)['mean_cosine'] > 0.99
   assert abs(clustering.summary(x, identity, emotion)['mean_cosine']) < 0.05
+
+
+@pytest.mark.parametrize(('kept', 'missing'), [
+    (lambda identity, emotion, clip: identity == 0, {'emotion_accuracy', 'identity_accuracy'}),
+    (lambda identity, emotion, clip: (emotion == 0) & (clip == 0), {'clustering', 'recall_at_1', 'identity_accuracy'}),
+    (lambda identity, emotion, clip: (identity == 0) & (emotion == 0) & (clip == 0), {
+        'clustering', 'recall_at_1', 'emotion_accuracy', 'identity_accuracy', 'mean_cosine'}),
+])
+def test_summary_leaves_out_what_few_clips_cannot_tell(kept, missing):
+  """Of one person; of one clip of each; of one clip."""
+  x, identity, emotion = planted(person=2, emotion=4, noise=0.5)
+  chosen = kept(identity, emotion, np.arange(len(x)) % CLIPS)
+  report = clustering.summary(x[chosen], identity[chosen], emotion[chosen])
+  assert report.keys() == clustering.summary(x, identity, emotion).keys() - missing
+  assert np.isfinite(list(report.values())).all()

@@ -174,6 +174,25 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
   assert not (tmp_path / 'model').exists()
 
 
+class FailingTask(toy.ToyTask):
+  best = ''
+
+  def evaluate(self, params, frozen):
+    raise RuntimeError('no picture')
+
+
+def test_a_failing_evaluation_loses_no_steps(tmp_path):
+  """Where no score of it decides which checkpoint is kept."""
+  config = toy.get_config(total_steps=9, accum=1)
+  for saved in ([4, 8], [8, 9]):
+    with pytest.raises(RuntimeError, match='no picture'):
+      train(FailingTask, config, tmp_path / 'run', mesh=ONE)
+    with Checkpoints(tmp_path / 'run' / 'checkpoints') as checkpoints:
+      assert checkpoints.steps == saved
+  train(FailingTask, config, tmp_path / 'run', mesh=ONE)
+  assert (tmp_path / 'model' / 'run.npz').exists()
+
+
 def test_refusals_and_free_changes(tmp_path):
   run = tmp_path / 'run'
   config = dict(total_steps=2, checkpoint_every=2, log_every=2, accum=1)
@@ -209,6 +228,8 @@ def test_finished_run_only_exports_again(tmp_path, capsys):
     (dict(batch_size=12), MeshError, 'batch_size=12'),
     (dict(mesh=dict(data=3, fsdp=-1)), MeshError, 'data=3'),
     (dict(total_steps=0), ConfigError, 'total_steps=0'),
+    (dict(lora=dict(rank=-1)), ConfigError, 'config.lora.rank=-1 must be at least 1, or 0'),
+    (dict(optim=dict(betas=(0.9,))), ConfigError, r'optim.betas=\(0.9,\) must be two numbers'),
     (dict(trainable=('nett',)), ConfigError, "'nett' matches no parameter"),
 ])
 def test_impossible_configurations(tmp_path, changes, error, sentence):

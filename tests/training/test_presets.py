@@ -3,18 +3,24 @@
 import functools
 import importlib
 import re
+import types
 
 import jax
 import pytest
 
+from benchmarks.memory_table import batch_shapes
 from configs import autoencoder, diffusion, embedder
+from dicetalk_jax import parallel
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.training import checks
 from dicetalk_jax.training.diffusion import TRAINED, DiffusionTask
+from dicetalk_jax.training.diffusion_loss import DiffusionLoss
 from dicetalk_jax.training.embedder import EmbedderTask
 from dicetalk_jax.training.optimizer import make_optimizer
 from dicetalk_jax.training.state import init_state, partition
+from dicetalk_jax.training.step import make_train_step
+from tests import tiny
 
 
 def flat(config):
@@ -74,6 +80,11 @@ def changed(task, arg='default', **changes):
     ('default', {'noise.ref_aug': 'some'}, 'none, lognormal'),
     ('default', {'loss.cls_pool': 'video'}, 'frame, clip'),
     ('default', {'emotion.emo_ref': 'any'}, 'same_clip, other_clip'),
+    ('default', {'data.frames': 0}, 'config.data.frames=0 must be at least 1'),
+    ('default', {'data.step': 0}, 'config.data.step=0 must be at least 1'),
+    ('default', {'data.area': (1.1,)}, r'config.data.area=\(1.1,\) must be two positive numbers'),
+    ('default', {'data.area': (1.3, 1.0)}, 'the smaller one first'),
+    ('sonic', {'unet.addition_time_embed_dim': 128}, 'input_dim=768 must be 3 times .*time_embed_dim=128'),
 ])
 def test_impossible_diffusion_settings(arg, changes, sentence):
   with pytest.raises(ConfigError, match=sentence):
@@ -86,6 +97,7 @@ def test_impossible_diffusion_settings(arg, changes, sentence):
     ('default', {'loss.similarity': 'dot'}, 'cosine, inv_dist'),
     ('default', {'data.min_len': 257}, 'min_len=257 and config.data.max_len=256 are .* at most the second'),
     ('default', {'data.min_len': 0}, 'min_len=0 .* at least 1'),
+    ('default', {'accum': 2}, 'config.accum=2: the contrastive loss compares all clips of a batch'),
     ('crops,audio_only', {}, "modalities='audio' with config.embedder.visual='crops': the crops would never be seen"),
     ('crops,mediapipe', {}, "expr_norm='zscore' with config.embedder.visual='crops': there are no expression coeff"),
 ])
@@ -102,6 +114,48 @@ def test_variants_pass_the_checks(name):
 @pytest.mark.parametrize('name', ['default', 'tiny', 'tiny,crops', *embedder.VARIANTS])
 def test_embedder_variants_pass_the_checks(name):
   checks.embedder(embedder.get_config(name))
+
+
+def test_rates_of_all_cases_are_needed():
+  for task in ('diffusion', 'embedder'):
+    config = changed(task)
+    config.drop = {}
+    with pytest.raises(ConfigError, match='config.drop={} must have these probabilities: .*audio'):
+      getattr(checks, task)(config)
+
+
+@pytest.mark.parametrize(('component', 'changes', 'sentence'), [
+    ('embedder', {'heads': 7}, 'width=256 of the embedder must be even and a multiple of heads=7'),
+    ('embedder', {'heads': 0}, 'multiple of heads=0'),
+    ('embedder', {'width': 63, 'heads': 3}, 'width=63 of the embedder must be even'),
+    ('emo_model', {'num_heads': 7}, 'dim=1024 of the emotion model must be a multiple of num_heads=7'),
+    ('unet', {'num_attention_heads': (5, 10, 20)}, r'num_attention_heads=\(5, 10, 20\) .* must have 4 entries'),
+    ('unet', {'layers_per_block': (1, 2)}, 'layers_per_block=.* must have 4 entries'),
+    ('unet', {'num_attention_heads': (5, 10, 20, 19)}, r'multiples of .* num_attention_heads=\(5, 10, 20, 19\)'),
+    ('unet', {'num_attention_heads': (7, 10, 20, 20)}, 'multiples of .* where there is attention'),
+    ('unet', {'norm_num_groups': 48}, 'multiples of norm_num_groups=48'),
+])
+def test_sizes_that_do_not_divide(component, changes, sentence):
+  config = (embedder if component == 'embedder' else diffusion).get_config()[component].to_dict()
+  with pytest.raises(ConfigError, match=sentence):
+    registry.config_of(component, config | changes)
+
+
+def test_heads_matter_only_where_there_is_attention():
+  registry.config_of('emo_model', diffusion.get_config('abl_no_bank').emo_model.to_dict() | {'num_heads': 7})
+  registry.config_of('unet', diffusion.get_config('tiny').unet.to_dict() | {'num_attention_heads': (3, 2, 2)})
+
+
+def test_an_image_encoder_of_another_width_is_refused():
+  of = lambda **config: types.SimpleNamespace(config=types.SimpleNamespace(**config))
+  task = DiffusionTask.__new__(DiffusionTask)
+  task.config, task.has_emotion = diffusion.get_config(), True
+  task.vae, task.whisper, task.embedder = of(latent_channels=4), of(d_model=384, encoder_layers=4), of(width=256)
+  task.tower = of(projection_dim=1024)
+  task._check_fit()
+  task.tower = of(projection_dim=768)
+  with pytest.raises(ConfigError, match='config.unet.cross_attention_dim=1024 does not fit .* which need 768'):
+    task._check_fit()
 
 
 def test_unknown_or_idle_settings_of_the_models_are_refused():
@@ -177,3 +231,60 @@ def test_frozen_parameters_carry_no_optimizer_state(name, unet):
   state = jax.eval_shape(functools.partial(init_state, tx=tx, ema=True), trained)
   named = [path[-1].key for path, x in jax.tree.leaves_with_path(state) if x.ndim]
   assert set(named) == expected and len(named) == 4 * len(expected)  # values, averages, two moments
+
+
+def metrics_of_a_step(task, params, batch):
+  """Traces the whole training step, as the loop makes it; the metrics' shapes by name."""
+  config, mesh = task.config, parallel.make_mesh(devices=jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    trained, held = partition(params, config.trainable, sets=task.sets, constants=task.constants)
+    tx = make_optimizer(config.optim, config.total_steps, task.new_modules)
+    state = jax.eval_shape(functools.partial(init_state, tx=tx, ema=True, extra=task.extra_state), trained)
+    step = make_train_step(lambda params, held, *args: task.loss({**held, **params}, {}, *args), tx,
+                           parallel.shardings(state, mesh), ema=0.9, after_update=task.after_update)
+    after, metrics = jax.eval_shape(step, state, held, batch, jax.eval_shape(lambda: jax.random.key(0)))
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+  return metrics
+
+
+def smallest(arg):
+  config = diffusion.get_config(arg)
+  for name in TRAINED:
+    if name in config:
+      config[name].update(tiny.CONFIGS[name] | ({'num_classes': 22} if name == 'emo_model' else {}))
+  config.unet.update(in_channels=8, out_channels=4)
+  config.optim.name, config.data.size = 'adam', 16
+  return config
+
+
+@pytest.mark.parametrize('name', ['', *diffusion.VARIANTS])
+def test_every_diffusion_variant_makes_a_step(name):
+  plain, config = smallest('tiny'), smallest(f'tiny,{name}'.strip(','))
+  abstract = {c: core.abstract(registry.builder(c, config[c].to_dict())) for c in TRAINED if c in config}
+  task = DiffusionTask.__new__(DiffusionTask)  # without data and frozen networks
+  task.config, task.has_emotion = config, 'emo_model' in config
+  task._loss = DiffusionLoss(config, {c: graph for c, (graph, _) in abstract.items()}, 1.0)
+  params = {key: x for c, (_, part) in abstract.items() for key, x in core.prefixed(c, part).items()}
+  batch = batch_shapes(plain)
+  for key, shape in (('latents', (plain.data.frames, 8, 8, 4)), ('reference', (8, 8, 4))):  # half the picture's side
+    batch[key] = jax.ShapeDtypeStruct((plain.batch_size, *shape), 'float32')
+  metrics = metrics_of_a_step(task, params, batch)
+  has_bank = task.has_emotion and config.emo_model.mode == 'bank'
+  assert ('vq' in metrics) == ('bank_perplexity' in metrics) == has_bank
+
+
+@pytest.mark.parametrize('name', ['', *embedder.VARIANTS])
+def test_every_embedder_variant_makes_a_step(name):
+  config = embedder.get_config(f'tiny,{name}'.strip(','))
+  task = EmbedderTask.__new__(EmbedderTask)
+  task.config = config
+  task.graphdef, params = core.abstract(registry.builder('embedder', config.embedder.to_dict()))
+  c, rows, frames = config.embedder, config.batch_size, config.data.max_len
+  seen = ((c.crop_size, c.crop_size, 3), 'uint8') if c.visual == 'crops' else ((c.expr_dim,), 'float32')
+  shapes = {'expr': ((frames, *seen[0]), seen[1]), 'frame_mask': ((frames,), bool),
+            'whisper': ((2 * frames, c.whisper_states, c.whisper_dim), 'float16')}
+  shapes |= {key: ((), bool) for key in ('has_video', 'has_audio')}
+  shapes |= {key: ((), 'int32') for key in ('dataset', 'identity', 'emotion', 'level', 'video')}
+  batch = {key: jax.ShapeDtypeStruct((rows, *shape), dtype) for key, (shape, dtype) in shapes.items()}
+  metrics = metrics_of_a_step(task, core.prefixed('embedder', params), batch)
+  assert {'loss', 'sigma'} <= metrics.keys()

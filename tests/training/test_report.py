@@ -112,8 +112,21 @@ def test_profile_of_some_steps(tmp_path, capsys):
   train(toy.ToyTask, config, tmp_path / 'run', mesh=one, profile=parse_span('2:1'))
   assert [path.stat().st_size > 0 for path in (tmp_path / 'run' / 'profile').rglob('*.xplane.pb')] == [True]
   assert f'step 2: profile written to {tmp_path / "run" / "profile"}' in capsys.readouterr().out
-  with pytest.raises(ConfigError, match='steps 3 to 4 cannot be profiled, this run makes 4 to 3'):
-    train(toy.ToyTask, config, tmp_path / 'run', mesh=one, profile=parse_span('3:2'))
+  with pytest.raises(ConfigError, match='steps 3 to 4 cannot be profiled, this run makes 1 to 3'):
+    train(toy.ToyTask, config, tmp_path / 'other', mesh=one, profile=parse_span('3:2'))
+  assert not (tmp_path / 'other').exists()
+
+
+def test_a_run_that_goes_on_behind_its_profile(tmp_path, capsys):
+  """The same command resumes it."""
+  one = parallel.make_mesh(devices=jax.devices()[:1])
+  for total in (2, 4):
+    config = toy.get_config(total_steps=total, accum=1, log_every=1)
+    state = train(toy.ToyTask, config, tmp_path / 'run', mesh=one, profile=parse_span('2:1'))
+    assert int(state.step) == total
+  first, second = capsys.readouterr().out.split('from step 2 to 4\n')
+  assert 'profile written' in first and 'no profile of' not in first
+  assert second.startswith('no profile of steps 2 to 2: the run goes on behind') and 'profile written' not in second
 
 
 @pytest.mark.parametrize('text', ['5', '0:3', '3:0', 'a:b', '3:', '-1:2', '1:2:3'])

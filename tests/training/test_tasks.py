@@ -5,19 +5,22 @@ import importlib
 import json
 import math
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import embedder
 from data_pipelines import compute, crops, precompute
 from data_pipelines import record as clip_record
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
+from data_pipelines.loader import Part
 from data_pipelines.source import ClipSource, ClipTable
 from dicetalk_jax import bundle, main, parallel
-from dicetalk_jax.errors import ConfigError, WeightsError
+from dicetalk_jax.errors import ConfigError, DataError, WeightsError
 from dicetalk_jax.media.video import read_video
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.pipeline import Pipeline
@@ -198,6 +201,40 @@ def test_embedder_of_expressions_of_another_width_is_refused(trained, two_sets):
   config.data.dir, config.embedder.expr_dim = str(trained / 'data'), 51
   with pytest.raises(ConfigError, match='expr_dim=51, but the clips of .* have 64 expression coefficients per frame'):
     main.task_class('embedder')(config, ONE, trained / 'embedder')
+
+
+def test_embedder_with_one_person_to_validate(trained, two_sets, tmp_path):
+  """Scores that compare people are left out."""
+  run('embedder', tmp_path / 'embedder', steps=1, dir=str(trained / 'data'), dataset=str(two_sets[1]), identities=1,
+      emotions=4)
+  scores = {name for name in rows(tmp_path, 'embedder')[-1] if name.startswith('eval/')}
+  assert 'eval/norm' in scores and not scores & {'eval/emotion_accuracy', 'eval/identity_accuracy'}
+
+
+def set_motion(monkeypatch, motion):
+  """Lets training find two clips, of which one has expressions that move so much."""
+  table = {f.name: np.zeros(2, int) for f in dataclasses.fields(ClipTable)}
+  table |= dict(emotion=np.array(['happy', 'sad']), motion_exp=np.array([0., motion]))
+  part = Part(types.SimpleNamespace(table=ClipTable(**table)))
+  monkeypatch.setattr(sources, 'train_and_val', lambda *_: ([part], [part]))
+
+
+@pytest.mark.parametrize(('motion', 'arg', 'error'), [
+    (0., 'default', DataError), (0., 'video_only', DataError),
+    (.1, 'default', WeightsError), (0., 'crops', WeightsError), (0., 'audio_only', WeightsError)])
+def test_embedder_of_data_without_expressions(tmp_path, monkeypatch, motion, arg, error):
+  """Refused, unless the embedder reads something else; the next thing missing is Whisper then."""
+  set_motion(monkeypatch, motion)
+  with pytest.raises(error, match='--expression=DIR, .* preset .crops.' if error is DataError else 'has no whisper'):
+    main.task_class('embedder')(embedder.get_config(arg), ONE, tmp_path / 'run')
+
+
+def test_embedder_of_another_whisper(tmp_path, monkeypatch):
+  set_motion(monkeypatch, .1)
+  config = micro('embedder')
+  config.embedder.whisper_states = 5
+  with pytest.raises(ConfigError, match='whisper_states=5, but the Whisper encoder of .* has 2 states'):
+    main.task_class('embedder')(config, ONE, tmp_path / 'run')
 
 
 def test_embedder_of_crops_and_its_priors_in_diffusion(tmp_path):
