@@ -42,8 +42,11 @@ class EmbedderTask(Task):
     self.train, self.val = sources.train_and_val(config, self.data_dir)
     for parts in (self.train, self.val):
       self._labelled(parts)  # refuses data without labels before training
-    if self.visual == 'expression' and self.model_config.modalities != 'audio':
-      self._check_seen(self.train)
+    if (self.visual == 'expression' and self.model_config.modalities != 'audio'
+        and not any(part.source.expression_dim for part in self.train)):
+      raise DataError(f'no clip of {config.data.dataset} has expressions, and the prior would be learnt from sound '
+                      "alone; prepare the data with --expression=DIR, or take the preset 'crops', which sees pictures, "
+                      "or 'audio_only'")
     self.whisper = networks.ensure(self.model_dir, 'whisper', config.get('frozen', {}).get('whisper'), seed=1)
     if self.whisper.config.d_model != config.embedder.whisper_dim:
       raise ConfigError(f'config.embedder.whisper_dim={config.embedder.whisper_dim}, but the Whisper encoder of '
@@ -78,14 +81,6 @@ class EmbedderTask(Task):
                       'that has them to config.data.dataset')
     tables = [part.source.table for part in parts]
     return parts, *(np.concatenate([getattr(t, name) for t in tables]) for name in ('identity', 'emotion', 'intensity'))
-
-  @staticmethod
-  def _check_seen(parts: list[loader.Part]) -> None:
-    """Refuses data without expressions: the prior would be learnt from sound alone, with no word about it."""
-    # Clips without expressions move by exactly 0; that saves reading all records.
-    if not any(part.source.table.motion_exp.any() for part in parts):
-      raise DataError(f'no clip of {", ".join(str(part.source) for part in parts)} has expressions; prepare the data '
-                      "with --expression=DIR, or take the preset 'crops', which sees pictures, or 'audio_only'")
 
   def _model(self, params):
     return core.merge(self.graphdef, core.under('embedder', params))

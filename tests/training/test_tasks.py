@@ -211,26 +211,25 @@ def test_embedder_with_one_person_to_validate(trained, two_sets, tmp_path):
   assert 'eval/norm' in scores and not scores & {'eval/emotion_accuracy', 'eval/identity_accuracy'}
 
 
-def set_motion(monkeypatch, motion):
-  """Lets training find two clips, of which one has expressions that move so much."""
-  table = {f.name: np.zeros(2, int) for f in dataclasses.fields(ClipTable)}
-  table |= dict(emotion=np.array(['happy', 'sad']), motion_exp=np.array([0., motion]))
-  part = Part(types.SimpleNamespace(table=ClipTable(**table)))
+def set_width(monkeypatch, width):
+  """Lets training find two clips with so many expression coefficients."""
+  table = {f.name: np.zeros(2, int) for f in dataclasses.fields(ClipTable)} | {'emotion': np.array(['happy', 'sad'])}
+  part = Part(types.SimpleNamespace(table=ClipTable(**table), expression_dim=width))
   monkeypatch.setattr(sources, 'train_and_val', lambda *_: ([part], [part]))
 
 
-@pytest.mark.parametrize(('motion', 'arg', 'error'), [
-    (0., 'default', DataError), (0., 'video_only', DataError),
-    (.1, 'default', WeightsError), (0., 'crops', WeightsError), (0., 'audio_only', WeightsError)])
-def test_embedder_of_data_without_expressions(tmp_path, monkeypatch, motion, arg, error):
+@pytest.mark.parametrize(('width', 'arg', 'error'), [
+    (0, 'default', DataError), (0, 'video_only', DataError),
+    (64, 'default', WeightsError), (0, 'crops', WeightsError), (0, 'audio_only', WeightsError)])
+def test_embedder_of_data_without_expressions(tmp_path, monkeypatch, width, arg, error):
   """Refused, unless the embedder reads something else; the next thing missing is Whisper then."""
-  set_motion(monkeypatch, motion)
+  set_width(monkeypatch, width)
   with pytest.raises(error, match='--expression=DIR, .* preset .crops.' if error is DataError else 'has no whisper'):
     main.task_class('embedder')(embedder.get_config(arg), ONE, tmp_path / 'run')
 
 
 def test_embedder_of_another_whisper(tmp_path, monkeypatch):
-  set_motion(monkeypatch, .1)
+  set_width(monkeypatch, 64)
   config = micro('embedder')
   config.embedder.whisper_states = 5
   with pytest.raises(ConfigError, match='whisper_states=5, but the Whisper encoder of .* has 2 states'):
