@@ -45,7 +45,7 @@ def get_config(arg: str = 'default'):
       distance='l2', codebook_update='grad', stop_fc_grad=False, null_kv='released')  # see models.emotion.EmotionConfig
   config.emotion = dict(
       sample=True, p_whole_bank=0.0,
-      emo_ref='same_clip',                 # prior of the clip itself, or an 'other_clip' of same person, emotion and level
+      emo_ref='same_clip',                 # prior of the clip itself, or an 'other_clip' of same person and label
       bank_init='kmeans',                  # or 'uniform', as released
       bank_decay=0.99,                     # of the average use of codes, and of the codes where codebook_update='ema'
       restart=0)                           # every so many steps (100) hardly used codes move to a prior; 0 = never
