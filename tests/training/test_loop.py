@@ -206,19 +206,23 @@ def test_a_failing_evaluation_loses_no_steps(tmp_path):
 
 def test_refusals_and_free_changes(tmp_path):
   run = tmp_path / 'run'
-  config = dict(total_steps=2, checkpoint_every=2, log_every=2, accum=1)
+  config = dict(total_steps=2, checkpoint_every=2, log_every=2, accum=1, remat='none')
   train(toy.ToyTask, toy.get_config(**config), run)
   before = (run / 'config.json').read_text()
 
   with pytest.raises(ConfigError, match="belongs to task 'toy'; choose another --workdir"):
     train(toy.ToyTask, toy.get_config(task='other'), run)
+  for key, value in (('accum', 2), ('data', dict(dir='', workers=1))):
+    with pytest.raises(ConfigError, match=f'holds a run with other values of {key}'):
+      train(toy.ToyTask, toy.get_config(**config | {key: value}), run)
   changed = toy.get_config(**config, batch_size=32)
   changed.optim.lr = 0.5
   with pytest.raises(ConfigError, match=r'batch_size \(was 16, now 32\), optim.lr \(was 0.01, now 0.5\)'):
     train(toy.ToyTask, changed, run)
   assert (run / 'config.json').read_text() == before
 
-  longer = toy.get_config(total_steps=3, checkpoint_every=1, log_every=1, keep=3, accum=1, mesh=dict(data=2, fsdp=-1))
+  longer = toy.get_config(total_steps=3, checkpoint_every=1, log_every=1, keep=3, accum=1, remat='block',
+                          mesh=dict(data=2, fsdp=-1))
   assert int(train(toy.ToyTask, longer, run).step) == 3
   assert list(losses(run)) == [2, 3]
 
