@@ -56,7 +56,7 @@ def get_config(arg: str = 'default'):
                      cls_pool='frame',     # or 'clip': classify the mean of a clip's features
                      face_weight=0.0, mouth_weight=0.0)  # extra weight of the denoising error in face and mouth
   config.remat = 'block'                   # recompute every block in the backward pass; or 'dots', 'none': models.unet
-  config.sample = dict(num_steps=25, g_image=3.0, g_condition=6.0, overlap=0, shift=7,
+  config.sample = dict(num_steps=25, g_image=3.0, g_condition=6.0, overlap=0, shift=7, sigma_max=700.0,
                        padding=True)       # a window of frames behind each clip
   if tiny:
     common.tiny(config)

@@ -103,23 +103,25 @@ def summary(mu: np.ndarray, identity: np.ndarray, emotion: np.ndarray) -> dict[s
 
   Args:
     mu: `[N,D]`, prior means.
-    identity: int `[N]`.
-    emotion: int `[N]`, all labelled.
+    identity, emotion: `[N]`, any labels.
 
   Returns:
     `norm` of mu. Of several clips `mean_cosine`; of several people `emotion_accuracy` (nearest centroid of other
     people), and, if any has several clips, `identity_accuracy` (linear probe; should fall); and where people have
-    several clips of an emotion `clustering` (mean over emotions) and `recall_at_1` of (identity, emotion).
+    several clips of an emotion `clustering` (mean over emotions), `clustering/EMOTION` of each, and `recall_at_1` of
+    (identity, emotion).
   """
-  mu, both = np.asarray(mu, np.float64), np.stack([identity, emotion], axis=1)
-  group = np.unique(both, axis=0, return_inverse=True)[1].ravel()
+  mu = np.asarray(mu, np.float64)
+  person, kind = (np.unique(label, return_inverse=True)[1] for label in (identity, emotion))
+  group = person * len(mu) + kind
   norm = np.linalg.norm(mu, axis=1)
   unit = mu / np.maximum(norm, 1e-12)[:, None]
   others = ~np.eye(len(mu), dtype=bool)
   scores = {}
   if strength := clustering_strength(mu, identity, emotion):
     scores |= {'clustering': float(np.mean(list(strength.values()))), 'recall_at_1': recall_at_1(mu, group)}
-  if identity.min() < identity.max():
+    scores |= {f'clustering/{name}': ratio for name, ratio in strength.items()}
+  if person.any():
     scores['emotion_accuracy'] = nearest_centroid_accuracy(mu, emotion, identity)
     fold = folds_within(identity)
     if fold.any():  # else all clips are in one fold, and nothing is left to learn from

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines import compute, crops, loader, sampling
-from data_pipelines.record import EMOTIONS, UNKNOWN
+from data_pipelines.record import UNKNOWN
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.errors import ConfigError, DataError
 from dicetalk_jax.metrics import clustering, tsne
@@ -63,7 +63,7 @@ class EmbedderTask(Task):
     self.graphdef, _ = core.abstract(self.build)
     self.parts = {split: [self._part(part) for part in parts]
                   for split, parts in (('train', self.train), ('val', self.val))}
-    self._embed = jax.jit(lambda params, *batch: self._model(params)(*batch)[0])
+    self._embed = jax.jit(lambda params, *batch: self._model(params)(*batch))
 
   def _part(self, part: loader.Part) -> loader.Part:
     return dataclasses.replace(part, features=self._features(part, whisper=self.whisper).ready(
@@ -119,13 +119,13 @@ class EmbedderTask(Task):
     return loss, {'sigma': jnp.sqrt(var).mean()}
 
   def _embed_all(self, params, part: loader.Part, video: bool = True, audio: bool = True):
-    """Prior means `[clips,D]` of a data set from the modalities asked for."""
+    """Means and variances of the priors `[2,clips,D]` of a data set from the modalities asked for."""
     length, clips, rows = self.config.data.max_len, len(part.source), []
     for start in range(0, clips, BATCH):
       batch = [self._example(part, min(i, clips - 1), length) for i in range(start, start + BATCH)]
       *inputs, has_video, has_audio = (np.stack(x) for x in zip(*batch))
       rows.append(parallel.fetch(self._embed(params, *inputs, has_video & video, has_audio & audio)))
-    return np.concatenate(rows)[:clips]
+    return np.concatenate(rows, axis=1)[:, :clips]
 
   def _example(self, part: loader.Part, clip: int, length: int):
     record = part.source[clip]
@@ -137,22 +137,22 @@ class EmbedderTask(Task):
 
   def evaluate(self, params, frozen) -> tuple[dict[str, float], dict[str, Picture]]:
     """Clustering and probes on unseen people, from both modalities and from each alone (paper table 5)."""
-    parts, people, emotions, level = self._labelled(self.parts['val'])
-    identity = np.unique(people, return_inverse=True)[1]
-    emotion = np.array([EMOTIONS.index(e) if e != UNKNOWN else -1 for e in emotions])
-    known = emotion >= 0
+    parts, *labels = self._labelled(self.parts['val'])
+    known = labels[1] != UNKNOWN
+    people, emotions, level = (label[known] for label in labels)
     metrics, pictures = {}, {}
     alone = (('video_', True, False), ('audio_', False, True)) if self.config.embedder.modalities == 'both' else ()
     for label, video, audio in (('', True, True), *alone):
-      mu = np.concatenate([self._embed_all(params, part, video, audio) for part in parts])[known]
-      scores = clustering.summary(mu, identity[known], emotion[known])
-      metrics |= {label + name: value for name, value in scores.items() if not label or name == 'clustering'}
+      mu, var = np.concatenate([self._embed_all(params, part, video, audio) for part in parts], axis=1)[:, known]
+      scores = clustering.summary(mu, people, emotions) | {'sigma': float(np.sqrt(var).mean())}
+      metrics |= {label + name: value for name, value in scores.items()
+                  if not label or name.partition('/')[0] == 'clustering'}
       if not label and len(mu) > 1:
-        pictures = {'tsne': tsne.picture(mu, people[known], emotions[known], level[known])}
+        pictures = {'tsne': tsne.picture(mu, people, emotions, level)}
     return metrics, pictures
 
   def export(self, params) -> None:
-    """Writes `embedder`, and the mean Gaussian of each emotion over the training clips as priors."""
+    """Writes `embedder`, and as priors the mean Gaussian of each emotion at its strongest level in training."""
     bundle.save_component(self.model_dir, 'embedder', self.model_config.to_json(), core.under('embedder', params),
                           sources.provenance(self))
     embedder = Network.load(self.model_dir, 'embedder')

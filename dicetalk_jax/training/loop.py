@@ -82,7 +82,7 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
     # Opened when nothing is left to refuse: a process that ends at once would cut off the tidying in its background.
     with (Checkpoints(folder, config.keep, bool(task_class.best)) as checkpoints,
           contextlib.closing(task.batches()) as batches, contextlib.closing(prefetched(batches, mesh)) as data,
-          _stop_requests() as stop_requested,
+          _stop_requests() as stop_requested, contextlib.ExitStack() as endings,
           Profiler(workdir / 'profile', profile, (checkpoints.latest or 0) + 1) as profiler):
       if checkpoints.latest is None:
         state = jax.jit(new_state, out_shardings=shards, donate_argnums=0)(params)
@@ -96,6 +96,8 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
       if profiler.missed:  # the same command that began the run may go on with it
         report.say(f'no profile of steps {profile[0]} to {profile[1]}: the run goes on behind the first of them')
       meter = Meter()
+      tell = lambda step, means, rate: report.train(step, {**means, 'lr': float(learning_rate(step - 1))}, rate)
+      endings.callback(_close, report, meter, tell)
       stopping = False
       for step in range(first + 1, config.total_steps + 1):
         profiler.before(step)
@@ -109,7 +111,7 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
         if not any(map(due, (config.log_every, config.eval_every, config.checkpoint_every))):
           continue
         means, rate = meter.means()  # raises before a bad state is saved
-        report.train(step, {**means, 'lr': float(learning_rate(step - 1))}, rate)
+        tell(step, means, rate)
         save = functools.partial(checkpoints.save, step, state, data) if due(config.checkpoint_every) else None
         if save and not task.best:  # before the evaluation: should that fail, the steps until here are not lost
           save()
@@ -125,7 +127,6 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
           report.say(f'stopped on request at step {step}; run the same command again to go on')
           break
 
-    report.close()
     if not stopping:
       task.export(complete(state))
       report.say(f'{task.name}: finished, written to {task.model_dir}')
@@ -138,6 +139,13 @@ def _check(config: ml_collections.ConfigDict) -> None:
       raise ConfigError(f'config.{name}={config[name]} must be at least 1')
   if config.lora.rank < 0:
     raise ConfigError(f'config.lora.rank={config.lora.rank} must be at least 1, or 0 for no factors')
+
+
+def _close(report: Report, meter: Meter, tell: Callable[[int, dict[str, float], float | None], None]) -> None:
+  """However the steps end: tells those that broke off between two reports, and draws the curves."""
+  if left := meter.left():
+    tell(*left, None)
+  report.close()
 
 
 @contextlib.contextmanager

@@ -81,6 +81,7 @@ class Meter:
   def __init__(self):
     self._values: list[Metrics] = []
     self._pending: tuple[int, Metrics] | None = None
+    self._last = 0  # step of the last of the values
     self._since: float | None = None  # the first step compiles and is not timed
     self._timed = 0
 
@@ -96,6 +97,10 @@ class Meter:
     values, self._values = self._values, []
     return averages.mean(values), self._timed / (time.monotonic() - self._since) if self._timed else None
 
+  def left(self) -> tuple[int, dict[str, float]] | None:
+    """(last step, means) of the good steps since the last call of `means`, where the run breaks off; or None."""
+    return (self._last, averages.mean(self._values)) if self._values else None
+
   def restart_clock(self) -> None:
     """Leaves out of the rate what happened since the last step."""
     self._since, self._timed = time.monotonic(), 0
@@ -110,6 +115,7 @@ class Meter:
                           f'{values["grad_norm"]:g}); the last checkpoint before it is kept: lower optim.lr, or look '
                           'for bad data')
     self._values.append(values)
+    self._last = step
     if self._since is None:
       self.restart_clock()
     else:

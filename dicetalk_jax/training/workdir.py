@@ -13,9 +13,10 @@ import numpy as np
 
 from dicetalk_jax.errors import ConfigError, InputError
 
-# How long, how often, where: keys that may change between the parts of one run.
+# How long, how often, where, and how much is kept in memory: keys that may change between the parts of one run. Not
+# `accum`, since each micro-batch draws its own noise, nor `data.workers`, which is part of the position in the data.
 FREE = ('total_steps', 'log_every', 'eval_every', 'checkpoint_every', 'keep', 'model', 'data.dir', 'multihost',
-        'mesh.data', 'mesh.fsdp', 'mesh.sequence')
+        'mesh.data', 'mesh.fsdp', 'mesh.sequence', 'remat')
 
 
 def open_workdir(path: os.PathLike | str) -> epath.Path:

@@ -82,6 +82,14 @@ def test_summary():
   assert report['clustering'] > 3
   assert report['emotion_accuracy'] > 0.95 and report['recall_at_1'] > 0.95
   assert report['norm'] == pytest.approx(np.linalg.norm(x, axis=1).mean())
+  kinds = np.array(['angry', 'happy', 'neutral', 'sad'])
+  named = clustering.summary(x, identity.astype(str), kinds[emotion])
+  each = clustering.clustering_strength(x, identity, emotion)
+  assert {name: value for name, value in named.items() if '/' in name} == {
+      f'clustering/{kind}': each[i] for i, kind in enumerate(kinds)}
+  assert report == {name: value for name, value in report.items() if '/' in name} | {
+      name: value for name, value in named.items() if '/' not in name}
+  assert report['clustering'] == pytest.approx(np.mean(list(each.values())))
   x, identity, emotion = planted()
   assert clustering.summary(x + 100, identity, emotion)['mean_cosine'] > 0.99
   assert abs(clustering.summary(x, identity, emotion)['mean_cosine']) < 0.05
@@ -98,5 +106,6 @@ def test_summary_leaves_out_what_few_clips_cannot_tell(kept, missing):
   x, identity, emotion = planted(person=2, emotion=4, noise=0.5)
   chosen = kept(identity, emotion, np.arange(len(x)) % CLIPS)
   report = clustering.summary(x[chosen], identity[chosen], emotion[chosen])
-  assert report.keys() == clustering.summary(x, identity, emotion).keys() - missing
+  scores = lambda names: {name for name in names if '/' not in name}
+  assert scores(report) == scores(clustering.summary(x, identity, emotion)) - missing
   assert np.isfinite(list(report.values())).all()

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -167,11 +168,21 @@ def test_what_a_run_leaves_behind(runs):
 
 
 def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
-  with pytest.raises(DivergedError, match='at step 7 .*lower optim.lr'):
-    train(toy.ToyTask, toy.get_config(bad_step=6, accum=1, log_every=100), tmp_path / 'run', mesh=ONE)
-  with Checkpoints(tmp_path / 'run' / 'checkpoints') as checkpoints:
-    assert checkpoints.steps == [4]
+  """And tells what was good."""
+  writers = []
+  make_writer = lambda folder: writers.append(mock.Mock()) or writers[-1]
+  for name, log_every in (('run', 100), ('each', 1)):
+    with pytest.raises(DivergedError, match='at step 7 .*lower optim.lr'):
+      train(toy.ToyTask, toy.get_config(bad_step=6, accum=1, log_every=log_every), tmp_path / name, mesh=ONE,
+            make_writer=make_writer)
+    with Checkpoints(tmp_path / name / 'checkpoints') as checkpoints:
+      assert checkpoints.steps == [4]
+    assert (tmp_path / name / 'curves.png').exists() and writers[-1].flush.called
   assert not (tmp_path / 'model').exists()
+  told, each = losses(tmp_path / 'run'), losses(tmp_path / 'each')
+  assert list(told) == [4, 6] and list(each) == [1, 2, 3, 4, 5, 6]
+  assert told[6]['train/loss'] == pytest.approx((each[5]['train/loss'] + each[6]['train/loss']) / 2)
+  assert told[6]['train/lr'] == each[6]['train/lr']
 
 
 class FailingTask(toy.ToyTask):
@@ -195,19 +206,23 @@ def test_a_failing_evaluation_loses_no_steps(tmp_path):
 
 def test_refusals_and_free_changes(tmp_path):
   run = tmp_path / 'run'
-  config = dict(total_steps=2, checkpoint_every=2, log_every=2, accum=1)
+  config = dict(total_steps=2, checkpoint_every=2, log_every=2, accum=1, remat='none')
   train(toy.ToyTask, toy.get_config(**config), run)
   before = (run / 'config.json').read_text()
 
   with pytest.raises(ConfigError, match="belongs to task 'toy'; choose another --workdir"):
     train(toy.ToyTask, toy.get_config(task='other'), run)
+  for key, value in (('accum', 2), ('data', dict(dir='', workers=1))):
+    with pytest.raises(ConfigError, match=f'holds a run with other values of {key}'):
+      train(toy.ToyTask, toy.get_config(**config | {key: value}), run)
   changed = toy.get_config(**config, batch_size=32)
   changed.optim.lr = 0.5
   with pytest.raises(ConfigError, match=r'batch_size \(was 16, now 32\), optim.lr \(was 0.01, now 0.5\)'):
     train(toy.ToyTask, changed, run)
   assert (run / 'config.json').read_text() == before
 
-  longer = toy.get_config(total_steps=3, checkpoint_every=1, log_every=1, keep=3, accum=1, mesh=dict(data=2, fsdp=-1))
+  longer = toy.get_config(total_steps=3, checkpoint_every=1, log_every=1, keep=3, accum=1, remat='block',
+                          mesh=dict(data=2, fsdp=-1))
   assert int(train(toy.ToyTask, longer, run).step) == 3
   assert list(losses(run)) == [2, 3]
 

@@ -59,6 +59,13 @@ def test_presets_that_do_not_go_together(module, arg, sentence):
     module.get_config(arg)
 
 
+@pytest.mark.parametrize('module', [autoencoder, diffusion, embedder])
+def test_what_tiny_sets_can_be_set_at_full_size(module):
+  """A key that only a preset has could not be overridden without it."""
+  assert flat(module.get_config('tiny')).keys() - flat(module.get_config()).keys() == {
+      'data.synthetic', 'frozen.whisper', 'frozen.image_encoder'}
+
+
 def changed(task, arg='default', **changes):
   config = importlib.import_module(f'configs.{task}').get_config(arg)
   config.update_from_flattened_dict(changes)
