@@ -13,7 +13,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 import numpy as np
 
-from data_pipelines.corpora.clip_file import Skipped
+from data_pipelines.corpora.clip_file import UNEXPECTED, Skipped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,11 @@ class Outcome:
   frames: tuple[int, ...] = ()
   skipped: tuple[Skipped, ...] = ()
   without_expression: bool = False
+
+  @property
+  def final(self) -> bool:
+    """Whether another try would end alike: what was left out was so for faults of its own."""
+    return all(skip.reason != UNEXPECTED for skip in self.skipped)
 
 
 class ClipCache:

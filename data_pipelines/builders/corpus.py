@@ -5,6 +5,7 @@ runner both happen in one pipeline, by the same functions.
 """
 
 from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import json
 import os
@@ -23,9 +24,9 @@ from data_pipelines.builders.corpus_report import Report
 from data_pipelines.builders.corpus_work import Worker
 from data_pipelines.clip_cache import ClipCache, Outcome
 from data_pipelines.corpora.clip_file import ClipFile, reasons
-from data_pipelines.preprocess import CorpusConfig
+from data_pipelines.preprocess import NO_ROOM, CorpusConfig
 from data_pipelines.splits import SPLITS
-from dicetalk_jax.errors import ConfigError, DataError
+from dicetalk_jax.errors import ConfigError, DataError, InputError
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -129,7 +130,7 @@ def prepare_corpus(plan: Plan, data_dir: str | os.PathLike, *, workers: int | No
     The folder of the data set, for `ClipSource`, with `report.json` and `skipped.csv`; and the report.
 
   Raises:
-    InputError: `data_dir` cannot be written.
+    InputError: `data_dir` cannot be written, or a disk is full.
     DataError: no training clip could be prepared.
     ConfigError: Beam is asked for and not installed.
   """
@@ -140,6 +141,13 @@ def prepare_corpus(plan: Plan, data_dir: str | os.PathLike, *, workers: int | No
   folder = epath.Path(builder.data_dir)
   if (folder / 'dataset_info.json').exists() and (folder / 'report.json').exists():
     return folder, Report.load(folder)
+  with _room(data_dir):
+    return folder, _prepare(builder, plan, data_dir, workers, beam_runner, beam_options, keep_work)
+
+
+def _prepare(builder: Corpus, plan: Plan, data_dir: str, workers: int | None, beam_runner: str, beam_options: str,
+             keep_work: bool) -> Report:
+  corpus, folder = plan.config.corpus, epath.Path(builder.data_dir)
   cache = ClipCache(f'{data_dir}/{corpus}/work/{plan.work_name}')
   builder.worker = Worker(plan.config, plan.tree, plan.expressions, cache)
   if beam_runner:
@@ -157,21 +165,44 @@ def prepare_corpus(plan: Plan, data_dir: str | os.PathLike, *, workers: int | No
   report.save(folder)
   if not keep_work:
     cache.remove()
-  return folder, report
+  return report
+
+
+@contextlib.contextmanager
+def _room(data_dir: str) -> Iterator[None]:
+  """A full disk ends the work in one sentence, wherever it was noticed."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in NO_ROOM:
+      raise
+    raise InputError(f'there is no room left in {data_dir} or {tempfile.gettempdir()} ({error}); make room, and the '
+                     'same command goes on') from error
 
 
 def _work(worker: Worker, plan: Plan, processes: int) -> Iterator[tuple[str, Outcome]]:
-  """All clips, with a bar; those done in an earlier run are not given to any process."""
+  """All clips, with a bar; those done in an earlier run are not given to any process.
+
+  Clips that met an unexpected error are tried again after all others, since a network or a disk may have failed for
+  some minutes.
+  """
   clips = [clip for clips in plan.clips.values() for clip in clips]
   with tqdm.tqdm(total=len(clips), desc=plan.config.corpus, unit='clip', mininterval=1) as bar:
     left = []
     for clip in clips:
-      if outcome := worker.cache.outcome(worker.name(clip)):
+      if (outcome := worker.cache.outcome(worker.name(clip))) and outcome.final:
         bar.update()
         yield clip.clip_id, outcome
       else:
         left.append(clip)
+    again = []
     for clip, outcome in corpus_work.run(worker, left, min(processes, max(1, len(left)))):
+      if not outcome.final:
+        again.append(clip)
+        continue
+      bar.update()
+      yield clip.clip_id, outcome
+    for clip, outcome in corpus_work.run(worker, again, min(processes, max(1, len(again)))):
       bar.update()
       yield clip.clip_id, outcome
 
@@ -193,7 +224,8 @@ def _manifests(worker: Worker, plan: Plan) -> tuple[dict[str, str], dict[str, li
   manifests, clips = {}, {}
   for split in SPLITS:
     useful = [clip for clip in plan.clips.get(split, ())
-              if (outcome := worker.cache.outcome(worker.name(clip))) is None or outcome.keys]
+              if (outcome := worker.cache.outcome(worker.name(clip))) is None or not outcome.final
+              or outcome.keys]
     if useful:
       lines = ''.join(f'{json.dumps(dataclasses.asdict(clip))}\n' for clip in useful)
       manifests[split], clips[split] = worker.cache.write_text(f'{split}.jsonl', lines), useful

@@ -39,7 +39,9 @@ class Worker:
   def __call__(self, clip: ClipFile) -> Outcome:
     """Prepares a clip, or finds it done."""
     name = self.name(clip)
-    return self.cache.outcome(name) or self.cache.store(name, preprocess.records(
+    if (outcome := self.cache.outcome(name)) and outcome.final:
+      return outcome
+    return self.cache.store(name, preprocess.records(
         clip, self.config, self.tree, self.expressions, _detector(self.config.detector)))
 
   def give_up(self, clip: ClipFile) -> Outcome:
@@ -47,9 +49,9 @@ class Worker:
     return self.cache.store(self.name(clip), [Skipped(clip.clip_id, 'the process that read it died')])
 
   def examples(self, clip: ClipFile) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, record) of a clip."""
-    outcome = self(clip)
-    yield from self.cache.records(self.name(clip), outcome)
+    """(key, record) of a clip, as the report tells it: what is left out is not tried again."""
+    name = self.name(clip)
+    yield from self.cache.records(name, self.cache.outcome(name) or self(clip))
 
 
 def _size(tree: Tree | None, path: str) -> int:
@@ -117,7 +119,7 @@ def _replaced(pool: _Executor, processes: int) -> _Executor:
 
 
 def _alone(worker: Worker, clip: ClipFile) -> Outcome:
-  if outcome := worker.cache.outcome(worker.name(clip)):
+  if (outcome := worker.cache.outcome(worker.name(clip))) and outcome.final:
     return outcome
   with _pool(1) as pool:
     try:

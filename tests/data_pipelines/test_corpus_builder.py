@@ -1,6 +1,7 @@
 """Small trees like the real corpora become data sets: resumed, reported, with disjoint splits."""
 
 import csv
+import errno
 import json
 import pathlib
 import shutil
@@ -17,7 +18,7 @@ from data_pipelines.builders.corpus_plan import make_plan
 from data_pipelines.corpora.clip_file import Skipped
 from data_pipelines.preprocess import CorpusConfig
 from data_pipelines.source import ClipSource
-from dicetalk_jax.errors import one_sentence
+from dicetalk_jax.errors import InputError, one_sentence
 from tests.data_pipelines import made_clips
 
 RED = 'tests.data_pipelines.made_clips:red'
@@ -143,6 +144,54 @@ def test_a_repaired_file_is_read_again_and_all_others_are_kept(tmp_path, monkeyp
   done, real = [], preprocess.records
   monkeypatch.setattr(preprocess, 'records', lambda clip, *args: done.append(clip.clip_id) or real(clip, *args))
   assert prepare_once()[1].skipped == () and done == ['r_a']
+
+
+def _failing(monkeypatch, errors):
+  """Lets the next readings of clips of `q` fail; returns the list of all clips that are read."""
+  done, real = [], preprocess.records
+
+  def records(clip, *args):
+    done.append(clip.clip_id)
+    if clip.clip_id == 'q_a' and errors:
+      error = errors.pop()
+      if isinstance(error, Exception):
+        raise error
+      return iter([Skipped(clip.clip_id, 'unexpected error', error)])
+    return real(clip, *args)
+  monkeypatch.setattr(preprocess, 'records', records)
+  return done
+
+
+def test_errors_that_may_pass_are_tried_again(tmp_path, monkeypatch):
+  for name in ('p', 'q', 'r'):
+    made_clips.write(tmp_path / 'in' / name / 'a.mp4', .6)
+  config = CorpusConfig('folder', size=32, min_seconds=.4, detector=RED)
+  prepare_once = lambda: corpus.prepare_corpus(
+      make_plan(config, str(tmp_path / 'in')), tmp_path, workers=1, keep_work=True)
+  done = _failing(monkeypatch, ['timeout', 'timeout'])
+  folder, report = prepare_once()
+  assert sorted(done) == ['p_a', 'q_a', 'q_a', 'r_a'] and done[-1] == 'q_a'
+  assert report.skipped == (Skipped('q_a', 'unexpected error', 'timeout'),)
+  assert '1 clips met errors that may pass' in report.notes[-1]
+  assert sum(part['clips'] for part in report.splits.values()) == 2
+  shutil.rmtree(folder)
+  done.clear()
+  assert prepare_once()[1].skipped == () and done == ['q_a']  # what was an error is no outcome
+  shutil.rmtree(folder)
+  shutil.rmtree(tmp_path / 'folder' / 'work')
+  done = _failing(monkeypatch, ['timeout'])
+  assert prepare_once()[1].skipped == () and len(done) == 4  # a hitch is not even seen
+
+
+def test_a_full_disk_ends_the_run_in_one_sentence(tmp_path, monkeypatch):
+  for name in ('p', 'q'):
+    made_clips.write(tmp_path / 'in' / name / 'a.mp4', .6)
+  plan = make_plan(CorpusConfig('folder', size=32, min_seconds=.4, detector=RED), str(tmp_path / 'in'))
+  with monkeypatch.context() as patch, pytest.raises(InputError, match='no room left in .*; make room, and the same'):
+    _failing(patch, [OSError(errno.ENOSPC, 'No space left on device')])
+    corpus.prepare_corpus(plan, tmp_path, workers=1)
+  _, report = corpus.prepare_corpus(plan, tmp_path, workers=1)
+  assert report.skipped == ()
 
 
 def test_a_clip_that_ends_its_process_is_left_out(tmp_path):

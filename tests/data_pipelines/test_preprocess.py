@@ -1,18 +1,21 @@
 """Clip files to records: what is cut, how, and what is refused."""
 
 import dataclasses
+import errno
 import functools
 
+import av
 import numpy as np
 import pytest
 from skimage import data
 
 from data_pipelines import preprocess, record
+from data_pipelines.corpora import clip_file
 from data_pipelines.corpora.clip_file import ClipFile, Skipped
 from data_pipelines.corpora.tree import Tree
 from data_pipelines.preprocess import CorpusConfig
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.media import face, video
+from dicetalk_jax.media import face, stream, video
 from dicetalk_jax.media.image import crop_square
 from tests.data_pipelines import made_clips
 from tests.data_pipelines.made_clips import pictures, tone
@@ -153,6 +156,30 @@ def test_what_cannot_be_used_says_why(tmp_path):
   def breaks(picture):
     raise RuntimeError('out of order')
   assert _records(tmp_path, detector=breaks)[1] == [('a', 'unexpected error')]
+
+
+def _raising(error):
+  def breaks(*args, **kwargs):
+    raise error
+  return breaks
+
+
+def test_what_is_not_the_fault_of_the_clip_is_told_apart(tmp_path, monkeypatch):
+  made_clips.write(tmp_path / 'a.mp4', 1.)
+  np.save(tmp_path / 'a.npy', np.ones((25, 64)))
+  read = functools.partial(_records, tmp_path, expressions=tmp_path, expression='a.npy')
+  for module, name, error in (
+      (Tree, 'local', TimeoutError('bucket')), (stream.av, 'open', av.error.OSError(errno.EIO, 'Input/output error')),
+      (np, 'load', MemoryError()), (np, 'load', OSError(errno.ESTALE, 'Stale file handle'))):
+    with monkeypatch.context() as patch:
+      patch.setattr(module, name, _raising(error))
+      assert read()[1] == [('a', clip_file.UNEXPECTED)], error
+  with monkeypatch.context() as patch:
+    patch.setattr(np, 'load', _raising(OSError('no number: the file is damaged')))
+    assert read()[1] == [('a', 'expression features do not fit')]
+  with monkeypatch.context() as patch, pytest.raises(OSError, match='No space'):
+    patch.setattr(Tree, 'local', _raising(OSError(errno.ENOSPC, 'No space left on device')))
+    read()
 
 
 def test_settings_that_cannot_be_are_refused():
