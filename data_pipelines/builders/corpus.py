@@ -120,8 +120,8 @@ def prepare_corpus(plan: Plan, data_dir: str | os.PathLike, *, workers: int | No
   Args:
     plan: which clips, and how.
     data_dir: root of all data sets. For Beam, a place that all workers reach.
-    workers: processes, all cores by default; they start anew, so a script that calls this with more than one must do so
-      under `if __name__ == '__main__'`. The records do not depend on it.
+    workers: processes, all cores by default; they start anew, so a script must call this under
+      `if __name__ == '__main__'`. 1 works in the process that calls. The records do not depend on it.
     beam_runner: such as 'DirectRunner'; '' works without Beam.
     beam_options: flags of the Beam pipeline in one string.
     keep_work: leaves the finished clips for another preparation with the same settings.
@@ -154,7 +154,7 @@ def _prepare(builder: Corpus, plan: Plan, data_dir: str, workers: int | None, be
     report, config = None, _beam_config(beam_runner, beam_options)
     builder.manifests, builder.clips = _manifests(builder.worker, plan)
   else:
-    report, config = Report.of(plan, dict(_work(builder.worker, plan, workers or os.cpu_count() or 1))), {}
+    report, config = Report.of(plan, dict(_work(builder.worker, plan, workers))), {}
     if not report.splits.get('train'):
       path = cache.write_text('skipped.csv', report.csv())
       raise DataError(f'no clip of {corpus} could be prepared for training ({reasons(report.skipped)}); see {path}')
@@ -180,7 +180,7 @@ def _room(data_dir: str) -> Iterator[None]:
                      'same command goes on') from error
 
 
-def _work(worker: Worker, plan: Plan, processes: int) -> Iterator[tuple[str, Outcome]]:
+def _work(worker: Worker, plan: Plan, workers: int | None) -> Iterator[tuple[str, Outcome]]:
   """All clips, with a bar; those done in an earlier run are not given to any process.
 
   Clips that met an unexpected error are tried again after all others, since a network or a disk may have failed for
@@ -196,13 +196,13 @@ def _work(worker: Worker, plan: Plan, processes: int) -> Iterator[tuple[str, Out
       else:
         left.append(clip)
     again = []
-    for clip, outcome in corpus_work.run(worker, left, min(processes, max(1, len(left)))):
+    for clip, outcome in corpus_work.run(worker, left, workers):
       if not outcome.final:
         again.append(clip)
         continue
       bar.update()
       yield clip.clip_id, outcome
-    for clip, outcome in corpus_work.run(worker, again, min(processes, max(1, len(again)))):
+    for clip, outcome in corpus_work.run(worker, again, workers):
       bar.update()
       yield clip.clip_id, outcome
 

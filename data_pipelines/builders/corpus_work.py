@@ -4,13 +4,14 @@ No import of TFDS, so that working processes start fast.
 """
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 import concurrent.futures
 from concurrent.futures.process import BrokenProcessPool
 import dataclasses
 import functools
 import json
 import multiprocessing
+import os
 import signal
 from typing import Any
 
@@ -73,16 +74,24 @@ def _start():
   signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def run(worker: Worker, clips: Iterable[ClipFile], processes: int) -> Iterator[tuple[ClipFile, Outcome]]:
+def run(worker: Worker, clips: Sequence[ClipFile], processes: int | None) -> Iterator[tuple[ClipFile, Outcome]]:
   """Prepares clips in any order.
 
   A clip whose process dies (a decoder that crashes, or no memory left) is tried once more alone and then left out; the
   others go on.
+
+  Args:
+    worker: how.
+    clips: which.
+    processes: how many work, all cores by default; 1 works in this one, which then dies with its clip.
   """
   if processes == 1:
     for clip in clips:
       yield clip, worker(clip)
     return
+  if not clips:
+    return
+  processes = min(processes or os.cpu_count() or 1, len(clips))
   waiting, running = collections.deque(clips), {}
   pool = _pool(processes)
   try:

@@ -203,6 +203,16 @@ def test_a_clip_that_ends_its_process_is_left_out(tmp_path):
   assert [(skip.clip, skip.reason) for skip in report.skipped] == [('p2_a', 'the process that read it died')]
 
 
+def test_the_last_clip_may_end_its_process_too(tmp_path):
+  for i in range(3):
+    made_clips.write(tmp_path / 'in' / f'p{i}' / 'a.mp4', .6)
+  config = CorpusConfig('folder', size=32, min_seconds=.4, detector='tests.data_pipelines.made_clips:deadly')
+  corpus.prepare_corpus(make_plan(config, str(tmp_path / 'in')), tmp_path / 'out', workers=1, keep_work=True)
+  made_clips.write(tmp_path / 'in' / 'q' / 'a.mp4', .6, face=(0, 20))
+  _, report = corpus.prepare_corpus(make_plan(config, str(tmp_path / 'in')), tmp_path / 'out', workers=2)
+  assert [(skip.clip, skip.reason) for skip in report.skipped] == [('q_a', 'the process that read it died')]
+
+
 def test_hdtf_and_voxceleb2_by_command(tmp_path, capsys):
   hdtf, vox = tmp_path / 'hdtf', tmp_path / 'vox'
   made_clips.write(hdtf / 'WDA_Ada0.mp4', 3., fps=24, step=.2)
