@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from data_pipelines import loader, prepare, preprocess, record
-from data_pipelines.builders import corpus
+from data_pipelines.builders import corpus, corpus_work
 from data_pipelines.builders.corpus_plan import make_plan
 from data_pipelines.corpora.clip_file import Skipped
 from data_pipelines.preprocess import CorpusConfig
 from data_pipelines.source import ClipSource
-from dicetalk_jax.errors import InputError, one_sentence
+from dicetalk_jax.errors import DataError, InputError, one_sentence
 from tests.data_pipelines import made_clips
 
 RED = 'tests.data_pipelines.made_clips:red'
@@ -213,6 +213,33 @@ def test_the_last_clip_may_end_its_process_too(tmp_path):
   assert [(skip.clip, skip.reason) for skip in report.skipped] == [('q_a', 'the process that read it died')]
 
 
+def test_a_split_whose_clips_are_all_left_out_is_none(tmp_path, monkeypatch):
+  for i in range(4):
+    made_clips.write(tmp_path / 'in' / f'p{i}' / 'a.mp4', .6)
+  config = CorpusConfig('folder', size=32, min_seconds=.4, detector=RED)
+  bad, = make_plan(config, str(tmp_path / 'in')).clips['val']
+  (tmp_path / 'in' / bad.video).write_text('404')
+  plan = make_plan(config, str(tmp_path / 'in'))
+  folder, report = corpus.prepare_corpus(plan, tmp_path / 'a', workers=1)
+  assert set(report.splits) == {'train'} and len(ClipSource(folder)) == 3
+
+  # With Beam the same clips go to the pipeline that writes. Beam itself is not installed beside this project.
+  pipelines = []
+  monkeypatch.setattr(corpus, '_beam_config', lambda *args: {'beam_runner': 'a runner', 'beam_options': None})
+  monkeypatch.setattr(corpus, '_run_in_beam', lambda worker, clips, beam_runner, beam_options: corpus_work.run(
+      worker, clips, processes=1))
+  monkeypatch.setattr(corpus.write, 'write', lambda builder, splits, **config: pipelines.append((
+      {split: [corpus._read_clip(line) for line in pathlib.Path(path).read_text().splitlines()]
+       for split, path in builder.manifests.items()}, builder.data_path.mkdir(parents=True))))
+  _, told = corpus.prepare_corpus(plan, tmp_path / 'b', beam_runner='a runner')
+  assert pipelines[0][0] == {'train': plan.clips['train']} and told == report
+  for path in (tmp_path / 'in').rglob('*.mp4'):
+    path.write_text('404')
+  with pytest.raises(DataError, match='could be prepared for training'):
+    corpus.prepare_corpus(make_plan(config, str(tmp_path / 'in')), tmp_path / 'c', beam_runner='a runner')
+  assert len(pipelines) == 1
+
+
 def test_hdtf_and_voxceleb2_by_command(tmp_path, capsys):
   hdtf, vox = tmp_path / 'hdtf', tmp_path / 'vox'
   made_clips.write(hdtf / 'WDA_Ada0.mp4', 3., fps=24, step=.2)
@@ -328,3 +355,27 @@ def test_corpus_and_data_set_may_lie_in_a_bucket(tmp_path, monkeypatch, capsys):
   train, = ClipSource(tmp_path / 'copy')
   assert record.decode_frames(train).shape == (15, 32, 32, 3)
   assert not [path for path in bucket.find('mine/out') if 'work' in path]
+
+
+def test_what_is_done_is_found_without_a_question_per_clip(tmp_path, monkeypatch):
+  fsspec.register_implementation('s3', _Bucket, clobber=True)
+  bucket, asked = fsspec.filesystem('s3'), []
+  people = [f'p{i}' for i in range(20)]
+  for name in people:
+    bucket.pipe_file(f'found/in/{name}/a.mp4', b'404')
+  plan = make_plan(CorpusConfig('folder', size=32, min_seconds=.4, detector=RED), 's3://found/in')
+  worker = corpus_work.Worker(plan.config, plan.tree, plan.expressions, corpus.ClipCache('s3://found/work'))
+  for name in ('info', 'cat_file', 'ls'):
+    real = getattr(_Bucket, name)
+    monkeypatch.setattr(_Bucket, name, lambda self, path, *args, _real=real, _name=name, **kwargs: (
+        asked.append((_name, path)), _real(self, path, *args, **kwargs))[1])
+  dict(corpus._work(worker, plan, lambda worker, clips: iter(())))
+  assert len(asked) < 5  # one listing of a folder that is empty
+  run = lambda worker, clips: corpus_work.run(worker, clips, 1)
+  made = dict(corpus._work(worker, plan, run))
+  assert len(made) == 20
+  asked.clear()
+  none = lambda worker, clips: iter(()) if not clips else pytest.fail('all are done')
+  assert dict(corpus._work(worker, plan, none)) == made
+  read = [path for name, path in asked if name == 'cat_file']
+  assert len(read) == len(set(read)) == 20 and not [path for _, path in asked if 'found/in' in path]
