@@ -151,7 +151,10 @@ def prepare_corpus(plan: Plan, data_dir: str | os.PathLike, *, workers: int | No
       data_dir=data_dir, config=BuilderConfig(name=plan.name, settings=plan.config), file_format='array_record')
   folder = epath.Path(builder.data_dir)
   if (folder / 'dataset_info.json').exists() and (folder / 'report.json').exists():
-    return folder, Report.load(folder)
+    report = Report.load(folder)
+    return folder, dataclasses.replace(report, notes=(
+        *report.notes, 'this data set was prepared before; files that changed and kept their sizes are not noticed: '
+                       f'to prepare it anew, delete {folder}'))
   with _room(data_dir):
     return folder, _prepare(builder, plan, data_dir, workers, beam_runner, beam_options, keep_work)
 

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from data_pipelines import preprocess, splits
+from data_pipelines.builders.corpus_work import sizes
 from data_pipelines.corpora import folder, hdtf, mead, voxceleb2
 from data_pipelines.corpora.clip_file import ClipFile, Skipped, reasons
 from data_pipelines.corpora.tree import Tree
@@ -41,8 +42,9 @@ class Plan:
 
   @functools.cached_property
   def name(self) -> str:
-    """Of the data set: readable, and different for different settings, clips and splits."""
-    clips = {split: [dataclasses.asdict(clip) for clip in clips] for split, clips in self.clips.items()}
+    """Of the data set: readable, and different for different settings, clips, splits and sizes of their files."""
+    clips = {split: [[dataclasses.asdict(clip), sizes(clip, self.tree, self.expressions)] for clip in clips]
+             for split, clips in self.clips.items()}
     return f'{self.config.content}_{self.config.size}px_{_digest([dataclasses.asdict(self.config), clips])}'
 
   def summary(self) -> str:

@@ -34,8 +34,8 @@ class Worker:
 
   def name(self, clip: ClipFile) -> str:
     """Everything that the result depends on; another file of another size is another clip."""
-    sizes = [_size(self.tree, clip.video), _size(self.tree, clip.audio), _size(self.expressions, clip.expression)]
-    return json.dumps([dataclasses.asdict(self.config), dataclasses.asdict(clip), sizes], sort_keys=True)
+    parts = [dataclasses.asdict(self.config), dataclasses.asdict(clip), sizes(clip, self.tree, self.expressions)]
+    return json.dumps(parts, sort_keys=True)
 
   def __call__(self, clip: ClipFile) -> Outcome:
     """Prepares a clip, or finds it done."""
@@ -53,6 +53,11 @@ class Worker:
     """(key, record) of a clip, as the report tells it: what is left out is not tried again."""
     name = self.name(clip)
     yield from self.cache.records(name, self.cache.outcome(name) or self(clip))
+
+
+def sizes(clip: ClipFile, tree: Tree, expressions: Tree | None) -> list[int]:
+  """Bytes of the files of a clip: a file counts as changed where its size has."""
+  return [_size(tree, clip.video), _size(tree, clip.audio), _size(expressions, clip.expression)]
 
 
 def _size(tree: Tree | None, path: str) -> int:

@@ -1,6 +1,7 @@
 """Small trees like the real corpora become data sets: resumed, reported, with disjoint splits."""
 
 import csv
+import dataclasses
 import errno
 import json
 import pathlib
@@ -101,7 +102,9 @@ def test_a_prepared_corpus_is_found_again(prepared, mead, monkeypatch):
   folder, report = prepared
   _forbid(monkeypatch)
   config = CorpusConfig('mead', size=32, min_seconds=.4, detector=RED)
-  assert corpus.prepare_corpus(make_plan(config, str(mead)), folder.parents[2]) == (folder, report)
+  found, told = corpus.prepare_corpus(make_plan(config, str(mead)), folder.parents[2])
+  assert found == folder and told.notes[-1].endswith(f'to prepare it anew, delete {folder}')
+  assert dataclasses.replace(told, notes=told.notes[:-1]) == report
   assert not (folder.parents[2] / 'mead' / 'work').exists() or not list((folder.parents[2] / 'mead' / 'work').iterdir())
 
 
@@ -139,11 +142,17 @@ def test_a_repaired_file_is_read_again_and_all_others_are_kept(tmp_path, monkeyp
       make_plan(config, str(tmp_path / 'in')), tmp_path, workers=1, keep_work=True)
   folder, report = prepare_once()
   assert [skip.clip for skip in report.skipped] == ['r_a']
-  shutil.rmtree(folder)
   made_clips.write(tmp_path / 'in/r/a.mp4', .6)
   done, real = [], preprocess.records
   monkeypatch.setattr(preprocess, 'records', lambda clip, *args: done.append(clip.clip_id) or real(clip, *args))
-  assert prepare_once()[1].skipped == () and done == ['r_a']
+  repaired, report = prepare_once()  # the finished set without it is not taken for this one
+  assert report.skipped == () and done == ['r_a'] and repaired != folder
+  np.save(tmp_path / 'in/r/a.npy', np.ones((15, 3)))
+  (tmp_path / 'in/labels.csv').write_text('file,expression\np/a.mp4,\nr/a.mp4,r/a.npy\n')
+  config = dataclasses.replace(config, expression_columns=(0, 2))
+  name = make_plan(config, str(tmp_path / 'in')).name
+  np.save(tmp_path / 'in/r/a.npy', np.ones((15, 4)))
+  assert make_plan(config, str(tmp_path / 'in')).name != name
 
 
 def _failing(monkeypatch, errors):
