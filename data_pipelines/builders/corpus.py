@@ -53,11 +53,12 @@ class _Writer(ExampleWriter):
 
 
 class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Records `talking_clip` of a real corpus. `worker` and `clips` are set before it is prepared."""
+  """Records `talking_clip` of a real corpus. `worker`, `clips` and `counts` are set before it is prepared."""
 
   VERSION = tfds.core.Version('1.0.0')
   worker: Worker
   clips: Mapping[str, list[ClipFile]]     # by split
+  counts: Mapping[str, int]               # of records by split, for the bar
   manifests: Mapping[str, str] | None = None  # by split, where a Beam pipeline writes the records
 
   @property
@@ -79,7 +80,8 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _generate_examples(self, split: str) -> Any:
     """(key, record) of all clips of a split: a generator, or a Beam transform that makes them."""
     if not self.manifests:
-      return (example for clip in self.clips[split] for example in self.worker.examples(clip))
+      records = (example for clip in self.clips[split] for example in self.worker.examples(clip))
+      return tqdm.tqdm(records, f'records of {split}', self.counts[split], unit='clip', mininterval=1)
     import apache_beam as beam
     return _clips(self.manifests[split]) | beam.FlatMap(self.worker.examples)
 
@@ -155,7 +157,7 @@ def prepare_corpus(plan: Plan, data_dir: str | os.PathLike, *, workers: int | No
     return folder, dataclasses.replace(report, notes=(
         *report.notes, 'this data set was prepared before; files that changed and kept their sizes are not noticed: '
                        f'to prepare it anew, delete {folder}'))
-  with _room(data_dir):
+  with _room(data_dir), write.alone(f'{data_dir}/{corpus}', f'{plan.name}/incomplete.*_{builder.version}'):
     return folder, _prepare(builder, plan, data_dir, workers, beam_runner, beam_options, keep_work)
 
 
@@ -173,6 +175,7 @@ def _prepare(builder: Corpus, plan: Plan, data_dir: str, workers: int | None, be
     raise DataError(f'no clip of {corpus} could be prepared for training ({reasons(report.skipped)}); see {path}')
   builder.clips = {split: [clip for clip in plan.clips[split] if outcomes[clip.clip_id].keys]
                    for split in report.splits}
+  builder.counts = {split: part['clips'] for split, part in report.splits.items()}
   if config:
     builder.manifests = {split: _manifest(cache, split, clips) for split, clips in builder.clips.items()}
   write.write(builder, builder.clips, **config)

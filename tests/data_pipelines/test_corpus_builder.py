@@ -1,9 +1,12 @@
 """Small trees like the real corpora become data sets: resumed, reported, with disjoint splits."""
 
+import contextlib
 import csv
 import dataclasses
 import errno
+import fcntl
 import json
+import os
 import pathlib
 import shutil
 
@@ -49,6 +52,15 @@ def prepared(mead, tmp_path_factory):
   out = tmp_path_factory.mktemp('out')
   config = CorpusConfig('mead', size=32, min_seconds=.4, detector=RED)
   return corpus.prepare_corpus(make_plan(config, str(mead)), out, workers=2)
+
+
+@contextlib.contextmanager
+def _opened(path):
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    yield handle
+  finally:
+    os.close(handle)
 
 
 def _forbid(monkeypatch):
@@ -131,6 +143,35 @@ def test_a_killed_run_goes_on_with_what_is_left(mead, prepared, tmp_path, monkey
   for a, b in zip(ClipSource(folder), ClipSource(prepared[0])):  # nor does it depend on processes or the kill
     assert a['clip_id'] == b['clip_id'] and a['frames'] == b['frames']
     np.testing.assert_array_equal(a['audio'], b['audio'])
+
+
+def test_bars_tell_of_every_part_of_the_work(tmp_path, capsys):
+  for name in ('p', 'q', 'r'):
+    made_clips.write(tmp_path / 'in' / name / 'a.mp4', 2.)
+  config = CorpusConfig('folder', size=32, min_seconds=.4, max_seconds=1., detector=RED)
+  corpus.prepare_corpus(make_plan(config, str(tmp_path / 'in')), tmp_path, workers=1)
+  told = capsys.readouterr().err.replace('\r', '\n')
+  for part in ('folder: 100%', 'records of train: 100%', 'records of val: 100%', 'table of train: 100%'):
+    assert part in told
+  assert '4/4' in told.split('records of train: 100%')[1].splitlines()[0]  # pieces, not files
+
+
+def test_leftovers_of_killed_runs_go_unless_somebody_works_there(tmp_path):
+  for name in ('p', 'q'):
+    made_clips.write(tmp_path / 'in' / name / 'a.mp4', .6)
+  plan = make_plan(CorpusConfig('folder', size=32, min_seconds=.4, detector=RED), str(tmp_path / 'in'))
+  ours, other = (tmp_path / 'folder' / name for name in (f'{plan.name}/incomplete.ABC123_1.0.0',
+                                                         'full_64px_0/incomplete.ABC123_1.0.0'))
+  for folder in (ours, other):
+    folder.mkdir(parents=True)
+    (folder / 'shard').write_text('half')
+  with _opened(tmp_path / 'folder') as handle:
+    fcntl.flock(handle, fcntl.LOCK_SH)  # as another run does
+    folder, _ = corpus.prepare_corpus(plan, tmp_path, workers=1)
+    assert ours.exists()
+  shutil.rmtree(folder)
+  corpus.prepare_corpus(plan, tmp_path, workers=1)
+  assert not ours.exists() and other.exists() and folder.exists()
 
 
 def test_a_repaired_file_is_read_again_and_all_others_are_kept(tmp_path, monkeypatch):
