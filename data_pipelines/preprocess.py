@@ -20,6 +20,7 @@ from dicetalk_jax.media import audio, face, stream
 from dicetalk_jax.media.image import crop_square
 from dicetalk_jax.media.video import fit_length
 
+_LATE = .2  # seconds of sound that a clip may lack at its end; recorders stop the two tracks at slightly other times
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # a disk is full, or a user's share of it
 WILD = ('hdtf', 'voxceleb2', 'folder')  # corpora whose videos may hold cuts between shots
 
@@ -129,7 +130,8 @@ def records(clip: ClipFile, config: CorpusConfig, tree: Tree, expressions: Tree 
     elif isinstance(error, _Unusable):
       yield Skipped(clip.clip_id, *error.args)
     else:
-      yield Skipped(clip.clip_id, 'file cannot be read', str(error))
+      reason = 'silent' if isinstance(error, audio.SilentError) else 'file cannot be read'
+      yield Skipped(clip.clip_id, reason, str(error))
 
 
 def _of_the_machine(error: BaseException | None) -> bool:
@@ -233,7 +235,10 @@ class _Clip:
     sides = np.sqrt(np.prod(piece.boxes[:, 2:] - piece.boxes[:, :2], axis=1))
     if np.median(sides) < config.min_face:
       raise _Unusable('face too small', f'{np.median(sides):.0f} pixels; --min_face is {config.min_face}')
-    wave = fit_length(self.wave[piece.first * record.SAMPLES_PER_FRAME:], count * record.SAMPLES_PER_FRAME)
+    wave, samples = self.wave[piece.first * record.SAMPLES_PER_FRAME:], count * record.SAMPLES_PER_FRAME
+    if samples - len(wave) > _LATE * audio.RATE:
+      raise _Unusable('sound ends early', f'{(samples - len(wave)) / audio.RATE:.2f} s are missing')
+    wave = fit_length(wave, samples)
     if np.abs(wave).max() < audio.SILENCE:
       raise _Unusable('silent')
     union = np.concatenate([piece.boxes[:, :2].min(axis=0), piece.boxes[:, 2:].max(axis=0)])

@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 from skimage import data
+import soundfile
 
 from data_pipelines import preprocess, record
 from data_pipelines.corpora import clip_file
@@ -124,6 +125,19 @@ def test_sound_of_its_own(tmp_path):
   np.testing.assert_allclose(np.corrcoef(record.decode_audio(clip), tone(1., 440.))[0, 1], 1, atol=.03)
 
 
+def test_sound_must_last_as_long_as_the_pictures(tmp_path):
+  made_clips.write(tmp_path / 'a.mp4', 2.)
+  for name, seconds in (('nearly', 1.85), ('half', 1.), ('none', .01)):
+    soundfile.write(tmp_path / f'{name}.wav', tone(seconds), 16000)
+  (_, clip), = _records(tmp_path, audio='nearly.wav')[0]
+  sound = record.decode_audio(clip)
+  assert len(sound) == 32000 and np.abs(sound[:29600]).max() > .3 and not sound[29600:].any()
+  for name in ('half', 'none'):
+    assert _records(tmp_path, audio=f'{name}.wav') == ([], [('a', 'sound ends early')])
+  pieces, left = _records(tmp_path, dataclasses.replace(CONFIG, max_seconds=1.), audio='half.wav')
+  assert [key for key, _ in pieces] == ['a_p00'] and left == [('a_p01', 'sound ends early')]
+
+
 def test_expression_features_at_the_rate_of_the_video(tmp_path):
   made_clips.write(tmp_path / 'a.mp4', 2., fps=30)
   np.save(tmp_path / 'a.npy', np.stack([np.arange(60) / 30, np.ones(60), np.ones(60)], axis=1))
@@ -146,7 +160,7 @@ def test_what_cannot_be_used_says_why(tmp_path):
   whole = made_clips.write(tmp_path / 'long.mp4', 4.).read_bytes()
   (tmp_path / 'cut.mp4').write_bytes(whole[:len(whole) * 2 // 3])
   (tmp_path / 'text.mp4').write_text('404')
-  for name, reason in {'mute': 'no sound', 'silent': 'file cannot be read', 'nobody': 'no face found',
+  for name, reason in {'mute': 'no sound', 'silent': 'silent', 'nobody': 'no face found',
                        'cut': 'file cannot be read', 'text': 'file cannot be read', 'gone': 'file missing'}.items():
     assert _records(tmp_path, video=f'{name}.mp4') == ([], [('a', reason)]), name
   assert _records(tmp_path, audio='gone.m4a')[1] == [('a', 'file missing')]
