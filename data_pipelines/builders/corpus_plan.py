@@ -1,11 +1,13 @@
 """What a preparation will do, before a single video is opened: which clips, in which split, under which name."""
 
+import collections
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
+import re
 from typing import Any
 
 from data_pipelines import preprocess, splits
@@ -17,6 +19,7 @@ from data_pipelines.preprocess import CorpusConfig
 from dicetalk_jax.errors import InputError
 
 WALKERS = {'mead': mead, 'hdtf': hdtf, 'voxceleb2': voxceleb2, 'folder': folder}
+_PIECE = re.compile(r'(.+)_p\d{2,}')  # what `preprocess` calls the pieces of a clip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +105,21 @@ def make_plan(config: CorpusConfig, root: str, expression_root: str = '', **walk
 
 
 def _unique(walk: Callable[..., Iterator[ClipFile | Skipped]], *args, **kwargs) -> tuple[list[ClipFile], list[Skipped]]:
-  """Clips by id, the first of each."""
-  clips: dict[str, ClipFile] = {}
+  """The first of each clip; ids that clips of several recordings share get a hash of the recording."""
+  clips: dict[tuple[str, str], ClipFile] = {}
   skipped = []
   for found in walk(*args, **kwargs):
     if isinstance(found, Skipped):
       skipped.append(found)
-    elif found.clip_id in clips:
-      skipped.append(Skipped(found.video, 'the same clip twice', clips[found.clip_id].video))
+    elif (key := (found.clip_id, found.video_id)) in clips:
+      skipped.append(Skipped(found.video, 'the same clip twice', clips[key].video))
     else:
-      clips[found.clip_id] = found
-  return list(clips.values()), skipped
+      clips[key] = found
+  counts = collections.Counter(clip_id for clip_id, _ in clips)
+
+  def told_apart(clip: ClipFile) -> ClipFile:
+    piece = _PIECE.fullmatch(clip.clip_id)
+    if counts[clip.clip_id] == 1 and not (piece and piece[1] in counts):
+      return clip
+    return dataclasses.replace(clip, clip_id=f'{clip.clip_id}_{_digest(clip.video_id)}')
+  return [told_apart(clip) for clip in clips.values()], skipped

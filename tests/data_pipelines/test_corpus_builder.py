@@ -381,6 +381,23 @@ def test_doubles_are_left_out(tmp_path):
   assert plan.skipped == (Skipped('p/a.mp4', 'the same clip twice', 'p/a.mkv'),)
 
 
+def test_clips_whose_ids_would_be_equal_all_survive(tmp_path):
+  for path in ('a/b_c.mp4', 'a_b/c.mp4', 'x.mp4', 'x_p00.mp4', 'y_p00.mp4'):
+    made_clips.write(tmp_path / 'in' / path, 2. if path == 'x.mp4' else .6)
+  config = CorpusConfig('folder', size=32, min_seconds=.4, max_seconds=1., detector=RED)
+  plan = make_plan(config, str(tmp_path / 'in'))
+  ids = {clip.video: clip.clip_id for clips in plan.clips.values() for clip in clips}
+  assert ids['x.mp4'] == 'x' and ids['y_p00.mp4'] == 'y_p00' and not plan.skipped
+  for path, start in (('a/b_c.mp4', 'a_b_c_'), ('a_b/c.mp4', 'a_b_c_'), ('x_p00.mp4', 'x_p00_')):
+    assert ids[path].startswith(start) and len(ids[path]) == len(start) + 8
+  folder, report = corpus.prepare_corpus(plan, tmp_path, workers=1)
+  made = {clip for split in report.splits for clip in ClipSource(folder, split).table.clip_id}
+  assert made == {*ids.values(), 'x_p00', 'x_p01'} - {'x'} and not report.skipped
+  (tmp_path / 'in/labels.csv').write_text('file\n' + '\n'.join(sorted(ids, reverse=True)))
+  again = make_plan(config, str(tmp_path / 'in'))  # in another order
+  assert {clip.video: clip.clip_id for clips in again.clips.values() for clip in clips} == ids
+
+
 class _Bucket(MemoryFileSystem):
   """An object store for `s3://`, in memory."""
   protocol = 's3'
