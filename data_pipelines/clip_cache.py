@@ -1,6 +1,7 @@
 """Finished clips on disk, so that a killed preparation goes on where it was."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import concurrent.futures
 import dataclasses
 import hashlib
 import io
@@ -13,7 +14,9 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 import numpy as np
 
-from data_pipelines.corpora.clip_file import Skipped
+from data_pipelines.corpora.clip_file import UNEXPECTED, Skipped
+
+_AT_ONCE = 32  # files that are read side by side, since most of the time is waiting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +26,11 @@ class Outcome:
   frames: tuple[int, ...] = ()
   skipped: tuple[Skipped, ...] = ()
   without_expression: bool = False
+
+  @property
+  def final(self) -> bool:
+    """Whether another try would end alike: what was left out was so for faults of its own."""
+    return all(skip.reason != UNEXPECTED for skip in self.skipped)
 
 
 class ClipCache:
@@ -43,8 +51,20 @@ class ClipCache:
 
   def outcome(self, name: str) -> Outcome | None:
     """None where the clip is not done."""
+    return self._read(self._path(name, '.json'))
+
+  def outcomes(self, names: Sequence[str]) -> Iterator[Outcome | None]:
+    """Those of many clips, in their order, after one listing that tells which are there."""
+    self.fs.invalidate_cache(self._root)  # other processes write
+    there = set(self.fs.find(self._root))
+    paths = [self._path(name, '.json') for name in names]
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+      for i in range(0, len(paths), 1000):  # a pool would take all of a million at once
+        yield from pool.map(lambda path: self._read(path) if path in there else None, paths[i:i + 1000])
+
+  def _read(self, path: str) -> Outcome | None:
     try:
-      fields = json.loads(self.fs.cat_file(self._path(name, '.json')))
+      fields = json.loads(self.fs.cat_file(path))
     except (FileNotFoundError, ValueError):
       return None
     return Outcome(tuple(fields['keys']), tuple(fields['frames']), tuple(Skipped(**s) for s in fields['skipped']),

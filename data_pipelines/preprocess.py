@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import dataclasses
+import errno
 import importlib
 import math
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image
 
 from data_pipelines import expression as features
 from data_pipelines import record, tracking
-from data_pipelines.corpora.clip_file import ClipFile, Skipped
+from data_pipelines.corpora.clip_file import UNEXPECTED, ClipFile, Skipped
 from data_pipelines.corpora.tree import Tree
 from data_pipelines.tracking import Detector, Track
 from dicetalk_jax.errors import ConfigError, DataError, InputError, UserError
@@ -19,6 +20,8 @@ from dicetalk_jax.media import audio, face, stream
 from dicetalk_jax.media.image import crop_square
 from dicetalk_jax.media.video import fit_length
 
+_LATE = .2  # seconds of sound that a clip may lack at its end; recorders stop the two tracks at slightly other times
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # a disk is full, or a user's share of it
 WILD = ('hdtf', 'voxceleb2', 'folder')  # corpora whose videos may hold cuts between shots
 
 
@@ -106,21 +109,38 @@ def records(clip: ClipFile, config: CorpusConfig, tree: Tree, expressions: Tree 
   memory at a time.
 
   Yields:
-    (key, record), or `Skipped` for the clip or a piece of it.
+    (key, record), or `Skipped` for the clip or a piece of it; its reason is `UNEXPECTED` where the fault may not be the
+    clip's.
+
+  Raises:
+    OSError: a disk is full (`NO_ROOM`); every other clip would fail alike.
   """
   try:
     with tree.local(clip.video) as video:
       yield from _Clip(clip, config, tree, expressions, video, detector).pieces()
-  except _Unusable as error:
-    yield Skipped(clip.clip_id, *error.args)
   except FileNotFoundError as error:
     yield Skipped(clip.clip_id, 'file missing', str(error))
   except ConfigError:
     raise
-  except UserError as error:
-    yield Skipped(clip.clip_id, 'file cannot be read', str(error))
   except Exception as error:  # one odd file among a million must not end the work of days; the report shows it
-    yield Skipped(clip.clip_id, 'unexpected error', f'{type(error).__name__}: {error}')
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+      raise
+    if not isinstance(error, UserError) or _of_the_machine(error):
+      yield Skipped(clip.clip_id, UNEXPECTED, f'{type(error).__name__}: {error}')
+    elif isinstance(error, _Unusable):
+      yield Skipped(clip.clip_id, *error.args)
+    else:
+      reason = 'silent' if isinstance(error, audio.SilentError) else 'file cannot be read'
+      yield Skipped(clip.clip_id, reason, str(error))
+
+
+def _of_the_machine(error: BaseException | None) -> bool:
+  """Whether memory, a disk or a network failed below an error; readers of damaged files give no error number."""
+  while error:
+    if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno:
+      return True
+    error = error.__cause__
+  return False
 
 
 class _Clip:
@@ -215,7 +235,10 @@ class _Clip:
     sides = np.sqrt(np.prod(piece.boxes[:, 2:] - piece.boxes[:, :2], axis=1))
     if np.median(sides) < config.min_face:
       raise _Unusable('face too small', f'{np.median(sides):.0f} pixels; --min_face is {config.min_face}')
-    wave = fit_length(self.wave[piece.first * record.SAMPLES_PER_FRAME:], count * record.SAMPLES_PER_FRAME)
+    wave, samples = self.wave[piece.first * record.SAMPLES_PER_FRAME:], count * record.SAMPLES_PER_FRAME
+    if samples - len(wave) > _LATE * audio.RATE:
+      raise _Unusable('sound ends early', f'{(samples - len(wave)) / audio.RATE:.2f} s are missing')
+    wave = fit_length(wave, samples)
     if np.abs(wave).max() < audio.SILENCE:
       raise _Unusable('silent')
     union = np.concatenate([piece.boxes[:, :2].min(axis=0), piece.boxes[:, 2:].max(axis=0)])

@@ -1,14 +1,17 @@
 """What a preparation will do, before a single video is opened: which clips, in which split, under which name."""
 
+import collections
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
+import re
 from typing import Any
 
 from data_pipelines import preprocess, splits
+from data_pipelines.builders.corpus_work import sizes
 from data_pipelines.corpora import folder, hdtf, mead, voxceleb2
 from data_pipelines.corpora.clip_file import ClipFile, Skipped, reasons
 from data_pipelines.corpora.tree import Tree
@@ -16,6 +19,7 @@ from data_pipelines.preprocess import CorpusConfig
 from dicetalk_jax.errors import InputError
 
 WALKERS = {'mead': mead, 'hdtf': hdtf, 'voxceleb2': voxceleb2, 'folder': folder}
+_PIECE = re.compile(r'(.+)_p\d{2,}')  # what `preprocess` calls the pieces of a clip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +45,9 @@ class Plan:
 
   @functools.cached_property
   def name(self) -> str:
-    """Of the data set: readable, and different for different settings, clips and splits."""
-    clips = {split: [dataclasses.asdict(clip) for clip in clips] for split, clips in self.clips.items()}
+    """Of the data set: readable, and different for different settings, clips, splits and sizes of their files."""
+    clips = {split: [[dataclasses.asdict(clip), sizes(clip, self.tree, self.expressions)] for clip in clips]
+             for split, clips in self.clips.items()}
     return f'{self.config.content}_{self.config.size}px_{_digest([dataclasses.asdict(self.config), clips])}'
 
   def summary(self) -> str:
@@ -100,14 +105,21 @@ def make_plan(config: CorpusConfig, root: str, expression_root: str = '', **walk
 
 
 def _unique(walk: Callable[..., Iterator[ClipFile | Skipped]], *args, **kwargs) -> tuple[list[ClipFile], list[Skipped]]:
-  """Clips by id, the first of each."""
-  clips: dict[str, ClipFile] = {}
+  """The first of each clip; ids that clips of several recordings share get a hash of the recording."""
+  clips: dict[tuple[str, str], ClipFile] = {}
   skipped = []
   for found in walk(*args, **kwargs):
     if isinstance(found, Skipped):
       skipped.append(found)
-    elif found.clip_id in clips:
-      skipped.append(Skipped(found.video, 'the same clip twice', clips[found.clip_id].video))
+    elif (key := (found.clip_id, found.video_id)) in clips:
+      skipped.append(Skipped(found.video, 'the same clip twice', clips[key].video))
     else:
-      clips[found.clip_id] = found
-  return list(clips.values()), skipped
+      clips[key] = found
+  counts = collections.Counter(clip_id for clip_id, _ in clips)
+
+  def told_apart(clip: ClipFile) -> ClipFile:
+    piece = _PIECE.fullmatch(clip.clip_id)
+    if counts[clip.clip_id] == 1 and not (piece and piece[1] in counts):
+      return clip
+    return dataclasses.replace(clip, clip_id=f'{clip.clip_id}_{_digest(clip.video_id)}')
+  return [told_apart(clip) for clip in clips.values()], skipped

@@ -12,7 +12,7 @@ from etils import epath
 
 from data_pipelines.builders.corpus_plan import Plan
 from data_pipelines.clip_cache import Outcome
-from data_pipelines.corpora.clip_file import Skipped, reasons
+from data_pipelines.corpora.clip_file import UNEXPECTED, Skipped, reasons
 from data_pipelines.record import FPS
 
 
@@ -41,7 +41,11 @@ class Report:
       if count:
         parts[split] = {'clips': count, 'hours': round(frames / FPS / 3600, 4), 'people': len(people),
                         'emotions': dict(sorted(emotions.items())), 'without_expression': without}
-    return cls(plan.config.corpus, parts, tuple(skipped), plan.notes)
+    notes = list(plan.notes)
+    if failed := sum(skip.reason == UNEXPECTED for skip in skipped):
+      notes.append(f'{failed} clips met errors that may pass, see skipped.csv; to try them again, delete the folder of '
+                   'the data set and give the same command')
+    return cls(plan.config.corpus, parts, tuple(skipped), tuple(notes))
 
   def summary(self) -> str:
     """A few lines for the terminal."""

@@ -4,13 +4,14 @@ No import of TFDS, so that working processes start fast.
 """
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 import concurrent.futures
 from concurrent.futures.process import BrokenProcessPool
 import dataclasses
 import functools
 import json
 import multiprocessing
+import os
 import signal
 from typing import Any
 
@@ -33,13 +34,15 @@ class Worker:
 
   def name(self, clip: ClipFile) -> str:
     """Everything that the result depends on; another file of another size is another clip."""
-    sizes = [_size(self.tree, clip.video), _size(self.tree, clip.audio), _size(self.expressions, clip.expression)]
-    return json.dumps([dataclasses.asdict(self.config), dataclasses.asdict(clip), sizes], sort_keys=True)
+    parts = [dataclasses.asdict(self.config), dataclasses.asdict(clip), sizes(clip, self.tree, self.expressions)]
+    return json.dumps(parts, sort_keys=True)
 
   def __call__(self, clip: ClipFile) -> Outcome:
     """Prepares a clip, or finds it done."""
     name = self.name(clip)
-    return self.cache.outcome(name) or self.cache.store(name, preprocess.records(
+    if (outcome := self.cache.outcome(name)) and outcome.final:
+      return outcome
+    return self.cache.store(name, preprocess.records(
         clip, self.config, self.tree, self.expressions, _detector(self.config.detector)))
 
   def give_up(self, clip: ClipFile) -> Outcome:
@@ -47,9 +50,14 @@ class Worker:
     return self.cache.store(self.name(clip), [Skipped(clip.clip_id, 'the process that read it died')])
 
   def examples(self, clip: ClipFile) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, record) of a clip."""
-    outcome = self(clip)
-    yield from self.cache.records(self.name(clip), outcome)
+    """(key, record) of a clip, as the report tells it: what is left out is not tried again."""
+    name = self.name(clip)
+    yield from self.cache.records(name, self.cache.outcome(name) or self(clip))
+
+
+def sizes(clip: ClipFile, tree: Tree, expressions: Tree | None) -> list[int]:
+  """Bytes of the files of a clip: a file counts as changed where its size has."""
+  return [_size(tree, clip.video), _size(tree, clip.audio), _size(expressions, clip.expression)]
 
 
 def _size(tree: Tree | None, path: str) -> int:
@@ -71,16 +79,24 @@ def _start():
   signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def run(worker: Worker, clips: Iterable[ClipFile], processes: int) -> Iterator[tuple[ClipFile, Outcome]]:
+def run(worker: Worker, clips: Sequence[ClipFile], processes: int | None) -> Iterator[tuple[ClipFile, Outcome]]:
   """Prepares clips in any order.
 
   A clip whose process dies (a decoder that crashes, or no memory left) is tried once more alone and then left out; the
   others go on.
+
+  Args:
+    worker: how.
+    clips: which.
+    processes: how many work, all cores by default; 1 works in this one, which then dies with its clip.
   """
   if processes == 1:
     for clip in clips:
       yield clip, worker(clip)
     return
+  if not clips:
+    return
+  processes = min(processes or os.cpu_count() or 1, len(clips))
   waiting, running = collections.deque(clips), {}
   pool = _pool(processes)
   try:
@@ -117,7 +133,7 @@ def _replaced(pool: _Executor, processes: int) -> _Executor:
 
 
 def _alone(worker: Worker, clip: ClipFile) -> Outcome:
-  if outcome := worker.cache.outcome(worker.name(clip)):
+  if (outcome := worker.cache.outcome(worker.name(clip))) and outcome.final:
     return outcome
   with _pool(1) as pool:
     try:

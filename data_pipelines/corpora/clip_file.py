@@ -8,6 +8,7 @@ from data_pipelines.record import UNKNOWN
 
 VIDEO = ('.mp4', '.mov', '.mkv', '.avi', '.webm', '.m4v', '.mpg')
 AUDIO = ('.m4a', '.wav', '.aac', '.mp3', '.flac', '.ogg')
+UNEXPECTED = 'unexpected error'  # reason of a clip that may well be good: a next run tries it again
 FEATURES = ('.npy', '.npz', '.mat', '.txt', '.csv')
 
 

@@ -9,6 +9,7 @@ named after.
 from collections.abc import Iterator, Mapping
 import csv
 import io
+import math
 import posixpath
 
 from data_pipelines.corpora import tree as files
@@ -71,13 +72,19 @@ def _clip(row: Mapping[str, str], place: str, expressions: Tree | None) -> ClipF
 
   def number(name: str, kind: type) -> float | None:
     try:
-      return kind(row[name]) if name in row else None
+      value = kind(row[name]) if name in row else None
     except ValueError:
+      value = math.nan
+    if value is not None and not math.isfinite(value):
       refuse(f'{name} {row[name]!r} is no number')
+    return value
+
+  def path(name: str) -> str:
+    return posixpath.normpath(row[name].replace('\\', '/')) if name in row else ''
 
   if 'file' not in row:
     refuse('no file is named')
-  video = posixpath.normpath(row['file'].replace('\\', '/'))
+  video = path('file')
   stem, folder = posixpath.splitext(video)[0], posixpath.basename(posixpath.dirname(video))
   emotion, split = row.get('emotion', UNKNOWN).lower(), row.get('split', '').lower()
   level = number('intensity', int) or 0
@@ -91,9 +98,8 @@ def _clip(row: Mapping[str, str], place: str, expressions: Tree | None) -> ClipF
   if start < 0 or end is not None and end <= start:
     refuse('the clip must start before it ends')
   clip_id = stem.replace('/', '_') + (f'_{round(1000 * start)}' if start else '')
-  expression = row.get('expression', '').replace('\\', '/') or (
-      expressions.find(stem, FEATURES) if expressions else '')
+  expression = path('expression') or (expressions.find(stem, FEATURES) if expressions else '')
   return ClipFile(
       clip_id=clip_id, video_id=stem, identity=f'folder/{row.get("identity") or folder or stem}', dataset='other',
       emotion=emotion, intensity=level, text=row.get('text', ''), video=video,
-      audio=row.get('audio', '').replace('\\', '/'), start=start, end=end, split=split, expression=expression)
+      audio=path('audio'), start=start, end=end, split=split, expression=expression)

@@ -123,20 +123,26 @@ def walk(tree: Tree, expressions: Tree | None = None) -> Iterator[ClipFile | Ski
 
 
 def _clips(video: Video, found: dict[str, list[str]], expressions: Tree | None) -> Iterator[ClipFile | Skipped]:
-  """What was found of a video; it is taken out of `found`."""
+  """What was found of a video; it is taken out of `found`.
+
+  An interval that covers another is a slip of the annotation. Neighbours may share a second: both are kept.
+  """
   whole = _take(found, video, '')
-  taken: list[tuple[int, int]] = []
-  for i, (start, end) in enumerate(video.intervals):
+  cuts = [_take(found, video, f'_{i}') or _take(found, video, f'_{i:03d}') for i in range(len(video.intervals))]
+  there = [(a, b) for (a, b), cut in zip(video.intervals, cuts) if (cut or whole) and a < b]
+  taken = set()
+  for i, ((start, end), cut) in enumerate(zip(video.intervals, cuts)):
     clip_id = f'{video.subset}_{video.name}_{i}'
-    cut = _take(found, video, f'_{i}') or _take(found, video, f'_{i:03d}')
     clip = ClipFile(clip_id=clip_id, video_id=f'{video.subset}_{video.name}', identity=video.identity, dataset='hdtf',
                     video=cut or whole)
     if not clip.video:
       yield Skipped(clip_id, 'video missing', 'not downloaded')
-    elif start >= end or any(start < b and a < end for a, b in taken):
-      yield Skipped(clip_id, 'interval overlaps another or is empty', f'{start}-{end} s')
+    elif start >= end or any(start <= a and b <= end and (a, b) != (start, end) for a, b in there):
+      yield Skipped(clip_id, 'interval covers another or is empty', f'{start}-{end} s')
+    elif (start, end) in taken:
+      yield Skipped(clip_id, 'the same interval twice', f'{start}-{end} s')
     else:
-      taken.append((start, end))
+      taken.add((start, end))
       if not cut:
         clip = dataclasses.replace(
             clip, start=float(start), end=float(end), crop=video.crops.get(i), crop_height=video.height)

@@ -38,22 +38,24 @@ class Tree:
     return Tree, (self.fs.unstrip_protocol(self.root),)  # whole, for workers in another folder
 
   def __contains__(self, path: str) -> bool:
-    return path in self._known
+    return path in self._sizes
 
   @functools.cached_property
   def files(self) -> tuple[str, ...]:
     """All files in sorted order, hidden ones left out."""
-    found = []
-    for folder, folders, names in self.fs.walk(self.root):
-      for name in [name for name in folders if name.startswith('.')]:
-        folders.remove(name) if isinstance(folders, list) else folders.pop(name)
-      inside = posixpath.relpath(folder, self.root)
-      found += [posixpath.normpath(posixpath.join(inside, name)) for name in names if name and name[0] != '.']
-    return tuple(sorted(found))
+    return tuple(sorted(self._sizes))
 
   @functools.cached_property
-  def _known(self) -> frozenset[str]:
-    return frozenset(self.files)
+  def _sizes(self) -> dict[str, int | None]:
+    """Bytes of all files by path, which listings tell by the way."""
+    found = {}
+    for folder, folders, files in self.fs.walk(self.root, detail=True):
+      for name in [name for name in folders if name.startswith('.')]:
+        folders.pop(name)
+      inside = posixpath.relpath(folder, self.root)
+      found |= {posixpath.normpath(posixpath.join(inside, name)): facts.get('size') for name, facts in files.items()
+                if name and name[0] != '.'}
+    return found
 
   @functools.cached_property
   def by_stem(self) -> dict[str, list[str]]:
@@ -69,11 +71,13 @@ class Tree:
     return next((found[e] for e in extensions if e in found), '')
 
   def size(self, path: str) -> int:
-    """Bytes of a file.
+    """Bytes of a file, without another question where the tree has been listed.
 
     Raises:
       FileNotFoundError
     """
+    if '_sizes' in vars(self) and (size := self._sizes.get(path)) is not None:
+      return size
     return int(self.fs.size(posixpath.join(self.root, path)))
 
   def read_text(self, path: str) -> str:

@@ -22,6 +22,10 @@ CLIP = 10  # Whisper positions around a video frame; one less than half of them 
 SILENCE = 1e-3  # peak (-60 dB) below which a recording counts as silent
 
 
+class SilentError(InputError):
+  """A recording holds nothing but silence."""
+
+
 def load_audio(path: str | os.PathLike) -> np.ndarray:
   """Reads the sound of an audio or video file.
 
@@ -34,7 +38,7 @@ def load_audio(path: str | os.PathLike) -> np.ndarray:
     float32 `[samples]` in [-1,1], 16 kHz mono.
 
   Raises:
-    InputError: the file is missing, holds no sound that can be decoded, is empty or silent.
+    InputError: the file is missing, holds no sound that can be decoded, is empty or (SilentError) silent.
   """
   if not os.path.isfile(path):
     raise InputError(f'There is no recording at {path}; check the path.')
@@ -47,7 +51,7 @@ def load_audio(path: str | os.PathLike) -> np.ndarray:
   if rate != RATE:
     wave = _resample(wave, rate)
   if np.abs(wave).max() < SILENCE:
-    raise InputError(f'The recording {path} is silent; give one with speech.')
+    raise SilentError(f'The recording {path} is silent; give one with speech.')
   return wave
 
 

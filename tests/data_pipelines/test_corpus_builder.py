@@ -1,7 +1,12 @@
 """Small trees like the real corpora become data sets: resumed, reported, with disjoint splits."""
 
+import contextlib
 import csv
+import dataclasses
+import errno
+import fcntl
 import json
+import os
 import pathlib
 import shutil
 
@@ -12,12 +17,12 @@ import numpy as np
 import pytest
 
 from data_pipelines import loader, prepare, preprocess, record
-from data_pipelines.builders import corpus
+from data_pipelines.builders import corpus, corpus_work
 from data_pipelines.builders.corpus_plan import make_plan
 from data_pipelines.corpora.clip_file import Skipped
 from data_pipelines.preprocess import CorpusConfig
 from data_pipelines.source import ClipSource
-from dicetalk_jax.errors import one_sentence
+from dicetalk_jax.errors import DataError, InputError, one_sentence
 from tests.data_pipelines import made_clips
 
 RED = 'tests.data_pipelines.made_clips:red'
@@ -47,6 +52,15 @@ def prepared(mead, tmp_path_factory):
   out = tmp_path_factory.mktemp('out')
   config = CorpusConfig('mead', size=32, min_seconds=.4, detector=RED)
   return corpus.prepare_corpus(make_plan(config, str(mead)), out, workers=2)
+
+
+@contextlib.contextmanager
+def _opened(path):
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    yield handle
+  finally:
+    os.close(handle)
 
 
 def _forbid(monkeypatch):
@@ -100,7 +114,9 @@ def test_a_prepared_corpus_is_found_again(prepared, mead, monkeypatch):
   folder, report = prepared
   _forbid(monkeypatch)
   config = CorpusConfig('mead', size=32, min_seconds=.4, detector=RED)
-  assert corpus.prepare_corpus(make_plan(config, str(mead)), folder.parents[2]) == (folder, report)
+  found, told = corpus.prepare_corpus(make_plan(config, str(mead)), folder.parents[2])
+  assert found == folder and told.notes[-1].endswith(f'to prepare it anew, delete {folder}')
+  assert dataclasses.replace(told, notes=told.notes[:-1]) == report
   assert not (folder.parents[2] / 'mead' / 'work').exists() or not list((folder.parents[2] / 'mead' / 'work').iterdir())
 
 
@@ -129,6 +145,35 @@ def test_a_killed_run_goes_on_with_what_is_left(mead, prepared, tmp_path, monkey
     np.testing.assert_array_equal(a['audio'], b['audio'])
 
 
+def test_bars_tell_of_every_part_of_the_work(tmp_path, capsys):
+  for name in ('p', 'q', 'r'):
+    made_clips.write(tmp_path / 'in' / name / 'a.mp4', 2.)
+  config = CorpusConfig('folder', size=32, min_seconds=.4, max_seconds=1., detector=RED)
+  corpus.prepare_corpus(make_plan(config, str(tmp_path / 'in')), tmp_path, workers=1)
+  told = capsys.readouterr().err.replace('\r', '\n')
+  for part in ('folder: 100%', 'records of train: 100%', 'records of val: 100%', 'table of train: 100%'):
+    assert part in told
+  assert '4/4' in told.split('records of train: 100%')[1].splitlines()[0]  # pieces, not files
+
+
+def test_leftovers_of_killed_runs_go_unless_somebody_works_there(tmp_path):
+  for name in ('p', 'q'):
+    made_clips.write(tmp_path / 'in' / name / 'a.mp4', .6)
+  plan = make_plan(CorpusConfig('folder', size=32, min_seconds=.4, detector=RED), str(tmp_path / 'in'))
+  ours, other = (tmp_path / 'folder' / name for name in (f'{plan.name}/incomplete.ABC123_1.0.0',
+                                                         'full_64px_0/incomplete.ABC123_1.0.0'))
+  for folder in (ours, other):
+    folder.mkdir(parents=True)
+    (folder / 'shard').write_text('half')
+  with _opened(tmp_path / 'folder') as handle:
+    fcntl.flock(handle, fcntl.LOCK_SH)  # as another run does
+    folder, _ = corpus.prepare_corpus(plan, tmp_path, workers=1)
+    assert ours.exists()
+  shutil.rmtree(folder)
+  corpus.prepare_corpus(plan, tmp_path, workers=1)
+  assert not ours.exists() and other.exists() and folder.exists()
+
+
 def test_a_repaired_file_is_read_again_and_all_others_are_kept(tmp_path, monkeypatch):
   for name in ('p', 'q', 'r'):
     made_clips.write(tmp_path / 'in' / name / 'a.mp4', .6)
@@ -138,11 +183,65 @@ def test_a_repaired_file_is_read_again_and_all_others_are_kept(tmp_path, monkeyp
       make_plan(config, str(tmp_path / 'in')), tmp_path, workers=1, keep_work=True)
   folder, report = prepare_once()
   assert [skip.clip for skip in report.skipped] == ['r_a']
-  shutil.rmtree(folder)
   made_clips.write(tmp_path / 'in/r/a.mp4', .6)
   done, real = [], preprocess.records
   monkeypatch.setattr(preprocess, 'records', lambda clip, *args: done.append(clip.clip_id) or real(clip, *args))
-  assert prepare_once()[1].skipped == () and done == ['r_a']
+  repaired, report = prepare_once()  # the finished set without it is not taken for this one
+  assert report.skipped == () and done == ['r_a'] and repaired != folder
+  np.save(tmp_path / 'in/r/a.npy', np.ones((15, 3)))
+  (tmp_path / 'in/labels.csv').write_text('file,expression\np/a.mp4,\nr/a.mp4,r/a.npy\n')
+  config = dataclasses.replace(config, expression_columns=(0, 2))
+  name = make_plan(config, str(tmp_path / 'in')).name
+  np.save(tmp_path / 'in/r/a.npy', np.ones((15, 4)))
+  assert make_plan(config, str(tmp_path / 'in')).name != name
+
+
+def _failing(monkeypatch, errors):
+  """Lets the next readings of clips of `q` fail; returns the list of all clips that are read."""
+  done, real = [], preprocess.records
+
+  def records(clip, *args):
+    done.append(clip.clip_id)
+    if clip.clip_id == 'q_a' and errors:
+      error = errors.pop()
+      if isinstance(error, Exception):
+        raise error
+      return iter([Skipped(clip.clip_id, 'unexpected error', error)])
+    return real(clip, *args)
+  monkeypatch.setattr(preprocess, 'records', records)
+  return done
+
+
+def test_errors_that_may_pass_are_tried_again(tmp_path, monkeypatch):
+  for name in ('p', 'q', 'r'):
+    made_clips.write(tmp_path / 'in' / name / 'a.mp4', .6)
+  config = CorpusConfig('folder', size=32, min_seconds=.4, detector=RED)
+  prepare_once = lambda: corpus.prepare_corpus(
+      make_plan(config, str(tmp_path / 'in')), tmp_path, workers=1, keep_work=True)
+  done = _failing(monkeypatch, ['timeout', 'timeout'])
+  folder, report = prepare_once()
+  assert sorted(done) == ['p_a', 'q_a', 'q_a', 'r_a'] and done[-1] == 'q_a'
+  assert report.skipped == (Skipped('q_a', 'unexpected error', 'timeout'),)
+  assert '1 clips met errors that may pass' in report.notes[-1]
+  assert sum(part['clips'] for part in report.splits.values()) == 2
+  shutil.rmtree(folder)
+  done.clear()
+  assert prepare_once()[1].skipped == () and done == ['q_a']  # what was an error is no outcome
+  shutil.rmtree(folder)
+  shutil.rmtree(tmp_path / 'folder' / 'work')
+  done = _failing(monkeypatch, ['timeout'])
+  assert prepare_once()[1].skipped == () and len(done) == 4  # a hitch is not even seen
+
+
+def test_a_full_disk_ends_the_run_in_one_sentence(tmp_path, monkeypatch):
+  for name in ('p', 'q'):
+    made_clips.write(tmp_path / 'in' / name / 'a.mp4', .6)
+  plan = make_plan(CorpusConfig('folder', size=32, min_seconds=.4, detector=RED), str(tmp_path / 'in'))
+  with monkeypatch.context() as patch, pytest.raises(InputError, match='no room left in .*; make room, and the same'):
+    _failing(patch, [OSError(errno.ENOSPC, 'No space left on device')])
+    corpus.prepare_corpus(plan, tmp_path, workers=1)
+  _, report = corpus.prepare_corpus(plan, tmp_path, workers=1)
+  assert report.skipped == ()
 
 
 def test_a_clip_that_ends_its_process_is_left_out(tmp_path):
@@ -152,6 +251,43 @@ def test_a_clip_that_ends_its_process_is_left_out(tmp_path):
   _, report = corpus.prepare_corpus(make_plan(config, str(tmp_path / 'in')), tmp_path / 'out', workers=2)
   assert sum(part['clips'] for part in report.splits.values()) == 4
   assert [(skip.clip, skip.reason) for skip in report.skipped] == [('p2_a', 'the process that read it died')]
+
+
+def test_the_last_clip_may_end_its_process_too(tmp_path):
+  for i in range(3):
+    made_clips.write(tmp_path / 'in' / f'p{i}' / 'a.mp4', .6)
+  config = CorpusConfig('folder', size=32, min_seconds=.4, detector='tests.data_pipelines.made_clips:deadly')
+  corpus.prepare_corpus(make_plan(config, str(tmp_path / 'in')), tmp_path / 'out', workers=1, keep_work=True)
+  made_clips.write(tmp_path / 'in' / 'q' / 'a.mp4', .6, face=(0, 20))
+  _, report = corpus.prepare_corpus(make_plan(config, str(tmp_path / 'in')), tmp_path / 'out', workers=2)
+  assert [(skip.clip, skip.reason) for skip in report.skipped] == [('q_a', 'the process that read it died')]
+
+
+def test_a_split_whose_clips_are_all_left_out_is_none(tmp_path, monkeypatch):
+  for i in range(4):
+    made_clips.write(tmp_path / 'in' / f'p{i}' / 'a.mp4', .6)
+  config = CorpusConfig('folder', size=32, min_seconds=.4, detector=RED)
+  bad, = make_plan(config, str(tmp_path / 'in')).clips['val']
+  (tmp_path / 'in' / bad.video).write_text('404')
+  plan = make_plan(config, str(tmp_path / 'in'))
+  folder, report = corpus.prepare_corpus(plan, tmp_path / 'a', workers=1)
+  assert set(report.splits) == {'train'} and len(ClipSource(folder)) == 3
+
+  # With Beam the same clips go to the pipeline that writes. Beam itself is not installed beside this project.
+  pipelines = []
+  monkeypatch.setattr(corpus, '_beam_config', lambda *args: {'beam_runner': 'a runner', 'beam_options': None})
+  monkeypatch.setattr(corpus, '_run_in_beam', lambda worker, clips, beam_runner, beam_options: corpus_work.run(
+      worker, clips, processes=1))
+  monkeypatch.setattr(corpus.write, 'write', lambda builder, splits, **config: pipelines.append((
+      {split: [corpus._read_clip(line) for line in pathlib.Path(path).read_text().splitlines()]
+       for split, path in builder.manifests.items()}, builder.data_path.mkdir(parents=True))))
+  _, told = corpus.prepare_corpus(plan, tmp_path / 'b', beam_runner='a runner')
+  assert pipelines[0][0] == {'train': plan.clips['train']} and told == report
+  for path in (tmp_path / 'in').rglob('*.mp4'):
+    path.write_text('404')
+  with pytest.raises(DataError, match='could be prepared for training'):
+    corpus.prepare_corpus(make_plan(config, str(tmp_path / 'in')), tmp_path / 'c', beam_runner='a runner')
+  assert len(pipelines) == 1
 
 
 def test_hdtf_and_voxceleb2_by_command(tmp_path, capsys):
@@ -245,6 +381,23 @@ def test_doubles_are_left_out(tmp_path):
   assert plan.skipped == (Skipped('p/a.mp4', 'the same clip twice', 'p/a.mkv'),)
 
 
+def test_clips_whose_ids_would_be_equal_all_survive(tmp_path):
+  for path in ('a/b_c.mp4', 'a_b/c.mp4', 'x.mp4', 'x_p00.mp4', 'y_p00.mp4'):
+    made_clips.write(tmp_path / 'in' / path, 2. if path == 'x.mp4' else .6)
+  config = CorpusConfig('folder', size=32, min_seconds=.4, max_seconds=1., detector=RED)
+  plan = make_plan(config, str(tmp_path / 'in'))
+  ids = {clip.video: clip.clip_id for clips in plan.clips.values() for clip in clips}
+  assert ids['x.mp4'] == 'x' and ids['y_p00.mp4'] == 'y_p00' and not plan.skipped
+  for path, start in (('a/b_c.mp4', 'a_b_c_'), ('a_b/c.mp4', 'a_b_c_'), ('x_p00.mp4', 'x_p00_')):
+    assert ids[path].startswith(start) and len(ids[path]) == len(start) + 8
+  folder, report = corpus.prepare_corpus(plan, tmp_path, workers=1)
+  made = {clip for split in report.splits for clip in ClipSource(folder, split).table.clip_id}
+  assert made == {*ids.values(), 'x_p00', 'x_p01'} - {'x'} and not report.skipped
+  (tmp_path / 'in/labels.csv').write_text('file\n' + '\n'.join(sorted(ids, reverse=True)))
+  again = make_plan(config, str(tmp_path / 'in'))  # in another order
+  assert {clip.video: clip.clip_id for clips in again.clips.values() for clip in clips} == ids
+
+
 class _Bucket(MemoryFileSystem):
   """An object store for `s3://`, in memory."""
   protocol = 's3'
@@ -269,3 +422,27 @@ def test_corpus_and_data_set_may_lie_in_a_bucket(tmp_path, monkeypatch, capsys):
   train, = ClipSource(tmp_path / 'copy')
   assert record.decode_frames(train).shape == (15, 32, 32, 3)
   assert not [path for path in bucket.find('mine/out') if 'work' in path]
+
+
+def test_what_is_done_is_found_without_a_question_per_clip(tmp_path, monkeypatch):
+  fsspec.register_implementation('s3', _Bucket, clobber=True)
+  bucket, asked = fsspec.filesystem('s3'), []
+  people = [f'p{i}' for i in range(20)]
+  for name in people:
+    bucket.pipe_file(f'found/in/{name}/a.mp4', b'404')
+  plan = make_plan(CorpusConfig('folder', size=32, min_seconds=.4, detector=RED), 's3://found/in')
+  worker = corpus_work.Worker(plan.config, plan.tree, plan.expressions, corpus.ClipCache('s3://found/work'))
+  for name in ('info', 'cat_file', 'ls'):
+    real = getattr(_Bucket, name)
+    monkeypatch.setattr(_Bucket, name, lambda self, path, *args, _real=real, _name=name, **kwargs: (
+        asked.append((_name, path)), _real(self, path, *args, **kwargs))[1])
+  dict(corpus._work(worker, plan, lambda worker, clips: iter(())))
+  assert len(asked) < 5  # one listing of a folder that is empty
+  run = lambda worker, clips: corpus_work.run(worker, clips, 1)
+  made = dict(corpus._work(worker, plan, run))
+  assert len(made) == 20
+  asked.clear()
+  none = lambda worker, clips: iter(()) if not clips else pytest.fail('all are done')
+  assert dict(corpus._work(worker, plan, none)) == made
+  read = [path for name, path in asked if name == 'cat_file']
+  assert len(read) == len(set(read)) == 20 and not [path for _, path in asked if 'found/in' in path]

@@ -1,18 +1,22 @@
 """Clip files to records: what is cut, how, and what is refused."""
 
 import dataclasses
+import errno
 import functools
 
+import av
 import numpy as np
 import pytest
 from skimage import data
+import soundfile
 
 from data_pipelines import preprocess, record
+from data_pipelines.corpora import clip_file
 from data_pipelines.corpora.clip_file import ClipFile, Skipped
 from data_pipelines.corpora.tree import Tree
 from data_pipelines.preprocess import CorpusConfig
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.media import face, video
+from dicetalk_jax.media import face, stream, video
 from dicetalk_jax.media.image import crop_square
 from tests.data_pipelines import made_clips
 from tests.data_pipelines.made_clips import pictures, tone
@@ -121,6 +125,19 @@ def test_sound_of_its_own(tmp_path):
   np.testing.assert_allclose(np.corrcoef(record.decode_audio(clip), tone(1., 440.))[0, 1], 1, atol=.03)
 
 
+def test_sound_must_last_as_long_as_the_pictures(tmp_path):
+  made_clips.write(tmp_path / 'a.mp4', 2.)
+  for name, seconds in (('nearly', 1.85), ('half', 1.), ('none', .01)):
+    soundfile.write(tmp_path / f'{name}.wav', tone(seconds), 16000)
+  (_, clip), = _records(tmp_path, audio='nearly.wav')[0]
+  sound = record.decode_audio(clip)
+  assert len(sound) == 32000 and np.abs(sound[:29600]).max() > .3 and not sound[29600:].any()
+  for name in ('half', 'none'):
+    assert _records(tmp_path, audio=f'{name}.wav') == ([], [('a', 'sound ends early')])
+  pieces, left = _records(tmp_path, dataclasses.replace(CONFIG, max_seconds=1.), audio='half.wav')
+  assert [key for key, _ in pieces] == ['a_p00'] and left == [('a_p01', 'sound ends early')]
+
+
 def test_expression_features_at_the_rate_of_the_video(tmp_path):
   made_clips.write(tmp_path / 'a.mp4', 2., fps=30)
   np.save(tmp_path / 'a.npy', np.stack([np.arange(60) / 30, np.ones(60), np.ones(60)], axis=1))
@@ -143,7 +160,7 @@ def test_what_cannot_be_used_says_why(tmp_path):
   whole = made_clips.write(tmp_path / 'long.mp4', 4.).read_bytes()
   (tmp_path / 'cut.mp4').write_bytes(whole[:len(whole) * 2 // 3])
   (tmp_path / 'text.mp4').write_text('404')
-  for name, reason in {'mute': 'no sound', 'silent': 'file cannot be read', 'nobody': 'no face found',
+  for name, reason in {'mute': 'no sound', 'silent': 'silent', 'nobody': 'no face found',
                        'cut': 'file cannot be read', 'text': 'file cannot be read', 'gone': 'file missing'}.items():
     assert _records(tmp_path, video=f'{name}.mp4') == ([], [('a', reason)]), name
   assert _records(tmp_path, audio='gone.m4a')[1] == [('a', 'file missing')]
@@ -153,6 +170,30 @@ def test_what_cannot_be_used_says_why(tmp_path):
   def breaks(picture):
     raise RuntimeError('out of order')
   assert _records(tmp_path, detector=breaks)[1] == [('a', 'unexpected error')]
+
+
+def _raising(error):
+  def breaks(*args, **kwargs):
+    raise error
+  return breaks
+
+
+def test_what_is_not_the_fault_of_the_clip_is_told_apart(tmp_path, monkeypatch):
+  made_clips.write(tmp_path / 'a.mp4', 1.)
+  np.save(tmp_path / 'a.npy', np.ones((25, 64)))
+  read = functools.partial(_records, tmp_path, expressions=tmp_path, expression='a.npy')
+  for module, name, error in (
+      (Tree, 'local', TimeoutError('bucket')), (stream.av, 'open', av.error.OSError(errno.EIO, 'Input/output error')),
+      (np, 'load', MemoryError()), (np, 'load', OSError(errno.ESTALE, 'Stale file handle'))):
+    with monkeypatch.context() as patch:
+      patch.setattr(module, name, _raising(error))
+      assert read()[1] == [('a', clip_file.UNEXPECTED)], error
+  with monkeypatch.context() as patch:
+    patch.setattr(np, 'load', _raising(OSError('no number: the file is damaged')))
+    assert read()[1] == [('a', 'expression features do not fit')]
+  with monkeypatch.context() as patch, pytest.raises(OSError, match='No space'):
+    patch.setattr(Tree, 'local', _raising(OSError(errno.ENOSPC, 'No space left on device')))
+    read()
 
 
 def test_settings_that_cannot_be_are_refused():

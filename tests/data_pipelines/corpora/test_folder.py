@@ -42,6 +42,8 @@ def test_labels(tmp_path):
     ('file,mood\na.mp4,happy\n', "column 'mood' is not known"),
     ('file,emotion\na.mp4,\na.mp4,joyful\n', "labels.csv, line 3: emotion 'joyful' is not known; choose one of angry"),
     ('file,intensity\na.mp4,much\n', "line 2: intensity 'much' is no number"),
+    ('file,start\na.mp4,nan\n', "line 2: start 'nan' is no number"),
+    ('file,end\na.mp4,inf\n', "line 2: end 'inf' is no number"),
     ('file,intensity\na.mp4,4\n', 'intensity 4 is not known'),
     ('file,split\na.mp4,dev\n', "split 'dev' is not known"),
     ('file,start,end\na.mp4,3,2\n', 'must start before it ends'),
@@ -52,6 +54,13 @@ def test_mistakes_in_the_labels_are_named(tmp_path, text, sentence):
   with pytest.raises(InputError) as error:
     list(folder.walk(Tree(tmp_path)))
   assert sentence in str(error.value)
+
+
+def test_paths_may_be_written_in_more_than_one_way(tmp_path):
+  touch(tmp_path, 'a/x.mp4', 'a/x.wav', 'a/x.npy')
+  (tmp_path / 'labels.csv').write_text('file,audio,expression\n./a/x.mp4,./a/x.wav,a\\..\\a//x.npy\n')
+  clip, = folder.walk(Tree(tmp_path))
+  assert (clip.video, clip.audio, clip.expression) == ('a/x.mp4', 'a/x.wav', 'a/x.npy')
 
 
 def test_labels_of_another_name_must_exist(tmp_path):

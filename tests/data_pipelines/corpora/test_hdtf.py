@@ -67,7 +67,18 @@ def test_an_interval_that_covers_another_is_left_out(root):
   touch(root, 'MittR.mp4')
   clips, skipped = _walk(root)
   assert set(clips) == {'WRA_MittR_0'}
-  assert skipped['WRA_MittR_1'] == 'interval overlaps another or is empty'
+  assert skipped['WRA_MittR_1'] == 'interval covers another or is empty'
+
+
+@pytest.mark.parametrize(('intervals', 'kept', 'reasons'), [
+    ('00:00-00:20 00:19-00:50', [0, 1], []),  # neighbours share a second
+    ('00:00-00:50 00:10-00:20 00:15-00:40', [1, 2], ['interval covers another or is empty']),
+    ('00:10-00:20 00:10-00:20 00:00-00:00', [0], ['the same interval twice', 'interval covers another or is empty'])])
+def test_intervals_that_overlap(tmp_path, intervals, kept, reasons):
+  (tmp_path / 'RD_annotion_time.txt').write_text(f'Radio1.mp4 {intervals}\n')
+  touch(tmp_path, 'Radio1.mp4')
+  clips, skipped = _walk(tmp_path)
+  assert list(clips) == [f'RD_Radio1_{i}' for i in kept] and list(skipped.values()) == reasons
 
 
 def test_clips_cut_before_are_taken_whole(root):
