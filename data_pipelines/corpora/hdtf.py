@@ -5,7 +5,7 @@
     .../<name>_<i>.mp4                                                    or clips that were cut and cropped before
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import posixpath
 import re
@@ -17,7 +17,10 @@ from dicetalk_jax.errors import InputError
 
 LAYOUT = '{RD,WDA,WRA}_annotion_time.txt and <subset>_<name>.mp4'
 SUBSETS = ('RD', 'WDA', 'WRA')
+# URLs, annotated videos, clips and clips with a crop box in the corpus' repository.
+PUBLISHED = {'RD': (57, 56, 66, 64), 'WDA': (183, 183, 195, 189), 'WRA': (130, 130, 175, 168)}
 
+_START = re.compile(r'&t=.*')  # where in the video to begin watching
 _INTERVAL = re.compile(r'((?:\d+:)?\d+:\d+)-((?:\d+:)?\d+:\d+)')
 
 
@@ -28,18 +31,20 @@ class Video:
   Attributes:
     intervals: seconds (start, end) of its clips; clip `i` is the i-th, whether or not it has a crop box.
     crops: (left, top, width, height) by clip number, in pixels of a picture of `height` rows.
-    height: 720, 1080 or 2160; 0 where it is not listed.
+    height: 720, 1080 or 2160, rarely another; 0 where it is not listed.
+    person: whom it shows.
   """
   subset: str
   name: str
   intervals: tuple[tuple[int, int], ...]
   crops: Mapping[int, tuple[int, int, int, int]]
   height: int
+  person: str
 
   @property
   def identity(self) -> str:
-    """Names differ by trailing digits for one person; speakers on the radio are not told apart."""
-    return f'hdtf/{self.subset}/{"Radio" if self.subset == "RD" else self.name.rstrip("0123456789")}'
+    """Speakers on the radio are not told apart."""
+    return f'hdtf/{self.subset}/{"Radio" if self.subset == "RD" else self.person}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +58,11 @@ class Counts:
   hours: float
 
   def __str__(self) -> str:
+    published = PUBLISHED[self.subset]
+    other = (self.urls, self.annotated, self.clips, self.with_box) != published
     return (f'{self.subset} lists {self.urls} URLs, {self.annotated} annotated videos, {self.clips} clips, '
-            f'{self.with_box} with a crop box, {self.hours:.2f} h')
+            f'{self.with_box} with a crop box, {self.hours:.2f} h'
+            + f' (the published files: {", ".join(map(str, published))})' * other)
 
 
 def metadata(tree: Tree) -> tuple[list[Video], list[Counts]]:
@@ -69,7 +77,9 @@ def metadata(tree: Tree) -> tuple[list[Video], list[Counts]]:
     crops = {key: (n[0], n[2], n[1], n[3])  # the file has x width y height
              for key, words in table['crop_wh'].items() if len(n := _numbers(words)) == 4}
     heights = {key: n[0] for key, words in table['resolution'].items() if (n := _numbers(words))}
-    ours = [_video(subset, name, words, crops, heights.get(name, 0)) for name, words in table['annotion_time'].items()]
+    people = _people(table['annotion_time'], table['video_url'])
+    ours = [_video(subset, name, words, crops, heights.get(name, 0), people[name])
+            for name, words in table['annotion_time'].items()]
     if ours:
       videos += ours
       seconds = sum(end - start for video in ours for start, end in video.intervals)
@@ -89,10 +99,24 @@ def _table(tree: Tree, subset: str, kind: str) -> dict[str, list[str]]:
   return {words[0].removesuffix('.mp4').removeprefix(f'{subset}_'): words[1:] for words in lines if len(words) > 1}
 
 
-def _video(subset: str, name: str, words: Sequence[str], crops: Mapping[str, tuple], height: int) -> Video:
+def _people(names: Iterable[str], addresses: Mapping[str, Sequence[str]]) -> dict[str, str]:
+  """By name of a video, whom it shows. Names of one person differ by trailing digits only.
+
+  One video is listed twice, under two names of its speaker: whoever shares an address is one person.
+  """
+  plain = lambda name: name.rstrip('0123456789')
+  first, also = {}, {}
+  for name, words in addresses.items():
+    if (known := first.setdefault(_START.sub('', words[0]), plain(name))) != plain(name):
+      also[plain(name)] = known
+  return {name: also.get(plain(name), plain(name)) for name in names}
+
+
+def _video(subset: str, name: str, words: Sequence[str], crops: Mapping[str, tuple], height: int,
+           person: str) -> Video:
   intervals = tuple((_seconds(start), _seconds(end)) for start, end in _INTERVAL.findall(' '.join(words)))
   boxes = {i: crops[f'{name}_{i}'] for i in range(len(intervals)) if f'{name}_{i}' in crops}
-  return Video(subset, name, intervals, boxes, height)
+  return Video(subset, name, intervals, boxes, height, person)
 
 
 def _numbers(words: Sequence[str]) -> list[int]:

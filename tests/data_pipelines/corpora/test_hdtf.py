@@ -39,7 +39,20 @@ def test_counts(root):
   _, counts = hdtf.metadata(Tree(root))
   assert counts == [Counts('RD', 2, 1, 1, 1, 75 / 3600), Counts('WDA', 1, 1, 3, 2, 60 / 3600),
                     Counts('WRA', 0, 2, 3, 0, 530 / 3600)]
-  assert str(counts[1]) == 'WDA lists 1 URLs, 1 annotated videos, 3 clips, 2 with a crop box, 0.02 h'
+  assert str(counts[1]) == ('WDA lists 1 URLs, 1 annotated videos, 3 clips, 2 with a crop box, 0.02 h '
+                            '(the published files: 183, 183, 195, 189)')
+  assert str(Counts('RD', 57, 56, 66, 64, 1.2)).endswith('64 with a crop box, 1.20 h')
+
+
+def test_one_video_under_two_names_shows_one_person(tmp_path):
+  (tmp_path / 'WDA_video_url.txt').write_text('WhipAda https://www.youtube.com/watch?v=c\n'
+                                              'AdaLovelace https://www.youtube.com/watch?v=d\n'
+                                              'AdaLovelace1 https://www.youtube.com/watch?v=c&t=5s\n'
+                                              'Other https://www.youtube.com/watch?v=e\n')
+  (tmp_path / 'WDA_annotion_time.txt').write_text(''.join(
+      f'{name}.mp4 00:05-04:40\n' for name in ('AdaLovelace1', 'AdaLovelace', 'WhipAda', 'Other')))
+  videos, _ = hdtf.metadata(Tree(tmp_path))
+  assert [video.identity for video in videos] == ['hdtf/WDA/WhipAda'] * 3 + ['hdtf/WDA/Other']
 
 
 def test_intervals_keep_their_numbers_where_boxes_are_missing(root):
