@@ -202,16 +202,20 @@ class _Clip:
 
   def _sound(self, tree: Tree) -> np.ndarray:
     """The sound from the first frame of the clip on, float32 at 16 kHz."""
-    skip = self.clip.start
-    if self.clip.audio:
-      with tree.local(self.clip.audio) as path:
-        wave = audio.load_audio(path)
-    elif self.facts.sound_delay is None:
+    clip = self.clip
+    if clip.audio:
+      with tree.local(clip.audio) as path:
+        return self._sound_from(path, clip.start)
+    if self.facts.sound_delay is None:
       raise _Unusable('no sound', 'neither a sound file nor a sound track')
-    else:
-      wave = audio.load_audio(self.video)
-      skip -= self.facts.sound_delay
-    return audio.begin_at(wave, skip)
+    return self._sound_from(self.video, clip.start - self.facts.sound_delay)
+
+  def _sound_from(self, path: str, skip: float) -> np.ndarray:
+    if self.clip.end is None:
+      return audio.begin_at(audio.load_audio(path), skip)
+    first = max(0., skip)
+    last = skip + self.clip.end - self.clip.start + 1  # frames are rounded; what is too much is cut with them
+    return audio.begin_at(audio.load_span(path, first, last), skip - first)
 
   def _expression(self, expressions: Tree) -> np.ndarray:
     """Features of every frame of the clip, `[frames,D]`."""

@@ -4,7 +4,9 @@ Clocks: 16000 samples, 100 mel frames, 50 Whisper positions, 25 units of `audio_
 frames per second.
 """
 
+from collections.abc import Iterator
 import functools
+import itertools
 import os
 import threading
 
@@ -55,17 +57,77 @@ def load_audio(path: str | os.PathLike) -> np.ndarray:
   return wave
 
 
+def load_span(path: str | os.PathLike, start: float, end: float) -> np.ndarray:
+  """What `load_audio` reads from `start` to `end` seconds, equal to the sample, while nothing else is held in memory.
+
+  Decoding begins with the file all the same: few codecs give the same samples after a jump.
+
+  Returns:
+    float32 `[samples]` in [-1,1], 16 kHz mono; fewer where the recording ends before. Silence is no error here.
+
+  Raises:
+    InputError: the file holds no sound that can be decoded.
+  """
+  first, last = round(start * RATE), round(end * RATE)
+  kept, done, read, stream = [], 0, 0, None
+
+  def keep(wave: np.ndarray):
+    nonlocal done
+    if len(part := wave[max(0, first - done):max(0, last - done)]):
+      kept.append(part.copy())  # a view would hold the block
+    done += len(wave)
+
+  for block, rate in _blocks(path):
+    read += len(block)
+    wave = block.mean(axis=1)
+    if rate != RATE:
+      import soxr
+      stream = stream or soxr.ResampleStream(rate, RATE, 1, dtype='float32', quality='HQ')
+      wave = stream.resample_chunk(wave)
+    keep(wave)
+    if done >= last:
+      break
+  else:
+    if stream:
+      rest = -(-read * RATE // rate) - done  # as `_resample` counts
+      wave = stream.resample_chunk(np.zeros(0, np.float32), last=True)[:rest]
+      keep(np.pad(wave, (0, rest - len(wave))))
+  wave = np.concatenate(kept) if kept else np.zeros(0, np.float32)
+  if not np.isfinite(wave).all():
+    raise InputError(f'The recording {path} holds samples that are not numbers; export it again.')
+  return wave
+
+
+def _blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
+  """(float32 `[samples,channels]`, rate) of one part after another."""
+  import soundfile
+  try:
+    file = soundfile.SoundFile(path)
+  except soundfile.LibsndfileError:
+    yield from _ffmpeg_blocks(path)
+    return
+  try:
+    with file:
+      for block in file.blocks(1 << 16, dtype='float32', always_2d=True):
+        yield block, file.samplerate
+  except soundfile.LibsndfileError as error:
+    raise InputError(f'{path} cannot be decoded as sound; convert it to wav, flac, mp3 or m4a.') from error
+
+
 def _decode(path: str | os.PathLike) -> tuple[np.ndarray, int]:
   """float32 `[samples,channels]` at the rate of the file."""
   import soundfile
   try:
     return soundfile.read(path, dtype='float32', always_2d=True)
   except soundfile.LibsndfileError:
-    return _decode_with_ffmpeg(path)
+    parts = list(_ffmpeg_blocks(path))
+    if not parts:
+      return np.zeros((0, 1), np.float32), RATE
+    return np.concatenate([block.T for block, _ in parts], axis=1).T, parts[0][1]
 
 
-def _decode_with_ffmpeg(path: str | os.PathLike) -> tuple[np.ndarray, int]:
-  """The first sound track of a container that libsndfile does not know (mp4, m4a, mkv, ...)."""
+def _ffmpeg_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
+  """`_blocks` of the first sound track of a container that libsndfile does not know (mp4, m4a, mkv, ...)."""
   import av
   try:
     # A playlist must not make the decoder fetch addresses.
@@ -74,14 +136,11 @@ def _decode_with_ffmpeg(path: str | os.PathLike) -> tuple[np.ndarray, int]:
         raise InputError(f'{path} has no sound track; give a recording of speech.')
       stream = container.streams.audio[0]
       planar = av.AudioResampler(format='fltp')
-      frames = [out for frame in container.decode(stream) for out in planar.resample(frame)]
-      chunks = [frame.to_ndarray() for frame in (*frames, *planar.resample(None))]
-      rate = stream.rate
+      for frame in itertools.chain(container.decode(stream), [None]):  # None gives what is left
+        for out in planar.resample(frame):
+          yield out.to_ndarray().T, stream.rate
   except av.FFmpegError as error:
     raise InputError(f'{path} cannot be decoded as sound; convert it to wav, flac, mp3 or m4a.') from error
-  if not chunks:
-    return np.zeros((0, 1), np.float32), rate
-  return np.concatenate(chunks, axis=1).T, rate
 
 
 def _resample(wave: np.ndarray, rate: int) -> np.ndarray:

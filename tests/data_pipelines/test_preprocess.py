@@ -16,7 +16,7 @@ from data_pipelines.corpora.clip_file import ClipFile, Skipped
 from data_pipelines.corpora.tree import Tree
 from data_pipelines.preprocess import CorpusConfig
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.media import face, stream, video
+from dicetalk_jax.media import audio, face, stream, video
 from dicetalk_jax.media.image import crop_square
 from tests.data_pipelines import made_clips
 from tests.data_pipelines.made_clips import pictures, tone
@@ -123,6 +123,18 @@ def test_sound_of_its_own(tmp_path):
   video.write_video(tmp_path / 'b.mp4', pictures(25), 25, tone(1., 440.))
   (_, clip), = _records(tmp_path, audio='b.mp4')[0]
   np.testing.assert_allclose(np.corrcoef(record.decode_audio(clip), tone(1., 440.))[0, 1], 1, atol=.03)
+
+
+def test_an_interval_has_the_same_sound_as_before(tmp_path, monkeypatch):
+  made_clips.write(tmp_path / 'a.mp4', 4.)
+  soundfile.write(tmp_path / 'b.wav', tone(4. * 44100 / 16000, 100.), 44100)
+  for sound, start, end in (('', 1., 3.), ('', 0., 2.03), ('', 1.5, 4.), ('b.wav', .31, 2.), ('b.wav', 2., 9.)):
+    clip = {'audio': sound, 'start': start, 'end': end}
+    (_, ours), = _records(tmp_path, **clip)[0]
+    with monkeypatch.context() as patch:
+      patch.setattr(audio, 'load_span', lambda path, start, end: audio.begin_at(audio.load_audio(path), start))
+      (_, whole), = _records(tmp_path, **clip)[0]
+    np.testing.assert_array_equal(record.decode_audio(ours), record.decode_audio(whole))
 
 
 def test_sound_must_last_as_long_as_the_pictures(tmp_path):

@@ -1,3 +1,4 @@
+import tracemalloc
 import wave as wave_file
 
 import av
@@ -135,6 +136,38 @@ def test_pad_states_and_windows():
 def test_states_too_short_for_the_recording():
   with pytest.raises(ValueError, match='cannot hold'):
     audio.pad_states(np.zeros((1, 1500, 1, 1), np.float32), audio_len=775)
+
+
+@pytest.mark.parametrize(('name', 'rate', 'channels'), [
+    ('x.wav', 16000, 1), ('x.wav', 44100, 2), ('x.wav', 22050, 8), ('x.flac', 48000, 6), ('x.mp4', 44100, 2),
+    ('x.m4a', 32000, 2)])
+def test_a_span_is_cut_from_the_whole_to_the_sample(tmp_path, name, rate, channels):
+  noise = np.random.default_rng(0).normal(scale=.1, size=(round(6.3 * rate), channels)).astype(np.float32)
+  if name.startswith('x.m'):
+    write_container(tmp_path / name, 'aac', noise[:, 0], rate)
+  else:
+    soundfile.write(tmp_path / name, noise, rate)
+  whole = audio.load_audio(tmp_path / name)
+  for start, end in ((0, 1.), (2.5, 4.001), (5.9, 9.), (0, 99.), (7., 8.), (-2., -1.)):
+    part = audio.load_span(tmp_path / name, max(0, start), end)
+    np.testing.assert_array_equal(part, whole[max(0, round(start * 16000)):max(0, round(end * 16000))])
+
+
+@pytest.mark.parametrize('write, sentence', [
+    (not_audio, 'cannot be decoded'), (no_sound_track, 'no sound track'), (not_numbers, 'not numbers')])
+def test_bad_recordings_have_no_spans(tmp_path, write, sentence):
+  write(tmp_path / 'speech.mp4')
+  with pytest.raises(InputError, match=sentence):
+    audio.load_span(tmp_path / 'speech.mp4', 0., 1.)
+
+
+def test_a_span_does_not_hold_the_whole(tmp_path):
+  soundfile.write(tmp_path / 'long.wav', np.tile(tone(1., 44100), 300), 44100)
+  tracemalloc.start()
+  part = audio.load_span(tmp_path / 'long.wav', 200., 201.)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert len(part) == 16000 and peak < 5e6  # the whole is 50 MB
 
 
 def test_beginning_later_or_earlier():
