@@ -60,7 +60,7 @@ class EmbedderTask(Task):
         raise ConfigError(f'config.embedder.expr_dim={config.embedder.expr_dim}, but the clips of {source} have '
                           f'{source.expression_dim} expression coefficients per frame; set it to that')
     self.build = registry.builder('embedder', config.embedder.to_dict(), config.dtype)
-    self.graphdef, _ = core.abstract(self.build)
+    self.graphdef, self.target = core.abstract(self.build)
     self.parts = {split: [self._part(part) for part in parts]
                   for split, parts in (('train', self.train), ('val', self.val))}
     self._embed = jax.jit(lambda params, *batch: self._model(params)(*batch))
@@ -88,7 +88,7 @@ class EmbedderTask(Task):
   def init(self, key: jax.Array) -> core.Params:
     """Parameters `embedder.*`: from `init_from`, or drawn."""
     if self.config.init_from:
-      return core.prefixed('embedder', sources.initial(self.config, 'embedder', core.abstract(self.build)[1]))
+      return core.prefixed('embedder', sources.initial(self.config, 'embedder', self.target))
     params = core.init_params(self.build, key)
     if self.config.embedder.expr_norm == 'zscore':
       params['expr_mean'], params['expr_std'] = _moments(
