@@ -10,8 +10,10 @@ clip. `--frames 2 --latent 8 --tiny` tries the script itself on a laptop.
 import argparse
 from collections.abc import Callable
 import functools
+import math
 from typing import Any, NamedTuple
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 
@@ -44,6 +46,9 @@ class Sizes(NamedTuple):
 FULL = Sizes(UNetConfig(), rows=3, frames=25, side=64, dtype=jnp.bfloat16)
 
 
+Fill = Callable[[core.Abstract], core.Params]
+
+
 class Step(NamedTuple):
   """`call(params, *inputs)` is the prediction; `image` are the CLIP tokens within."""
 
@@ -53,29 +58,47 @@ class Step(NamedTuple):
   image: jax.Array
 
 
-def device_params(target: core.Abstract, dtype: Any = None) -> core.Params:
-  """Random values, made on the device, in `dtype` or that of each parameter.
+def as_dtype(target: core.Abstract, dtype: Any) -> core.Abstract:
+  """The same parameters, all in one type."""
+  return {name: jax.ShapeDtypeStruct(x.shape, dtype) for name, x in target.items()}
+
+
+def device_params(target: core.Abstract) -> core.Params:
+  """Random values, made on the device.
 
   One small program per distinct shape: a single one for all would compile for minutes.
+  For small models `core.numpy_params` is faster, which compiles nothing.
   """
 
   @functools.partial(jax.jit, static_argnums=(1, 2))
-  def draw(key, shape, dtype):
-    scale = shape[-2] ** -0.5 if len(shape) > 1 else 0.1
-    return scale * jax.random.normal(key, shape, dtype)
+  def draw(key, shape, dtype, mean):
+    scale = math.prod(shape[:-1]) ** -0.5 if len(shape) > 1 else 0.1
+    return scale * jax.random.normal(key, shape, dtype) + mean.astype(dtype)
 
   key = jax.random.key(0)
   return {
-      name: draw(jax.random.fold_in(key, i), x.shape, jnp.dtype(dtype or x.dtype))
+      name: draw(
+          jax.random.fold_in(key, i), x.shape, jnp.dtype(x.dtype),
+          jnp.float32(name.endswith('scale')))
       for i, (name, x) in enumerate(target.items())
   }
 
 
-def make_step(sizes: Sizes) -> Step:
+def make_step(sizes: Sizes, fill: Fill = device_params) -> Step:
   """Parameters and inputs on the device, and the step, which is not yet compiled."""
+  build = functools.partial(UNet, sizes.config, dtype=sizes.dtype)
+  graphdef, target = core.abstract(build)
+  params = fill(as_dtype(target, sizes.dtype))
+  inputs, image = make_inputs(graphdef, params, sizes)
+  call = jax.jit(lambda params, *inputs: core.merge(graphdef, params)(*inputs)[0])
+  return Step(call, params, inputs, image)
+
+
+def make_inputs(
+    graphdef: nnx.GraphDef, params: core.Params, sizes: Sizes
+) -> tuple[tuple[Any, ...], jax.Array]:
+  """Random inputs of the UNet, and the image tokens that some of them are made of."""
   config, rows, frames, side, dtype = sizes
-  graphdef, target = core.abstract(functools.partial(UNet, config, dtype=dtype))
-  params = device_params(target, dtype)
 
   def draw(i, *shape):
     return jax.random.normal(jax.random.key(i), shape, dtype)
@@ -93,10 +116,7 @@ def make_step(sizes: Sizes) -> Step:
   )
   sample = draw(4, rows, frames, side, side, config.in_channels)
   spatial = draw(5, rows, 1, side, side, config.block_out_channels[0])
-  inputs = (sample, jnp.float32(0.5), kv, jnp.ones((rows, 3)), spatial, masks)
-
-  call = jax.jit(lambda params, *inputs: core.merge(graphdef, params)(*inputs)[0])
-  return Step(call, jax.block_until_ready(params), inputs, image)
+  return (sample, jnp.float32(0.5), kv, jnp.ones((rows, 3)), spatial, masks), image
 
 
 def main():

@@ -63,7 +63,7 @@ PARTS = {
     'torch': Part(
         'torch_step:run', 4, 'the denoising step in PyTorch, in turn with ours',
         environment=SHARED),
-    'tiny': Part('tiny:run', 3, 'ten steps of a small model through the loop', quick=True),
+    'tiny': Part('tiny:run', 3, 'ten steps of a small model through the loop'),
 }
 
 

@@ -10,8 +10,6 @@ import ml_collections
 
 from benchmarks.device_check.parts import Context
 from configs import autoencoder, diffusion, embedder
-from data_pipelines.builders.synthetic import prepare_synthetic
-from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from dicetalk_jax import bundle
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.training import loop
@@ -19,14 +17,32 @@ from dicetalk_jax.training.diffusion import DiffusionTask
 from dicetalk_jax.training.report import read_json_lines
 
 STEPS = 10
+# Two levels and Adam: compiling the preset takes minutes on a CPU.
+SMALLER = {
+    'optim.name': 'adam',
+    'batch_size': 4,
+    'data.frames': 3,
+    'unet.num_frames': 3,
+    'unet.block_out_channels': (32, 32),
+    'unet.num_attention_heads': (1, 2),
+    'unet.down_block_types': (
+        'CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
+    'unet.up_block_types': (
+        'UpBlockSpatioTemporal', 'CrossAttnUpBlockSpatioTemporal'),
+    'emo_model.classifier_in': 32,
+    'sample.num_steps': 2,
+}
 
 
 def run(context: Context) -> dict[str, Any]:
   """Makes data and a model folder with random frozen parts, and trains on them."""
-  del context  # one size
+  # TFDS is needed here only.
+  from data_pipelines.builders.synthetic import prepare_synthetic
+  from data_pipelines.builders.synthetic_clips import SyntheticConfig
+
   with tempfile.TemporaryDirectory() as place:
     folder = pathlib.Path(place)
-    config = config_for(folder)
+    config = config_for(folder, context.reduced)
     make_model(folder / 'model', config)
     settings = SyntheticConfig(**config.data.synthetic.to_dict())
     config.data.dataset = str(prepare_synthetic(config.data.dir, settings, workers=1))
@@ -48,13 +64,15 @@ def run(context: Context) -> dict[str, Any]:
   }
 
 
-def config_for(folder: pathlib.Path) -> ml_collections.ConfigDict:
+def config_for(folder: pathlib.Path, reduced: bool) -> ml_collections.ConfigDict:
   """`configs/diffusion.py:tiny` with all folders inside `folder` and little data."""
   config = diffusion.get_config('tiny')
   config.total_steps = config.eval_every = config.checkpoint_every = STEPS
   config.log_every = 1
   config.model, config.data.dir = str(folder / 'model'), str(folder / 'data')
   config.data.synthetic.update(train=2, val=2, test=0)
+  if reduced:
+    config.update_from_flattened_dict(SMALLER)
   return config
 
 

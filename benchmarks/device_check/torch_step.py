@@ -8,7 +8,7 @@ from benchmarks import arithmetic, denoising_step
 from benchmarks.denoising_step import make_step
 from benchmarks.device_check import floors
 from benchmarks.device_check.measure import GIB, compiled
-from benchmarks.device_check.networks import REDUCED
+from benchmarks.device_check.networks import REDUCED, fill_for
 from benchmarks.device_check.parts import Context, Unavailable
 from benchmarks.timing import Laps, alternate, seconds
 
@@ -32,7 +32,7 @@ def run(context: Context) -> dict[str, Any]:
   sizes = REDUCED if context.reduced else denoising_step.FULL
   names = ('float32',) if context.reduced else ('bfloat16', 'float16')
 
-  step = make_step(sizes)
+  step = make_step(sizes, fill_for(context))
   tflop = arithmetic.tflop(step.call, step.params, *step.inputs)
   program = compiled(step.call, step.params, *step.inputs)
   ours = lambda: program.call(step.params, *step.inputs).block_until_ready()

@@ -22,8 +22,8 @@ OURS = ('adapters', 'norm_num_groups')  # the stock class has no such arguments
 
 
 def tensor(x: Any, where: Mapping[str, Any]) -> torch.Tensor:
-  """A copy of an array, of device and type `where`."""
-  return published.to_torch(np.array(x)).to(**where)
+  """A contiguous copy of an array, of device and type `where`."""
+  return published.to_torch(np.array(x, order='C')).to(**where)
 
 
 class AdaptedAttention:

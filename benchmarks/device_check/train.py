@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import ml_collections
 
 from benchmarks import arithmetic
-from benchmarks.denoising_step import device_params
+from benchmarks.denoising_step import Fill
 from benchmarks.device_check import floors
 from benchmarks.device_check.measure import check_finite, compiled, peak_gib
+from benchmarks.device_check.networks import fill_for
 from benchmarks.device_check.parts import Context
+from benchmarks.device_check.tiny import SMALLER
 from benchmarks.memory_table import abstract_step
 from benchmarks.timing import laps
 from configs import diffusion
@@ -21,6 +23,9 @@ from dicetalk_jax.training.state import TrainState
 def config_for(reduced: bool) -> ml_collections.ConfigDict:
   """One clip at full size, without accumulation; or the small model of the demo."""
   config = diffusion.get_config('tiny' if reduced else 'default')
+  if reduced:
+    config.update_from_flattened_dict(SMALLER)
+    config.pose_guider.block_out_channels = (8, 8, 16, 16)  # latents an eighth as wide
   config.batch_size, config.accum, config.remat = 1, 1, 'block'
   return config
 
@@ -44,7 +49,8 @@ def run(context: Context) -> dict[str, Any]:
     context.save(facts)
     tflop = needed(config, mesh)
 
-    held = list(values(*shapes))
+    held = list(values(fill_for(context), *shapes))
+
     def call():
       held[0], metrics = program.call(*held)
       jax.block_until_ready((held[0], metrics))
@@ -69,9 +75,11 @@ def needed(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> float:
   return arithmetic.tflop(step, *shapes)
 
 
-def values(state: TrainState, rest: Any, batch: dict[str, Any], key: Any) -> tuple[Any, ...]:
+def values(
+    fill: Fill, state: TrainState, rest: Any, batch: dict[str, Any], key: Any
+) -> tuple[Any, ...]:
   """Arrays of these shapes, made on the device: random weights, and a random batch."""
-  params = device_params(state.params)
+  params = fill(state.params)
   zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
   full = TrainState(
       step=zeros(state.step),
@@ -86,7 +94,7 @@ def values(state: TrainState, rest: Any, batch: dict[str, Any], key: Any) -> tup
       name: jax.random.uniform(k, x.shape).astype(x.dtype)
       for k, (name, x) in zip(keys, batch.items(), strict=True)
   }
-  held = device_params(rest)
+  held = fill(rest)
   shapes = (state, rest, batch, key)
   shards = jax.tree.map(lambda x: x.sharding, shapes)
   return jax.device_put((full, held, filled, jax.random.key(2)), shards)
