@@ -1,4 +1,4 @@
-"""One full-size denoising step on the device at hand: `python -m benchmarks.denoising_step`.
+"""One full-size denoising step: `python -m benchmarks.denoising_step`.
 
 Three guidance rows of 25 frames at 64x64 latents with 32 audio and 32 emotion tokens (a
 512 px window as published), bfloat16, random weights made on the device. The floor is
@@ -25,11 +25,11 @@ STEP_TFLOP = 95.7  # 3 rows x 25 frames at 64x64
 PUBLISHED_TFLOP = 104.9  # with temporal keys and values projected for every pixel
 TOKENS = 32  # of audio per frame, and of emotion
 TINY = UNetConfig(
-    block_out_channels=(32, 64, 64, 64),
-    num_attention_heads=(2, 2, 2, 2),
-    cross_attention_dim=64,
-    addition_time_embed_dim=16,
-    projection_class_embeddings_input_dim=48,
+  block_out_channels=(32, 64, 64, 64),
+  num_attention_heads=(2, 2, 2, 2),
+  cross_attention_dim=64,
+  addition_time_embed_dim=16,
+  projection_class_embeddings_input_dim=48,
 )
 
 
@@ -77,10 +77,13 @@ def device_params(target: core.Abstract) -> core.Params:
 
   key = jax.random.key(0)
   return {
-      name: draw(
-          jax.random.fold_in(key, i), x.shape, jnp.dtype(x.dtype),
-          jnp.float32(name.endswith('scale')))
-      for i, (name, x) in enumerate(target.items())
+    name: draw(
+      jax.random.fold_in(key, i),
+      x.shape,
+      jnp.dtype(x.dtype),
+      jnp.float32(name.endswith('scale')),
+    )
+    for i, (name, x) in enumerate(target.items())
   }
 
 
@@ -95,7 +98,7 @@ def make_step(sizes: Sizes, fill: Fill = device_params) -> Step:
 
 
 def make_inputs(
-    graphdef: nnx.GraphDef, params: core.Params, sizes: Sizes
+  graphdef: nnx.GraphDef, params: core.Params, sizes: Sizes
 ) -> tuple[tuple[Any, ...], jax.Array]:
   """Random inputs of the UNet, and the image tokens that some of them are made of."""
   config, rows, frames, side, dtype = sizes
@@ -108,11 +111,13 @@ def make_inputs(
   image = draw(1, rows, 1, 1, dim)
   audio = draw(2, rows, frames, TOKENS, dim)
   emotion = draw(3, rows, 1, TOKENS, dim)
-  project = jax.jit(lambda params, *tokens: core.merge(graphdef, params).context_kv(*tokens))
+  project = jax.jit(
+    lambda params, *tokens: core.merge(graphdef, params).context_kv(*tokens)
+  )
   kv = project(params, image, audio, emotion)
 
   masks = tuple(
-      jnp.ones((rows, (side >> level) ** 2), dtype) for level in range(config.levels)
+    jnp.ones((rows, (side >> level) ** 2), dtype) for level in range(config.levels)
   )
   sample = draw(4, rows, frames, side, side, config.in_channels)
   spatial = draw(5, rows, 1, side, side, config.block_out_channels[0])
@@ -126,7 +131,9 @@ def main():
   parser.add_argument('--latent', type=int, default=FULL.side)
   parser.add_argument('--repeats', type=int, default=10)
   parser.add_argument('--dtype', default='bfloat16')
-  parser.add_argument('--tiny', action='store_true', help='small channels, to try the script')
+  parser.add_argument(
+    '--tiny', action='store_true', help='small channels, to try the script'
+  )
   args = parser.parse_args()
 
   device, dtype = jax.devices()[0], jnp.dtype(args.dtype)
@@ -141,7 +148,10 @@ def main():
   call = lambda: compiled[0](step.params, *step.inputs).block_until_ready()
   call()
   times = laps(call, args.repeats)
-  print(f'one step: median {times.median:.4f} s, fastest {times.fastest:.4f} s of {args.repeats}')
+  print(
+    f'one step: median {times.median:.4f} s, '
+    f'fastest {times.fastest:.4f} s of {args.repeats}'
+  )
   if not args.tiny and (args.rows, args.frames, args.latent) == FULL[1:4]:
     print(f'{STEP_TFLOP / times.median:.0f} TFLOP/s achieved on {STEP_TFLOP} TFLOP')
   stats = device.memory_stats() or {}

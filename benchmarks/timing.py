@@ -1,4 +1,4 @@
-"""Clocks for benchmarks: ratios in one run, alternating, medians; compile time apart."""
+"""Clocks for benchmarks: medians, alternating runs; compile time apart."""
 
 from collections.abc import Callable
 import statistics
@@ -28,9 +28,9 @@ def laps(call: Callable[[], object], repeats: int) -> Laps:
 
 
 def alternate(
-    first: Callable[[], object],
-    second: Callable[[], object],
-    repeats: int,
+  first: Callable[[], object],
+  second: Callable[[], object],
+  repeats: int,
 ) -> tuple[float, float]:
   """Median seconds of both, in turn, so that a busy machine slows both alike.
 

@@ -24,15 +24,22 @@ QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 def main(argv: list[str]) -> int:
   """Runs the chosen parts; returns the exit code: 1 where one has failed."""
   parser = OptionParser(
-      prog='python -m benchmarks.device_check', description=__doc__.split('\n')[0])
+    prog='python -m benchmarks.device_check', description=__doc__.split('\n')[0]
+  )
+  parser.add_argument('--parts', default=','.join(PARTS), help='default: %(default)s')
   parser.add_argument(
-      '--parts', default=','.join(PARTS), help='default: %(default)s')
-  parser.add_argument(
-      '--out', type=pathlib.Path, help='default: runs/device_check[_reduced]')
+    '--out', type=pathlib.Path, help='default: runs/device_check[_reduced]'
+  )
   parser.add_argument('--reduced', action='store_true', help='small sizes, for a CPU')
-  parser.add_argument('--force', action='store_true', help='repeat parts that are there')
   parser.add_argument(
-      '--limit', type=float, default=600, help='seconds that a part may take (%(default)s)')
+    '--force', action='store_true', help='repeat parts that are there'
+  )
+  parser.add_argument(
+    '--limit',
+    type=float,
+    default=600,
+    help='seconds that a part may take (%(default)s)',
+  )
   args = parser.parse_args(argv)
   names = chosen(args.parts)
   if args.limit <= 0:
@@ -42,7 +49,8 @@ def main(argv: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(
-        f'cannot write results to {out} ({error.strerror}); choose another --out') from None
+      f'cannot write results to {out} ({error.strerror}); choose another --out'
+    ) from None
 
   for i, name in enumerate(names, 1):
     part = PARTS[name]
@@ -56,7 +64,13 @@ def main(argv: list[str]) -> int:
 
 def run_process(name: str, part: Part, out: pathlib.Path, args) -> None:
   """Runs one part; a process that leaves no result, or takes too long, has failed."""
-  command = [sys.executable, '-m', 'benchmarks.device_check.run_part', name, f'--out={out}']
+  command = [
+    sys.executable,
+    '-m',
+    'benchmarks.device_check.run_part',
+    name,
+    f'--out={out}',
+  ]
   command += ['--reduced'] * args.reduced + ['--force'] * args.force
   environment = os.environ | part.environment
   if args.reduced and part.quick:
@@ -65,7 +79,8 @@ def run_process(name: str, part: Part, out: pathlib.Path, args) -> None:
   ending = ''
   try:
     process = subprocess.run(
-        command, cwd=report.ROOT, env=environment, timeout=args.limit, check=False)
+      command, cwd=report.ROOT, env=environment, timeout=args.limit, check=False
+    )
     if process.returncode:
       ending = f'its process ended with code {process.returncode}'
   except subprocess.TimeoutExpired:

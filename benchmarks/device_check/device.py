@@ -13,7 +13,16 @@ from benchmarks.device_check.measure import GIB
 from benchmarks.device_check.parts import Context
 from benchmarks.timing import laps
 
-PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'optax', 'orbax-checkpoint', 'torch', 'diffusers')
+PACKAGES = (
+  'jax',
+  'jaxlib',
+  'flax',
+  'numpy',
+  'optax',
+  'orbax-checkpoint',
+  'torch',
+  'diffusers',
+)
 CALLS = 10  # in a row, so that starting them costs nothing
 
 
@@ -25,41 +34,51 @@ def run(context: Context) -> dict[str, Any]:
   side, size = (1024, 2**26) if context.reduced else (8192, 2**32)
 
   facts = versions() | {
-      'platform': device.platform,
-      'kind': device.device_kind,
-      'count': jax.device_count(),
-      'memory_gib': memory_gib(device),
+    'platform': device.platform,
+    'kind': device.device_kind,
+    'count': jax.device_count(),
+    'memory_gib': memory_gib(device),
   }
   product = product_tflops(side, dtype)
   copy = copy_gbytes(size)
   return facts | {
-      'product': f'{side} x {side} x {side}, {jnp.dtype(dtype).name}',
-      'product_tflops': product,
-      'copy': f'{size / 2**20:g} MiB read and written',
-      'copy_gbytes': copy,
-      'stated_h200': H200._asdict(),
-      'summary': f'{device.device_kind} x {jax.device_count()}: {product:.3g} TFLOP/s '
-                 f'in products ({jnp.dtype(dtype).name}), {copy:.4g} GB/s in copies',
+    'product': f'{side} x {side} x {side}, {jnp.dtype(dtype).name}',
+    'product_tflops': product,
+    'copy': f'{size / 2**20:g} MiB read and written',
+    'copy_gbytes': copy,
+    'stated_h200': H200._asdict(),
+    'summary': f'{device.device_kind} x {jax.device_count()}: {product:.3g} TFLOP/s '
+    f'in products ({jnp.dtype(dtype).name}), {copy:.4g} GB/s in copies',
   }
 
 
 def versions() -> dict[str, Any]:
   """Of Python, packages, and the driver, as far as they are known."""
-  found = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
+  found = {
+    d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name
+  }
   return {
-      'python': platform.python_version(),
-      'packages': {name: found[name] for name in PACKAGES if name in found},
-      'nvidia_packages': {k: v for k, v in sorted(found.items()) if k.startswith('nvidia-')},
-      'runtime': ' '.join(jax.local_devices()[0].client.platform_version.split()),
-      'driver': driver(),
+    'python': platform.python_version(),
+    'packages': {name: found[name] for name in PACKAGES if name in found},
+    'nvidia_packages': {
+      k: v for k, v in sorted(found.items()) if k.startswith('nvidia-')
+    },
+    'runtime': ' '.join(jax.local_devices()[0].client.platform_version.split()),
+    'driver': driver(),
   }
 
 
 def driver() -> str:
   """What nvidia-smi says of the first GPU; empty where it is absent."""
-  command = ['nvidia-smi', '--query-gpu=name,driver_version,memory.total', '--format=csv,noheader']
+  command = [
+    'nvidia-smi',
+    '--query-gpu=name,driver_version,memory.total',
+    '--format=csv,noheader',
+  ]
   try:
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    found = subprocess.run(
+      command, capture_output=True, text=True, check=False, timeout=30
+    )
   except (OSError, subprocess.TimeoutExpired):
     return ''
   return found.stdout.strip().partition('\n')[0] if found.returncode == 0 else ''

@@ -8,7 +8,7 @@ from benchmarks.timing import Laps
 
 
 class Rates(NamedTuple):
-  """What a device can do: products in 1e12 operations and memory in 1e9 bytes a second."""
+  """Products in 1e12 operations, and copies in 1e9 bytes, per second."""
 
   tflops: float
   gbytes: float
@@ -41,13 +41,13 @@ def against(tflop: float, laps: Laps, measured: Rates | None) -> dict[str, Any]:
   """
   median = 1e3 * laps.median
   out = {
-      'median_ms': median,
-      'fastest_ms': 1e3 * laps.fastest,
-      'slowest_ms': 1e3 * laps.slowest,
-      'tflop': tflop,
-      'achieved_tflops': tflop / laps.median,
-      'floor_ms_h200': floor_ms(tflop, H200),
-      'share_of_h200': floor_ms(tflop, H200) / median,
+    'median_ms': median,
+    'fastest_ms': 1e3 * laps.fastest,
+    'slowest_ms': 1e3 * laps.slowest,
+    'tflop': tflop,
+    'achieved_tflops': tflop / laps.median,
+    'floor_ms_h200': floor_ms(tflop, H200),
+    'share_of_h200': floor_ms(tflop, H200) / median,
   }
   if measured:
     floor = floor_ms(tflop, measured)

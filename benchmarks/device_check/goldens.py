@@ -1,4 +1,4 @@
-"""Part `goldens`: every module against reference outputs, in float32 and in bfloat16."""
+"""Part `goldens`: every module against reference outputs, in float32 and bfloat16."""
 
 from collections.abc import Iterable
 import pathlib
@@ -15,19 +15,39 @@ from convert.golden import Case
 
 FOLDER = report.ROOT / 'tests' / 'goldens'
 REDUCED = (
-    'audio_proj', 'clip_vision', 'emotion_model', 'mask_downsample', 'pose_guider',
-    'scheduler', 'fullsize_seeded/pose_guider', 'whisper/encoder')
+  'audio_proj',
+  'clip_vision',
+  'emotion_model',
+  'mask_downsample',
+  'pose_guider',
+  'scheduler',
+  'fullsize_seeded/pose_guider',
+  'whisper/encoder',
+)
 # Networks that compute in bfloat16 in generation or training.
 HALF = (
-    'audio_proj', 'clip_vision', 'emotion_model', 'end_to_end', 'pipeline', 'pose_guider',
-    'unet', 'vae', 'full_audio_linear', 'full_clip_vision', 'full_emo_model',
-    'full_pose_guider', 'full_vae')
+  'audio_proj',
+  'clip_vision',
+  'emotion_model',
+  'end_to_end',
+  'pipeline',
+  'pose_guider',
+  'unet',
+  'vae',
+  'full_audio_linear',
+  'full_clip_vision',
+  'full_emo_model',
+  'full_pose_guider',
+  'full_vae',
+)
 
 
 def run(context: Context) -> dict[str, Any]:
   """One entry per golden, saved as soon as it is known."""
   if not FOLDER.is_dir():
-    raise Unavailable(f'{FOLDER} is missing; run the check in a checkout of the project')
+    raise Unavailable(
+      f'{FOLDER} is missing; run the check in a checkout of the project'
+    )
   places = [FOLDER / name for name in REDUCED] if context.reduced else [FOLDER]
   paths = [path for place in places for path in kinds.descriptions(place)]
   paths.sort(key=lambda path: path.stat().st_size)
@@ -41,15 +61,20 @@ def run(context: Context) -> dict[str, Any]:
       entries['bfloat16'][name_of(path)] = attempt(path, 'bfloat16')
       context.save(entries)
 
-  wrong = [f'{name} ({dtype})' for dtype, group in entries.items()
-           for name, entry in group.items() if not entry.get('passed', 'psnr' in entry)]
+  wrong = [
+    f'{name} ({dtype})'
+    for dtype, group in entries.items()
+    for name, entry in group.items()
+    if not entry.get('passed', 'psnr' in entry)
+  ]
   passed = sum(entry.get('passed', False) for entry in entries['float32'].values())
   if wrong:
     raise ArithmeticError(f'{len(wrong)} goldens fail: {", ".join(wrong)}')
   psnr = [entry['psnr'] for entry in entries['bfloat16'].values()]
   return entries | {
-      'summary': f'{passed} of {len(paths)} goldens within their limits in float32; '
-                 f'bfloat16: lowest PSNR {min(psnr):.1f} dB of {len(psnr)}'}
+    'summary': f'{passed} of {len(paths)} goldens within their limits in float32; '
+    f'bfloat16: lowest PSNR {min(psnr):.1f} dB of {len(psnr)}'
+  }
 
 
 def name_of(path: pathlib.Path) -> str:
@@ -77,11 +102,11 @@ def errors(name: str, cases: Iterable[Case]) -> dict[str, Any]:
   results = [verify.compare(name, c.name, c.actual, c.expected, c.limit) for c in cases]
   worst = max(results, key=lambda r: (not r.passed, r.relative / (r.limit or 1)))
   return {
-      'cases': len(results),
-      'passed': all(result.passed for result in results),
-      'worst_case': worst.case,
-      'relative_error': worst.relative,
-      'limit': worst.limit,
+    'cases': len(results),
+    'passed': all(result.passed for result in results),
+    'worst_case': worst.case,
+    'relative_error': worst.relative,
+    'limit': worst.limit,
   }
 
 
@@ -93,7 +118,7 @@ def signal(cases: Iterable[Case]) -> dict[str, Any]:
 
 
 def psnr(actual: np.ndarray, expected: np.ndarray) -> float:
-  """In dB; the peak is the range of the reference, or its size where that is one number."""
+  """In dB; the peak is the range of the reference, or the size of a single number."""
   actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
   error = np.sqrt(np.mean(np.square(actual - expected)))
   peak = np.ptp(expected) or np.abs(expected).max() or 1.0

@@ -1,4 +1,4 @@
-"""Compiling and timing of one function on the device: used by every part that has a clock."""
+"""What the parts with a clock share: compiling, memory, and a check of the numbers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,14 +22,14 @@ class Compiled(NamedTuple):
     """Seconds, and GiB of memory as the compiler counts it, for the record."""
     stats = self.call.memory_analysis()
     facts = {
-        'trace_seconds': self.trace_seconds,
-        'compile_seconds': self.compile_seconds,
+      'trace_seconds': self.trace_seconds,
+      'compile_seconds': self.compile_seconds,
     }
     if stats is None:
       return facts
     return facts | {
-        'arguments_gib': stats.argument_size_in_bytes / GIB,
-        'temporaries_gib': stats.temp_size_in_bytes / GIB,
+      'arguments_gib': stats.argument_size_in_bytes / GIB,
+      'temporaries_gib': stats.temp_size_in_bytes / GIB,
     }
 
 

@@ -19,14 +19,14 @@ from dicetalk_jax.models.vae import VAE, VAEConfig
 
 # Few layers, since compiling takes the time.
 SMALL_UNET = UNetConfig(
-    block_out_channels=(32, 64),
-    layers_per_block=1,
-    num_attention_heads=(2, 2),
-    cross_attention_dim=64,
-    addition_time_embed_dim=16,
-    projection_class_embeddings_input_dim=48,
-    down_block_types=('CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
-    up_block_types=('UpBlockSpatioTemporal', 'CrossAttnUpBlockSpatioTemporal'),
+  block_out_channels=(32, 64),
+  layers_per_block=1,
+  num_attention_heads=(2, 2),
+  cross_attention_dim=64,
+  addition_time_embed_dim=16,
+  projection_class_embeddings_input_dim=48,
+  down_block_types=('CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
+  up_block_types=('UpBlockSpatioTemporal', 'CrossAttnUpBlockSpatioTemporal'),
 )
 SMALL_VAE = VAEConfig(block_out_channels=(32, 64), layers_per_block=1)
 REDUCED = Sizes(SMALL_UNET, rows=3, frames=8, side=16, dtype=jnp.float32)
@@ -42,7 +42,7 @@ def denoise(context: Context) -> dict[str, Any]:
   sizes = REDUCED if context.reduced else denoising_step.FULL
   step = make_step(sizes, fill_for(context))
   facts = {
-      'sizes': f'{sizes.rows} rows x {sizes.frames} frames, {sizes.side} x {sizes.side}',
+    'sizes': f'{sizes.rows} rows x {sizes.frames} frames, {sizes.side} x {sizes.side}',
   }
   if not context.reduced:
     facts['tflop_as_published'] = denoising_step.PUBLISHED_TFLOP
@@ -52,7 +52,9 @@ def denoise(context: Context) -> dict[str, Any]:
 def decode(context: Context) -> dict[str, Any]:
   """One chunk of frames from latents to pixels."""
   config = SMALL_VAE if context.reduced else VAEConfig()
-  frames, side, dtype = (3, 32, jnp.float32) if context.reduced else (10, 64, jnp.bfloat16)
+  frames, side, dtype = (
+    (3, 32, jnp.float32) if context.reduced else (10, 64, jnp.bfloat16)
+  )
   size = side * 2 ** (len(config.block_out_channels) - 1)
   graphdef, target = core.abstract(functools.partial(VAE, config, dtype=dtype))
   params = fill_for(context)(as_dtype(target, dtype))
@@ -63,7 +65,9 @@ def decode(context: Context) -> dict[str, Any]:
   return facts | _timed(context, call, params, latents)
 
 
-def _timed(context: Context, function: Any, params: core.Params, *args: Any) -> dict[str, Any]:
+def _timed(
+  context: Context, function: Any, params: core.Params, *args: Any
+) -> dict[str, Any]:
   """Compiles, checks and times `function(params, *args)`."""
   jax.block_until_ready((params, args))
   tflop = arithmetic.tflop(function, params, *args)
@@ -74,9 +78,14 @@ def _timed(context: Context, function: Any, params: core.Params, *args: Any) -> 
   call = lambda: jax.block_until_ready(program.call(params, *args))
   repeats = 5 if context.reduced else 20
   times = floors.against(tflop, laps(call, repeats), floors.here(context.out))
-  return program.facts() | times | peak_gib() | {
+  return (
+    program.facts()
+    | times
+    | peak_gib()
+    | {
       'dtype': next(iter(params.values())).dtype.name,
       'parameters_millions': sum(math.prod(x.shape) for x in params.values()) / 1e6,
       'repeats': repeats,
       'summary': floors.sentence(times),
-  }
+    }
+  )

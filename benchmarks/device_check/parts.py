@@ -1,4 +1,4 @@
-"""The parts of the check: what they are called, where they are, how long they may take."""
+"""The parts of the check: their names, their code, how long they may take."""
 
 from collections.abc import Callable
 import importlib
@@ -30,11 +30,11 @@ class Part(NamedTuple):
   """One part.
 
   Attributes:
-    function: `module:function` in this package; from a `Context` to a JSON object, whose
-      `summary` is one line for the table.
+    function: `module:function` in this package; from a `Context` to a JSON object,
+      whose `summary` is one line for the table.
     minutes: what it may take at full size on a GPU.
     says: what it does.
-    quick: compiles much and computes little: at reduced size, compile without optimising.
+    quick: compiles much and computes little: not optimised at reduced size.
     environment: variables of its process.
   """
 
@@ -54,16 +54,22 @@ class Part(NamedTuple):
 SHARED = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
 
 PARTS = {
-    'device': Part('device:run', 1, 'versions, products and copies of this device'),
-    'goldens': Part(
-        'goldens:run', 4, 'every module against reference outputs', quick=True),
-    'denoise': Part('networks:denoise', 3, 'one denoising step of the UNet'),
-    'decode': Part('networks:decode', 2, 'one chunk of frames through the decoder'),
-    'train': Part('train:run', 4, 'one training step'),
-    'torch': Part(
-        'torch_step:run', 4, 'the denoising step in PyTorch, in turn with ours',
-        environment=SHARED),
-    'tiny': Part('tiny:run', 3, 'ten steps of a small model through the loop'),
+  'device': Part('device:run', 1, 'versions, products and copies of this device'),
+  'goldens': Part(
+    'goldens:run', 4, 'every module against reference outputs', quick=True
+  ),
+  'denoise': Part('networks:denoise', 3, 'one denoising step of the UNet'),
+  'decode': Part('networks:decode', 2, 'one chunk of frames through the decoder'),
+  'train': Part('train:run', 4, 'one training step'),
+  'torch': Part(
+    'torch_step:run',
+    4,
+    'the denoising step in PyTorch, in turn with ours',
+    environment=SHARED,
+  ),
+  'tiny': Part(
+    'tiny:run', 3, 'ten steps of a small model through the loop', quick=True
+  ),
 }
 
 

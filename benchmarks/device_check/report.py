@@ -71,10 +71,10 @@ def origin(reduced: bool) -> dict[str, Any]:
   """What a result depends on: code, device, version of JAX, sizes."""
   device = jax.devices()[0]
   return code() | {
-      'device': device.device_kind,
-      'devices': jax.device_count(),
-      'jax': jax.__version__,
-      'reduced': reduced,
+    'device': device.device_kind,
+    'devices': jax.device_count(),
+    'jax': jax.__version__,
+    'reduced': reduced,
   }
 
 

@@ -16,23 +16,23 @@ from dicetalk_jax.errors import UserError
 TAIL = 12  # lines of a traceback
 OWN = ('benchmarks', 'configs', 'convert', 'data_pipelines', 'dicetalk_jax')
 PACKAGES = {
-    'cv2': 'opencv-python-headless',
-    'ml_collections': 'ml-collections',
-    'PIL': 'pillow',
-    'sklearn': 'scikit-learn',
-    'tensorflow_datasets': 'tensorflow-datasets',
+  'cv2': 'opencv-python-headless',
+  'ml_collections': 'ml-collections',
+  'PIL': 'pillow',
+  'sklearn': 'scikit-learn',
+  'tensorflow_datasets': 'tensorflow-datasets',
 }
 
 
 def run(
-    name: str,
-    out: pathlib.Path,
-    *,
-    reduced: bool,
-    force: bool = False,
-    part: Part | None = None,
+  name: str,
+  out: pathlib.Path,
+  *,
+  reduced: bool,
+  force: bool = False,
+  part: Part | None = None,
 ) -> str:
-  """Runs a part unless its result is there; writes its record, and returns its status."""
+  """Runs a part unless its result is there; writes its record, returns its status."""
   origin = report.origin(reduced)
   if not force and report.is_done(report.read(out, name), origin):
     print(f'{name}: already there for this code and device; --force repeats it')
@@ -88,8 +88,8 @@ def described(error: Exception) -> dict[str, Any]:
   first = str(error).strip().splitlines() or ['']
   lines = ''.join(traceback.format_exception(error)).splitlines()
   return {
-      'error': f'{type(error).__name__}: {first[0][:300]}',
-      'traceback': [line[:300] for line in lines[-TAIL:]],
+    'error': f'{type(error).__name__}: {first[0][:300]}',
+    'traceback': [line[:300] for line in lines[-TAIL:]],
   }
 
 

@@ -19,18 +19,21 @@ from dicetalk_jax.training.report import read_json_lines
 STEPS = 10
 # Two levels and Adam: compiling the preset takes minutes on a CPU.
 SMALLER = {
-    'optim.name': 'adam',
-    'batch_size': 4,
-    'data.frames': 3,
-    'unet.num_frames': 3,
-    'unet.block_out_channels': (32, 32),
-    'unet.num_attention_heads': (1, 2),
-    'unet.down_block_types': (
-        'CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
-    'unet.up_block_types': (
-        'UpBlockSpatioTemporal', 'CrossAttnUpBlockSpatioTemporal'),
-    'emo_model.classifier_in': 32,
-    'sample.num_steps': 2,
+  'optim.name': 'adam',
+  'batch_size': 2,
+  'data.frames': 3,
+  'data.size': 32,
+  'data.synthetic.size': 32,
+  'unet.num_frames': 3,
+  'unet.block_out_channels': (32, 32),
+  'unet.num_attention_heads': (1, 2),
+  'unet.down_block_types': (
+    'CrossAttnDownBlockSpatioTemporal',
+    'DownBlockSpatioTemporal',
+  ),
+  'unet.up_block_types': ('UpBlockSpatioTemporal', 'CrossAttnUpBlockSpatioTemporal'),
+  'emo_model.classifier_in': 32,
+  'sample.num_steps': 2,
 }
 
 
@@ -53,14 +56,16 @@ def run(context: Context) -> dict[str, Any]:
   losses = [row['train/loss'] for row in steps]
   if len(losses) != STEPS or not all(map(math.isfinite, losses)):
     raise ArithmeticError(f'{STEPS} finite losses expected, not {losses}')
-  rates = [row['train/steps_per_second'] for row in steps if 'train/steps_per_second' in row]
+  rates = [
+    row['train/steps_per_second'] for row in steps if 'train/steps_per_second' in row
+  ]
   median = 1e3 / statistics.median(rates)
   return {
-      'losses': losses,
-      'falling': losses[-1] < losses[0],
-      'step_ms': median,
-      'summary': f'loss {losses[0]:.3g} to {losses[-1]:.3g} in {STEPS} steps, '
-                 f'{median:.0f} ms each',
+    'losses': losses,
+    'falling': losses[-1] < losses[0],
+    'step_ms': median,
+    'summary': f'loss {losses[0]:.3g} to {losses[-1]:.3g} in {STEPS} steps, '
+    f'{median:.0f} ms each',
   }
 
 
@@ -79,10 +84,10 @@ def config_for(folder: pathlib.Path, reduced: bool) -> ml_collections.ConfigDict
 def make_model(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   """The frozen parts that the task reads, with random values."""
   parts = {
-      'vae': autoencoder.get_config('tiny').vae,
-      'embedder': embedder.get_config('tiny').embedder,
-      'whisper': config.frozen.whisper,
-      'image_encoder': config.frozen.image_encoder,
+    'vae': autoencoder.get_config('tiny').vae,
+    'embedder': embedder.get_config('tiny').embedder,
+    'whisper': config.frozen.whisper,
+    'image_encoder': config.frozen.image_encoder,
   }
   for name, section in parts.items():
     values = registry.config_of(name, section.to_dict()).to_json()

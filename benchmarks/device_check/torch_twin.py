@@ -1,7 +1,7 @@
 """Our UNet in PyTorch: the stock class of diffusers, with the adapters put into it.
 
-Nothing is left out. Keys and values of the adapters come from outside, as in our step; the
-pose guide is added after the first convolution.
+Nothing is left out. Keys and values of the adapters come from outside, as in our step;
+the pose guide is added after the first convolution.
 """
 
 from collections.abc import Mapping
@@ -33,11 +33,15 @@ class AdaptedAttention:
   these are never copied per pixel.
   """
 
-  def __init__(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], mask: torch.Tensor | None):
-    """`pairs` are keys and values `[groups,S,C]`; `mask` is `[rows,tokens]`, or None."""
+  def __init__(
+    self, pairs: list[tuple[torch.Tensor, torch.Tensor]], mask: torch.Tensor | None
+  ):
+    """`pairs`: keys and values `[groups,S,C]`; `mask`: `[rows,tokens]`, or None."""
     self.pairs, self.mask = pairs, mask
 
-  def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
+  def __call__(
+    self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_
+  ):
     x = hidden_states
     q = attn.to_q(x)
     image = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
@@ -52,7 +56,9 @@ class AdaptedAttention:
     return attn.to_out[1](attn.to_out[0](out))
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
+def attend(
+  q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int
+) -> torch.Tensor:
   """q `[n,T,C]`, k and v `[groups,S,C]` where `groups` divides n; returns `[n,T,C]`."""
   groups, _, channels = k.shape
   split = lambda x: x.reshape(groups, -1, heads, channels // heads).transpose(1, 2)
@@ -72,8 +78,10 @@ class Twin:
     with torch.device('meta'):
       self.unet = diffusers.UNetSpatioTemporalConditionModel(**settings)
     stock = {k: x for k, x in step.params.items() if '.processor.' not in k}
-    state = {naming.torch_name(k): tensor(naming.value_to_torch(k, np.asarray(x)), where)
-             for k, x in stock.items()}
+    state = {
+      naming.torch_name(k): tensor(naming.value_to_torch(k, np.asarray(x)), where)
+      for k, x in stock.items()
+    }
     self.unet.load_state_dict(state, assign=True)
     self.unet.eval()
 
@@ -89,14 +97,16 @@ class Twin:
     self.unet.set_attn_processor(processors)
 
     # Pose guide
-    guide = tensor(spatial, where).movedim(-1, 2).expand(-1, frames, -1, -1, -1).flatten(0, 1)
+    guide = (
+      tensor(spatial, where).movedim(-1, 2).expand(-1, frames, -1, -1, -1).flatten(0, 1)
+    )
     self.unet.conv_in.register_forward_hook(lambda module, args, out: out + guide)
 
     self.inputs = (
-        tensor(sample, where).movedim(-1, 2).contiguous(),
-        torch.tensor(float(timestep), **where),
-        tensor(step.image, where).reshape(rows, 1, -1),
-        tensor(time_ids, where),
+      tensor(sample, where).movedim(-1, 2).contiguous(),
+      torch.tensor(float(timestep), **where),
+      tensor(step.image, where).reshape(rows, 1, -1),
+      tensor(time_ids, where),
     )
 
   def __call__(self) -> torch.Tensor:

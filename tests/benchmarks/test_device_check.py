@@ -43,6 +43,7 @@ def raising(error):
   def function(context):
     context.save({'until': 'here'})
     raise error
+
   return Fake(function)
 
 
@@ -61,13 +62,17 @@ def test_parts_are_chosen_by_name_and_run_in_their_own_order():
     chosen(',')
 
 
-def test_a_result_of_the_same_code_and_device_is_not_computed_again(tmp_path, monkeypatch):
+def test_a_result_of_the_same_code_and_device_is_not_computed_again(
+  tmp_path, monkeypatch
+):
   part = Fake()
   assert [run(part, tmp_path) for _ in range(2)] == ['ok', 'ok'] and part.calls == 1
   assert run(part, tmp_path, force=True) == 'ok' and part.calls == 2
   origin = report.origin(True)
   for key in ('sources', 'revision', 'device', 'jax', 'reduced'):
-    monkeypatch.setattr(report, 'origin', lambda reduced, key=key: origin | {key: 'other'})
+    monkeypatch.setattr(
+      report, 'origin', lambda reduced, key=key: origin | {key: 'other'}
+    )
     before = part.calls
     run(part, tmp_path)
     run(part, tmp_path)
@@ -77,7 +82,9 @@ def test_a_result_of_the_same_code_and_device_is_not_computed_again(tmp_path, mo
 def test_failed_and_unfinished_parts_are_repeated(tmp_path):
   assert run(raising(ValueError('once')), tmp_path) == 'failed'
   assert run(part := Fake(), tmp_path) == 'ok' and part.calls == 1
-  report.write(tmp_path, 'device', report.read(tmp_path, 'device') | {'status': 'running'})
+  report.write(
+    tmp_path, 'device', report.read(tmp_path, 'device') | {'status': 'running'}
+  )
   assert run(part, tmp_path) == 'ok' and part.calls == 2
   report.path(tmp_path, 'device').write_text('{"status": "o')
   assert run(part, tmp_path) == 'ok' and part.calls == 3
@@ -93,17 +100,34 @@ def test_a_failure_keeps_what_was_saved_and_the_end_of_its_traceback(tmp_path):
   assert 'failed' in report.table(tmp_path, ['device'])
 
 
-@pytest.mark.parametrize('error, status, sentence', [
-    (ModuleNotFoundError('x', name='cv2'), 'not run',
-     'the package opencv-python-headless is missing here; pip install opencv-python-headless'),
-    (ModuleNotFoundError('x', name='diffusers.models'), 'not run',
-     'the package diffusers is missing here; pip install diffusers'),
-    (Unavailable('PyTorch finds no CUDA device here'), 'not run',
-     'PyTorch finds no CUDA device here'),
-    (DataError('a clip is too short; record more'), 'failed', 'a clip is too short; record more'),
-])
+@pytest.mark.parametrize(
+  'error, status, sentence',
+  [
+    (
+      ModuleNotFoundError('x', name='cv2'),
+      'not run',
+      'the package opencv-python-headless is missing here; pip install opencv-python-headless',
+    ),
+    (
+      ModuleNotFoundError('x', name='diffusers.models'),
+      'not run',
+      'the package diffusers is missing here; pip install diffusers',
+    ),
+    (
+      Unavailable('PyTorch finds no CUDA device here'),
+      'not run',
+      'PyTorch finds no CUDA device here',
+    ),
+    (
+      DataError('a clip is too short; record more'),
+      'failed',
+      'a clip is too short; record more',
+    ),
+  ],
+)
 def test_what_a_person_can_mend_is_one_sentence_without_traceback(
-    tmp_path, error, status, sentence):
+  tmp_path, error, status, sentence
+):
   assert run(raising(error), tmp_path) == status
   record = report.read(tmp_path, 'device')
   assert record['error'] == sentence and 'traceback' not in record
@@ -116,10 +140,21 @@ def test_a_missing_module_of_our_own_is_a_failure(tmp_path):
 
 
 def test_records_are_json_whatever_the_numbers(tmp_path):
-  values = {'a': float('nan'), 'b': np.float32(1 / 3), 'c': [jnp.inf], 'd': None, 'e': True}
+  values = {
+    'a': float('nan'),
+    'b': np.float32(1 / 3),
+    'c': [jnp.inf],
+    'd': None,
+    'e': True,
+  }
   report.write(tmp_path, 'x', values)
   assert report.read(tmp_path, 'x') == {
-      'a': 'nan', 'b': 0.333333, 'c': ['inf'], 'd': None, 'e': True}
+    'a': 'nan',
+    'b': 0.333333,
+    'c': ['inf'],
+    'd': None,
+    'e': True,
+  }
 
 
 def test_a_part_that_takes_too_long_is_stopped_and_the_next_one_runs(tmp_path, capfd):
@@ -127,7 +162,9 @@ def test_a_part_that_takes_too_long_is_stopped_and_the_next_one_runs(tmp_path, c
   assert command.main(flags) == 1
   for name in ('device', 'denoise'):
     record = report.read(tmp_path, name)
-    assert record['status'] == 'failed' and record['error'] == 'it was stopped after 0.05 s'
+    assert (
+      record['status'] == 'failed' and record['error'] == 'it was stopped after 0.05 s'
+    )
   assert '[2/2] denoise' in capfd.readouterr().out
 
 
@@ -141,11 +178,14 @@ def test_a_process_that_crashes_has_failed(tmp_path, monkeypatch):
 
 
 def test_device_part_really_runs_in_its_own_process_and_is_there_the_next_time(
-    tmp_path, capfd):
+  tmp_path, capfd
+):
   flags = [f'--out={tmp_path}', '--reduced', '--parts=device']
   assert command.main(flags) == 0
   record = report.read(tmp_path, 'device')
-  assert record['status'] == 'ok' and record['origin'] == report.origin(True) | {'devices': 1}
+  assert record['status'] == 'ok' and record['origin'] == report.origin(True) | {
+    'devices': 1
+  }
   result = record['result']
   assert result['packages']['jax'] == jax.__version__
   assert result['product_tflops'] > 0 and result['copy_gbytes'] > 0
@@ -161,7 +201,9 @@ def test_floors_follow_from_the_stated_and_the_measured_device():
   assert floors.floor_ms(STEP_TFLOP, floors.H200) == pytest.approx(121.1, abs=0.1)
   laps = Laps(median=0.2, fastest=0.1, slowest=0.3)
   values = floors.against(79.0, laps, floors.Rates(395.0, 1.0))
-  assert values['floor_ms_h200'] == pytest.approx(100) and values['floor_ms_here'] == 200
+  assert (
+    values['floor_ms_h200'] == pytest.approx(100) and values['floor_ms_here'] == 200
+  )
   assert values['share_of_h200'] == pytest.approx(0.5)
   assert values['share_of_here'] == pytest.approx(1)
   assert values['achieved_tflops'] == pytest.approx(395)
@@ -174,7 +216,9 @@ def test_measured_rates_are_those_of_this_device_only(tmp_path):
   record = {'status': 'ok', 'origin': report.origin(True), 'result': result}
   report.write(tmp_path, 'device', record)
   assert floors.here(tmp_path) == (7.0, 8.0)
-  report.write(tmp_path, 'device', record | {'origin': record['origin'] | {'device': 'x'}})
+  report.write(
+    tmp_path, 'device', record | {'origin': record['origin'] | {'device': 'x'}}
+  )
   assert floors.here(tmp_path) is None
 
 
@@ -182,20 +226,30 @@ def test_measured_rates_are_those_of_this_device_only(tmp_path):
 
 
 def count(function, *shapes, dtype=jnp.float32):
-  return 1e12 * arithmetic.tflop(function, *(jax.ShapeDtypeStruct(s, dtype) for s in shapes))
+  return 1e12 * arithmetic.tflop(
+    function, *(jax.ShapeDtypeStruct(s, dtype) for s in shapes)
+  )
 
 
 def test_products_count_two_operations_for_each_multiply_add():
   assert count(jnp.matmul, (3, 5), (5, 7)) == 2 * 3 * 5 * 7
   assert count(jax.jit(lambda a, b: (a @ b) + 1), (3, 5), (5, 7)) == 210
-  assert count(lambda a, b: jnp.einsum('bij,bjk->bik', a, b), (4, 3, 5), (4, 5, 7)) == 840
+  assert (
+    count(lambda a, b: jnp.einsum('bij,bjk->bik', a, b), (4, 3, 5), (4, 5, 7)) == 840
+  )
 
 
 def test_convolutions_count_their_kernels():
   def convolve(x, kernel, groups=1):
     return lax.conv_general_dilated(
-        x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=groups)
+      x,
+      kernel,
+      (1, 1),
+      'SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=groups,
+    )
+
   assert count(convolve, (2, 4, 4, 6), (3, 3, 6, 8)) == 2 * (2 * 4 * 4 * 8) * 9 * 6
   grouped = functools.partial(convolve, groups=2)
   assert count(grouped, (2, 4, 4, 6), (3, 3, 3, 8)) == 2 * (2 * 4 * 4 * 8) * 9 * 3
@@ -203,7 +257,7 @@ def test_convolutions_count_their_kernels():
 
 def test_loops_branches_and_recomputation_count():
   square = lambda x: x @ x
-  one = 2 * 4 ** 3
+  one = 2 * 4**3
   assert count(lambda x: lax.fori_loop(0, 5, lambda i, y: y @ y, x), (4, 4)) == 5 * one
   assert count(lambda x: lax.cond(x[0, 0] > 0, square, lambda x: x, x), (4, 4)) == one
   loss = lambda x: jnp.sum(jnp.sin(jnp.sin(x @ x) @ x))
@@ -215,10 +269,15 @@ def test_loops_branches_and_recomputation_count():
 
 def test_fused_attention_of_a_gpu_counts_as_the_plain_one():
   from jax._src.cudnn import fused_attention_stablehlo as fused
+
   shapes = [(2, 32, 4, 8), (2, 16, 4, 8), (2, 16, 4, 8)]
+
   def attention(implementation):
-    call = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
+    call = functools.partial(
+      jax.nn.dot_product_attention, implementation=implementation
+    )
     return call, jax.grad(lambda *qkv: call(*qkv).sum(), argnums=(0, 1, 2))
+
   with mock.patch.object(fused, 'check_cudnn_version', lambda: 91000):
     forward, both = (count(f, *shapes, dtype=jnp.bfloat16) for f in attention('cudnn'))
   product = 2 * (2 * 4 * 32 * 16 * 8)
@@ -271,6 +330,7 @@ def test_pytorch_twin_computes_our_step_with_adapters_masks_and_guide():
   torch = pytest.importorskip('torch')
   pytest.importorskip('diffusers')
   from benchmarks.device_check.torch_twin import Twin
+
   sizes = networks.REDUCED._replace(frames=3, side=8)
   step = denoising_step.make_step(sizes, core.numpy_params)
   sample, timestep, kv, ids, spatial, masks = step.inputs
@@ -280,6 +340,8 @@ def test_pytorch_twin_computes_our_step_with_adapters_masks_and_guide():
   ours = np.asarray(step.call(step.params, *step.inputs))
   theirs = Twin(sizes.config, step, 'cpu', torch.float32).prediction()
   assert np.abs(theirs - ours).max() < 1e-4 * ours.std()
-  without = step._replace(inputs=(sample, timestep, kv, ids, spatial, [0 * x for x in masks]))
+  without = step._replace(
+    inputs=(sample, timestep, kv, ids, spatial, [0 * x for x in masks])
+  )
   other = Twin(sizes.config, without, 'cpu', torch.float32).prediction()
   assert np.abs(other - ours).max() > 0.01 * ours.std()
