@@ -86,6 +86,19 @@ def descriptions(place: pathlib.Path) -> list[pathlib.Path]:
   return [named]
 
 
+def recognise(path: pathlib.Path) -> str:
+  """The kind of golden files, by their description.
+
+  Raises:
+    InputError: they are of no known kind, or the description is missing or damaged.
+  """
+  meta = read_json(path)
+  found = [name for name, kind in KINDS.items() if _has(meta, kind.mark)]
+  if len(found) != 1:
+    raise InputError(f'{path} describes no known component; those are {", ".join(KINDS)}')
+  return found[0]
+
+
 def load(
     path: pathlib.Path, dtype: jax.typing.DTypeLike | None = None
 ) -> tuple[str, Golden]:
@@ -101,8 +114,5 @@ def load(
   Raises:
     InputError: they are of no known kind, or a file is missing or damaged.
   """
-  meta = read_json(path)
-  found = [name for name, kind in KINDS.items() if _has(meta, kind.mark)]
-  if len(found) != 1:
-    raise InputError(f'{path} describes no known component; those are {", ".join(KINDS)}')
-  return found[0], Golden(path, KINDS[found[0]].files, dtype)
+  name = recognise(path)
+  return name, Golden(path, KINDS[name].files, dtype)

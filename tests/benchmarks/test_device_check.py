@@ -16,6 +16,7 @@ from benchmarks.device_check import __main__ as command
 from benchmarks.device_check import floors, goldens, networks, report, run_part
 from benchmarks.device_check.parts import PARTS, Unavailable, chosen
 from benchmarks.timing import Laps
+from convert.golden import Case
 from dicetalk_jax.errors import ConfigError, DataError
 from dicetalk_jax.models import core
 from dicetalk_jax.models.unet import UNet
@@ -304,7 +305,7 @@ def test_goldens_have_their_errors_in_float32_and_their_psnr_in_bfloat16(goldens
   exact, half = (goldens.attempt(goldens_path, dtype) for dtype in (None, 'bfloat16'))
   assert exact['passed'] and exact['cases'] == 3
   assert 0 < exact['relative_error'] <= exact['limit']
-  assert half['cases'] == 3 and 30 < half['psnr'] < 80
+  assert half['passed'] and half['cases'] == 3 and 30 < half['psnr'] < 80
   assert goldens.name_of(goldens_path) == 'audio_proj'
 
 
@@ -318,6 +319,30 @@ def test_a_golden_that_cannot_be_computed_says_why(tmp_path):
   path = tmp_path / 'config.json'
   path.write_text('{}')
   assert 'describes no known component' in goldens.attempt(path, None)['error']
+
+
+def test_goldens_fail_by_number_and_not_for_a_package_that_is_missing():
+  good, half = {'passed': True}, {'passed': True, 'psnr': 55.0}
+  lacking = {'error': 'drawn with diffusers, which is missing'}
+  both = {'float32': {'vae': good, 'unet': lacking}, 'bfloat16': {'vae': half}}
+  assert goldens.verdict(both) == (
+    '1 goldens within their limits in float32; bfloat16: lowest PSNR 55.0 dB of 1; '
+    'not computed: unet (float32)'
+  )
+  broken = {'error': 'ValueError: x', 'traceback': ['x']}
+  for wrong in ({'passed': False, 'relative_error': 1.0}, broken):
+    with pytest.raises(ArithmeticError, match=r'1 goldens fail: rife \(float32\)'):
+      goldens.verdict({'float32': {'vae': good, 'rife': wrong}, 'bfloat16': {}})
+  with pytest.raises(Unavailable, match='which is missing'):
+    goldens.verdict({'float32': {'unet': lacking}, 'bfloat16': {}})
+
+
+@pytest.mark.parametrize('actual', [np.full(100, np.nan), np.zeros(100)])
+def test_lost_signals_do_not_pass_in_bfloat16(actual):
+  fine = Case('fine', np.ones(3), 1.0, np.ones(3))
+  lost = Case('lost', actual, 1.0, np.linspace(-1, 1, 100))
+  entry = goldens.signal([fine, lost])
+  assert not entry['passed'] and entry['worst_case'] == 'lost'
 
 
 def test_psnr_is_that_of_a_known_error():
