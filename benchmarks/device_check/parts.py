@@ -60,7 +60,7 @@ PARTS = {
   ),
   'denoise': Part('networks:denoise', 3, 'one denoising step of the UNet'),
   'decode': Part('networks:decode', 2, 'one chunk of frames through the decoder'),
-  'train': Part('train:run', 4, 'one training step'),
+  'train': Part('train:run', 4, 'one training step', quick=True),
   'torch': Part(
     'torch_step:run',
     4,
