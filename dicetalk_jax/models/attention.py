@@ -20,7 +20,7 @@ KeyValue = tuple[jax.Array, jax.Array]
 
 def choose(
     target: Target, dtype: jnp.dtype, t: int, s: int, d: int, *,
-    logits: int, split: bool, training: bool) -> str:
+    logits: int, whole: bool, training: bool) -> str:
   """The kernel for attention of `t` queries to `s` keys in heads of `d` channels.
 
   Args:
@@ -30,7 +30,7 @@ def choose(
     s: number of keys.
     d: channels of a head.
     logits: bytes of all float32 logits on one device.
-    split: whether devices share the tokens of a frame.
+    whole: whether each device can have rows of its own, with all their tokens.
     training: whether there will be a gradient.
 
   Returns:
@@ -38,7 +38,7 @@ def choose(
   """
   ampere = target.platform == 'cuda' and target.capability >= 8
   half = dtype in (jnp.bfloat16, jnp.float16)
-  fits = d % 8 == 0 and d <= 128 and not split
+  fits = d % 8 == 0 and d <= 128 and whole
   # jax refuses the gradient of cuDNN's attention where a length is odd.
   differentiable = t % 2 == 0 and s % 2 == 0
   if ampere and half and fits and (differentiable or not training):
@@ -46,10 +46,19 @@ def choose(
   return 'xla' if logits <= LOGITS_LIMIT else 'chunked'
 
 
-def _devices() -> int:
-  """Over how many devices the array shapes that we see are spread (inside `shard_map` they are local)."""
+def _shared_axes() -> dict[str, int]:
+  """Mesh axes over which the arrays that we see are spread, with their sizes.
+
+  Inside `shard_map` arrays are local.
+  """
   mesh = jax.sharding.get_abstract_mesh()
-  return math.prod(size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)
+  return {
+      axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes}
+
+
+def _devices() -> int:
+  """Number of devices over which the arrays that we see are spread."""
+  return math.prod(_shared_axes().values())
 
 
 def _pictures_are_split() -> bool:
@@ -79,10 +88,10 @@ def attend(
   """
   if implementation != 'auto':
     return _run(implementation, q, k, v)
-  _, t, _, d = q.shape
+  b, t, _, d = q.shape
   kernel = functools.partial(
       choose, current(), q.dtype, t, k.shape[1], d, logits=t * _query_bytes(q, k),
-      split=_pictures_are_split())
+      whole=b % _devices() == 0 and not _pictures_are_split())
   inference = kernel(training=False)
   training = kernel(training=True)
   if inference == training:
@@ -95,6 +104,10 @@ def _run(kernel: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   if kernel == 'chunked':
     room = max(1, LOGITS_LIMIT // _query_bytes(q, k))
     return _chunked(q, k, v, chunk=min(q.shape[1], room))
+  if kernel == 'cudnn' and _devices() > 1:
+    # It refuses tokens or heads that devices share, and keys laid out unlike queries.
+    rows = jax.P(tuple(_shared_axes()))
+    q, k, v = (lax.with_sharding_constraint(x, rows) for x in (q, k, v))
   return jax.nn.dot_product_attention(q, k, v, implementation=kernel)
 
 

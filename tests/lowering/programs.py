@@ -3,9 +3,11 @@
 Nothing is allocated or compiled. Devices need not be there, and are not asked.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
+import re
 from typing import Any
 
 from flax import nnx
@@ -13,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from benchmarks.memory_table import abstract_step
+from benchmarks.memory_table import abstract_step, batch_shapes, diffusion_task
 from dicetalk_jax import network, parallel
 from dicetalk_jax.diffusion import sampler
 from dicetalk_jax.models import core, registry, target
@@ -57,6 +59,11 @@ def training(make: Any, config: ml_collections.ConfigDict, mesh: Any) -> Program
   """The training step of the task that `make(config)` returns with its parameters."""
   with _set(mesh):
     return Program(*abstract_step(*make(config), mesh), mesh)
+
+
+def diffusion(config: ml_collections.ConfigDict) -> tuple[Any, core.Abstract, Any]:
+  """Task, parameters and batch."""
+  return *diffusion_task(config), batch_shapes(config)
 
 
 def autoencoder(config: ml_collections.ConfigDict) -> tuple[Any, core.Abstract, Any]:
@@ -209,3 +216,35 @@ class Lowered:
     program = Program(run, args, self.pipe.mesh)
     self.text[name], shapes = program.lower(self.platform)
     return jax.tree.map(lambda x: Shape(x.shape, x.dtype), shapes)
+
+
+def custom_calls(program: str) -> collections.Counter[str]:
+  """How often a program calls what is not StableHLO."""
+  return collections.Counter(re.findall(r'stablehlo\.custom_call @([\w$.]+)', program))
+
+
+def fused_lengths(program: str) -> collections.Counter[tuple[int, int]]:
+  """How often cuDNN attends from how many queries to how many keys, either way."""
+  calls = re.findall(
+      r'@__cudnn\$fmha\w+\(.*: \(tensor<\d+x(\d+)x.*?>, tensor<\d+x(\d+)x', program)
+  return collections.Counter((int(t), int(s)) for t, s in calls)
+
+
+def _operands(program: str) -> list[set[str]]:
+  """The types of what each product and convolution takes."""
+  products = re.findall(
+      r'stablehlo\.(?:convolution|dot_general).* : \((.*)\) ->', program)
+  return [
+      set(re.findall(r'(\w+)>', re.sub(r'<(?:\d+x)*', '<', types)))
+      for types in products]
+
+
+def number_of_products(program: str) -> int:
+  """Products and convolutions of a program."""
+  return len(_operands(program))
+
+
+def share_of_products(program: str, types: set[str]) -> float:
+  """The share of products and convolutions whose operands have these types."""
+  operands = _operands(program)
+  return operands.count(types) / len(operands)
