@@ -40,7 +40,8 @@ def compiling_for(platform: str, capability: float = CURRENT) -> Iterator[None]:
     ValueError: the platform is unknown.
   """
   if platform not in PLATFORMS:
-    raise ValueError(f'platform must be one of {", ".join(PLATFORMS)}, not {platform!r}')
+    known = ', '.join(PLATFORMS)
+    raise ValueError(f'platform must be one of {known}, not {platform!r}')
   with _chosen(Target(platform, capability)):
     yield
 

@@ -15,14 +15,16 @@ TRANSFORMERS = 16
 # both. The image's single token needs none.
 ATTENTIONS = {'dicetalk': TRANSFORMERS * 6, 'sonic': TRANSFORMERS * 4}
 VISION_LAYERS = 32
-COMMON = {'encode', 'image_token', 'states', 'audio_tokens', 'sample', 'decode', 'double'}
+COMMON = {
+    'encode', 'image_token', 'states', 'audio_tokens', 'sample', 'decode', 'double'}
 STAGES = {
     'dicetalk': COMMON | {'guide', 'emotion_tokens'}, 'sonic': COMMON | {'motion'}}
 
 
 @functools.cache
 def pipeline(kind, spread):
-  return programs.pipeline(kind, parallel.make_mesh(data=-1, fsdp=1) if spread else None)
+  mesh = parallel.make_mesh(data=-1, fsdp=1) if spread else None
+  return programs.pipeline(kind, mesh)
 
 
 @functools.cache

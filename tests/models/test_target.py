@@ -1,4 +1,4 @@
-"""The platform compiled for: who decides it, and that no program of another is reused."""
+"""The platform compiled for: who decides it, and that no other program is reused."""
 
 import jax
 import jax.numpy as jnp
