@@ -25,7 +25,7 @@ CHANGES = {
     'pose_guider': dict(conditioning_embedding_channels=WIDTH,
                         block_out_channels=(4, 4, 4, 4)),
 }
-SPREAD = ('CustomSPMDPartitioning', 'Sharding')
+SPREAD = {'CustomSPMDPartitioning', 'Sharding'}
 
 
 def small(arg='default', **changes):
@@ -66,7 +66,7 @@ def test_rematerialisation(remat, platform):
 
 
 @pytest.mark.parametrize('platform', ACCELERATORS)
-@pytest.mark.parametrize('name', ['adapters', 'adapters_temporal', r'^unet\.'])
+@pytest.mark.parametrize('name', ['adapters', 'adapters_temporal'])
 def test_trainable_sets(name, platform):
   check(lower(small(trainable=(name,)), platform), platform)
 
@@ -77,9 +77,8 @@ def test_low_rank_factors(platform):
   check(lower(config, platform), platform)
 
 
-@pytest.mark.parametrize('platform', ACCELERATORS)
-def test_micro_batches(platform):
-  check(lower(small(accum=2), platform), platform)
+def test_micro_batches():
+  check(lower(small(accum=2), 'cuda'), 'cuda')
 
 
 @pytest.mark.parametrize('platform', ACCELERATORS)
@@ -88,25 +87,28 @@ def test_presets(name, platform):
   check(lower(small(name), platform), platform)
 
 
-@pytest.mark.parametrize('platform', ACCELERATORS)
-def test_the_whole_bank(platform):
-  check(lower(small(**{'emotion.p_whole_bank': 0.5}), platform), platform)
+def test_the_whole_bank():
+  check(lower(small(**{'emotion.p_whole_bank': 0.5}), 'cuda'), 'cuda')
 
 
-@pytest.mark.parametrize('platform', ACCELERATORS)
-@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+@pytest.mark.parametrize(('dtype', 'platform'), [
+    ('float32', 'cuda'), ('float16', 'cuda'), ('float16', 'tpu')])
 def test_other_types(dtype, platform):
   check(lower(small(dtype=dtype), platform), platform, fused=dtype == 'float16')
 
 
-@pytest.mark.parametrize('platform', ACCELERATORS)
-@pytest.mark.parametrize('mesh', [
-    dict(data=8, fsdp=1), dict(data=1, fsdp=8), dict(data=2, fsdp=2, sequence=2)])
+@pytest.mark.parametrize(('mesh', 'platform'), [
+    (dict(data=8, fsdp=1), 'cuda'),
+    (dict(data=1, fsdp=8), 'cuda'),
+    (dict(data=2, fsdp=2, sequence=2), 'cuda'),
+    # The other axes: see the full-size step for TPUs.
+    (dict(data=8, fsdp=1), 'tpu'),
+])
 def test_meshes(mesh, platform):
   calls = programs.custom_calls(lower(small(), platform, **mesh))
   fused = platform == 'cuda' and 'sequence' not in mesh
   assert ('CustomSPMDPartitioning' in calls) == fused
-  assert set(calls) <= set(SPREAD)
+  assert set(calls) <= SPREAD
 
 
 @pytest.mark.parametrize('name', ['default', *embedder.VARIANTS])
