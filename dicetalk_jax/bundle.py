@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from dicetalk_jax import orbax_paths
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.models.core import Abstract, Params
 
@@ -69,7 +70,7 @@ def save_component(folder, name: str, config: Mapping[str, Any], params: Params,
   if jax.process_count() > 1:                     # Orbax wants global arrays, or those of the host
     params = {k: np.asarray(x) if getattr(x, 'is_fully_addressable', True) else x for k, x in params.items()}
   with context:
-    ocp.save(_local(folder / new), dict(params), overwrite=True)     # overwrites what a killed run left
+    ocp.save(orbax_paths.plain(_local(folder / new)), dict(params), overwrite=True)     # overwrites what a killed run left
   if jax.process_index() == 0:
     index = _index(folder)
     index['components'][name] = dict(
@@ -123,7 +124,7 @@ def load_component(folder, name: str, shardings: Callable[[Abstract], Shardings]
     context = ocp.Context()
     context.pytree.loading.partial_load = names is not None
     with context:
-      return entry['config'], ocp.load(path, target)
+      return entry['config'], ocp.load(orbax_paths.plain(path), target)
   except (ValueError, OSError) as error:
     raise _unreadable(path, error) from error
 
@@ -136,7 +137,8 @@ def shapes(folder, name: str) -> Abstract:
   """
   path = _local(epath.Path(folder) / require(folder, name)[name]['checkpoint'])
   try:
-    if (saved := ocp.metadata(path).metadata) is None:
+    orbax_paths.mend(path)
+    if (saved := ocp.metadata(orbax_paths.plain(path)).metadata) is None:
       raise ValueError('its list of parameters is damaged')
     return {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in saved.items()}
   except (ValueError, OSError) as error:
