@@ -70,7 +70,8 @@ def save_component(folder, name: str, config: Mapping[str, Any], params: Params,
   if jax.process_count() > 1:                     # Orbax wants global arrays, or those of the host
     params = {k: np.asarray(x) if getattr(x, 'is_fully_addressable', True) else x for k, x in params.items()}
   with context:
-    ocp.save(orbax_paths.plain(_local(folder / new)), dict(params), overwrite=True)     # overwrites what a killed run left
+    # overwrites what a killed run left
+    ocp.save(orbax_paths.plain(_local(folder / new)), dict(params), overwrite=True)
   if jax.process_index() == 0:
     index = _index(folder)
     index['components'][name] = dict(
