@@ -27,7 +27,6 @@ from dicetalk_jax import bundle, literal_glob, orbax_paths, parallel, prior_file
 from dicetalk_jax.errors import ConfigError, WeightsError
 from dicetalk_jax.main import tensorboard_writer
 from dicetalk_jax.media import audio, image, stream, video
-from dicetalk_jax.models import core, registry
 from dicetalk_jax.training.loop import train
 from dicetalk_jax.training.report import read_json_lines
 from dicetalk_jax.training.sources import train_and_val
@@ -234,11 +233,9 @@ def test_conversion_and_export(deep):
   for name in ('happy', 'sad'):
     prior_file.write(deep / 'emo' / f'{name}.npy', (np.zeros(6), np.ones(6)))
   model = deep / 'model'
+  tiny.save_model(model, {name: tiny.CONFIGS[name] for name in ('audio_linear', 'emo_model')}, emotions=())
   assert call('priors', deep / 'emo', model) == 0
   assert bundle.emotions(model) == ['happy', 'sad']
-  for name in ('vae', 'audio_linear'):
-    params = core.numpy_params(core.abstract(registry.builder(name, tiny.CONFIGS[name]))[1])
-    bundle.save_component(model, name, tiny.CONFIGS[name], params, {'source': 'test'})
   assert call('export', model, deep / 'exported') == 0
   assert sorted(path.name for path in (deep / 'exported/priors').iterdir()) == ['happy.npy', 'sad.npy']
   assert call('export', model, deep / 'exported', '--overwrite') == 0
