@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 import pytest
 import soundfile
+import tensorflow_datasets as tfds
 
 from convert import __main__ as convert
 from data_pipelines import loader
@@ -208,6 +209,13 @@ def test_data_sets(deep):
   written = store.write('prior', 'net', [(i, np.full((1, 3), i)) for i in range(2)])
   np.testing.assert_array_equal(written(1), np.ones((1, 3)))
   np.testing.assert_array_equal(store.read('prior', 'net')(1), np.ones((1, 3)))
+
+
+def test_shards_that_beam_writes(deep):
+  """Get their names when they are whole, by a search of TFDS."""
+  with tfds.core.utils.incomplete_files(epath.Path(deep / 'shard')) as part:
+    part.write_text('records')
+  assert [path.name for path in deep.iterdir()] == ['shard']
 
 
 def test_corpora(deep):

@@ -35,7 +35,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from dicetalk_jax.errors import ConfigError, InputError, UserError
+from dicetalk_jax.errors import ConfigError
 
 NAME = 'lock.json'
 BEAT = 10.
@@ -53,8 +53,7 @@ def hold(workdir: epath.Path) -> Iterator['Lock']:
   Process 0 takes the lock, and all agree on the outcome.
 
   Raises:
-    ConfigError: another run is alive there. All processes raise it.
-    InputError: the lock cannot be written.
+    ConfigError: another run is alive there, or the lock cannot be written. All processes raise it.
   """
   lock = Lock(workdir)
   try:
@@ -72,12 +71,7 @@ def _agreed(lock: 'Lock') -> str:
 
   Asked again and again while that waits, since collective operations time out.
   """
-  answer = ''
-  if jax.process_index() == 0:
-    try:
-      answer = lock.attempt()
-    except UserError as error:
-      answer = str(error)
+  answer = lock.attempt() if jax.process_index() == 0 else ''
   if jax.process_count() == 1:
     return answer
   message = np.zeros(_SENTENCE, np.uint8)
@@ -104,18 +98,13 @@ class Lock:
     self._lost = False
 
   def attempt(self) -> str:
-    """Tries to take the lock: 'held', 'wait' (try again in a second), or why not.
-
-    Raises:
-      InputError: the file cannot be read or written.
-    """
+    """Tries to take the lock: 'held', 'wait' (try again in a second), or the sentence that says why not."""
     try:
       if self._written_at is not None:
         return self._settle()
       return self._try()
     except OSError as error:
-      raise InputError(f'cannot write {self._workdir / NAME} ({error.strerror}); '
-                       'choose another --workdir') from error
+      return f'cannot write {self._workdir / NAME} ({error.strerror}); choose another --workdir'
 
   def check(self) -> None:
     """Raises ConfigError where another run has taken over."""
@@ -271,4 +260,4 @@ def _parsed(content: str) -> dict:
 def _named(holder: dict) -> str:
   if not holder.get('token'):
     return 'another run'
-  return f'process {holder["process"]} on {holder["host"]} since {holder["since"]}'
+  return f'process {holder.get("process")} on {holder.get("host")} since {holder.get("since")}'

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from dicetalk_jax.errors import ConfigError, InputError
+from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.training import lock
 from tests.training import toy
 from tests.training.test_loop import (
@@ -167,6 +167,18 @@ def test_a_host_that_lives_is_noticed_by_its_heartbeat(workdir, monkeypatch, loc
     assert str(process.pid) in str(info.value)
 
 
+def test_buckets_have_the_heartbeat_alone(workdir, monkeypatch):
+  monkeypatch.setattr(lock, '_Local', lock._Remote)
+  with lock.hold(workdir):
+    with pytest.raises(ConfigError, match=REFUSAL), lock.hold(workdir):
+      pass
+    time.sleep(2 * lock.BEAT)
+    assert json.loads((workdir / lock.NAME).read_text())['beat'] > 1
+  with lock.hold(workdir):
+    pass
+  assert (workdir / lock.NAME).read_text() == ''
+
+
 def test_of_two_that_take_over_without_locks_one_wins(workdir, monkeypatch):
   monkeypatch.setattr(lock, '_Local', Elsewhere)
   first, second = lock.Lock(workdir), lock.Lock(workdir)
@@ -200,7 +212,7 @@ def test_damaged_locks_are_taken_over_in_the_end(workdir):
 
 def test_a_directory_that_cannot_be_written_is_refused(workdir):
   (workdir / lock.NAME).mkdir()
-  with pytest.raises(InputError, match='choose another --workdir'), lock.hold(workdir):
+  with pytest.raises(ConfigError, match='cannot write .* choose another --workdir'), lock.hold(workdir):
     pass
 
 
