@@ -17,7 +17,10 @@ _etils_glob = gpath.PosixGPath.glob
 
 
 def install() -> None:
-  """Makes `epath.Path.glob` take its folder literally. Addresses (`gs://`) stay as they are."""
+  """Makes `epath.Path.glob` take its folder literally.
+
+  Addresses (`gs://`) are searched as before.
+  """
   gpath.PosixGPath.glob = _glob
 
 

@@ -76,7 +76,8 @@ def _fetch_astray(checkpoint: pathlib.Path, item: pathlib.Path) -> None:
   if '\\' not in str(checkpoint):
     return
   astray = pathlib.Path(str(checkpoint).replace('\\', '/') + _UNFINISHED)
-  for source in astray.glob(f'{item.name}*/{PARTS}'):  # NAME or NAME.orbax-checkpoint-tmp
+  # The item is called NAME or NAME.orbax-checkpoint-tmp there.
+  for source in astray.glob(f'{item.name}*/{PARTS}'):
     target = item / source.name
     if target.exists():
       continue
@@ -95,13 +96,16 @@ def _join(item: pathlib.Path) -> None:
   parts = [plain(part) for part in sorted(item.glob(PARTS))]
   if not parts:
     return
-  context = ts.Context()  # one for all: only then are entries taken over without their arrays
+  # One context for all: only then are entries taken over without their arrays.
+  context = ts.Context()
   whole = _open(plain(item), context, config=_CONFIG)
   with ts.Transaction(atomic=True) as transaction:
     for part in parts:
-      _open(part, context).experimental_copy_range_to(whole.with_transaction(transaction)).result()
+      target = whole.with_transaction(transaction)
+      _open(part, context).experimental_copy_range_to(target).result()
 
 
 def _open(folder: epath.Path, context: ts.Context, **options) -> ts.KvStore:
   base = {'driver': 'file', 'path': f'{folder}/'}
-  return ts.KvStore.open({'driver': 'ocdbt', 'base': base, **options}, context=context).result()
+  spec = {'driver': 'ocdbt', 'base': base, **options}
+  return ts.KvStore.open(spec, context=context).result()

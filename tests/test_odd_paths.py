@@ -38,7 +38,7 @@ from tests.training import toy
 ONE = parallel.make_mesh(devices=jax.devices()[:1])
 NAMES = ['try [1]', 'a*b?', 'back\\slash {x}', '%20 é ü #', '~a, b=c; $HOME\'"']
 ALL = 'try [1]/a*b?/back\\slash {x} %20 é ü'
-PARAMS = {'kernel': jnp.arange(64 * 128.).reshape(64, 128), 'bias': jnp.arange(3.)}
+PARAMS = {'kernel': jnp.arange(64 * 128.0).reshape(64, 128), 'bias': jnp.arange(3.0)}
 
 
 @pytest.fixture(params=NAMES)
@@ -61,11 +61,13 @@ def deep(tmp_path):
 @pytest.fixture
 def unmended(monkeypatch):
   """Writes as the program did before its paths were mended."""
+
   def written(write):
     with monkeypatch.context() as patch:
       patch.setattr(gpath.PosixGPath, 'glob', literal_glob._etils_glob)
       patch.setattr(orbax_paths, 'plain', epath.Path)
       write()
+
   return written
 
 
@@ -85,7 +87,10 @@ def toy_config(total):
 
 
 def all_losses(workdir):
-  return [{k: v for k, v in row.items() if 'per_second' not in k} for row in read_json_lines(workdir / 'metrics.jsonl')]
+  return [
+    {k: v for k, v in row.items() if 'per_second' not in k}
+    for row in read_json_lines(workdir / 'metrics.jsonl')
+  ]
 
 
 @pytest.fixture(scope='module')
@@ -104,10 +109,13 @@ class Interrupted(toy.ToyTask):
 
 
 class BreaksOff:
-
   def __init__(self, data):
     self.data, self.left = data, 2
-    self.get_state, self.set_state, self.close = data.get_state, data.set_state, data.close
+    self.get_state, self.set_state, self.close = (
+      data.get_state,
+      data.set_state,
+      data.close,
+    )
 
   def __iter__(self):
     return self
@@ -129,10 +137,17 @@ def test_folders_are_searched_literally(place):
 
 def test_addresses_are_left_alone(monkeypatch):
   searched = []
-  monkeypatch.setattr(literal_glob, '_etils_glob', lambda path, pattern: searched.append(os.fspath(path)) or [])
+  monkeypatch.setattr(
+    literal_glob,
+    '_etils_glob',
+    lambda path, pattern: searched.append(os.fspath(path)) or [],
+  )
   assert [*epath.Path('gs://bucket/try [1]').glob('*')] == []
   assert searched == ['gs://bucket/try [1]']
-  assert os.fspath(orbax_paths.plain('gs://bucket/back\\slash/model')) == 'gs://bucket/back\\slash/model'
+  assert (
+    os.fspath(orbax_paths.plain('gs://bucket/back\\slash/model'))
+    == 'gs://bucket/back\\slash/model'
+  )
   orbax_paths.mend('gs://bucket/model')
 
 
@@ -142,11 +157,20 @@ def test_model_folders(place):
   config, params = bundle.load_component(place / 'model', 'vae')
   assert config == {'a': 1}
   assert_same(params, PARAMS)
-  assert_same(bundle.load_component(place / 'model', 'vae', names=['bias'])[1], {'bias': PARAMS['bias']})
+  assert_same(
+    bundle.load_component(place / 'model', 'vae', names=['bias'])[1],
+    {'bias': PARAMS['bias']},
+  )
   bundle.save_priors(place / 'model', {'happy': (np.zeros(4), np.ones(4))})
   assert bundle.emotions(place / 'model') == ['happy']
-  assert sorted(path.name for path in (place / 'model').iterdir()) == ['bundle.json', 'priors', 'vae.1']
-  assert sorted(path.name for path in place.parent.iterdir()) == sorted(['try 1', 'aXbY', place.name])
+  assert sorted(path.name for path in (place / 'model').iterdir()) == [
+    'bundle.json',
+    'priors',
+    'vae.1',
+  ]
+  assert sorted(path.name for path in place.parent.iterdir()) == sorted(
+    ['try 1', 'aXbY', place.name]
+  )
 
 
 def test_model_folders_that_were_copied_there(tmp_path, place):
@@ -161,14 +185,20 @@ def test_model_folders_that_were_copied_there(tmp_path, place):
 def test_model_folders_of_older_versions(tmp_path, unmended, name):
   model = tmp_path / name / 'model'
   mesh = parallel.make_mesh(data=2, fsdp=4)
-  unmended(lambda: bundle.save_component(model, 'vae', {}, parallel.put_params(PARAMS, mesh), {}))
+  unmended(
+    lambda: bundle.save_component(
+      model, 'vae', {}, parallel.put_params(PARAMS, mesh), {}
+    )
+  )
   assert not (model / 'vae.0/state' / orbax_paths.INDEX).exists()
   for _ in range(2):
     assert_same(bundle.load_component(model, 'vae')[1], PARAMS)
   written = {path.name for path in (model / 'vae.0/state').iterdir()}
   assert {'_METADATA', orbax_paths.INDEX, 'ocdbt.process_0'} <= written
   assert not [name for name in written if name.startswith('.ocdbt')]
-  shutil.rmtree(tmp_path / 'back', ignore_errors=True)  # where a backslash led to; now it is all in the model folder
+  shutil.rmtree(
+    tmp_path / 'back', ignore_errors=True
+  )  # where a backslash led to; now it is all in the model folder
   shutil.copytree(model, tmp_path / 'plain')
   assert_same(bundle.load_component(tmp_path / 'plain', 'vae')[1], PARAMS)
 
@@ -192,18 +222,29 @@ def test_runs_resume_to_the_bit(tmp_path, whole, unmended, name, old):
   assert int(train(toy.ToyTask, toy_config(4), run, mesh=ONE).step) == 4
   assert all_losses(run) == all_losses(whole)
   assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['2', '4']
-  assert sorted(path.name for path in run.iterdir()) == sorted(path.name for path in whole.iterdir())
-  assert_same(bundle.load_component(run.parent / 'model', 'run')[1],
-              bundle.load_component(whole.parent / 'model', 'run')[1])
+  assert sorted(path.name for path in run.iterdir()) == sorted(
+    path.name for path in whole.iterdir()
+  )
+  assert_same(
+    bundle.load_component(run.parent / 'model', 'run')[1],
+    bundle.load_component(whole.parent / 'model', 'run')[1],
+  )
 
 
 def test_data_sets(deep):
-  folder = prepare_synthetic(deep / 'data.incomplete.', SyntheticConfig(
-      size=32, train=2, val=1, test=1, clips=1, seconds=.4, content='full'), workers=2)
+  folder = prepare_synthetic(
+    deep / 'data.incomplete.',
+    SyntheticConfig(
+      size=32, train=2, val=1, test=1, clips=1, seconds=0.4, content='full'
+    ),
+    workers=2,
+  )
   assert data_sets(deep / 'data.incomplete.') == [folder]
   source = pickle.loads(pickle.dumps(ClipSource(folder, 'train')))
   assert len(source) == len(source.table) == 2 and source[1]['num_frames'] > 0
-  batch = next(iter(loader.frames_loader(loader.Part(source), batch=2, frames=4, seed=0)))
+  batch = next(
+    iter(loader.frames_loader(loader.Part(source), batch=2, frames=4, seed=0))
+  )
   assert batch['video'].shape == (2, 4, 32, 32, 3)
   store = FeatureStore(deep / 'features', source.fingerprint)
   written = store.write('prior', 'net', [(i, np.full((1, 3), i)) for i in range(2)])
@@ -221,55 +262,77 @@ def test_shards_that_beam_writes(deep):
 def test_corpora(deep):
   """With worker processes, the cache of finished clips and clips of such names."""
   for person in ('p [1]', 'p{2}', 'p%3', 'p#4'):
-    made_clips.write(deep / 'corpus' / person / 'a: b\\c*.mp4', .6)
-  config = CorpusConfig('folder', size=32, min_seconds=.4, detector='tests.data_pipelines.made_clips:red')
-  folder, report = corpus.prepare_corpus(make_plan(config, str(deep / 'corpus')), deep / 'out', workers=2)
-  assert not report.skipped and sum(part['clips'] for part in report.splits.values()) == 4
+    made_clips.write(deep / 'corpus' / person / 'a: b\\c*.mp4', 0.6)
+  config = CorpusConfig(
+    'folder', size=32, min_seconds=0.4, detector='tests.data_pipelines.made_clips:red'
+  )
+  folder, report = corpus.prepare_corpus(
+    make_plan(config, str(deep / 'corpus')), deep / 'out', workers=2
+  )
+  assert (
+    not report.skipped and sum(part['clips'] for part in report.splits.values()) == 4
+  )
   assert len(ClipSource(folder, 'train')) == report.splits['train']['clips']
 
 
 def test_a_data_set_whose_name_is_read_as_a_list_is_refused(deep):
   config = toy.get_config()
   config.data.dataset = 'runs/lr=1e-3/data'
-  with pytest.raises(ConfigError, match="not understood at 'runs/lr=1e-3/data'; write FOLDER"):
+  with pytest.raises(
+    ConfigError, match="not understood at 'runs/lr=1e-3/data'; write FOLDER"
+  ):
     train_and_val(config, epath.Path(deep))
 
 
 def test_conversion_and_export(deep):
-  """A model folder from priors, its export and what `inspect` tells of both; nothing is left over."""
+  """Priors into a model folder, its export, and `inspect` on both."""
   (deep / 'emo').mkdir()
   for name in ('happy', 'sad'):
     prior_file.write(deep / 'emo' / f'{name}.npy', (np.zeros(6), np.ones(6)))
   model = deep / 'model'
-  tiny.save_model(model, {name: tiny.CONFIGS[name] for name in ('audio_linear', 'emo_model')}, emotions=())
+  tiny.save_model(
+    model,
+    {name: tiny.CONFIGS[name] for name in ('audio_linear', 'emo_model')},
+    emotions=(),
+  )
   assert call('priors', deep / 'emo', model) == 0
   assert bundle.emotions(model) == ['happy', 'sad']
   assert call('export', model, deep / 'exported') == 0
-  assert sorted(path.name for path in (deep / 'exported/priors').iterdir()) == ['happy.npy', 'sad.npy']
+  assert sorted(path.name for path in (deep / 'exported/priors').iterdir()) == [
+    'happy.npy',
+    'sad.npy',
+  ]
   assert call('export', model, deep / 'exported', '--overwrite') == 0
   for folder in (model, deep / 'exported'):
     assert call('inspect', folder) == 0
   assert sorted(path.name for path in deep.iterdir()) == ['emo', 'exported', 'model']
 
 
-@pytest.mark.parametrize('name', ['[1] *?', 'a:b', 'file:c', 'concat:d|e', 'f%03d', 'g\\h', '-i', '~j'])
+@pytest.mark.parametrize(
+  'name', ['[1] *?', 'a:b', 'file:c', 'concat:d|e', 'f%03d', 'g\\h', '-i', '~j']
+)
 def test_media(deep, monkeypatch, name):
   """By names alone, too, which are no addresses for a decoder."""
   monkeypatch.chdir(deep)
   frames = made_clips.pictures(5)
-  video.write_video(f'{name}.mp4', frames, 25., made_clips.tone(.2))
+  video.write_video(f'{name}.mp4', frames, 25.0, made_clips.tone(0.2))
   assert video.read_video(f'{name}.mp4').frames.shape == frames.shape
-  assert stream.facts(f'{name}.mp4').height == 72 and len([*stream.pictures(f'{name}.mp4')]) == 5
-  soundfile.write(f'{name}.wav', made_clips.tone(.5), 16000)
+  assert (
+    stream.facts(f'{name}.mp4').height == 72
+    and len([*stream.pictures(f'{name}.mp4')]) == 5
+  )
+  soundfile.write(f'{name}.wav', made_clips.tone(0.5), 16000)
   assert len(audio.load_audio(f'{name}.wav')) == 8000
   Image.fromarray(frames[0]).save(f'{name}.png')
   assert image.load_image(f'{name}.png').shape == (72, 96, 3)
-  assert sorted(os.listdir()) == sorted(f'{name}{ending}' for ending in ('.mp4', '.wav', '.png'))
+  assert sorted(os.listdir()) == sorted(
+    f'{name}{ending}' for ending in ('.mp4', '.wav', '.png')
+  )
 
 
 def test_logs_profiles_and_compiled_programs(deep):
   writer = tensorboard_writer(epath.Path(deep / 'events'))
-  writer.write_scalars(1, {'loss': 1.})
+  writer.write_scalars(1, {'loss': 1.0})
   writer.close()
   assert [path.name[:10] for path in (deep / 'events').iterdir()] == ['events.out']
   jax.profiler.start_trace(str(deep / 'profile'))

@@ -38,9 +38,9 @@ import numpy as np
 from dicetalk_jax.errors import ConfigError
 
 NAME = 'lock.json'
-BEAT = 10.
-PATIENCE = 90.  # network disks may show a change a minute late
-SETTLE = 3.
+BEAT = 10.0
+PATIENCE = 90.0  # network disks may show a change a minute late
+SETTLE = 3.0
 
 _SENTENCE = 2048  # bytes for what process 0 tells the others
 _WAIT, _HELD = 'wait', 'held'
@@ -53,12 +53,13 @@ def hold(workdir: epath.Path) -> Iterator['Lock']:
   Process 0 takes the lock, and all agree on the outcome.
 
   Raises:
-    ConfigError: another run is alive there, or the lock cannot be written. All processes raise it.
+    ConfigError: another run is alive there, or the lock cannot be written. All
+      processes raise it.
   """
   lock = Lock(workdir)
   try:
     while (answer := _agreed(lock)) == _WAIT:
-      time.sleep(min(1., SETTLE / 3))
+      time.sleep(min(1.0, SETTLE / 3))
     if answer != _HELD:
       raise ConfigError(answer)
     yield lock
@@ -76,7 +77,7 @@ def _agreed(lock: 'Lock') -> str:
     return answer
   message = np.zeros(_SENTENCE, np.uint8)
   encoded = answer.encode()[:_SENTENCE]
-  message[:len(encoded)] = np.frombuffer(encoded, np.uint8)
+  message[: len(encoded)] = np.frombuffer(encoded, np.uint8)
   message = np.asarray(multihost_utils.broadcast_one_to_all(message))
   return message.tobytes().rstrip(b'\0').decode(errors='ignore')
 
@@ -87,10 +88,15 @@ class Lock:
   def __init__(self, workdir: epath.Path):
     self._workdir = workdir
     self._file = (_Remote if '://' in os.fspath(workdir) else _Local)(workdir / NAME)
-    self._me = dict(host=socket.gethostname(), process=os.getpid(), kernel=_kernel(),
-                    since=time.strftime('%Y-%m-%d %H:%M:%S %z'), token=uuid.uuid4().hex)
+    self._me = dict(
+      host=socket.gethostname(),
+      process=os.getpid(),
+      kernel=_kernel(),
+      since=time.strftime('%Y-%m-%d %H:%M:%S %z'),
+      token=uuid.uuid4().hex,
+    )
     self._seen: str | None = None  # content that is being watched
-    self._seen_at = 0.
+    self._seen_at = 0.0
     self._written_at: float | None = None  # where a while must pass until it counts
     self._beats = 0
     self._end = threading.Event()
@@ -98,19 +104,29 @@ class Lock:
     self._lost = False
 
   def attempt(self) -> str:
-    """Tries to take the lock: 'held', 'wait' (try again in a second), or the sentence that says why not."""
+    """Tries to take the lock.
+
+    Returns:
+      'held'; 'wait', which asks for another try in a second; or the sentence that says
+      why not.
+    """
     try:
       if self._written_at is not None:
         return self._settle()
       return self._try()
     except OSError as error:
-      return f'cannot write {self._workdir / NAME} ({error.strerror}); choose another --workdir'
+      return (
+        f'cannot write {self._workdir / NAME} ({error.strerror}); choose another '
+        '--workdir'
+      )
 
   def check(self) -> None:
     """Raises ConfigError where another run has taken over."""
     if self._lost:
-      raise ConfigError(f'another run took over {self._workdir}, since this one gave no sign of life for '
-                        f'{PATIENCE:g} s; let that one run')
+      raise ConfigError(
+        f'another run took over {self._workdir}, since this one gave no sign of life '
+        f'for {PATIENCE:g} s; let that one run'
+      )
 
   def release(self) -> None:
     """Gives the work directory free, where it is held."""
@@ -140,8 +156,11 @@ class Lock:
     if self._seen is None:
       self._seen, self._seen_at = content, now
       if content:
-        print(f'{self._workdir} is in use by {_named(holder)}; waiting up to {PATIENCE:g} s to see whether '
-              'that is still alive', flush=True)
+        print(
+          f'{self._workdir} is in use by {_named(holder)}; waiting up to '
+          f'{PATIENCE:g} s to see whether that is still alive',
+          flush=True,
+        )
     elif content != self._seen:
       return self._refusal(holder)
     elif now - self._seen_at > PATIENCE:
@@ -187,12 +206,17 @@ class Lock:
 
   def _refusal(self, holder: dict) -> str:
     self._file.close()
-    return (f'{self._workdir} is in use by {_named(holder)}; wait for that run to end, stop it, or choose '
-            'another --workdir')
+    return (
+      f'{self._workdir} is in use by {_named(holder)}; wait for that run to end, stop '
+      'it, or choose another --workdir'
+    )
 
 
 class _Local:
-  """The file on a disk. It stays open: closing it, or any other handle of it in this process, ends the lock."""
+  """The file on a disk.
+
+  It stays open: to close it, or any other handle of it in this process, ends the lock.
+  """
 
   def __init__(self, path: epath.Path):
     self._path, self._handle = path, None
@@ -244,7 +268,7 @@ class _Remote:
 
 
 def _kernel() -> str:
-  """Names the running system: containers on one machine share it, and another boot is another."""
+  """Names the running system: containers on one machine share it, a reboot changes it."""
   path = pathlib.Path('/proc/sys/kernel/random/boot_id')
   return path.read_text().strip() if path.exists() else socket.gethostname()
 
@@ -260,4 +284,5 @@ def _parsed(content: str) -> dict:
 def _named(holder: dict) -> str:
   if not holder.get('token'):
     return 'another run'
-  return f'process {holder.get("process")} on {holder.get("host")} since {holder.get("since")}'
+  process, host, since = map(holder.get, ('process', 'host', 'since'))
+  return f'process {process} on {host} since {since}'

@@ -14,17 +14,20 @@ from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.training import lock
 from tests.training import toy
 from tests.training.test_loop import (
-    PATIENCE,
-    ROOT,
-    TOTAL,
-    finish,
-    losses,
-    start,
-    start_two,
-    wait_until,
+  PATIENCE,
+  ROOT,
+  TOTAL,
+  finish,
+  losses,
+  start,
+  start_two,
+  wait_until,
 )
 
-REFUSAL = r'is in use by process (\d+) on \S+ since \d{4}-.*; wait for that run to end, stop it, or choose'
+REFUSAL = (
+  r'is in use by process (\d+) on \S+ since \d{4}-.*; '
+  'wait for that run to end, stop it, or choose'
+)
 HOLD = """
 import sys, time
 from etils import epath
@@ -40,15 +43,20 @@ with one_sentence(), lock.hold(epath.Path(sys.argv[1])):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
   """Short times, and no lock file stays open."""
-  monkeypatch.setattr(lock, 'BEAT', .05)
-  monkeypatch.setattr(lock, 'PATIENCE', .6)
-  monkeypatch.setattr(lock, 'SETTLE', .15)
+  monkeypatch.setattr(lock, 'BEAT', 0.05)
+  monkeypatch.setattr(lock, 'PATIENCE', 0.6)
+  monkeypatch.setattr(lock, 'SETTLE', 0.15)
 
 
-def holder(workdir, seconds=60.):
+def holder(workdir, seconds=60.0):
   """A process that only holds the lock."""
-  return subprocess.Popen([sys.executable, '-c', HOLD, str(workdir), str(seconds)], cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  return subprocess.Popen(
+    [sys.executable, '-c', HOLD, str(workdir), str(seconds)],
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
 
 
 @contextlib.contextmanager
@@ -69,12 +77,22 @@ def workdir(tmp_path):
 
 def content(workdir, **changes):
   """Of a lock file as another host writes it."""
-  return json.dumps(dict(host='node7', process=1, kernel='other', since='2026-01-01 10:00:00 +0000', token='t',
-                         beat=1) | changes)
+  return json.dumps(
+    dict(
+      host='node7',
+      process=1,
+      kernel='other',
+      since='2026-01-01 10:00:00 +0000',
+      token='t',
+      beat=1,
+    )
+    | changes
+  )
 
 
 class Elsewhere(lock._Local):
   """A disk whose locks, if any, end at the host."""
+
   locks = None
 
   def lock(self):
@@ -84,13 +102,13 @@ class Elsewhere(lock._Local):
 
 def test_a_second_start_is_refused_and_the_first_does_not_notice(tmp_path):
   run, whole = tmp_path / 'run', tmp_path / 'whole'
-  first = start(1, .02, run)
+  first = start(1, 0.02, run)
   wait_until(lambda: first.stdout.readline().startswith('step'), first)
   before = (run / 'config.json').stat()
   second = start(1, 0, run)
   output, _ = second.communicate(timeout=PATIENCE)
   assert first.poll() is None and second.returncode == 2
-  sentence, = (line for line in output.splitlines() if line.startswith('error: '))
+  (sentence,) = (line for line in output.splitlines() if line.startswith('error: '))
   assert re.search(REFUSAL, sentence)[1] == str(first.pid)
   assert 'step' not in output and (run / 'config.json').stat() == before
   finish(first)
@@ -101,13 +119,13 @@ def test_a_second_start_is_refused_and_the_first_does_not_notice(tmp_path):
 
 def test_two_processes_are_refused_together_and_resume_after_a_kill(tmp_path):
   run = tmp_path / 'run'
-  first = start_two(.1, run)
+  first = start_two(0.1, run)
   wait_until(lambda: first[0].stdout.readline().startswith('step'), first[0])
   second = start_two(0, run)
   for process in second:
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, output[-3000:]
-    sentence, = (line for line in output.splitlines() if line.startswith('error: '))
+    (sentence,) = (line for line in output.splitlines() if line.startswith('error: '))
     assert re.search(REFUSAL, sentence)[1] == str(first[0].pid)
   for process in first:
     assert process.poll() is None
@@ -132,7 +150,7 @@ def test_a_killed_run_leaves_the_directory_free_at_once(workdir):
 
 def test_of_two_starts_in_the_same_instant_one_wins(workdir):
   for _ in range(2):
-    processes = [holder(workdir, 1.) for _ in range(2)]
+    processes = [holder(workdir, 1.0) for _ in range(2)]
     outputs = [process.communicate() for process in processes]
     assert sorted(process.returncode for process in processes) == [0, 2]
     assert sorted(out for out, _ in outputs) == ['', 'held\n']
@@ -151,8 +169,11 @@ def test_a_host_that_died_is_noticed_by_its_heartbeat(workdir, capsys):
   with lock.hold(workdir):
     assert lock.PATIENCE < time.monotonic() - began < lock.PATIENCE + 10
     assert 'node7' not in (workdir / lock.NAME).read_text()
-  assert re.fullmatch(r'.* is in use by process 1 on node7 since .*; waiting up to 0.6 s to see whether that is '
-                      r'still alive\n', capsys.readouterr().out)
+  assert re.fullmatch(
+    r'.* is in use by process 1 on node7 since .*; waiting up to 0.6 s to see whether '
+    r'that is still alive\n',
+    capsys.readouterr().out,
+  )
 
 
 @pytest.mark.parametrize('locks', [None, True, False])
@@ -184,7 +205,9 @@ def test_of_two_that_take_over_without_locks_one_wins(workdir, monkeypatch):
   first, second = lock.Lock(workdir), lock.Lock(workdir)
   with monkeypatch.context() as patch:
     patch.setattr(Elsewhere, 'read', lambda self: '')
-    assert first.attempt() == second.attempt() == 'wait'  # both found nobody, and both wrote
+    assert (
+      first.attempt() == second.attempt() == 'wait'
+    )  # both found nobody, and both wrote
   time.sleep(2 * lock.SETTLE)
   answers = [first.attempt(), second.attempt()]
   assert answers[1] == 'held' and re.search(REFUSAL, answers[0])
@@ -200,7 +223,7 @@ def test_a_holder_that_was_taken_for_dead_ends(workdir):
     with pytest.raises(ConfigError, match='another run took over'):
       while time.monotonic() < deadline:
         mine.check()
-        time.sleep(.02)
+        time.sleep(0.02)
   assert (workdir / lock.NAME).read_text() == theirs
 
 
@@ -212,7 +235,10 @@ def test_damaged_locks_are_taken_over_in_the_end(workdir):
 
 def test_a_directory_that_cannot_be_written_is_refused(workdir):
   (workdir / lock.NAME).mkdir()
-  with pytest.raises(ConfigError, match='cannot write .* choose another --workdir'), lock.hold(workdir):
+  with (
+    pytest.raises(ConfigError, match='cannot write .* choose another --workdir'),
+    lock.hold(workdir),
+  ):
     pass
 
 
