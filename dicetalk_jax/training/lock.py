@@ -268,7 +268,7 @@ class _Remote:
 
 
 def _kernel() -> str:
-  """Names the running system: containers on one machine share it, a reboot changes it."""
+  """Names the running system: containers of one machine share it, a reboot ends it."""
   path = pathlib.Path('/proc/sys/kernel/random/boot_id')
   return path.read_text().strip() if path.exists() else socket.gethostname()
 

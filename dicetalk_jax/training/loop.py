@@ -43,7 +43,7 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
   Args:
     task_class: constructed as `task_class(config, mesh, workdir)`.
     config: see `configs/common.py`.
-    workdir: gets config.json, checkpoints/, metrics.jsonl, pictures/, curves.png.
+    workdir: gets config.json, checkpoints/, metrics.jsonl, pictures/, curves.png; lock.json says who runs there.
     make_writer: from the work directory to a writer of TensorBoard files; called on process 0 when the run begins.
     mesh: default `config.mesh` over all devices.
     profile: first and last step of a profile, written to profile/ in the work directory.
