@@ -239,6 +239,9 @@ def test_data_sets(deep):
     ),
     workers=2,
   )
+  unfinished = folder.with_name(f'incomplete.ABC123_{folder.name}')
+  unfinished.mkdir()
+  (unfinished / 'dataset_info.json').touch()
   assert data_sets(deep / 'data.incomplete.') == [folder]
   source = pickle.loads(pickle.dumps(ClipSource(folder, 'train')))
   assert len(source) == len(source.table) == 2 and source[1]['num_frames'] > 0
