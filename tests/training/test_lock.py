@@ -105,9 +105,11 @@ def test_a_second_start_is_refused_and_the_first_does_not_notice(tmp_path):
   first = start(1, 0.02, run)
   wait_until(lambda: first.stdout.readline().startswith('step'), first)
   before = (run / 'config.json').stat()
+  first.send_signal(signal.SIGSTOP)  # it must not end before the second begins
   second = start(1, 0, run)
   output, _ = second.communicate(timeout=PATIENCE)
-  assert first.poll() is None and second.returncode == 2
+  first.send_signal(signal.SIGCONT)
+  assert second.returncode == 2
   (sentence,) = (line for line in output.splitlines() if line.startswith('error: '))
   assert re.search(REFUSAL, sentence)[1] == str(first.pid)
   assert 'step' not in output and (run / 'config.json').stat() == before
@@ -149,11 +151,10 @@ def test_a_killed_run_leaves_the_directory_free_at_once(workdir):
 
 
 def test_of_two_starts_in_the_same_instant_one_wins(workdir):
-  for _ in range(2):
-    processes = [holder(workdir, 1.0) for _ in range(2)]
-    outputs = [process.communicate() for process in processes]
-    assert sorted(process.returncode for process in processes) == [0, 2]
-    assert sorted(out for out, _ in outputs) == ['', 'held\n']
+  processes = [holder(workdir, 1.0) for _ in range(2)]
+  outputs = [process.communicate() for process in processes]
+  assert sorted(process.returncode for process in processes) == [0, 2]
+  assert sorted(out for out, _ in outputs) == ['', 'held\n']
 
 
 def test_an_error_frees_the_directory(workdir):
