@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from dicetalk_jax import parallel
+from dicetalk_jax import orbax_paths, parallel
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.models.core import Abstract, Params
 
@@ -110,7 +110,8 @@ def save_component(
   if jax.process_count() > 1:  # Orbax wants global arrays, or those of the host
     params = {k: np.asarray(x) if getattr(x, 'is_fully_addressable', True) else x for k, x in params.items()}
   with context:
-    ocp.save(_local(folder / checkpoint), dict(params), overwrite=True)  # overwrites what a killed run left
+    # Overwrites what a killed run left.
+    ocp.save(orbax_paths.plain(_local(folder / checkpoint)), dict(params), overwrite=True)
 
   # 2. Switch the index over to them, and remove what they replace.
   entry = {
@@ -225,7 +226,7 @@ def load_component(folder, name: str, shardings: Callable[[Abstract], Shardings]
     context = ocp.Context()
     context.pytree.loading.partial_load = names is not None
     with context:
-      return entry['config'], ocp.load(path, target)
+      return entry['config'], ocp.load(orbax_paths.plain(path), target)
   except (ValueError, OSError) as error:
     raise _unreadable(path, error) from error
 
@@ -239,7 +240,8 @@ def shapes(folder, name: str) -> Abstract:
   place, entry = holder(folder, name)
   path = _local(place / entry['checkpoint'])
   try:
-    if (saved := ocp.metadata(path).metadata) is None:
+    orbax_paths.mend(path)
+    if (saved := ocp.metadata(orbax_paths.plain(path)).metadata) is None:
       raise ValueError('its list of parameters is damaged')
     return {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in saved.items()}
   except (ValueError, OSError) as error:

@@ -93,7 +93,7 @@ def _opened(path: str | os.PathLike) -> Iterator[tuple[av.container.InputContain
     raise InputError(f'video {path} does not exist; check the path')
   try:
     # A playlist must not make the decoder fetch addresses.
-    with av.open(os.fspath(path), options={'protocol_whitelist': 'file'}) as container:
+    with av.open(os.path.abspath(path), options={'protocol_whitelist': 'file'}) as container:
       if not container.streams.video:
         raise InputError(f'{path} holds no pictures; give a video file')
       yield container, container.streams.video[0]

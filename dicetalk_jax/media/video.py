@@ -56,7 +56,7 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float, audio: 
   rate = fractions.Fraction(fps).limit_denominator(1001)
 
   with written_aside(path) as part, av.open(
-      str(part), 'w', format='mp4', options={'movflags': 'use_metadata_tags+faststart'}) as container:
+      os.path.abspath(part), 'w', format='mp4', options={'movflags': 'use_metadata_tags+faststart'}) as container:
     container.metadata.update(metadata)
     tracks = [_encode_pictures(container, frames, rate, crf)]
     if audio is not None:
@@ -77,7 +77,7 @@ def read_video(path: str | os.PathLike) -> Video:
     raise InputError(f'video {path} does not exist; check the path')
   pictures, sounds = [], []
   try:
-    with av.open(str(path)) as container:
+    with av.open(os.path.abspath(path)) as container:
       if not container.streams.video:
         raise InputError(f'{path} holds no pictures; give a video file')
       stream = container.streams.video[0]
