@@ -226,8 +226,8 @@ def test_runs_resume_to_the_bit(tmp_path, whole, unmended, name, old):
     path.name for path in whole.iterdir()
   )
   assert_same(
-    bundle.load_component(run.parent / 'model', 'run')[1],
-    bundle.load_component(whole.parent / 'model', 'run')[1],
+    bundle.load_component(run / 'model', 'run')[1],
+    bundle.load_component(whole / 'model', 'run')[1],
   )
 
 
