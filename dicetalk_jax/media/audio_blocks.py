@@ -78,8 +78,13 @@ def _decoded(
     yield from _by_ffmpeg(part, path)
     return
   with file:
-    while len(block := file.read(_BLOCK, dtype='float32', always_2d=True)):
+    rest = file.frames  # what lies behind may be a tag: do not decode it
+    while rest > 0:
+      block = file.read(min(rest, _BLOCK), dtype='float32', always_2d=True)
+      if not len(block):
+        return  # the end of the file is missing
       yield block, file.samplerate
+      rest -= len(block)
 
 
 def _by_ffmpeg(
