@@ -10,7 +10,7 @@ import soundfile
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media import joined
-from dicetalk_jax.media.file_part import FilePart
+from dicetalk_jax.media.file_part import FilePart, open_container
 
 _BLOCK = 1 << 16  # samples
 
@@ -91,8 +91,7 @@ def _by_ffmpeg(
     part: FilePart, path: str | os.PathLike
 ) -> Iterator[tuple[np.ndarray, int]]:
   """The first audio track of a container (mp4, m4a, mkv, ...) or stream (aac)."""
-  # A playlist must not make the decoder open addresses or other files.
-  with av.open(part, options={'protocol_whitelist': 'none'}) as container:
+  with open_container(part) as container:
     if not container.streams.audio:
       raise InputError(f'{path} has no audio track; give a recording of speech')
     track = container.decode(container.streams.audio[0])

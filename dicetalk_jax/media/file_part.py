@@ -1,7 +1,11 @@
-"""A piece of a file that decoders read as a file of its own."""
+"""Files, or pieces of files, as decoders get to see them: without a name."""
 
+from collections.abc import Iterator
+import contextlib
 import io
 from typing import BinaryIO
+
+import av
 
 
 class FilePart(io.RawIOBase):
@@ -22,6 +26,10 @@ class FilePart(io.RawIOBase):
     self._head = head
     self._size = len(head) + end - start
     self._position = 0
+
+  @classmethod
+  def whole(cls, file: BinaryIO) -> 'FilePart':
+    return cls(file, 0, file.seek(0, io.SEEK_END))
 
   def readable(self) -> bool:
     return True
@@ -54,3 +62,21 @@ class FilePart(io.RawIOBase):
       return 0
     self._position += count
     return count
+
+
+@contextlib.contextmanager
+def open_container(part: FilePart) -> Iterator[av.container.InputContainer]:
+  """Opens a media file by FFmpeg, which can open no address and no other file for it.
+
+  Raises:
+    av.FFmpegError: it is damaged or not a media file.
+    OSError: it could not be read to its end.
+  """
+  options = {'protocol_whitelist': 'none'}  # or a playlist would open what it names
+  try:
+    with av.open(part, options=options, metadata_errors='ignore') as container:
+      yield container
+  except av.FFmpegError as error:
+    raise part.error or error from None
+  if part.error:
+    raise part.error
