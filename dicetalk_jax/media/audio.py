@@ -72,8 +72,8 @@ def load_span(
     Silent and empty ones are returned as they are.
 
   Raises:
-    InputError: the file is missing, or its audio cannot be decoded or holds numbers that
-      are not finite.
+    InputError: the file is missing, or its audio cannot be decoded or holds numbers
+      that are not finite.
   """
   first = round(start * RATE)
   last = sys.maxsize if math.isinf(end) else round(end * RATE)

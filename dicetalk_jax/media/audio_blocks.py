@@ -24,8 +24,8 @@ def mono_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
     float32 `[samples]` and their rate, which may change from block to block.
 
   Raises:
-    InputError: the file is missing, or its audio cannot be decoded or holds numbers that
-      are not finite.
+    InputError: the file is missing, or its audio cannot be decoded or holds numbers
+      that are not finite.
   """
   if not os.path.isfile(path):
     raise InputError(f'there is no recording at {path}; check the path')

@@ -1,8 +1,10 @@
 """The frames of an MP3 file, counted one by one.
 
-Decoders stop at the length that the header frame (Xing, Info) claims. Of a file that was
-joined or extended later this is only the beginning. Without a header frame they guess a
-length from the first frames, which fails at variable bit rates.
+libsndfile stops at the length that the header frame (Xing or Info) claims. Of a file
+that was joined or extended later, this is only the beginning. Without a header frame, or
+with Fraunhofer's (VBRI), which it takes for a frame of silence, it guesses the length
+from the first frame. That fails at variable bit rates. Here all frames are counted, and
+each recording in the file gets a header frame that claims them all if it has none.
 """
 
 from collections.abc import Iterator
@@ -62,18 +64,18 @@ class _Run:
   def part(self, file: BinaryIO) -> FilePart:
     """The run as a file whose header frame counts all of it."""
     frame = self.first
-    as_it_is = FilePart(file, frame.start, self.end)
+    unchanged = FilePart(file, frame.start, self.end)
     if self.info is None:
       # Without a header frame the decoder takes the first frame's size for all.
       if (self.end - frame.start) // frame.size >= self.count:
-        return as_it_is
+        return unchanged
       # A frame of silence takes the place of the delay that decoders drop.
       delay = frame.samples - _DECODER_DELAY
       head = _info_frame(frame, self.count + 1, delay) + _empty_frame(frame, 0)
       return FilePart(file, frame.start, self.end, head)
     claimed, delay = _read_info(self.info)
     if claimed is not None and claimed >= self.count:
-      return as_it_is
+      return unchanged
     return FilePart(file, frame.end, self.end, _info_frame(frame, self.count, delay))
 
 
@@ -160,7 +162,7 @@ def after_tags(file: BinaryIO, position: int) -> int:
   while True:
     file.seek(position)
     tag = file.read(32)
-    if tag[:3] == b'ID3' and len(tag) >= 10 and max(tag[6:10]) < 128:
+    if re.match(rb'ID3[\2-\4].{2}[\0-\x7f]{4}', tag, re.DOTALL):
       length = sum(byte << shift for byte, shift in zip(tag[6:10], (21, 14, 7, 0)))
       position += 10 + length + (10 if tag[5] & 0x10 else 0)
     elif tag[:8] == b'APETAGEX' and len(tag) == 32:
