@@ -36,7 +36,9 @@ def mono_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
         if part.error:
           raise part.error
   except OSError as error:
-    raise InputError(f'{path} cannot be read ({error.strerror})') from error
+    raise InputError(
+        f'{path} cannot be read ({error.strerror}); check its permissions and the disk'
+    ) from error
 
 
 def _mono(
