@@ -251,7 +251,7 @@ def test_bad_flags(model, clip, refuses, tmp_path):
   refuses("--save='../x' is no name", embed, **good, save='../x')
   refuses('end the name in .npy', embed, **good, output=tmp_path / 'x.pt')
   refuses('no model folder', embed, **good | dict(model=tmp_path / 'nowhere'))
-  refuses('There is no recording', embed, **good | dict(audio='nowhere.wav'))
+  refuses('there is no recording', embed, **good | dict(audio='nowhere.wav'))
   tiny.write_speech(tmp_path / 'blip.wav', tiny.speech(0.03))
   refuses('shorter than a frame', embed, **good | dict(audio=tmp_path / 'blip.wav'))
   refuses('--expression_fps=0 is no rate', embed, **good, expression=clip / 'expression.npy', expression_fps=0)
