@@ -45,8 +45,9 @@ PARAMS = {'kernel': jnp.arange(64 * 128.0).reshape(64, 128), 'bias': jnp.arange(
 def place(request, tmp_path):
   """A folder of each name, next to one that its name matches as a pattern."""
   for decoy in ('try 1', 'aXbY'):
-    (tmp_path / decoy).mkdir()
-    bundle.save_priors(tmp_path / decoy, {'decoy': (np.zeros(4), np.ones(4))})
+    bundle.save_priors(
+      tmp_path / decoy / 'model', {'decoy': (np.zeros(4), np.ones(4))}
+    )
   (folder := tmp_path / request.param).mkdir()
   return folder
 
