@@ -81,10 +81,10 @@ def test_micro_batches():
   check(lower(small(accum=2), 'cuda'), 'cuda')
 
 
-@pytest.mark.parametrize('platform', ACCELERATORS)
+# What presets change is the same on every platform, but for attention on NVIDIA GPUs.
 @pytest.mark.parametrize('name', sorted(set(diffusion.VARIANTS) - {'adapters'}))
-def test_presets(name, platform):
-  check(lower(small(name), platform), platform)
+def test_presets(name):
+  check(lower(small(name), 'cuda'), 'cuda')
 
 
 def test_the_whole_bank():
