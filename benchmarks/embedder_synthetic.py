@@ -48,7 +48,7 @@ def measure(features: np.ndarray, identity: np.ndarray, emotion: np.ndarray) -> 
 
 def table(folder: pathlib.Path, source: ClipSource) -> dict[str, dict[str, float]]:
   """Raw expression vectors (their mean over time) and the priors from each choice of modalities."""
-  embedder, whisper = (Network.load(folder / 'model', name) for name in ('embedder', 'whisper'))
+  embedder, whisper = (Network.load(folder / 'embedder/model', name) for name in ('embedder', 'whisper'))
   rows: dict[str, list[np.ndarray]] = {name: [] for name in ('raw expressions', *MODALITIES)}
   for record in source:
     expression = record['expression']

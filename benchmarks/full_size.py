@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.processes import measure
-from dicetalk_jax import bundle
+from dicetalk_jax import bundle, model_references
 from dicetalk_jax.media.audio import RATE, load_audio
 from dicetalk_jax.media.image import load_image
 from dicetalk_jax.media.video import write_video
@@ -63,17 +63,19 @@ def build(model: str) -> None:
     print(f'converted in {peak.seconds:.0f} s, peak memory {peak.own / 2 ** 30:.1f} GiB', flush=True)
 
 
-def sample(args: argparse.Namespace) -> None:
-  """Loads and generates."""
+def sample(args: argparse.Namespace, folder: pathlib.Path) -> None:
+  """Loads and generates; `folder` is an empty one to work in."""
   device = jax.local_devices()[0]
   defaults = CPU if device.platform == 'cpu' else ACCELERATOR
   size, seconds, steps, dtype = (getattr(args, key) or value for key, value in defaults.items())
   print(f'{device.device_kind}: {steps} steps, {seconds} s at {size} pixels, {dtype}', flush=True)
   clock = Clock()
-  bundle.save_settings(args.model, {'image_size': size})
-  pipe = Pipeline.load(args.model, dtype=jnp.dtype(dtype), num_steps=steps,
+  # The size is set in a folder that refers to the model: the model itself stays as it is.
+  model_references.adopt(args.model, folder, trained=(), priors=True, resuming=False)
+  bundle.save_settings(folder, {'image_size': size})
+  pipe = Pipeline.load(folder, dtype=jnp.dtype(dtype), num_steps=steps,
                        progress=clock.progress)
-  count = sum(entry['parameters'] for entry in bundle.components(args.model).values())
+  count = sum(entry['parameters'] for entry in bundle.components(folder).values())
   print(f'{count / 1e9:.2f} billion parameters, {pipe.networks["unet"].config.levels} levels in the UNet', flush=True)
   image, wave = load_image(args.image), load_audio(args.audio)[:int(seconds * RATE)]
   conditions, length = pipe.conditions(image, wave, pipe.prior('happy'))
@@ -108,7 +110,7 @@ def main():
       flags = [f'--{name}={value}' for name, value in vars(args).items() if value is not None]
       measure('benchmarks.full_size', *flags)
     else:
-      sample(args)
+      sample(args, pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())))
 
 
 if __name__ == '__main__':

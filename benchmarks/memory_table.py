@@ -16,7 +16,6 @@ import argparse
 import functools
 import time
 from typing import Any
-from unittest import mock
 
 import jax
 from jax.experimental import topologies
@@ -29,11 +28,13 @@ from configs import diffusion
 from dicetalk_jax import parallel
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.models.vae import VAEConfig
+from dicetalk_jax.training import lora
 from dicetalk_jax.training.diffusion import TRAINED, DiffusionTask
 from dicetalk_jax.training.diffusion_loss import DiffusionLoss
 from dicetalk_jax.training.optimizer import make_optimizer
 from dicetalk_jax.training.state import init_state, partition
 from dicetalk_jax.training.step import make_train_step
+from dicetalk_jax.training.task import Task
 
 GIB = 2 ** 30
 # Nothing is run, so machine code need not be fast, nor reductions joined, over which this compiler takes very long.
@@ -42,51 +43,105 @@ CPU_OPTIONS = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_
 MEMORY = {'TPU v5e': 16, 'TPU v4': 32, 'TPU v6e': 32, 'H100': 80, 'TPU v5p': 95, 'H200': 141}  # GB, 1e9 bytes
 
 
-def abstract_loss(config: ml_collections.ConfigDict) -> tuple[DiffusionLoss, core.Abstract]:
-  """The loss of the task, without its data and frozen networks, and the parameters of all that it trains."""
-  abstract = {name: core.abstract(registry.builder(name, config[name].to_dict(), config.dtype)) for name in TRAINED}
-  loss = DiffusionLoss(config, {name: graph for name, (graph, _) in abstract.items()}, VAEConfig().scaling_factor)
-  return loss, {k: x for name, (_, part) in abstract.items() for k, x in core.prefixed(name, part).items()}
+def diffusion_task(
+    config: ml_collections.ConfigDict) -> tuple[DiffusionTask, core.Abstract]:
+  """The task without data and frozen networks, and all parameters it may train."""
+  graphs = {}
+  params = {}
+  for name in TRAINED:
+    if name in config:
+      build = registry.builder(name, config[name].to_dict(), config.dtype)
+      graphs[name], part = core.abstract(build)
+      params |= core.prefixed(name, part)
+  task = DiffusionTask.__new__(DiffusionTask)
+  task.config = config
+  task.has_emotion = 'emo_model' in config
+  task._loss = DiffusionLoss(config, graphs, VAEConfig().scaling_factor)
+  return task, params
 
 
-def batch_shapes(config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(
+    config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
   """A batch of `data_pipelines.loader.diffusion_loader`, `[batch_size, ...]`."""
-  b, frames, size, latent = config.batch_size, config.data.frames, config.data.size, config.data.size // 8
+  frames = config.data.frames
+  size = config.data.size
   audio = config.audio_linear
-  shapes = dict(
-      latents=(frames, latent, latent, 4), reference=(latent, latent, 4),
-      image_token=(1, config.unet.cross_attention_dim),
-      audio=(frames, audio.seq_len, audio.blocks, audio.channels), mu=(config.emo_model.prior_dim,),
-      sigma=(config.emo_model.prior_dim,), mask=(size, size), emotion_class=(), buckets=(2,), drop=())
-  return {name: jax.ShapeDtypeStruct((b, *shape), jnp.int32 if name == 'emotion_class' else jnp.float32)
-          for name, shape in shapes.items()}
+  shapes = {
+      'latents': (frames, size // 8, size // 8, 4),
+      'reference': (size // 8, size // 8, 4),
+      'image_token': (1, config.unet.cross_attention_dim),
+      'audio': (frames, audio.seq_len, audio.blocks, audio.channels),
+      'mask': (size, size),
+      'emotion_class': (),
+      'buckets': (2,),
+      'drop': (),
+  }
+  if 'emo_model' in config:
+    shapes['mu'] = shapes['sigma'] = (config.emo_model.prior_dim,)
+  dtypes = {'emotion_class': jnp.int32}
+  return {
+      name: jax.ShapeDtypeStruct(
+          (config.batch_size, *shape), dtypes.get(name, jnp.float32))
+      for name, shape in shapes.items()}
 
 
-def abstract_step(config: ml_collections.ConfigDict, mesh: Any) -> tuple[Any, tuple[Any, ...]]:
-  """(train_step, arguments) as the loop makes them; the arguments are shapes with shardings. Call with the mesh set."""
+def abstract_step(
+    task: Task, params: core.Abstract, batch: dict[str, jax.ShapeDtypeStruct],
+    mesh: Any) -> tuple[Any, tuple[Any, ...]]:
+  """The training step of a task as the loop makes it. Call it with the mesh set.
+
+  Args:
+    task: needs no data: only its configuration, its loss and what follows an update.
+    params: shapes of what `task.init` would return.
+    batch: shapes of a batch.
+    mesh: concrete or abstract.
+
+  Returns:
+    `train_step`, and its arguments as shapes with shardings.
+  """
+  config = task.config
   parallel.check_batch(config.batch_size, mesh, config.accum)
-  loss, params = abstract_loss(config)
-  place = lambda tree: parallel.with_shardings(tree, parallel.shardings(tree, mesh))
-  params, held = map(place, partition(params, config.trainable, sets=DiffusionTask.sets))
-  tx = make_optimizer(config.optim, config.total_steps)
-  target = jax.eval_shape(functools.partial(init_state, tx=tx, ema=bool(config.optim.ema)), params)
-  shards = parallel.shardings(target, mesh)
-  step = make_train_step(lambda params, held, *args: loss({**held, **params}, *args), tx, shards,
-                         accum=config.accum, ema=config.optim.ema)
-  batch = batch_shapes(config)
-  batch = parallel.with_shardings(batch, dict.fromkeys(batch, parallel.batch_sharding(mesh)))
+
+  # Parameters, trained and held.
+  def placed(tree):
+    return parallel.with_shardings(tree, parallel.shardings(tree, mesh))
+
+  trained, held = partition(
+      placed(lora.extended(params, config)), lora.patterns(config), sets=task.sets,
+      constants=task.constants)
+
+  # State and step.
+  def loss(params, held, *args):
+    return task.loss(lora.merged({**held, **params}, config), {}, *args)
+
+  tx = make_optimizer(config.optim, config.total_steps, task.new_modules)
+  new_state = functools.partial(
+      init_state, tx=tx, ema=bool(config.optim.ema), extra=task.extra_state)
+  state = placed(jax.eval_shape(new_state, trained))
+  step = make_train_step(
+      loss, tx, parallel.shardings(state, mesh), accum=config.accum,
+      ema=config.optim.ema, after_update=task.after_update)
+
+  # What changes from step to step.
+  rows = parallel.batch_sharding(mesh)
+  batch = parallel.with_shardings(batch, dict.fromkeys(batch, rows))
   key = jax.eval_shape(lambda: jax.random.key(0))
-  key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, P()))
-  return step, (parallel.with_shardings(target, shards), held, batch, key)
+  key = parallel.with_shardings(key, NamedSharding(mesh, P()))
+  return step, (state, held, batch, key)
+
+
+def diffusion_step(
+    config: ml_collections.ConfigDict, mesh: Any) -> tuple[Any, tuple[Any, ...]]:
+  """`abstract_step` of the diffusion task."""
+  task, params = diffusion_task(config)
+  return abstract_step(task, params, batch_shapes(config), mesh)
 
 
 def compiled_bytes(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> tuple[int, int]:
   """(arguments, temporaries) of the compiled step per device."""
-  # Some layers choose their form by the backend: that of the devices compiled for, not of this host.
   platform = mesh.devices.flat[0].platform
-  backend = mock.patch.object(jax, 'default_backend', lambda: platform)
-  with backend, jax.set_mesh(mesh):
-    step, arguments = abstract_step(config, mesh)
+  with jax.set_mesh(mesh):  # layers choose their form by the devices of the mesh
+    step, arguments = diffusion_step(config, mesh)
     stats = step.lower(*arguments).compile(CPU_OPTIONS if platform == 'cpu' else None).memory_analysis()
   outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
   return stats.argument_size_in_bytes, stats.temp_size_in_bytes + outputs

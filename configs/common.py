@@ -73,7 +73,7 @@ def training(task: str) -> ml_collections.ConfigDict:
       eval_every=1_000,
       checkpoint_every=1_000,
       keep=2,
-      model='',                            # model folder, frozen parts in, trained ones out; default <workdir>/../model
+      model='',                            # model folder with frozen components; results go to <workdir>/model
       init_from='',                        # model folder with initial weights; '' draws them at random
       data=dict(dir='',                    # default <workdir>/../data
                 dataset='synthetic',       # or the folder of a prepared data set, or several: A=0.5,B=0.25,C=0.25

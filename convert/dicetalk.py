@@ -11,6 +11,7 @@ import numpy as np
 
 from convert import naming, priors, published, release, svd, write
 from convert.part import Part, model
+from dicetalk_jax import bundle
 from dicetalk_jax.models import core, registry
 
 EXAMPLE = """example:
@@ -36,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
   settings = own.get('settings') or (svd.settings(args.svd) if args.svd else {})
   width = next(part.config['prior_dim'] for part in parts if part.name == 'emo_model')
   notes = release.not_given(args, OPTIONS)
-  write.model_folder(args, parts, settings, priors.read(args.priors, width) if args.priors else None, notes)
+  found = priors.read(args.priors, width) if args.priors else None
+  learned_on = own.get('priors', bundle.RELEASED)
+  write.model_folder(args, parts, settings, found, notes, learned_on)
   return 0
 
 

@@ -53,11 +53,17 @@ def run(args: argparse.Namespace) -> int:
   settings = bundle.settings(args.model)
   release = layouts.release_of(settings)
   refuse_existing(args.destination, args.overwrite, release.config)
+  found = priors.for_files(args.model)
+  for emotion in found:
+    bundle.load_prior(args.model, emotion)  # refuses one that the emotion model would misread
   written = [name for name in known if name in WRITERS or name in release.files]
   carried = {layouts.WHISPER_DECODER} & known.keys()      # in the file of the encoder
   require_room(args.destination, _size(args.model, [*written, *carried]))
   sized = (*release.files, 'flownet')      # published without a configuration
   own = dict(components={name: entry['config'] for name, entry in known.items() if name in sized}, settings=settings)
+  learned_on = known.get(bundle.EMOTION_MODEL, {}).get('priors', bundle.RELEASED)
+  if learned_on != bundle.RELEASED:
+    own['priors'] = learned_on
   others = known.keys() - {*written, *carried}
   rows, notes = [], [f'{name}: the original program has no such file' for name in sorted(others)]
   with folder_aside(args.destination) as folder:
@@ -75,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         rows.append(report.row(name, len(tensors), tensors))
         del tensors
     _write_json(folder / SVD_FOLDER / layouts.SCHEDULER, SCHEDULER | _sigmas(settings))
-    prior_file.write_all(folder / PRIORS_FOLDER, found := bundle.load_priors(args.model))
+    prior_file.write_all(folder / PRIORS_FOLDER, found)
     rows += [priors.Found(found).row()] if found else []
     _write_json(folder / release.config, own)
   files = sorted(path for path in args.destination.rglob('*') if path.suffix in (*published.SUFFIXES, '.npy'))

@@ -39,7 +39,9 @@ def _model_folder(folder: pathlib.Path) -> None:
     rows.append(report.row(name, len(shapes), shapes))
     origin = entry['provenance']
     sources |= {f'{file} ({name})': digest for file, digest in origin.get('files', {}).items()}
-    notes.append(f'{name}: ' + ', '.join(f'{key} {value}' for key, value in origin.items() if key != 'files'))
+    facts = [f'{key} {value}' for key, value in origin.items() if key != 'files']
+    facts += [f'{key} {entry[key]}' for key in ('fingerprint', 'priors', 'folder') if key in entry]
+    notes.append(f'{name}: ' + ', '.join(facts))
   notes += [f'settings: {bundle.settings(folder) or "as published"}']
   notes += [f'emotions: {", ".join(bundle.emotions(folder)) or "none"}']
   report.show(rows, sources, notes)
@@ -53,7 +55,7 @@ def _published(path: pathlib.Path) -> None:
   notes = []
   for file in files:
     if file not in states:
-      (mu, sigma), others = prior_file.read(file)
+      (mu, sigma), _, others = prior_file.read(file)
       notes.append(f'{file}: emotion prior of {len(mu)} numbers, {"with" if sigma.any() else "without"} deviation'
                    + (f'; also {", ".join(others)}' if others else ''))
   report.show(rows, published.sha256(weights), notes)

@@ -131,9 +131,29 @@ def values(checked: Checked, dtype: str) -> dict[str, np.ndarray]:
           for name, key in checked.keys.items()}
 
 
-def save(folder: pathlib.Path, checked: Checked, dtype: str, sources: dict[str, str]) -> dict[str, np.ndarray]:
-  """Writes a component of a model folder; `sources` are files with SHA-256. Returns what was written."""
+def save(
+    folder: pathlib.Path, checked: Checked, dtype: str, sources: dict[str, str], learned_on: str
+) -> dict[str, np.ndarray]:
+  """Writes a component of a model folder.
+
+  Args:
+    folder: the model folder.
+    checked: the component.
+    dtype: to store it in.
+    sources: files with SHA-256.
+    learned_on: of an emotion model, the embedder whose priors it learned on.
+
+  Returns:
+    The parameters that were written.
+  """
   params = values(checked, dtype)
-  bundle.save_component(folder, checked.part.name, checked.config, params,
-                        dict(files=sources, licence=checked.part.licence, source='python -m convert'))
+  provenance = dict(files=sources, licence=checked.part.licence, source='python -m convert')
+  bundle.save_component(
+      folder,
+      checked.part.name,
+      checked.config,
+      params,
+      provenance,
+      priors=learned_on if checked.part.name == bundle.EMOTION_MODEL else None,
+  )
   return params

@@ -21,13 +21,13 @@ The name of a file is the name of its emotion. Published files hold a mean only:
 class Found(NamedTuple):
   """Priors that were read."""
 
-  priors: dict[str, bundle.Prior] = {}
+  priors: dict[str, tuple[bundle.Prior, str]] = {}  # with the fingerprint of the embedder, or ''
   files: tuple[pathlib.Path, ...] = ()
   left_over: tuple[str, ...] = ()  # what else the files hold
 
   def row(self) -> report.Row:
     """Of the report; a deviation that is zero everywhere was not read."""
-    mapped = {f'{emotion}.{name}': x for emotion, prior in self.priors.items()
+    mapped = {f'{emotion}.{name}': x for emotion, (prior, _) in self.priors.items()
               for name, x in zip((prior_file.MU, prior_file.SIGMA), prior) if name == prior_file.MU or x.any()}
     return report.row('priors', len(mapped) + len(self.left_over), mapped)
 
@@ -42,19 +42,40 @@ def read(paths: Sequence[pathlib.Path], width: int | None) -> Found:
   Raises:
     InputError, WeightsError: a file cannot be used, or two have the same name.
   """
-  out: dict[str, bundle.Prior] = {}
+  out: dict[str, tuple[bundle.Prior, str]] = {}
   left_over: list[str] = []
   files = tuple(itertools.chain.from_iterable(map(_files, paths)))
   for path in files:
-    prior, others = prior_file.read(path)
+    prior, embedder, others = prior_file.read(path)
     left_over += others
     if width not in (None, len(prior[0])):
       raise WeightsError(f'{path} has {len(prior[0])} numbers, the model wants {width}; '
                          'use priors of the same embedder')
     if path.stem in out:
       raise InputError(f"two files are named {path.name}; the name is the emotion's, so rename one")
-    out[path.stem] = prior
+    out[path.stem] = prior, embedder
   return Found(out, files, tuple(left_over))
+
+
+def save(folder: pathlib.Path, found: Found, untold: str = '') -> None:
+  """Puts priors into a model folder; `untold` is the embedder of files that do not name theirs.
+
+  Raises:
+    WeightsError: one would replace the prior of another embedder. Nothing is written then.
+  """
+  for emotion, (_, embedder) in found.priors.items():
+    bundle.check_replaceable(folder, [emotion], embedder or untold)
+  for emotion, (prior, embedder) in found.priors.items():
+    bundle.save_priors(folder, {emotion: prior}, embedder or untold)
+
+
+def for_files(model: pathlib.Path) -> dict[str, tuple[bundle.Prior, str]]:
+  """Priors of a model folder with what their files say of their embedder: nothing of the release's."""
+  priors = {}
+  for emotion in bundle.emotions(model):
+    prior, embedder = bundle.read_prior(model, emotion)
+    priors[emotion] = prior, '' if embedder == bundle.RELEASED else embedder
+  return priors
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -73,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
   found = read(args.sources, width)
   if (taken := sorted(found.priors.keys() & set(bundle.emotions(args.destination)))) and not args.overwrite:
     raise InputError(f'{args.destination} has {", ".join(taken)} already; add --overwrite to replace')
-  bundle.save_priors(args.destination, found.priors)
+  save(args.destination, found)
   report.show([found.row()], published.sha256(found.files), [])
   print(f'wrote {len(found.priors)} priors to {args.destination}: {", ".join(found.priors)}')
   return 0
@@ -81,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _from_model(args: argparse.Namespace) -> int:
   refuse_existing(args.destination, overwrite=False, mark='')
-  priors = bundle.load_priors(args.sources[0])
+  priors = for_files(args.sources[0])
   if len(args.sources) > 1 or not priors:
     raise InputError(f'{args.sources[0]} has no priors' if not priors else 'give one model folder at a time')
   with folder_aside(args.destination) as folder:

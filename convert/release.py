@@ -12,13 +12,14 @@ from dicetalk_jax.errors import InputError
 
 
 def own_config(folder: pathlib.Path, kind: str) -> dict[str, Any]:
-  """Sizes and settings beside an exported model; the published folder has none and the published sizes."""
+  """Sizes, settings and embedder beside an exported model; the published folder has none and the published sizes."""
   if not folder.is_dir():
     raise InputError(f'{folder} is not a folder; give the folder of the release that holds unet.pth')
   path = folder / layouts.RELEASES[kind].config
   own = published.read_json(path) if path.exists() else {}
   components, settings = own.setdefault('components', {}), own.get('settings', {})
   plain = isinstance(components, dict) and all(isinstance(x, dict) for x in (settings, *components.values()))
+  plain = plain and isinstance(own.get('priors', ''), str)
   if not plain:
     raise InputError(f'{path} is damaged; copy the exported folder again, or remove it for the published sizes')
   return own

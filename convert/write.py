@@ -30,9 +30,18 @@ def refuse(args: argparse.Namespace) -> None:
   refuse_existing(args.destination, args.overwrite, bundle.INDEX)
 
 
-def model_folder(args: argparse.Namespace, parts: Sequence[Part], settings: Mapping[str, Any] | None = None,
-                 priors: priors_.Found | None = None, notes: Sequence[str] = ()) -> None:
+def model_folder(
+    args: argparse.Namespace,
+    parts: Sequence[Part],
+    settings: Mapping[str, Any] | None = None,
+    priors: priors_.Found | None = None,
+    notes: Sequence[str] = (),
+    learned_on: str = bundle.RELEASED,
+) -> None:
   """Checks the parts, writes the folder `args.destination`, prints the report.
+
+  `learned_on` is the fingerprint of the embedder whose priors the emotion model learned on; files of priors that do
+  not name their embedder are taken for priors of that one.
 
   Raises:
     WeightsError: names all that is wrong with all parts; nothing is written then.
@@ -45,12 +54,12 @@ def model_folder(args: argparse.Namespace, parts: Sequence[Part], settings: Mapp
   with folder_aside(args.destination) as folder:
     for checked in (bar := tqdm(ready, desc='writing', unit='component', disable=None)):
       bar.set_postfix_str(name := checked.part.name)
-      params = parts_.save(folder, checked, args.dtype, sources[name])
+      params = parts_.save(folder, checked, args.dtype, sources[name], learned_on)
       rows.append(report.row(name, len(checked.part.tensors) + len(checked.part.aside), params))
       del params
     bundle.save_settings(folder, settings or {})
     if priors:
-      bundle.save_priors(folder, priors.priors)
+      priors_.save(folder, priors, untold=learned_on)
       rows.append(priors.row())
   surplus = [f'{x.part.name}: not known to the model and left aside: {", ".join(x.left_over)}'
              for x in ready if x.left_over]

@@ -146,7 +146,9 @@ def data_sets(root: pathlib.Path) -> list[pathlib.Path]:
   Raises:
     DataError: there is none, or `root` is one.
   """
-  found = sorted(path.parent for path in root.rglob('dataset_info.json') if '.incomplete' not in str(path))
+  found = sorted(
+    path.parent for path in root.rglob('dataset_info.json')
+    if not path.parent.name.startswith('incomplete.'))  # as TFDS calls what it writes
   if not found:
     raise DataError(f'there is no prepared data set below {root}; make one with python -m data_pipelines.prepare')
   if root in found:

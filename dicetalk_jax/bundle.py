@@ -1,15 +1,24 @@
-"""A model folder on disk: components, their configurations, where they came from, settings and emotion priors.
+"""A model folder on disk: components, settings and emotion priors.
 
-    bundle.json           format version; per component its config, provenance and checkpoint folder; settings
+    bundle.json           format version; settings; one entry per component
     <component>.<n>/      one Orbax checkpoint of flat parameters by dotted name
-    priors/<emotion>.npz  mean and standard deviation of one Gaussian per emotion
+    priors/<emotion>.npz  mean and standard deviation of one Gaussian per emotion,
+                          and the fingerprint of the embedder that made it
 
-`bundle.json` is the switch: a component is saved beside its predecessor, then the file is replaced, then the
-predecessor is removed. A run that is killed in between leaves the old model whole. Folders may be local or remote
-(`gs://...`).
+The entry of a component has its `config`, its `provenance`, the number of its
+`parameters`, its `fingerprint` and the folder of its `checkpoint`. A component that
+belongs to another model folder is a reference: its entry has that folder too, under
+`folder`, and is only valid while the fingerprint there is the same
+(`model_references.py` makes references and packs portable copies). The entry of an
+emotion model also names the embedder whose `priors` it learned on.
+
+`bundle.json` is the switch: a component is saved next to its predecessor, then the
+file is replaced, then the predecessor is removed. A run that is killed in between
+leaves the old model whole. Folders may be local or remote (`gs://...`).
 """
 
 from collections.abc import Callable, Collection, Mapping
+import hashlib
 import json
 import math
 from typing import Any
@@ -22,19 +31,22 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from dicetalk_jax import orbax_paths, parallel
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.models.core import Abstract, Params
 
-FORMAT = 1
+FORMAT = 2  # 1 has no fingerprints and no references; it is still read
 INDEX = 'bundle.json'
 PRIORS = 'priors'
+EMOTION_MODEL = 'emo_model'
+RELEASED = 'released'  # in place of a fingerprint: the embedder was not published
 
 Shardings = Mapping[str, jax.sharding.Sharding]
 Prior = tuple[np.ndarray, np.ndarray]
 
 
 def components(folder) -> dict[str, dict[str, Any]]:
-  """What the folder holds: component name -> entry with `config`, `provenance`, `checkpoint`, `parameters`.
+  """What the folder holds: component name -> its entry, as described above.
 
   A folder that does not exist holds nothing.
 
@@ -49,7 +61,33 @@ def settings(folder) -> dict[str, Any]:
   return _index(folder)['settings']
 
 
-def save_component(folder, name: str, config: Mapping[str, Any], params: Params, provenance: Mapping[str, Any]) -> None:
+def fingerprint(config: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+  """Identifies what a component computes: equal for equal configuration and values.
+
+  In a job of several processes, all of them must call this.
+
+  Args:
+    config: in the JSON form that `registry.config_of(name, config).to_json()` gives.
+    params: flat parameters; they are read one after the other.
+
+  Returns:
+    16 hexadecimal digits.
+  """
+  digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+  for name in sorted(params):
+    value = np.ascontiguousarray(parallel.fetch(params[name]))
+    digest.update(value.reshape(-1).view(np.uint8))
+  return digest.hexdigest()[:16]
+
+
+def save_component(
+    folder,
+    name: str,
+    config: Mapping[str, Any],
+    params: Params,
+    provenance: Mapping[str, Any],
+    priors: str | None = None,
+) -> None:
   """Writes or replaces one component. In a job of several processes, all of them must call this.
 
   Args:
@@ -59,26 +97,91 @@ def save_component(folder, name: str, config: Mapping[str, Any], params: Params,
     params: flat parameters, wherever they live; each process writes its own shards. What a process holds alone must
       be equal on all.
     provenance: where the values came from: source files with SHA-256 and licence, or the run that trained them.
+    priors: of an emotion model, the fingerprint of the embedder whose priors it learned on.
   """
   folder = epath.Path(folder)
-  old = components(folder).get(name, {}).get('checkpoint')
-  new = f'{name}.{int(old.rpartition(".")[2]) + 1 if old else 0}'
+  old = _own_checkpoint(components(folder).get(name))
+  checkpoint = f'{name}.{int(old.rpartition(".")[2]) + 1 if old else 0}'
   folder.mkdir(parents=True, exist_ok=True)
+
+  # 1. Write the parameters.
   context = ocp.Context()
-  context.memory.deepcopy_host_arrays = False     # nobody changes them meanwhile: the call waits for its end
-  if jax.process_count() > 1:                     # Orbax wants global arrays, or those of the host
+  context.memory.deepcopy_host_arrays = False  # safe: this call blocks until the write is done
+  if jax.process_count() > 1:  # Orbax wants global arrays, or those of the host
     params = {k: np.asarray(x) if getattr(x, 'is_fully_addressable', True) else x for k, x in params.items()}
   with context:
-    ocp.save(_local(folder / new), dict(params), overwrite=True)     # overwrites what a killed run left
+    # Overwrites what a killed run left.
+    ocp.save(orbax_paths.plain(_local(folder / checkpoint)), dict(params), overwrite=True)
+
+  # 2. Switch the index over to them, and remove what they replace.
+  entry = {
+      'config': dict(config),
+      'provenance': dict(provenance),
+      'checkpoint': checkpoint,
+      'parameters': sum(math.prod(x.shape) for x in params.values()),
+      'fingerprint': fingerprint(config, params),
+  }
+  if priors is not None:
+    entry['priors'] = priors
   if jax.process_index() == 0:
-    index = _index(folder)
-    index['components'][name] = dict(
-        config=dict(config), provenance=dict(provenance), checkpoint=new,
-        parameters=sum(math.prod(x.shape) for x in params.values()))
-    _write_index(folder, index)
-    if old:
-      (folder / old).rmtree(missing_ok=True)
-  multihost_utils.sync_global_devices(f'saved {new}')  # who reads it next finds it
+    set_entries(folder, {name: entry})
+  multihost_utils.sync_global_devices(f'saved {checkpoint}')  # the next reader finds it
+
+
+def set_entries(folder, entries: Mapping[str, Mapping[str, Any] | None]) -> None:
+  """Sets entries of the index, or removes those that are None, with the checkpoints that they replace.
+
+  Process 0 calls this alone.
+  """
+  folder = epath.Path(folder)
+  index = _index(folder)
+  replaced = []
+  for name, entry in entries.items():
+    old = index['components'].pop(name, None)
+    if entry is not None:
+      index['components'][name] = entry
+    if _own_checkpoint(old) not in (None, _own_checkpoint(entry)):
+      replaced.append(folder / old['checkpoint'])
+  _write_index(folder, index)
+  for checkpoint in replaced:
+    checkpoint.rmtree(missing_ok=True)
+
+
+def holder(folder, name: str) -> tuple[epath.Path, dict[str, Any]]:
+  """The model folder that has the checkpoint of a component, and the component's entry there.
+
+  Raises:
+    WeightsError: the component is missing; or it is a reference, and the folder that it refers to has lost it or has
+      another one by now.
+  """
+  entry = require(folder, name)[name]
+  if 'folder' not in entry:
+    return epath.Path(folder), entry
+  place = epath.Path(entry['folder'])
+  theirs = components(place).get(name)
+  if theirs is None or 'folder' in theirs:
+    raise WeightsError(
+        f'{folder} takes its {name} from {place}, which has none now; put that folder '
+        f"back, or change the path in {INDEX}"
+    )
+  if not same(entry, theirs):
+    raise WeightsError(
+        f'{folder} takes its {name} from {place}, which has another one by now; put the '
+        'old one back, or train again with the new one'
+    )
+  return place, theirs
+
+
+def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+  """Whether two entries are of equal components.
+
+  Entries of format 1 have no fingerprints: these must be the same checkpoint, made
+  from the same sources.
+  """
+  if 'fingerprint' in one or 'fingerprint' in other:
+    return one.get('fingerprint') == other.get('fingerprint')
+  keys = ('checkpoint', 'config', 'parameters', 'provenance')
+  return all(one[key] == other[key] for key in keys)
 
 
 def save_settings(folder, values: Mapping[str, Any]) -> None:
@@ -109,8 +212,8 @@ def load_component(folder, name: str, shardings: Callable[[Abstract], Shardings]
   Raises:
     WeightsError: the folder or the component is missing (names what exists) or damaged.
   """
-  entry = require(folder, name)[name]
-  path = _local(epath.Path(folder) / entry['checkpoint'])
+  place, entry = holder(folder, name)
+  path = _local(place / entry['checkpoint'])
   saved = shapes(folder, name)
   try:
     target = {k: jax.ShapeDtypeStruct(x.shape, _cast(x.dtype, dtype)) for k, x in saved.items()
@@ -123,7 +226,7 @@ def load_component(folder, name: str, shardings: Callable[[Abstract], Shardings]
     context = ocp.Context()
     context.pytree.loading.partial_load = names is not None
     with context:
-      return entry['config'], ocp.load(path, target)
+      return entry['config'], ocp.load(orbax_paths.plain(path), target)
   except (ValueError, OSError) as error:
     raise _unreadable(path, error) from error
 
@@ -134,9 +237,11 @@ def shapes(folder, name: str) -> Abstract:
   Raises:
     WeightsError: see `load_component`.
   """
-  path = _local(epath.Path(folder) / require(folder, name)[name]['checkpoint'])
+  place, entry = holder(folder, name)
+  path = _local(place / entry['checkpoint'])
   try:
-    if (saved := ocp.metadata(path).metadata) is None:
+    orbax_paths.mend(path)
+    if (saved := ocp.metadata(orbax_paths.plain(path)).metadata) is None:
       raise ValueError('its list of parameters is damaged')
     return {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in saved.items()}
   except (ValueError, OSError) as error:
@@ -158,22 +263,51 @@ def require(folder, *names: str) -> dict[str, dict[str, Any]]:
   return known
 
 
-def save_priors(folder, priors: Mapping[str, Prior]) -> None:
-  """Writes or replaces the Gaussians of some emotions: name -> (mean, standard deviation), float32 `[256]` each."""
+def save_priors(
+    folder, priors: Mapping[str, Prior], embedder: str = '', *, replace: bool = False
+) -> None:
+  """Writes or replaces the Gaussians of some emotions.
+
+  Args:
+    folder: made if missing.
+    priors: emotion -> (mean, standard deviation), float32 `[256]` each.
+    embedder: fingerprint of the embedder that made them; '' if it is not known.
+    replace: whether they may replace priors of other embedders.
+
+  Raises:
+    WeightsError: one of them would replace the prior of another embedder. Nothing is
+      written then.
+  """
+  if not replace:
+    check_replaceable(folder, priors, embedder)
   if jax.process_index() != 0:
     return
   place = epath.Path(folder) / PRIORS
   place.mkdir(parents=True, exist_ok=True)
-  aside = {emotion: place / f'.{emotion}.part' for emotion in priors}
+  parts = {emotion: place / f'.{emotion}.part' for emotion in priors}
   try:
     for emotion, (mu, sigma) in priors.items():
-      with aside[emotion].open('wb') as file:
-        np.savez(file, mu=np.asarray(mu, np.float32), sigma=np.asarray(sigma, np.float32))
-    for emotion, path in aside.items():     # all or none
+      with parts[emotion].open('wb') as file:
+        np.savez(
+            file, mu=np.asarray(mu, np.float32), sigma=np.asarray(sigma, np.float32), embedder=np.array(embedder)
+        )
+    for emotion, path in parts.items():  # all or none
       path.replace(place / f'{emotion}.npz')
   finally:
-    for path in aside.values():
+    for path in parts.values():
       path.unlink(missing_ok=True)
+
+
+def check_replaceable(folder, names: Collection[str], embedder: str) -> None:
+  """Raises WeightsError where priors of another embedder have one of the names."""
+  for emotion in sorted(set(names) & set(emotions(folder))):
+    theirs = read_prior(folder, emotion)[1]
+    if embedder and theirs and theirs != embedder:
+      raise WeightsError(
+          f"{folder} has the emotion '{emotion}' of another embedder ({theirs}, not "
+          f'{embedder}), which its emotion model may have learned on; choose another '
+          'name, or a model folder of this embedder'
+      )
 
 
 def emotions(folder) -> list[str]:
@@ -181,24 +315,55 @@ def emotions(folder) -> list[str]:
   return sorted(path.stem for path in (epath.Path(folder) / PRIORS).glob('*.npz') if not path.name.startswith('.'))
 
 
-def load_priors(folder) -> dict[str, Prior]:
-  """All priors: emotion -> (mean, standard deviation), float32."""
-  return {emotion: load_prior(folder, emotion) for emotion in emotions(folder)}
+def load_priors(folder, embedder: str = '') -> dict[str, Prior]:
+  """Priors by emotion: (mean, standard deviation), float32.
+
+  Args:
+    folder: the model folder.
+    embedder: a fingerprint leaves out the priors of other embedders; '' keeps all,
+      whether the emotion model of the folder can read them or not.
+  """
+  priors = {}
+  for emotion in emotions(folder):
+    prior, theirs = read_prior(folder, emotion)
+    if not embedder or theirs in ('', embedder):
+      priors[emotion] = prior
+  return priors
 
 
 def load_prior(folder, emotion: str) -> Prior:
-  """The prior of one emotion.
+  """The prior of one emotion, for the emotion model of the folder.
 
   Raises:
-    WeightsError: the folder does not have it (names those it has), or the file is damaged.
+    WeightsError: the folder does not have it (names those it has), the file is damaged, or the emotion model learned
+      on the priors of another embedder.
   """
   if emotion not in emotions(folder):
     known = ', '.join(emotions(folder)) or 'none'
     raise WeightsError(f"there is no emotion '{emotion}' in {folder}; it has: {known}")
+  prior, embedder = read_prior(folder, emotion)
+  learned_on = components(folder).get(EMOTION_MODEL, {}).get('priors', '')
+  if embedder and learned_on and embedder != learned_on:
+    raise WeightsError(
+        f"the emotion '{emotion}' of {folder} comes from the embedder {embedder}, but the "
+        f'emotion model there learned on priors of another one ({learned_on}) and would '
+        'misread it; train the diffusion model with this embedder, or use the priors '
+        'that belong to the model'
+    )
+  return prior
+
+
+def read_prior(folder, emotion: str) -> tuple[Prior, str]:
+  """A prior and the fingerprint of its embedder ('' if unknown), whatever the emotion model of the folder.
+
+  Raises:
+    WeightsError: the file is missing or damaged.
+  """
   path = epath.Path(folder) / PRIORS / f'{emotion}.npz'
   try:
     with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
-      return np.float32(arrays['mu']), np.float32(arrays['sigma'])
+      prior = np.float32(arrays['mu']), np.float32(arrays['sigma'])
+      return prior, str(arrays['embedder']) if 'embedder' in arrays else ''
   except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
     raise WeightsError(f'{path} is no emotion prior (two arrays, mu and sigma); copy the model folder again') from error
 
@@ -213,8 +378,9 @@ def _index(folder) -> dict[str, Any]:
     index['components'], index['settings']  # both are part of the format
   except (ValueError, KeyError, TypeError) as error:
     raise WeightsError(f'{path} is damaged; copy the model folder again') from error
-  if version != FORMAT:
+  if version not in range(1, FORMAT + 1):
     raise WeightsError(f'{path} has format {version}, this program reads {FORMAT}; update the program')
+  index['format'] = FORMAT
   return index
 
 
@@ -224,6 +390,11 @@ def _write_index(folder, index: dict[str, Any]) -> None:
   aside = folder / f'.{INDEX}.part'
   aside.write_text(json.dumps(index, indent=2, sort_keys=True) + '\n')
   aside.replace(folder / INDEX)
+
+
+def _own_checkpoint(entry: Mapping[str, Any] | None) -> str | None:
+  """The checkpoint that the folder of the entry has itself: None for a reference."""
+  return None if entry is None or 'folder' in entry else entry['checkpoint']
 
 
 def _unreadable(path: epath.Path, error: Exception) -> WeightsError:

@@ -40,15 +40,19 @@ def _share_cores() -> None:
 
 
 def train(folder: pathlib.Path, small: bool) -> None:
-  """Runs the three tasks one after the other; each leaves its components in `folder/model`."""
-  from dicetalk_jax import main
+  """Runs the three tasks one after the other, each with the model of the one before, and packs the last model."""
+  from dicetalk_jax import main, model_references
   from dicetalk_jax.training import loop
+  model = ''
   for task in TASKS:
     config = importlib.import_module(f'configs.{task}').get_config('tiny')
     if small:
       smallest(config)
+    config.model = str(model)
     with _stage(f'training the {task}, {config.total_steps} steps'):
       loop.train(main.task_class(task), config, folder / task)
+    model = folder / task / 'model'
+  model_references.pack(model, folder / 'model', overwrite=True)
 
 
 def scenes(size: int) -> tuple[int, list]:

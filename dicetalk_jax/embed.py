@@ -51,6 +51,8 @@ def main(argv: list[str]) -> None:
   frames = common_frames(None if seen is None else len(seen), None if wave is None else audio.audio_len(len(wave)))
 
   embedder = Network.load(flags.model, 'embedder')
+  if flags.save:
+    bundle.check_replaceable(flags.model, [flags.save], embedder.fingerprint)
   states = np.zeros((0, config.whisper_states, config.whisper_dim), np.float32)
   if wave is not None:
     states = compute.speech_states(Network.load(flags.model, 'whisper'), wave, frames)
@@ -60,14 +62,19 @@ def main(argv: list[str]) -> None:
   mu, sigma = compute.gaussian(embedder, seen, states)
   print(f'prior of {frames / 25:.1f} s of {parts}: mean of norm {np.linalg.norm(mu):.2f}, '
         f'deviation {sigma.mean():.3f} on average')
-  if near := nearest(mu, bundle.load_priors(flags.model)):
+  if near := nearest(mu, bundle.load_priors(flags.model, embedder.fingerprint)):
     print('nearest emotions: ' + ', '.join(f'{name} {cosine:+.2f}' for name, cosine in near[:NEAREST]))
   if flags.output:
-    prior_file.write(flags.output, (mu, sigma))
+    prior_file.write(flags.output, (mu, sigma), embedder.fingerprint)
     print(f'wrote {flags.output}')
   if flags.save:
-    bundle.save_priors(flags.model, {flags.save: (mu, sigma)})
-    print(f'saved in {flags.model}; use it with python -m dicetalk_jax.generate --emotion={flags.save}')
+    bundle.save_priors(flags.model, {flags.save: (mu, sigma)}, embedder.fingerprint)
+    learned_on = known.get(bundle.EMOTION_MODEL, {}).get('priors', '')
+    if learned_on in ('', embedder.fingerprint):
+      print(f'saved in {flags.model}; use it with python -m dicetalk_jax.generate --emotion={flags.save}')
+    else:
+      print(f'saved in {flags.model}, whose emotion model learned on priors of another embedder: train the diffusion '
+            'model with this one before you generate')
 
 
 Modalities = tuple[np.ndarray | None, np.ndarray | None]  # seen and heard; None where it is not given

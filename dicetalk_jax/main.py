@@ -29,7 +29,8 @@ USAGE = """\
 usage: python -m dicetalk_jax.main --config=FILE[:PRESET,...] --workdir=DIR [--config.KEY=VALUE ...]
   --config      configs/autoencoder.py, configs/embedder.py or configs/diffusion.py, with presets that combine:
                 'tiny', and variants and ablations that the file lists (configs/diffusion.py:tiny,abl_no_bank)
-  --workdir     checkpoints, metrics and pictures go here; the same command again resumes the run
+  --workdir     checkpoints, metrics, pictures and the model go here; the same command again resumes the run
+  --config.model=DIR              model folder with what is not trained; it is read only
   --config.multihost=True         one of several processes that train together; see docs/scale.md
   --coordinator=HOST:PORT --processes=N --process=I     by hand, where no cluster says which processes there are
   --[no]tensorboard               event files for TensorBoard in the work directory (default: yes)

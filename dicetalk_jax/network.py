@@ -3,8 +3,6 @@
 from collections.abc import Callable
 import dataclasses
 import functools
-import hashlib
-import json
 from typing import Any
 
 from flax import nnx
@@ -59,7 +57,4 @@ class Network:
   @functools.cached_property
   def fingerprint(self) -> str:
     """Names what the component computes: equal for equal configuration and parameters."""
-    digest = hashlib.sha256(json.dumps(self.config.to_json(), sort_keys=True).encode())
-    for key in sorted(self.params):
-      digest.update(np.ascontiguousarray(self.params[key]))
-    return digest.hexdigest()[:16]
+    return bundle.fingerprint(self.config.to_json(), self.params)

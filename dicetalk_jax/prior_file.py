@@ -9,7 +9,7 @@ import io
 import pathlib
 import pickle
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,23 @@ from dicetalk_jax.media.aside import written_aside
 Prior = tuple[np.ndarray, np.ndarray]
 
 MU, SIGMA = 'mu', 'sigma'
+EMBEDDER = 'embedder'
 MAX_BYTES = 1 << 20  # a prior has 256 numbers
 TYPES = ('f2', 'f4', 'f8')
+
+
+class PriorFile(NamedTuple):
+  """A file that was read.
+
+  Attributes:
+    prior: mean and deviation, float32 `[d]` each; deviation 0 where the file has none: the published ones.
+    embedder: fingerprint of the embedder that made it; '' where the file does not tell.
+    others: names of what else the file holds, which nothing uses.
+  """
+
+  prior: Prior
+  embedder: str
+  others: list[str]
 
 
 class _Forbidden(Exception):
@@ -79,12 +94,8 @@ class _ArraysOnly(pickle.Unpickler):
     raise ValueError('a persistent id')
 
 
-def read(path: pathlib.Path) -> tuple[Prior, list[str]]:
-  """One prior.
-
-  Returns:
-    Mean and deviation, float32 `[d]` each (deviation 0 where the file has none: the published ones), and the names of
-    what else the file holds, which nothing uses.
+def read(path: pathlib.Path) -> PriorFile:
+  """Reads one prior.
 
   Raises:
     InputError: the file is missing or damaged.
@@ -110,11 +121,16 @@ def read(path: pathlib.Path) -> tuple[Prior, list[str]]:
   sigma = np.float32(content[SIGMA]).reshape(-1) if SIGMA in content else np.zeros_like(mu)
   if mu.shape != sigma.shape or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
     raise WeightsError(f'{path} has values that are not finite, or a deviation of another size; get it again')
-  return (mu, sigma), sorted(content.keys() - {MU, SIGMA})
+  embedder = content.get(EMBEDDER)
+  return PriorFile(
+      prior=(mu, sigma),
+      embedder=embedder if isinstance(embedder, str) else '',
+      others=sorted(content.keys() - {MU, SIGMA, EMBEDDER}),
+  )
 
 
-def _content(file: io.BytesIO) -> dict[str, np.ndarray]:
-  """What the file holds, by name."""
+def _content(file: io.BytesIO) -> dict[str, np.ndarray | str | None]:
+  """What the file holds, by name: numbers and text; None for all else."""
   version = np.lib.format.read_magic(file)
   reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
   shape, _, dtype = reader(file)
@@ -124,20 +140,30 @@ def _content(file: io.BytesIO) -> dict[str, np.ndarray]:
   whole = _ArraysOnly(file).load()
   if (shape, whole.shape) != ((), ()) or whole.type.kind != 'O8' or len(whole.content) != 1:
     raise ValueError('an object array that holds no dict')
-  content = {str(name): x.numbers() if name in (MU, SIGMA) else None for name, x in dict(whole.content[0]).items()}
+  content = {}
+  for name, value in dict(whole.content[0]).items():
+    if name in (MU, SIGMA):
+      content[str(name)] = value.numbers()
+    else:
+      content[str(name)] = value if isinstance(value, str) else None
   return {MU: content.pop(MU)} | content
 
 
-def write(path: pathlib.Path, prior: Prior) -> None:
+def write(path: pathlib.Path, prior: Prior, embedder: str = '') -> None:
   """The file for the original program: `numpy.load(path, allow_pickle=True).item()['mu']`; float32 `[1,d]`.
 
-  A deviation is written only if there is one; the original program ignores it.
+  A deviation, and the fingerprint of the embedder, are written only if there is one; the original program ignores
+  them.
 
   Raises:
     InputError: the place cannot be written to.
   """
   mu, sigma = (np.float32(x).reshape(1, -1) for x in prior)
-  content: Mapping[str, Any] = {MU: mu, **({SIGMA: sigma} if sigma.any() else {})}
+  content: dict[str, Any] = {MU: mu}
+  if sigma.any():
+    content[SIGMA] = sigma
+  if embedder:
+    content[EMBEDDER] = embedder
   with written_aside(path) as part, part.open('wb') as file:
     np.save(file, np.array(content, object), allow_pickle=True)
 
@@ -155,8 +181,13 @@ def make_folder(folder: pathlib.Path) -> None:
     raise InputError(f'cannot write into {folder}: {error.strerror}; choose another folder') from error
 
 
-def write_all(folder: pathlib.Path, priors: Mapping[str, Prior]) -> None:
-  """One file for each emotion, `EMOTION.npy`; see `write` and `make_folder`."""
+def write_all(folder: pathlib.Path, priors: Mapping[str, tuple[Prior, str]]) -> None:
+  """Writes one file for each emotion, `EMOTION.npy`; see `write` and `make_folder`.
+
+  Args:
+    folder: made if missing.
+    priors: emotion -> (prior, fingerprint of its embedder or '').
+  """
   make_folder(folder)
-  for emotion, prior in priors.items():
-    write(folder / f'{emotion}.npy', prior)
+  for emotion, (prior, embedder) in priors.items():
+    write(folder / f'{emotion}.npy', prior, embedder)

@@ -18,8 +18,9 @@ from dicetalk_jax.training.priors import averaged_clips, mean_gaussians
 USAGE = """\
 usage: python -m dicetalk_jax.priors --model=DIR --data=DIR [--datasets=DIR,DIR] [--split=train] [--by_intensity]
            [--output=DIR]
-  --model         model folder with embedder and whisper; gets one prior per emotion, in place of its old ones: the mean
-                  of the clips that show it most strongly, as weak levels of different emotions look alike
+  --model         model folder with embedder and whisper; gets one prior per emotion, in place of older ones of this
+                  embedder (those of another are never replaced): the mean of the clips that show it most strongly, as
+                  weak levels of different emotions look alike
   --data          root of the data sets, as config.data.dir; the priors of their clips are kept below it
   --datasets      folders of prepared data sets; all that are below --data if not given
   --split         'train' (default), 'val' or 'test'
@@ -47,15 +48,18 @@ def main(argv: list[str]) -> None:
     prior_file.make_folder(flags.output)
 
   networks = {name: Network.load(flags.model, name) for name in ('embedder', 'whisper')}
+  tables = [source.table for source in labelled]
+  clips = averaged_clips(tables, flags.by_intensity)
+  embedder = networks['embedder'].fingerprint
+  bundle.check_replaceable(flags.model, clips, embedder)
   features = [compute.Features(networks, source, flags.data / 'features').ready('prior')['prior']
               for source in labelled]
-  tables = [source.table for source in labelled]
   priors = mean_gaussians(features, tables, flags.by_intensity)
-  bundle.save_priors(flags.model, priors)
-  clips = np.any([*averaged_clips(tables, flags.by_intensity).values()], axis=0).sum()
-  print(f'wrote {len(priors)} priors of {clips} clips to {flags.model}: {", ".join(priors)}')
+  bundle.save_priors(flags.model, priors, embedder)
+  count = np.any([*clips.values()], axis=0).sum()
+  print(f'wrote {len(priors)} priors of {count} clips to {flags.model}: {", ".join(priors)}')
   if flags.output:
-    prior_file.write_all(flags.output, priors)
+    prior_file.write_all(flags.output, {name: (prior, embedder) for name, prior in priors.items()})
     print(f'wrote {len(priors)} files to {flags.output}')
 
 

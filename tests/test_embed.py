@@ -15,6 +15,7 @@ from data_pipelines.record import UNKNOWN
 from data_pipelines.source import ClipSource
 from data_pipelines.synthetic.clip import make_clip
 from dicetalk_jax import bundle, command, embed, prior_file, priors
+from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.media.video import write_video
 from dicetalk_jax.models import core, registry
 from dicetalk_jax.network import Network
@@ -198,6 +199,30 @@ def test_an_emotion_is_replaced_on_request_only(model, clip, run, refuses):
   assert (bundle.load_prior(model, 'happy')[0] != before).any()
 
 
+def test_priors_of_another_embedder_are_never_replaced(model, clip, run, refuses, data):
+  """They are those that the emotion model learned on."""
+  theirs = bundle.load_prior(model, 'happy')
+  bundle.save_priors(model, {'happy': theirs}, 'abc')
+  sentence = "has the emotion 'happy' of another embedder (abc, not "
+  refuses(sentence, embed, model=model, audio=clip / 'speech.wav', save='happy', overwrite=True)
+  refuses(sentence, priors, model=model, data=data)
+  np.testing.assert_array_equal(bundle.load_prior(model, 'happy'), theirs)
+
+
+def test_priors_name_their_embedder_and_the_emotion_model_that_cannot_read_them(model, clip, run):
+  embedder = bundle.components(model)['embedder']['fingerprint']
+  assert embedder == Network.load(model, 'embedder').fingerprint
+  bundle.save_component(model, 'emo_model', {}, {'x': np.zeros(1)}, {}, priors=embedder)
+  flags = dict(model=model, audio=clip / 'speech.wav', save='me', overwrite=True)
+  assert '--emotion=me' in run(embed, **flags)
+  assert bundle.read_prior(model, 'me')[1] == embedder
+  bundle.load_prior(model, 'me')
+  bundle.save_component(model, 'emo_model', {}, {'x': np.zeros(1)}, {}, priors='abc')
+  assert 'learned on priors of another embedder: train the diffusion model' in run(embed, **flags)
+  with pytest.raises(WeightsError, match=f"'me' of .* comes from the embedder {embedder}, .* .abc. and would misread"):
+    bundle.load_prior(model, 'me')
+
+
 def array(values):
   return lambda path: np.save(path, values)
 
@@ -226,7 +251,7 @@ def test_bad_flags(model, clip, refuses, tmp_path):
   refuses("--save='../x' is no name", embed, **good, save='../x')
   refuses('end the name in .npy', embed, **good, output=tmp_path / 'x.pt')
   refuses('no model folder', embed, **good | dict(model=tmp_path / 'nowhere'))
-  refuses('There is no recording', embed, **good | dict(audio='nowhere.wav'))
+  refuses('there is no recording', embed, **good | dict(audio='nowhere.wav'))
   tiny.write_speech(tmp_path / 'blip.wav', tiny.speech(0.03))
   refuses('shorter than a frame', embed, **good | dict(audio=tmp_path / 'blip.wav'))
   refuses('--expression_fps=0 is no rate', embed, **good, expression=clip / 'expression.npy', expression_fps=0)

@@ -21,6 +21,7 @@ from dicetalk_jax.errors import InputError
 
 LAYOUT = 'videos, and labels.csv with a column `file`'
 LABELS = 'labels.csv'
+PATHS = {'file', 'audio', 'expression'}
 COLUMNS = ('file', 'identity', 'emotion', 'intensity', 'split', 'audio', 'expression', 'start', 'end', 'text')
 
 
@@ -62,7 +63,12 @@ def _rows(tree: Tree, labels: str) -> list[dict[str, str]]:
   if 'file' not in names or (unknown := sorted(set(names) - set(COLUMNS))):
     wrong = f'column {unknown[0]!r} is not known' if 'file' in names else 'the column `file` is missing'
     raise InputError(f'{labels}: {wrong}; columns are {", ".join(COLUMNS)}')
-  return [{key: value.strip() for key, value in row.items() if key and value and value.strip()} for row in reader]
+  rows = [{key: value.strip() for key, value in row.items() if key and value and value.strip()} for row in reader]
+  for row in rows:
+    for name in PATHS & row.keys():
+      if row[name] not in tree:  # a table made on Windows
+        row[name] = row[name].replace('\\', '/')
+  return rows
 
 
 def _clip(row: Mapping[str, str], place: str, expressions: Tree | None) -> ClipFile:
@@ -80,7 +86,7 @@ def _clip(row: Mapping[str, str], place: str, expressions: Tree | None) -> ClipF
     return value
 
   def path(name: str) -> str:
-    return posixpath.normpath(row[name].replace('\\', '/')) if name in row else ''
+    return posixpath.normpath(row[name]) if name in row else ''
 
   if 'file' not in row:
     refuse('no file is named')

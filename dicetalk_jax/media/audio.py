@@ -1,4 +1,4 @@
-"""Sound files to 16 kHz waves, log-mel windows for Whisper, and its states cut per video frame.
+"""Audio files to 16 kHz waves, log-mel windows for Whisper, and its states cut per video frame.
 
 Clocks: 16000 samples, 100 mel frames, 50 Whisper positions, 25 units of `audio_len`, and (with step 2) 12.5 video
 frames per second.
@@ -7,12 +7,17 @@ frames per second.
 from collections.abc import Iterator
 import functools
 import itertools
+import math
+import operator
 import os
+import sys
 import threading
 
 import numpy as np
+import soxr
 
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.media.audio_blocks import mono_blocks
 
 RATE = 16000  # samples per second
 WINDOW = 30 * RATE  # samples per Whisper window
@@ -29,125 +34,79 @@ class SilentError(InputError):
 
 
 def load_audio(path: str | os.PathLike) -> np.ndarray:
-  """Reads the sound of an audio or video file.
+  """Reads the audio of an audio or video file.
 
-  The published reading, librosa's: channels averaged, resampled by soxr at high quality.
+  The reading of the reference implementation, librosa's, to the sample: channels
+  averaged, resampled by soxr at high quality. Files that hold more than their header
+  says are read whole: joined recordings one after another, each at its own rate.
 
   Args:
-    path: anything libsndfile or FFmpeg decodes (wav, flac, ogg, mp3, m4a, mp4, ...).
+    path: anything libsndfile or FFmpeg decodes (wav, flac, ogg, mp3, m4a, mp4, ...). Of
+      several audio tracks the first is read, from its first sample on.
 
   Returns:
     float32 `[samples]` in [-1,1], 16 kHz mono.
 
   Raises:
-    InputError: the file is missing, holds no sound that can be decoded, is empty or (SilentError) silent.
+    InputError: the file is missing, its audio cannot be decoded, is empty, holds numbers
+      that are not finite or (SilentError) is silent.
   """
-  if not os.path.isfile(path):
-    raise InputError(f'There is no recording at {path}; check the path.')
-  wave, rate = _decode(path)
-  wave = wave.mean(axis=1)
+  wave = load_span(path)
   if not wave.size:
-    raise InputError(f'The recording {path} is empty; give one with speech.')
-  if not np.isfinite(wave).all():
-    raise InputError(f'The recording {path} holds samples that are not numbers; export it again.')
-  if rate != RATE:
-    wave = _resample(wave, rate)
+    raise InputError(f'the recording {path} is empty; give one with speech')
   if np.abs(wave).max() < SILENCE:
-    raise SilentError(f'The recording {path} is silent; give one with speech.')
+    raise SilentError(f'the recording {path} is silent; give one with speech')
   return wave
 
 
-def load_span(path: str | os.PathLike, start: float, end: float) -> np.ndarray:
-  """What `load_audio` reads from `start` to `end` seconds, equal to the sample, while nothing else is held in memory.
+def load_span(
+    path: str | os.PathLike, start: float = 0.0, end: float = math.inf
+) -> np.ndarray:
+  """Reads from `start` to `end` seconds and holds nothing else in memory.
 
-  Decoding begins with the file all the same: few codecs give the same samples after a jump.
+  The samples equal those of `load_audio`. Decoding begins with the file all the same:
+  few codecs give the same samples after a jump.
 
   Returns:
-    float32 `[samples]` in [-1,1], 16 kHz mono; fewer where the recording ends before. Silence is no error here.
+    float32 `[samples]` in [-1,1], 16 kHz mono; fewer where the recording ends before.
+    Silent and empty ones are returned as they are.
 
   Raises:
-    InputError: the file holds no sound that can be decoded.
+    InputError: the file is missing, or its audio cannot be decoded or holds numbers
+      that are not finite.
   """
-  first, last = round(start * RATE), round(end * RATE)
-  kept, done, read, stream = [], 0, 0, None
-
-  def keep(wave: np.ndarray):
-    nonlocal done
-    if len(part := wave[max(0, first - done):max(0, last - done)]):
+  first = round(start * RATE)
+  last = sys.maxsize if math.isinf(end) else round(end * RATE)
+  kept, done = [np.zeros(0, np.float32)], 0
+  for wave in _waves(path):
+    part = wave[max(0, first - done):max(0, last - done)]
+    if len(part):
       kept.append(part.copy())  # a view would hold the block
     done += len(wave)
-
-  for block, rate in _blocks(path):
-    read += len(block)
-    wave = block.mean(axis=1)
-    if rate != RATE:
-      import soxr
-      stream = stream or soxr.ResampleStream(rate, RATE, 1, dtype='float32', quality='HQ')
-      wave = stream.resample_chunk(wave)
-    keep(wave)
     if done >= last:
       break
-  else:
-    if stream:
-      rest = -(-read * RATE // rate) - done  # as `_resample` counts
-      wave = stream.resample_chunk(np.zeros(0, np.float32), last=True)[:rest]
-      keep(np.pad(wave, (0, rest - len(wave))))
-  wave = np.concatenate(kept) if kept else np.zeros(0, np.float32)
-  if not np.isfinite(wave).all():
-    raise InputError(f'The recording {path} holds samples that are not numbers; export it again.')
-  return wave
+  return np.concatenate(kept)
 
 
-def _blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
-  """(float32 `[samples,channels]`, rate) of one part after another."""
-  import soundfile
-  try:
-    file = soundfile.SoundFile(path)
-  except soundfile.LibsndfileError:
-    yield from _ffmpeg_blocks(path)
-    return
-  try:
-    with file:
-      for block in file.blocks(1 << 16, dtype='float32', always_2d=True):
-        yield block, file.samplerate
-  except soundfile.LibsndfileError as error:
-    raise InputError(f'{path} cannot be decoded as sound; convert it to wav, flac, mp3 or m4a.') from error
+def _waves(path: str | os.PathLike) -> Iterator[np.ndarray]:
+  """float32 `[samples]`, 16 kHz mono: one block after another."""
+  for rate, blocks in itertools.groupby(mono_blocks(path), operator.itemgetter(1)):
+    waves = (wave for wave, _ in blocks)
+    yield from waves if rate == RATE else _resampled(waves, rate)
 
 
-def _decode(path: str | os.PathLike) -> tuple[np.ndarray, int]:
-  """float32 `[samples,channels]` at the rate of the file."""
-  import soundfile
-  try:
-    return soundfile.read(path, dtype='float32', always_2d=True)
-  except soundfile.LibsndfileError:
-    parts = list(_ffmpeg_blocks(path))
-    if not parts:
-      return np.zeros((0, 1), np.float32), RATE
-    return np.concatenate([block.T for block, _ in parts], axis=1).T, parts[0][1]
-
-
-def _ffmpeg_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
-  """`_blocks` of the first sound track of a container that libsndfile does not know (mp4, m4a, mkv, ...)."""
-  import av
-  try:
-    # A playlist must not make the decoder fetch addresses.
-    with av.open(os.fspath(path), options={'protocol_whitelist': 'file'}) as container:
-      if not container.streams.audio:
-        raise InputError(f'{path} has no sound track; give a recording of speech.')
-      stream = container.streams.audio[0]
-      planar = av.AudioResampler(format='fltp')
-      for frame in itertools.chain(container.decode(stream), [None]):  # None gives what is left
-        for out in planar.resample(frame):
-          yield out.to_ndarray().T, stream.rate
-  except av.FFmpegError as error:
-    raise InputError(f'{path} cannot be decoded as sound; convert it to wav, flac, mp3 or m4a.') from error
-
-
-def _resample(wave: np.ndarray, rate: int) -> np.ndarray:
-  import soxr
-  samples = -(-len(wave) * RATE // rate)
-  wave = soxr.resample(wave, rate, RATE, quality='HQ')[:samples]
-  return np.pad(wave, (0, samples - len(wave)))
+def _resampled(waves: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:
+  """Blocks at 16 kHz from blocks at `rate`, with as many samples as librosa gives."""
+  stream = soxr.ResampleStream(rate, RATE, 1, dtype='float32', quality='HQ')
+  read = done = 0
+  for wave in waves:
+    read += len(wave)
+    wave = stream.resample_chunk(wave)
+    done += len(wave)
+    yield wave
+  rest = -(-read * RATE // rate) - done
+  wave = stream.resample_chunk(np.zeros(0, np.float32), last=True)[:rest]
+  yield np.pad(wave, (0, rest - len(wave)))
 
 
 def begin_at(wave: np.ndarray, seconds: float) -> np.ndarray:

@@ -9,6 +9,7 @@ import av
 import numpy as np
 
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.media.file_part import FilePart, open_container
 
 _TIE = 1e-6  # seconds; time stamps that are meant to be equal differ by less
 
@@ -92,12 +93,11 @@ def _opened(path: str | os.PathLike) -> Iterator[tuple[av.container.InputContain
   if not os.path.isfile(path):
     raise InputError(f'video {path} does not exist; check the path')
   try:
-    # A playlist must not make the decoder fetch addresses.
-    with av.open(os.fspath(path), options={'protocol_whitelist': 'file'}) as container:
+    with open(path, 'rb') as file, open_container(FilePart.whole(file)) as container:
       if not container.streams.video:
         raise InputError(f'{path} holds no pictures; give a video file')
       yield container, container.streams.video[0]
-  except (av.error.FFmpegError, StopIteration) as error:
+  except (av.error.FFmpegError, OSError, StopIteration) as error:
     raise InputError(f'{path} cannot be read as a video; is it whole?') from error
 
 

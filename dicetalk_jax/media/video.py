@@ -12,6 +12,9 @@ import numpy as np
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media.aside import written_aside
+from dicetalk_jax.media.audio import begin_at, load_span
+from dicetalk_jax.media.file_part import FilePart, open_container
+from dicetalk_jax.media.stream import facts
 
 AUDIO_RATE = 16000
 AI_GENERATED = {'comment': 'AI-generated', 'ai_generated': 'true'}  # provenance, on every file by default
@@ -56,7 +59,7 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float, audio: 
   rate = fractions.Fraction(fps).limit_denominator(1001)
 
   with written_aside(path) as part, av.open(
-      str(part), 'w', format='mp4', options={'movflags': 'use_metadata_tags+faststart'}) as container:
+      os.path.abspath(part), 'w', format='mp4', options={'movflags': 'use_metadata_tags+faststart'}) as container:
     container.metadata.update(metadata)
     tracks = [_encode_pictures(container, frames, rate, crf)]
     if audio is not None:
@@ -75,35 +78,29 @@ def read_video(path: str | os.PathLike) -> Video:
   """
   if not os.path.isfile(path):
     raise InputError(f'video {path} does not exist; check the path')
-  pictures, sounds = [], []
+  pictures = []
   try:
-    with av.open(str(path)) as container:
+    with open(path, 'rb') as file, open_container(FilePart.whole(file)) as container:
       if not container.streams.video:
         raise InputError(f'{path} holds no pictures; give a video file')
       stream = container.streams.video[0]
       stream.thread_type = 'AUTO'
       rate = stream.average_rate or stream.guessed_rate
-      tracks = [stream, *container.streams.audio[:1]]
-      for packet in container.demux(tracks):
+      has_audio = bool(container.streams.audio)
+      for packet in container.demux(stream):
         if packet.is_corrupt:
           raise InputError(f'{path} breaks off in the middle; copy or download it again')
-        for frame in packet.decode():
-          if packet.stream is stream:
-            pictures.append((frame.time or 0., frame.to_ndarray(format='rgb24')))
-          else:
-            sounds.append(frame)
-      sound = _mono(sounds)
-  except av.error.FFmpegError as error:
+        pictures += [frame.to_ndarray(format='rgb24') for frame in packet.decode()]
+  except (av.error.FFmpegError, OSError) as error:
     raise InputError(f'{path} cannot be read as a video ({error.strerror}); is it whole?') from error
   if not pictures or not rate:
     raise InputError(f'{path} holds no pictures; give a video file')
 
-  frames = np.stack([pixels for _, pixels in pictures])
-  if len(tracks) == 1:
+  frames = np.stack(pictures)
+  if not has_audio:
     return Video(frames, float(rate), None)
-  lead = round(((sounds[0].time or 0.) - pictures[0][0]) * AUDIO_RATE) if sounds else 0
-  sound = np.pad(sound, (max(lead, 0), 0))[max(-lead, 0):]
-  return Video(frames, float(rate), fit_length(sound, round(len(frames) / rate * AUDIO_RATE)))
+  wave = begin_at(load_span(path), -facts(path).sound_delay)
+  return Video(frames, float(rate), fit_length(wave, round(len(frames) / rate * AUDIO_RATE)))
 
 
 def _encode_pictures(container, frames: np.ndarray, rate: fractions.Fraction, crf: int) -> Iterator[av.Packet]:
@@ -139,10 +136,3 @@ def _encode_sound(container, audio: np.ndarray, sample_rate: int) -> Iterator[av
     yield from stream.encode(None)
 
   return packets()
-
-
-def _mono(sounds: list[av.AudioFrame]) -> np.ndarray:
-  """Decoded sound in any layout and rate -> float32 [samples], 16 kHz."""
-  resampler = av.AudioResampler(format='fltp', layout='mono', rate=AUDIO_RATE)
-  chunks = [chunk.to_ndarray()[0] for sound in [*sounds, None] for chunk in resampler.resample(sound)] if sounds else []
-  return np.concatenate(chunks) if chunks else np.zeros(0, np.float32)

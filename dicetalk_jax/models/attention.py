@@ -1,4 +1,4 @@
-"""Attention: the one function that picks a kernel, and the two layers of the UNet built on it."""
+"""Attention: the choice of its kernel, and the two layers of the UNet built on it."""
 
 from collections.abc import Sequence
 import functools
@@ -9,24 +9,56 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-# Bytes of float32 logits that may exist at once on a device; beyond, queries are taken in chunks.
+from dicetalk_jax.models.target import Target, current
+
+# Bytes of float32 logits that may exist at once on a device; beyond that, queries are
+# taken in chunks.
 LOGITS_LIMIT = 2 ** 29
 
 KeyValue = tuple[jax.Array, jax.Array]
 
 
-@functools.cache
-def _flash_device() -> bool:
-  """Whether cuDNN's fused attention can run here (CUDA, Ampere or later)."""
-  device = jax.devices()[0]
-  return (jax.default_backend() == 'gpu' and 'cuda' in device.client.platform_version
-          and float(device.compute_capability) >= 8)
+def choose(
+    target: Target, dtype: jnp.dtype, t: int, s: int, d: int, *,
+    logits: int, whole: bool, training: bool) -> str:
+  """The kernel for attention of `t` queries to `s` keys in heads of `d` channels.
+
+  Args:
+    target: the devices that the program is compiled for.
+    dtype: of queries, keys and values.
+    t: number of queries.
+    s: number of keys.
+    d: channels of a head.
+    logits: bytes of all float32 logits on one device.
+    whole: whether each device can have rows of its own, with all their tokens.
+    training: whether there will be a gradient.
+
+  Returns:
+    'cudnn' (fused), 'xla' (whole logits in memory) or 'chunked' (bounded memory).
+  """
+  ampere = target.platform == 'cuda' and target.capability >= 8
+  half = dtype in (jnp.bfloat16, jnp.float16)
+  fits = d % 8 == 0 and d <= 128 and whole
+  # jax refuses the gradient of cuDNN's attention where a length is odd.
+  differentiable = t % 2 == 0 and s % 2 == 0
+  if ampere and half and fits and (differentiable or not training):
+    return 'cudnn'
+  return 'xla' if logits <= LOGITS_LIMIT else 'chunked'
+
+
+def _shared_axes() -> dict[str, int]:
+  """Mesh axes over which the arrays that we see are spread, with their sizes.
+
+  Inside `shard_map` arrays are local.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return {
+      axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes}
 
 
 def _devices() -> int:
-  """Over how many devices the array shapes that we see are spread (inside `shard_map` they are local)."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return math.prod(size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)
+  """Number of devices over which the arrays that we see are spread."""
+  return math.prod(_shared_axes().values())
 
 
 def _pictures_are_split() -> bool:
@@ -34,31 +66,66 @@ def _pictures_are_split() -> bool:
   return jax.sharding.get_abstract_mesh().shape.get('sequence', 1) > 1
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = 'auto') -> jax.Array:
-  """softmax(q k^T / sqrt(d)) v per head, softmax in float32. The only place that chooses how.
+def _query_bytes(q: jax.Array, k: jax.Array) -> int:
+  """Bytes of float32 logits on one device for each query of a head."""
+  return -(-4 * q.shape[0] * q.shape[2] * k.shape[1] // _devices())
+
+
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = 'auto'
+) -> jax.Array:
+  """softmax(q k^T / sqrt(d)) v per head, softmax in float32.
 
   Args:
     q: `[b,t,heads,d]`.
     k: `[b,s,heads,d]`.
     v: `[b,s,heads,d]`.
-    implementation: 'auto', or one of 'xla' (whole logits in memory), 'chunked' (bounded memory, any device) and
-      'cudnn' (fused; NVIDIA GPU, half precision and whole pictures only, raises elsewhere). 'auto' takes the fused
-      kernel where it runs, else the plain one while its logits are small, else chunks.
+    implementation: 'auto', which takes what `choose` says, or the name of a kernel.
+      'cudnn' raises where it cannot run.
 
   Returns:
     `[b,t,heads,d]`.
   """
-  b, t, heads, d = q.shape
-  row = -(-4 * b * heads * k.shape[1] // _devices())  # bytes of logits per query
-  if implementation == 'auto':
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    if half and d % 8 == 0 and d <= 128 and _flash_device() and not _pictures_are_split():
-      implementation = 'cudnn'
-    else:
-      implementation = 'xla' if t * row <= LOGITS_LIMIT else 'chunked'
-  if implementation == 'chunked':
-    return _chunked(q, k, v, chunk=min(t, max(1, LOGITS_LIMIT // row)))
-  return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+  if implementation != 'auto':
+    return _run(implementation, q, k, v)
+  b, t, _, d = q.shape
+  kernel = functools.partial(
+      choose, current(), q.dtype, t, k.shape[1], d, logits=t * _query_bytes(q, k),
+      whole=b % _devices() == 0 and not _pictures_are_split())
+  inference = kernel(training=False)
+  training = kernel(training=True)
+  if inference == training:
+    return _run(inference, q, k, v)
+  return _by_use(inference, training, q, k, v)
+
+
+def _run(kernel: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """Attention by the kernel of that name."""
+  if kernel == 'chunked':
+    room = max(1, LOGITS_LIMIT // _query_bytes(q, k))
+    return _chunked(q, k, v, chunk=min(q.shape[1], room))
+  if kernel == 'cudnn' and _devices() > 1:
+    # It refuses tokens or heads that devices share, and keys laid out unlike queries.
+    rows = jax.P(tuple(_shared_axes()))
+    q, k, v = (lax.with_sharding_constraint(x, rows) for x in (q, k, v))
+  return jax.nn.dot_product_attention(q, k, v, implementation=kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_use(inference: str, training: str, q, k, v) -> jax.Array:
+  """Attention by one kernel, and by another one where there is a gradient."""
+  return _run(inference, q, k, v)
+
+
+def _by_use_forward(inference: str, training: str, q, k, v):
+  return jax.vjp(functools.partial(_run, training), q, k, v)
+
+
+def _by_use_backward(inference: str, training: str, pullback, gradient):
+  return pullback(gradient)
+
+
+_by_use.defvjp(_by_use_forward, _by_use_backward)
 
 
 def _chunked(q: jax.Array, k: jax.Array, v: jax.Array, *, chunk: int) -> jax.Array:

@@ -10,6 +10,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from dicetalk_jax.models import target
 from dicetalk_jax.models.layers import GroupNorm
 
 Conv3x3 = functools.partial(nnx.Conv, kernel_size=(3, 3), padding=1)
@@ -31,10 +32,15 @@ class TemporalConv(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """x `[B,F,H,W,cin]`; returns `[B,F,H,W,cout]`."""
     x, kernel, bias = dtypes.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
-    # On CPU the gradients of the convolution take several times as long as those of the product.
-    form = as_product if jax.default_backend() == 'cpu' else as_convolution
+    form = temporal_form(target.current().platform)
     y = form(x.reshape(*x.shape[:2], -1, x.shape[-1]), kernel[:, 0, 0])
     return y.reshape(*x.shape[:-1], -1) + bias
+
+
+def temporal_form(platform: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """The form of the convolution that suits a platform (`target.PLATFORMS`)."""
+  # On CPUs the gradients of the convolution take several times as long.
+  return as_product if platform == 'cpu' else as_convolution
 
 
 def as_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -24,6 +24,9 @@ class AutoencoderTask(Task):
     self.train, self.val = sources.train_and_val(config, self.data_dir)
     self.reconstruct = jax.jit(self._reconstruct)
 
+  def trained(self) -> tuple[str, ...]:
+    return ('vae',)
+
   def init(self, key: jax.Array) -> core.Params:
     """Parameters `vae.*`: from `init_from`, or drawn."""
     if self.config.init_from:
@@ -80,5 +83,6 @@ class AutoencoderTask(Task):
     else:
       batch = next(iter(loader.frames_loader(self.train, batch=32, frames=1, step=1, seed=2)))['video']
       scaling_factor = float(1 / np.std(parallel.fetch(self.reconstruct(params, batch)[0])))
-    bundle.save_component(self.model_dir, 'vae', self.config.vae.to_dict() | {'scaling_factor': scaling_factor},
-                          core.under('vae', params), sources.provenance(self))
+    config = registry.config_of('vae', self.config.vae.to_dict() | {'scaling_factor': scaling_factor})
+    bundle.save_component(self.model_dir, 'vae', config.to_json(), core.under('vae', params),
+                          sources.provenance(self))

@@ -6,6 +6,7 @@ from etils import epath
 import grain
 from orbax.checkpoint import v1 as ocp
 
+from dicetalk_jax import orbax_paths
 from dicetalk_jax.training.state import TrainState
 
 save_policies = ocp.training.save_decision_policies
@@ -34,8 +35,9 @@ class Checkpoints:
     handlers.add(ocp.handlers.JsonHandler, checkpointable_name='data')  # one position for all processes
     context = ocp.Context()
     context.checkpointables.registry = handlers
+    self._folder = epath.Path(folder)
     self._orbax = ocp.training.Checkpointer(
-        epath.Path(folder), context=context, preservation_policy=keep_policies.AnyPreservationPolicy(kept),
+        orbax_paths.plain(self._folder), context=context, preservation_policy=keep_policies.AnyPreservationPolicy(kept),
         save_decision_policy=save_policies.FixedIntervalPolicy(1),  # the loop decides when
         cleanup_tmp_directories=True)
 
@@ -68,6 +70,8 @@ class Checkpoints:
 
     Mesh and number of processes may differ from those that saved. `data` is set to its saved position in place.
     """
+    step = self.latest if step is None else step
+    orbax_paths.mend(self._folder / str(step))
     restored = self._orbax.load_checkpointables(step, dict(state=target, data=None))
     data.set_state(restored['data'])
     return restored['state']

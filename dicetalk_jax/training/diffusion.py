@@ -11,7 +11,7 @@ from data_pipelines import compute, loader
 from data_pipelines import record as clip_record
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.diffusion import sampler
-from dicetalk_jax.errors import ConfigError
+from dicetalk_jax.errors import ConfigError, WeightsError
 from dicetalk_jax.media import sheet
 from dicetalk_jax.media.video import Video
 from dicetalk_jax.models import core, registry
@@ -51,7 +51,7 @@ class DiffusionTask(Task):
     self._check_held()
     self.has_emotion = 'emo_model' in config
     self.prior_of = config.emotion.emo_ref if self.has_emotion else 'none'
-    bundle.require(self.model_dir, 'vae', *['embedder'] * self.has_emotion)  # before data is made
+    self._check_model()  # before data is made
     self.train, self.val = sources.train_and_val(config, self.data_dir)
     random = config.get('frozen', {})
     self.vae = Network.load(self.model_dir, 'vae')
@@ -59,6 +59,7 @@ class DiffusionTask(Task):
     self.tower = networks.ensure(self.model_dir, 'image_encoder', random.get('image_encoder'), seed=2)
     self.embedder = Network.load(self.model_dir, 'embedder') if self.has_emotion else None
     self._check_fit()
+    self._check_priors()
     self._loss = DiffusionLoss(config, {name: graph for name, (graph, _) in abstract.items()}, self.scaling_factor)
     self.parts = {split: [self._part(part) for part in parts]
                   for split, parts in (('train', self.train), ('val', self.val))}
@@ -73,15 +74,49 @@ class DiffusionTask(Task):
   def scaling_factor(self) -> float:
     return self.vae.config.scaling_factor
 
+  def trained(self) -> tuple[str, ...]:
+    return tuple(name for name in TRAINED if name in self.config)
+
+  def _check_model(self):
+    """Refuses to start without the components that are never drawn at random."""
+    names = ('vae', 'embedder') if self.has_emotion else ('vae',)
+    if not self.config.model:
+      raise ConfigError(
+          f'config.model is missing: the diffusion task needs the {" and the ".join(names)} '
+          'of a model folder; name one, such as --config.model=runs/embedder/model'
+      )
+    bundle.require(self.config.model, *names)
+
   def _check_held(self):
     """Refuses to hold parameters at random values."""
     c = self.config
     known = bundle.components(c.init_from) if c.init_from else {}
-    names = [f'{name}.{key}' for name, target in self.targets.items() for key in target]
-    held = partition(dict.fromkeys(names), c.trainable, sets=self.sets)[1] if c.trainable else names
+    held = self._held()
     if random := [name for name in held if name.partition('.')[0] not in known]:
       raise ConfigError(f"config.trainable={c.trainable} would hold {len(random)} parameters, such as '{random[0]}', "
                         'at random values; name a model folder that has them with config.init_from, or train all')
+
+  def _held(self) -> list[str]:
+    """Names of the parameters that are not trained."""
+    names = [f'{name}.{key}' for name, target in self.targets.items() for key in target]
+    if not self.config.trainable:
+      return names
+    return list(partition(dict.fromkeys(names), self.config.trainable, sets=self.sets)[1])
+
+  def _check_priors(self):
+    """Refuses an emotion model that stays as it is, but learned on the priors of another embedder."""
+    name = bundle.EMOTION_MODEL
+    own = {f'{name}.{key}' for key in self.targets.get(name, ())}
+    if not own or not own <= set(self._held()):
+      return
+    learned_on = bundle.components(self.config.init_from)[name].get('priors', '')
+    if learned_on not in ('', self.embedder.fingerprint):
+      raise WeightsError(
+          f'the emotion model of {self.config.init_from} learned on priors of another '
+          f'embedder ({learned_on}) than that of {self.config.model} '
+          f'({self.embedder.fingerprint}); train it too with config.trainable, or name a '
+          'model folder with its embedder in config.model'
+      )
 
   def _check_fit(self):
     """Refuses parts that do not fit each other, before anything is computed."""
@@ -214,8 +249,14 @@ class DiffusionTask(Task):
   def export(self, params) -> None:
     """Writes the trained components, and the settings that sampling needs."""
     for name in self.builds:
-      bundle.save_component(self.model_dir, name, registry.config_of(name, self.config[name].to_dict()).to_json(),
-                            core.under(name, params), sources.provenance(self))
+      bundle.save_component(
+          self.model_dir,
+          name,
+          registry.config_of(name, self.config[name].to_dict()).to_json(),
+          core.under(name, params),
+          sources.provenance(self),
+          priors=self.embedder.fingerprint if name == bundle.EMOTION_MODEL else None,
+      )
     data = self.config.data
     downsampling = 2 ** (len(self.vae.config.block_out_channels) - 1)
     bundle.save_settings(self.model_dir, {

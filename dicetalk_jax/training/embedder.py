@@ -159,7 +159,8 @@ class EmbedderTask(Task):
     parts = self._labelled(self.parts['train'])[0]
     networks = dict(whisper=self.whisper, embedder=embedder)
     statistics = [self._features(part, **networks).ready('prior')['prior'] for part in parts]
-    bundle.save_priors(self.model_dir, mean_gaussians(statistics, [part.source.table for part in parts]))
+    priors = mean_gaussians(statistics, [part.source.table for part in parts])
+    bundle.save_priors(self.model_dir, priors, embedder.fingerprint, replace=True)
 
 
 def _moments(clips: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

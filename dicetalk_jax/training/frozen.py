@@ -23,8 +23,10 @@ def ensure(folder, name: str, random: Mapping[str, Any] | None, seed: int) -> Ne
   """
   if name not in bundle.components(folder):
     if random is None:
-      raise WeightsError(f'{folder} has no {name}; convert the published weights into it with python -m convert, '
-                         'or name another model folder with --config.model')
+      raise WeightsError(
+          f'{folder} has no {name}; name a model folder that has one with --config.model '
+          '(python -m convert makes one from the published weights)'
+      )
     config = registry.config_of(name, random).to_json()
     params = core.init_params(registry.builder(name, config), jax.random.key(seed))
     bundle.save_component(folder, name, config, params, {'source': f'random, seed {seed}'})

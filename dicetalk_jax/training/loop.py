@@ -12,11 +12,13 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 import ml_collections
+import optax
 
 from dicetalk_jax import parallel
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.training import lora
 from dicetalk_jax.training.checkpoint import Checkpoints, has_checkpoint
+from dicetalk_jax.training.lock import Lock, hold
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
 from dicetalk_jax.training.prefetch import prefetched
 from dicetalk_jax.training.profile import Profiler, check_span
@@ -41,7 +43,7 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
   Args:
     task_class: constructed as `task_class(config, mesh, workdir)`.
     config: see `configs/common.py`.
-    workdir: gets config.json, checkpoints/, metrics.jsonl, pictures/, curves.png.
+    workdir: gets config.json, checkpoints/, metrics.jsonl, pictures/, curves.png; lock.json says who runs there.
     make_writer: from the work directory to a writer of TensorBoard files; called on process 0 when the run begins.
     mesh: default `config.mesh` over all devices.
     profile: first and last step of a profile, written to profile/ in the work directory.
@@ -50,7 +52,7 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
     The final state.
 
   Raises:
-    ConfigError, MeshError: before anything is computed.
+    ConfigError, MeshError: before anything is computed; also where another run is alive in `workdir`.
     DivergedError: the loss is no longer a number. The last good checkpoint stays.
   """
   _check(config)
@@ -58,8 +60,16 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
   mesh = parallel.make_mesh(**config.mesh) if mesh is None else mesh
   parallel.check_batch(config.batch_size, mesh, config.accum)
   tx = make_optimizer(config.optim, config.total_steps, task_class.new_modules)
-  learning_rate = jax.jit(make_schedule(config.optim, config.total_steps))
   workdir = open_workdir(workdir)
+  with hold(workdir) as lock:  # before anything else in there is touched
+    return _train(task_class, config, workdir, make_writer, mesh, profile, tx, lock)
+
+
+def _train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: epath.Path,
+           make_writer: Callable[[epath.Path], Writer] | None, mesh: Mesh, profile: tuple[int, int] | None,
+           tx: optax.GradientTransformation, lock: Lock) -> TrainState:
+  """`train`, in a work directory that is ours alone."""
+  learning_rate = jax.jit(make_schedule(config.optim, config.total_steps))
   folder = workdir / 'checkpoints'
   claim(workdir, config, resuming=has_checkpoint(folder))
 
@@ -110,6 +120,7 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
         due = lambda every: stopping or step == config.total_steps or step % every == 0  # noqa: B023, used at once
         if not any(map(due, (config.log_every, config.eval_every, config.checkpoint_every))):
           continue
+        lock.check()
         means, rate = meter.means()  # raises before a bad state is saved
         tell(step, means, rate)
         save = functools.partial(checkpoints.save, step, state, data) if due(config.checkpoint_every) else None

@@ -55,8 +55,8 @@ def check_start(config: Any, model_dir: os.PathLike) -> None:
   """
   if config.lora.rank and config.init_from and os.path.realpath(config.init_from) == os.path.realpath(model_dir):
     raise ConfigError(f'config.init_from={config.init_from} is the model folder that the run writes to: with '
-                      f'config.lora.rank={config.lora.rank} a run that goes on would add its factors twice; copy '
-                      'the folder and name the copy with --config.model')
+                      f'config.lora.rank={config.lora.rank} a resumed run would add its factors twice; choose '
+                      'another --workdir')
 
 
 def check(trained: Params, config: Any) -> None:

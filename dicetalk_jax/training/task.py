@@ -1,6 +1,7 @@
 """What a training task is. One loop (`training/loop.py`) serves every task."""
 
 import abc
+import os
 from typing import Any, ClassVar
 
 from etils import epath
@@ -8,8 +9,11 @@ import grain
 import jax
 from jax.sharding import Mesh
 
+from dicetalk_jax import model_references
+from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.core import Params
 from dicetalk_jax.training import lora
+from dicetalk_jax.training.checkpoint import has_checkpoint
 from dicetalk_jax.training.report import Picture
 from dicetalk_jax.training.state import TrainState
 
@@ -48,11 +52,26 @@ class Task(abc.ABC):
     self.config, self.mesh, self.workdir = config, mesh, epath.Path(workdir)
     self.frozen: Params = {}
     lora.check_start(config, self.model_dir)
+    self._adopt_model()
 
   @property
   def model_dir(self) -> epath.Path:
-    """The model folder that frozen parts come from and trained parts go to."""
-    return epath.Path(self.config.model or self.workdir.parent / 'model')
+    """The model folder of this run: trained components go there; frozen ones are referred to, in `config.model`."""
+    return self.workdir / 'model'
+
+  def trained(self) -> tuple[str, ...]:
+    """Names of the components that this run trains."""
+    return (self.name,)
+
+  def _adopt_model(self) -> None:
+    """Lets the model folder of this run refer to what `config.model` has and the run does not train."""
+    source = self.config.model
+    if source and os.path.realpath(source) == os.path.realpath(self.model_dir):
+      raise ConfigError(f'config.model={source} is the folder that this run writes; name the model folder that it '
+                        'shall read, or leave config.model out')
+    model_references.adopt(
+        source, self.model_dir, trained=self.trained(), priors='embedder' not in self.trained(),
+        resuming=has_checkpoint(self.workdir / 'checkpoints'))
 
   @property
   def data_dir(self) -> epath.Path:

@@ -59,9 +59,56 @@ def test_both_ways(model, tmp_path, capsys):
 def test_deviations_survive(model, tmp_path):
   bundle.save_priors(model, {'happy': (MU, MU ** 2)})
   assert call('priors', model, tmp_path / 'out') == 0
-  (mu, sigma), others = prior_file.read(tmp_path / 'out/happy.npy')
+  (mu, sigma), embedder, others = prior_file.read(tmp_path / 'out/happy.npy')
   np.testing.assert_array_equal([mu, sigma], [MU, MU ** 2])
-  assert not others
+  assert not others and not embedder
+
+
+def test_a_file_names_the_embedder_that_made_it(model, tmp_path):
+  """The reference implementation reads it all the same."""
+  bundle.save_priors(model, {'happy': (MU, MU ** 2)}, 'abc')
+  assert call('priors', model, tmp_path / 'out') == 0
+  assert prior_file.read(tmp_path / 'out/happy.npy').embedder == 'abc'
+  content = np.load(tmp_path / 'out/happy.npy', allow_pickle=True).item()
+  np.testing.assert_array_equal(content['mu'], MU.reshape(1, -1))
+  bundle.save_component(tmp_path / 'other', 'emo_model', dict(prior_dim=6), {'x': np.zeros(1)}, {})
+  assert call('priors', tmp_path / 'out', tmp_path / 'other') == 0
+  assert bundle.read_prior(tmp_path / 'other', 'happy')[1] == 'abc'
+
+
+def test_priors_of_another_embedder_replace_none(model, tmp_path, capsys):
+  bundle.save_priors(model, {'happy': (MU, MU ** 2), 'sad': (MU, MU)}, 'abc')
+  assert call('priors', model, tmp_path / 'out') == 0
+  other = tmp_path / 'other'
+  bundle.save_component(other, 'emo_model', dict(prior_dim=6), {'x': np.zeros(1)}, {})
+  bundle.save_priors(other, {'sad': (-MU, MU)}, 'def')
+  assert call('priors', tmp_path / 'out', other, '--overwrite') == 2
+  assert "the emotion 'sad' of another embedder (def, not abc)" in capsys.readouterr().err
+  assert bundle.emotions(other) == ['sad']
+  np.testing.assert_array_equal(bundle.load_prior(other, 'sad')[0], -MU)
+
+
+def test_a_trained_model_keeps_the_embedder_of_its_priors_through_the_release_and_back(tmp_path):
+  folders.save_dicetalk(tmp_path / 'release')
+  model, again = tmp_path / 'model', tmp_path / 'again'
+  assert call('dicetalk', tmp_path / 'release', model) == 0
+  config, params = bundle.load_component(model, 'emo_model')
+  bundle.save_component(model, 'emo_model', config, params, {}, priors='abc')
+  bundle.save_priors(model, {'happy': (MU, MU ** 2)}, 'abc')
+  assert call('export', model, tmp_path / 'out') == 0
+  assert call('dicetalk', tmp_path / 'out', again, '--priors', tmp_path / 'out/priors') == 0
+  assert bundle.components(again)['emo_model']['priors'] == 'abc'
+  assert bundle.read_prior(again, 'happy')[1] == 'abc'
+  bundle.load_prior(again, 'happy')
+
+
+def test_an_export_with_priors_that_the_emotion_model_would_misread_is_refused(tmp_path, capsys):
+  folders.save_dicetalk(tmp_path / 'release')
+  assert call('dicetalk', tmp_path / 'release', tmp_path / 'model') == 0
+  bundle.save_priors(tmp_path / 'model', {'happy': (MU, MU ** 2)}, 'abc')
+  assert call('export', tmp_path / 'model', tmp_path / 'out') == 2
+  assert 'learned on priors of another one (released)' in capsys.readouterr().err
+  assert not (tmp_path / 'out').exists()
 
 
 def test_a_whole_conversion_takes_them_along(tmp_path):
@@ -69,8 +116,11 @@ def test_a_whole_conversion_takes_them_along(tmp_path):
   save_published(tmp_path / 'npy/happy.npy')
   assert call('dicetalk', tmp_path / 'release', tmp_path / 'model', '--priors', tmp_path / 'npy') == 0
   assert bundle.emotions(tmp_path / 'model') == ['happy']
+  assert bundle.read_prior(tmp_path / 'model', 'happy')[1] == bundle.RELEASED
+  assert bundle.components(tmp_path / 'model')['emo_model']['priors'] == bundle.RELEASED
   assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
-  assert np.load(tmp_path / 'out/priors/happy.npy', allow_pickle=True).item()['mu'].shape == (1, 6)
+  content = np.load(tmp_path / 'out/priors/happy.npy', allow_pickle=True).item()
+  assert content.keys() == {'mu'} and content['mu'].shape == (1, 6)
 
 
 @pytest.mark.parametrize('protocol', range(2, 5))
@@ -82,7 +132,7 @@ def test_every_spelling_of_an_array(tmp_path, protocol, dtype):
   for mu in (MU.reshape(1, -1), np.asfortranarray(MU)):
     content = np.array({'mu': mu.astype(dtype), 'label': 'x', 'step': 3}, object)
     path.write_bytes(header + pickle.dumps(content, protocol))
-    prior, others = prior_file.read(path)
+    prior, _, others = prior_file.read(path)
     np.testing.assert_array_equal(prior[0], mu.astype(dtype).astype(np.float32).ravel())
     assert others == ['label', 'step']
 

@@ -128,13 +128,26 @@ def test_sound_of_its_own(tmp_path):
 def test_an_interval_has_the_same_sound_as_before(tmp_path, monkeypatch):
   made_clips.write(tmp_path / 'a.mp4', 4.)
   soundfile.write(tmp_path / 'b.wav', tone(4. * 44100 / 16000, 100.), 44100)
+  load_span = audio.load_span
   for sound, start, end in (('', 1., 3.), ('', 0., 2.03), ('', 1.5, 4.), ('b.wav', .31, 2.), ('b.wav', 2., 9.)):
     clip = {'audio': sound, 'start': start, 'end': end}
     (_, ours), = _records(tmp_path, **clip)[0]
     with monkeypatch.context() as patch:
-      patch.setattr(audio, 'load_span', lambda path, start, end: audio.begin_at(audio.load_audio(path), start))
+      patch.setattr(audio, 'load_span', lambda path, start, end: audio.begin_at(load_span(path), start))
       (_, whole), = _records(tmp_path, **clip)[0]
     np.testing.assert_array_equal(record.decode_audio(ours), record.decode_audio(whole))
+
+
+def test_a_joined_recording_is_kept_whole(tmp_path):
+  made_clips.write(tmp_path / 'a.mp4', 3.)
+  wave = tone(1.5, 100.)
+  soundfile.write(tmp_path / 'half.mp3', wave, 16000)
+  (tmp_path / 'b.mp3').write_bytes((tmp_path / 'half.mp3').read_bytes() * 2)
+  (_, clip), = _records(tmp_path, audio='b.mp3')[0]
+  sound = record.decode_audio(clip)
+  assert len(sound) == 48000
+  for half in (sound[:24000], sound[24000:]):
+    np.testing.assert_allclose(np.corrcoef(half, wave)[0, 1], 1, atol=.03)
 
 
 def test_sound_must_last_as_long_as_the_pictures(tmp_path):

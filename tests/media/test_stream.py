@@ -69,3 +69,30 @@ def test_broken_files_are_refused(tmp_path):
     stream.facts(tmp_path / 'text.mp4')
   with pytest.raises(InputError, match='does not exist'):
     stream.facts(tmp_path / 'none.mp4')
+
+
+def test_a_name_is_never_interpreted(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  _numbered(tmp_path / 'other.mp4', 20, 25)
+  for name in ('concat:other.mp4', 'http:x.mp4'):
+    _numbered(tmp_path / 'this.mp4', 5, 25).rename(name)
+    assert _numbers(stream.pictures(name)) == [0, 1, 2, 3, 4]
+    assert len(video.read_video(name).frames) == 5
+
+
+@pytest.mark.parametrize('text', [
+    'ffconcat version 1.0\nfile other.mp4\n',
+    '#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.ts\n#EXT-X-ENDLIST\n',
+])
+def test_a_playlist_opens_no_other_file(tmp_path, text):
+  _numbered(tmp_path / 'other.mp4', 20, 25)
+  with av.open(str(tmp_path / 'other.mp4')) as source, av.open(str(tmp_path / 'other.ts'), 'w') as copy:
+    track = copy.add_stream_from_template(source.streams.video[0])
+    for packet in source.demux(source.streams.video[0]):
+      if packet.dts is not None:
+        packet.stream = track
+        copy.mux(packet)
+  (tmp_path / 'list.m3u8').write_text(text)
+  for read in (stream.facts, video.read_video):
+    with pytest.raises(InputError, match='cannot be read as a video'):
+      read(tmp_path / 'list.m3u8')

@@ -113,7 +113,7 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(runs, devices):
   assert list(losses(whole)) == list(range(1, TOTAL + 1))
   assert losses(resumed, 'eval/') == losses(whole, 'eval/')
   assert list(losses(whole, 'eval/')) == [8, 16, 24]
-  exported = [np.load(whole.parent / 'model' / f'{run.name}.npz') for run in (resumed, whole)]
+  exported = [np.load(run / 'model' / f'{run.name}.npz') for run in (resumed, whole)]
   assert set(exported[0]) == {'net.hidden.kernel', 'net.hidden.bias', 'net.out.kernel', 'net.out.bias', 'scale'}
   for name in exported[0]:
     np.testing.assert_array_equal(exported[0][name], exported[1][name])
@@ -138,9 +138,9 @@ def test_two_processes_train_as_one_and_continue_each_other(runs, tmp_path):
   assert list(two) == list(one)
   for step, values in one.items():
     np.testing.assert_allclose(list(two[step].values()), list(values.values()), rtol=1e-5, err_msg=f'step {step}')
-  _, saved = bundle.load_component(tmp_path / 'model', 'run')
+  _, saved = bundle.load_component(run / 'model', 'run')
   np.testing.assert_array_equal(saved.pop('own'), np.arange(3))
-  jax.tree.map(np.testing.assert_array_equal, saved, dict(np.load(tmp_path / 'model' / 'run.npz')))
+  jax.tree.map(np.testing.assert_array_equal, saved, dict(np.load(run / 'model' / 'run.npz')))
 
 
 def test_a_run_moves_from_eight_devices_to_two_to_one(tmp_path):
@@ -178,7 +178,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     with Checkpoints(tmp_path / name / 'checkpoints') as checkpoints:
       assert checkpoints.steps == [4]
     assert (tmp_path / name / 'curves.png').exists() and writers[-1].flush.called
-  assert not (tmp_path / 'model').exists()
+    assert not (tmp_path / name / 'model').exists()
   told, each = losses(tmp_path / 'run'), losses(tmp_path / 'each')
   assert list(told) == [4, 6] and list(each) == [1, 2, 3, 4, 5, 6]
   assert told[6]['train/loss'] == pytest.approx((each[5]['train/loss'] + each[6]['train/loss']) / 2)
@@ -201,7 +201,7 @@ def test_a_failing_evaluation_loses_no_steps(tmp_path):
     with Checkpoints(tmp_path / 'run' / 'checkpoints') as checkpoints:
       assert checkpoints.steps == saved
   train(FailingTask, config, tmp_path / 'run', mesh=ONE)
-  assert (tmp_path / 'model' / 'run.npz').exists()
+  assert (tmp_path / 'run' / 'model' / 'run.npz').exists()
 
 
 def test_refusals_and_free_changes(tmp_path):
@@ -231,11 +231,11 @@ def test_finished_run_only_exports_again(tmp_path, capsys):
   config = toy.get_config(total_steps=1, accum=1)
   first = train(toy.ToyTask, config, tmp_path / 'run', mesh=ONE)
   rows = (tmp_path / 'run' / 'metrics.jsonl').read_text()
-  (tmp_path / 'model' / 'run.npz').unlink()
+  (tmp_path / 'run' / 'model' / 'run.npz').unlink()
   again = train(toy.ToyTask, config, tmp_path / 'run', mesh=ONE)
   jax.tree.map(np.testing.assert_array_equal, first, again)
   assert (tmp_path / 'run' / 'metrics.jsonl').read_text() == rows
-  assert (tmp_path / 'model' / 'run.npz').exists()
+  assert (tmp_path / 'run' / 'model' / 'run.npz').exists()
   assert 'from step 1 to 1' in capsys.readouterr().out
 
 

@@ -35,7 +35,7 @@ def test_only_factors_learn_and_the_export_is_whole(tmp_path):
   assert set(state.params) == set(state.ema) == factors
   moments = {path[-1].key for path, x in jax.tree.leaves_with_path(state.opt_state) if x.ndim}
   assert moments == factors
-  exported = np.load(tmp_path / 'model' / 'run.npz')
+  exported = np.load(tmp_path / 'run' / 'model' / 'run.npz')
   start = toy.ToyTask(config, ONE, tmp_path).init(jax.random.key(0))
   assert set(exported) == set(start)
   assert {name for name in exported if (exported[name] != start[name]).any()} == {'net.hidden.kernel'}
@@ -53,13 +53,13 @@ def test_impossible_factors(tmp_path, trainable, targets, sentence):
     train(toy.ToyTask, toy.get_config(lora=RANK | {'targets': targets}, trainable=trainable), tmp_path / 'run')
 
 
-@pytest.mark.parametrize('model', ['', 'model', 'link'])
-def test_kernels_are_not_read_from_where_merged_ones_are_written(tmp_path, model):
-  """A run that goes on would merge its factors into kernels that have them already."""
-  (tmp_path / 'model').mkdir()
-  (tmp_path / 'link').symlink_to(tmp_path / 'model')
-  start = dict(trainable=(), init_from=str(tmp_path / 'model'), model=str(tmp_path / model) if model else '')
-  with pytest.raises(ConfigError, match='would add its factors twice; copy the folder'):
+@pytest.mark.parametrize('init_from', ['run/model', 'link'])
+def test_kernels_are_not_read_from_where_merged_ones_are_written(tmp_path, init_from):
+  """A resumed run would merge its factors into kernels that have them already."""
+  (tmp_path / 'run/model').mkdir(parents=True)
+  (tmp_path / 'link').symlink_to(tmp_path / 'run/model')
+  start = dict(trainable=(), init_from=str(tmp_path / init_from))
+  with pytest.raises(ConfigError, match='would add its factors twice; choose another --workdir'):
     train(toy.ToyTask, toy.get_config(lora=RANK, **start), tmp_path / 'run')
   for config in (toy.get_config(**start), toy.get_config(lora=RANK, **start | dict(init_from=str(tmp_path)))):
     toy.ToyTask(config, ONE, tmp_path / 'run')

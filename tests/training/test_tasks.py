@@ -1,10 +1,10 @@
 """The three tasks at the smallest size there is, one after the other through the one loop, and a video at the end."""
 
 import dataclasses
+import hashlib
 import importlib
 import json
 import math
-import shutil
 import types
 
 import jax
@@ -19,7 +19,7 @@ from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from data_pipelines.loader import Part
 from data_pipelines.source import ClipSource, ClipTable
-from dicetalk_jax import bundle, main, parallel
+from dicetalk_jax import bundle, main, model_references, parallel
 from dicetalk_jax.errors import ConfigError, DataError, WeightsError
 from dicetalk_jax.media.video import read_video
 from dicetalk_jax.models import core, registry
@@ -64,8 +64,9 @@ def micro(task, arg='tiny'):
   return config
 
 
-def run(task, folder, steps=STEPS, sizes=(1, 1, 1), remat='none', arg='tiny', **data):
+def run(task, folder, steps=STEPS, sizes=(1, 1, 1), remat='none', arg='tiny', model='', **data):
   config = micro(task, arg)
+  config.model = str(model)
   config.data.update(data)
   config.total_steps, config.log_every = steps, 1
   if task == 'diffusion':
@@ -82,10 +83,26 @@ def quick_compilation():
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory, quick_compilation):
+  """Work directories of the three tasks, each with the model of the one before; what they read is in inputs.json."""
   folder = tmp_path_factory.mktemp('runs')
-  for task in ('autoencoder', 'embedder', 'diffusion'):
-    run(task, folder / task)
+  run('autoencoder', folder / 'autoencoder')
+  run('embedder', folder / 'embedder', model=folder / 'autoencoder/model')
+  inputs = {task: digests(folder / task / 'model') for task in ('autoencoder', 'embedder')}
+  run('diffusion', folder / 'diffusion', model=folder / 'embedder/model')
+  (folder / 'inputs.json').write_text(json.dumps(inputs))
   return folder
+
+
+def digests(folder):
+  """SHA-256 of every file below a folder."""
+  files = [path for path in sorted(folder.rglob('*')) if path.is_file()]
+  return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def diffusion_task(trained, config, mesh=ONE, workdir=None):
+  """The diffusion task with the model of the embedder's run."""
+  config.model = str(trained / 'embedder/model')
+  return main.task_class('diffusion')(config, mesh, workdir or trained / 'diffusion')
 
 
 def rows(folder, task):
@@ -93,14 +110,59 @@ def rows(folder, task):
 
 
 def test_model_folder_is_complete_and_generates(trained):
-  assert set(bundle.components(trained / 'model')) == {
+  model = trained / 'diffusion/model'
+  assert set(bundle.components(model)) == {
       'vae', 'whisper', 'image_encoder', 'embedder', 'unet', 'audio_linear', 'pose_guider', 'emo_model'}
-  assert len(bundle.emotions(trained / 'model')) == 8
-  pipe = Pipeline.load(trained / 'model')
+  assert len(bundle.emotions(model)) == 8
+  pipe = Pipeline.load(model)
   portrait = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
   wave = np.random.default_rng(1).normal(size=16_000 // 2).astype(np.float32) * 0.1
   frames, fps = pipe.generate(portrait, wave, emotion='happy', face_box=(16, 16, 32, 32))
   assert frames.shape == (6, 32, 32, 3) and frames.dtype == np.uint8 and fps == 12.5
+
+
+def test_training_does_not_change_the_model_folders_that_it_reads(trained):
+  """Not a byte of them; what is not trained stays there, and is referred to."""
+  inputs = json.loads((trained / 'inputs.json').read_text())
+  assert inputs == {task: digests(trained / task / 'model') for task in inputs}
+  held = {name: entry.get('folder') for name, entry in bundle.components(trained / 'diffusion/model').items()}
+  first, second = (str(trained / task / 'model') for task in ('autoencoder', 'embedder'))
+  own = dict.fromkeys(('image_encoder', 'unet', 'audio_linear', 'pose_guider', 'emo_model'))
+  assert held == own | {'vae': first, 'whisper': second, 'embedder': second}
+
+
+def test_priors_and_emotion_model_name_the_embedder_of_the_run(trained):
+  embedder = bundle.components(trained / 'embedder/model')['embedder']['fingerprint']
+  assert bundle.components(trained / 'diffusion/model')['emo_model']['priors'] == embedder
+  for task in ('embedder', 'diffusion'):
+    assert {bundle.read_prior(trained / task / 'model', name)[1] for name in clip_record.EMOTIONS} == {embedder}
+
+
+def test_a_run_does_not_continue_with_another_autoencoder(trained, tmp_path):
+  other = tmp_path / 'other'
+  model_references.pack(trained / 'embedder/model', other)
+  config, params = bundle.load_component(other, 'vae')
+  bundle.save_component(other, 'vae', config, {name: x + 1 for name, x in params.items()}, {})
+  with pytest.raises(WeightsError, match='this run began with another vae than .*other has now; name the model'):
+    run('diffusion', trained / 'diffusion', model=other)
+
+
+def test_a_run_does_not_write_into_the_folder_that_it_reads(trained):
+  with pytest.raises(ConfigError, match='config.model=.* is the folder that this run writes'):
+    run('diffusion', trained / 'diffusion', model=trained / 'diffusion/model')
+
+
+def test_a_frozen_emotion_model_of_other_priors_is_refused(trained, tmp_path):
+  start = tmp_path / 'start'
+  model_references.pack(trained / 'diffusion/model', start)
+  config, params = bundle.load_component(start, 'emo_model')
+  bundle.save_component(start, 'emo_model', config, params, {}, priors=bundle.RELEASED)
+  frozen = micro('diffusion')
+  frozen.init_from, frozen.trainable = str(start), ('^unet',)
+  with pytest.raises(WeightsError, match='learned on priors of another embedder .released.* train it too'):
+    diffusion_task(trained, frozen, workdir=tmp_path / 'run')
+  frozen.trainable = ('^unet', '^emo_model')
+  diffusion_task(trained, frozen, workdir=tmp_path / 'run')
 
 
 def test_every_loss_is_logged_and_every_run_has_pictures_and_curves(trained):
@@ -136,15 +198,17 @@ def losses(folder, name):
 
 
 def test_continued_diffusion_run_equals_the_uninterrupted_one_to_the_bit(trained):
-  run('diffusion', trained / 'halves', steps=2)
-  run('diffusion', trained / 'halves')
+  model = trained / 'embedder/model'
+  run('diffusion', trained / 'halves', steps=2, model=model)
+  run('diffusion', trained / 'halves', model=model)
   assert losses(trained, 'halves') == losses(trained, 'diffusion') and len(losses(trained, 'halves')) == STEPS
 
 
 def test_worker_processes_change_nothing(trained):
   """Neither in a run nor in its continuation."""
-  run('diffusion', trained / 'workers', steps=2, workers=1)
-  run('diffusion', trained / 'workers', workers=1)
+  model = trained / 'embedder/model'
+  run('diffusion', trained / 'workers', steps=2, workers=1, model=model)
+  run('diffusion', trained / 'workers', workers=1, model=model)
   assert losses(trained, 'workers') == losses(trained, 'diffusion')
 
 
@@ -158,14 +222,13 @@ def two_sets(trained):
 
 
 def test_training_takes_precomputed_features_and_mixes_by_weight(trained, two_sets, monkeypatch):
-  precompute.main([f'--model={trained}/model', f'--data={trained}/data', '--batch=4'])
+  precompute.main([f'--model={trained}/diffusion/model', f'--data={trained}/data', '--batch=4'])
   def fail(*_):
     raise AssertionError('computed again')
   monkeypatch.setattr(compute, '_batched', fail)
   config = micro('diffusion')
   config.data.dataset = '{}=1, {}=3'.format(*two_sets)
-  mesh = parallel.make_mesh(devices=jax.devices()[:1])
-  task = main.task_class('diffusion')(config, mesh, trained / 'diffusion')
+  task = diffusion_task(trained, config)
   priors = [part.features['prior'] for part in task.parts['train']]
   of_second = [prior(clip)[0, 0] for prior in priors[1:] for clip in range(len(prior))]
   mu = next(task.batches())['mu']
@@ -177,7 +240,7 @@ def test_embedder_of_several_data_sets(trained, two_sets, tmp_path):
   state = run('embedder', tmp_path / 'embedder', steps=1, dir=str(trained / 'data'),
               dataset=f'synthetic=0.5,{two_sets[1]}=0.5')
   assert int(state.step) == 1 and np.isfinite(rows(tmp_path, 'embedder')[-1]['eval/clustering'])
-  assert len(bundle.emotions(tmp_path / 'model')) == 8
+  assert len(bundle.emotions(tmp_path / 'embedder/model')) == 8
 
 
 def test_embedder_of_a_data_set_with_and_one_without_expressions(trained, two_sets, tmp_path, monkeypatch):
@@ -193,7 +256,7 @@ def test_embedder_of_a_data_set_with_and_one_without_expressions(trained, two_se
   run('embedder', tmp_path / 'embedder', steps=1, arg='tiny,mediapipe', dir=str(trained / 'data'),
       dataset='{}=1,{}=1'.format(*two_sets))
   assert np.isfinite(rows(tmp_path, 'embedder')[-1]['eval/clustering'])
-  assert len(bundle.emotions(tmp_path / 'model')) == 8
+  assert len(bundle.emotions(tmp_path / 'embedder/model')) == 8
 
 
 def test_embedder_of_expressions_of_another_width_is_refused(trained, two_sets):
@@ -243,12 +306,11 @@ def test_embedder_of_crops_and_its_priors_in_diffusion(tmp_path):
   for name in ('', 'video_', 'audio_'):  # paper table 5
     each = [value for key, value in scores.items() if key.startswith(f'eval/{name}clustering/')]
     assert len(each) > 1 and np.mean(each) == pytest.approx(scores[f'eval/{name}clustering'])
-  assert len(bundle.emotions(tmp_path / 'model')) == 8
+  assert len(bundle.emotions(tmp_path / 'embedder/model')) == 8
   vae = micro('autoencoder').vae.to_dict()
-  bundle.save_component(tmp_path / 'model', 'vae', vae, core.numpy_params(core.abstract(
+  bundle.save_component(tmp_path / 'embedder/model', 'vae', vae, core.numpy_params(core.abstract(
       registry.builder('vae', vae))[1]), {})
-  mesh = parallel.make_mesh(devices=jax.devices()[:1])
-  task = main.task_class('diffusion')(micro('diffusion'), mesh, tmp_path / 'diffusion')
+  task = diffusion_task(tmp_path, micro('diffusion'))
   part = task.parts['train'][0]
   want = compute.gaussian(task.embedder, crops.of_record(part.source[1], 8), part.features['whisper'](1))
   np.testing.assert_allclose(part.features['prior'](1)[0], want, atol=1e-5)
@@ -256,14 +318,14 @@ def test_embedder_of_crops_and_its_priors_in_diffusion(tmp_path):
 
 def test_eight_devices_agree_with_one(trained, monkeypatch):
   monkeypatch.setattr(DiffusionTask, '_samples', lambda self, params: {})  # the sampler compiles for a minute or two
-  run('diffusion', trained / 'eight', sizes=(2, 2, 2), remat='block')
+  run('diffusion', trained / 'eight', sizes=(2, 2, 2), remat='block', model=trained / 'embedder/model')
   np.testing.assert_allclose(losses(trained, 'eight'), losses(trained, 'diffusion'), rtol=1e-4)
 
 
 def test_gradients_reach_every_trained_component(trained):
   config = micro('diffusion')
   mesh = jax.make_mesh((1, 1), ('data', 'fsdp'), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1])
-  task = main.task_class('diffusion')(config, mesh, trained / 'diffusion')
+  task = diffusion_task(trained, config, mesh)
   # New networks begin with residual branches of zero, which let nothing through: move them a little.
   params = {name: value + 0.02 for name, value in task.init(jax.random.key(0)).items()}
   batch = next(task.batches())
@@ -280,7 +342,7 @@ def test_the_loss_knows_evaluation_from_training(trained, monkeypatch):
   monkeypatch.setattr(DiffusionLoss, '__call__', lambda self, *args, train=True: (
       told.append(train) or (jnp.ones(()), {'denoise': jnp.ones(())})))
   monkeypatch.setattr(DiffusionTask, '_samples', lambda self, params: {})
-  task = main.task_class('diffusion')(micro('diffusion'), ONE, trained / 'diffusion')
+  task = diffusion_task(trained, micro('diffusion'))
   task.evaluate({}, {})
   assert set(told) == {False}
   task.loss({}, {}, {}, jax.random.key(0), 0)
@@ -291,7 +353,7 @@ def test_parts_that_do_not_fit_are_refused(trained):
   config = micro('diffusion')
   with pytest.raises(ConfigError, match='emo_model.prior_dim=16 does not fit'):
     config.emo_model.prior_dim = 16
-    main.task_class('diffusion')(config, None, trained / 'diffusion')
+    diffusion_task(trained, config)
 
 
 def plain_svd(folder, model):
@@ -303,12 +365,12 @@ def plain_svd(folder, model):
 
 
 def test_adapters_are_added_to_a_plain_unet(tmp_path, trained):
-  plain = plain_svd(tmp_path, trained / 'model')
+  plain = plain_svd(tmp_path, trained / 'diffusion/model')
   config = micro('diffusion')
   config.init_from, config.trainable = str(tmp_path), ('adapters',)
-  task = main.task_class('diffusion')(config, ONE, trained / 'diffusion')
+  task = diffusion_task(trained, config)
   unet = core.under('unet', task.init(jax.random.key(0)))
-  assert unet.keys() == bundle.shapes(trained / 'model', 'unet').keys()
+  assert unet.keys() == bundle.shapes(trained / 'diffusion/model', 'unet').keys()
   attention = 'mid_block.attentions.0.transformer_blocks.0.attn2.'
   for name in unet:
     source = name.replace('processor.', '').replace('_ip.0', '').replace('_ip.1', '')
@@ -324,24 +386,24 @@ def test_adapters_are_added_to_a_plain_unet(tmp_path, trained):
 ])
 def test_starts_that_cannot_be(tmp_path, trained, changes, error, sentence):
   config = micro('diffusion')
-  plain_svd(tmp_path, trained / 'model')
+  plain_svd(tmp_path, trained / 'diffusion/model')
   config.trainable = changes.get('trainable', config.trainable)
   config.init_from = str(tmp_path) if 'init_from' in changes else ''
   if 'wide' in changes:
     config.unet.addition_time_embed_dim, config.unet.projection_class_embeddings_input_dim = 64, 192
   with pytest.raises(error, match=sentence):
-    main.task_class('diffusion')(config, ONE, trained / 'diffusion').init(jax.random.key(0))
+    diffusion_task(trained, config).init(jax.random.key(0))
 
 
 def fine_tuning(task, trained, tmp_path):
-  """The task on a start in half precision and with the published scaling factor, writing elsewhere."""
+  """The task on a start in half precision and with the published scaling factor."""
   name = {'autoencoder': 'vae'}.get(task, task)
-  config, params = bundle.load_component(trained / 'model', name)
+  config, params = bundle.load_component(trained / 'diffusion/model', name)
   published = {'scaling_factor': 0.18215} if name == 'vae' else {}
   bundle.save_component(tmp_path / 'start', name, config | published,
                         {k: np.asarray(x, np.float16) for k, x in params.items()}, {})
-  shutil.copytree(trained / 'model', tmp_path / 'model')
   config = micro(task)
+  config.model = str(trained / 'embedder/model')
   config.init_from, config.data.dir = str(tmp_path / 'start'), str(trained / 'data')
   return name, config, lambda: main.task_class(task)(config, ONE, tmp_path / task)
 
@@ -354,13 +416,16 @@ def test_fine_tuning_goes_on_in_full_precision(trained, tmp_path, task):
 
 def test_a_fine_tuned_autoencoder_keeps_its_scaling_factor(trained, tmp_path):
   _, config, make = fine_tuning('autoencoder', trained, tmp_path)
-  task, factor = make(), lambda: bundle.components(tmp_path / 'model')['vae']['config']['scaling_factor']
-  measured = factor()
+
+  def factor(folder):
+    return bundle.components(folder)['vae']['config']['scaling_factor']
+
+  task = make()
   task.export(task.init(jax.random.key(0)))
-  assert factor() == 0.18215 != measured
+  assert factor(tmp_path / 'autoencoder/model') == 0.18215 != factor(trained / 'autoencoder/model')
   config.init_from = ''
   task.export(task.init(jax.random.key(0)))
-  assert factor() != 0.18215
+  assert factor(tmp_path / 'autoencoder/model') != 0.18215
 
 
 @pytest.mark.parametrize(('task', 'changes', 'sentence'), [
@@ -377,8 +442,14 @@ def test_starts_of_other_sizes_are_refused(trained, tmp_path, task, changes, sen
 def test_missing_autoencoder_is_named(tmp_path, trained):
   config = micro('diffusion')
   config.data.dir = str(trained / 'data')
-  with pytest.raises(WeightsError, match='model'):
-    main.task_class('diffusion')(config, None, tmp_path / 'diffusion')
+  with pytest.raises(ConfigError, match='config.model is missing: .* the vae and the embedder of a model folder'):
+    main.task_class('diffusion')(config, ONE, tmp_path / 'diffusion')
+  config.model = str(trained / 'autoencoder/model')
+  with pytest.raises(WeightsError, match='autoencoder/model has no embedder; it has: vae'):
+    main.task_class('diffusion')(config, ONE, tmp_path / 'diffusion')
+  config.model = str(tmp_path / 'nowhere')
+  with pytest.raises(WeightsError, match='nowhere is no model folder'):
+    main.task_class('diffusion')(config, ONE, tmp_path / 'diffusion')
 
 
 def test_discrimination_counts_labelled_clips_whose_emotion_is_kept():

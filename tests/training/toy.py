@@ -19,6 +19,7 @@ import numpy as np
 
 from data_pipelines.deal import Dealt
 from dicetalk_jax import bundle, parallel
+from dicetalk_jax.errors import one_sentence
 from dicetalk_jax.models import core
 from dicetalk_jax.training.loop import train
 from dicetalk_jax.training.task import Task
@@ -109,5 +110,6 @@ if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', int(devices))
   parallel.start(multihost := parallel.VARIABLES[0] in os.environ)
   ToyTask.delay = float(delay)
-  for workdir in workdirs:
-    train(ToyTask, get_config(total_steps=int(total), multihost=multihost), workdir)
+  with one_sentence():
+    for workdir in workdirs:
+      train(ToyTask, get_config(total_steps=int(total), multihost=multihost), workdir)

@@ -1,0 +1,82 @@
+"""Files, or pieces of files, as decoders get to see them: without a name."""
+
+from collections.abc import Iterator
+import contextlib
+import io
+from typing import BinaryIO
+
+import av
+
+
+class FilePart(io.RawIOBase):
+  """`head`, then the bytes from `start` to `end` of a file.
+
+  Decoders are given this instead of a path: they can neither take a name for an address
+  nor open another file.
+
+  Attributes:
+    error: what went wrong while reading. Decoders see the end of the file there.
+  """
+
+  def __init__(self, file: BinaryIO, start: int, end: int, head: bytes = b''):
+    super().__init__()
+    self.error: OSError | None = None
+    self._file = file
+    self._start = start
+    self._head = head
+    self._size = len(head) + end - start
+    self._position = 0
+
+  @classmethod
+  def whole(cls, file: BinaryIO) -> 'FilePart':
+    return cls(file, 0, file.seek(0, io.SEEK_END))
+
+  def readable(self) -> bool:
+    return True
+
+  def seekable(self) -> bool:
+    return True
+
+  def tell(self) -> int:
+    return self._position
+
+  def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+    origin = (0, self._position, self._size)[whence]
+    self._position = max(0, origin + offset)
+    return self._position
+
+  def readinto(self, buffer) -> int:
+    view = memoryview(buffer).cast('B')
+    in_file = self._position - len(self._head)
+    try:
+      if in_file < 0:
+        piece = self._head[self._position:self._position + len(view)]
+        view[:len(piece)] = piece
+        count = len(piece)
+      else:
+        self._file.seek(self._start + in_file)
+        rest = max(0, self._size - self._position)
+        count = self._file.readinto(view[:rest])
+    except OSError as error:
+      self.error = error
+      return 0
+    self._position += count
+    return count
+
+
+@contextlib.contextmanager
+def open_container(part: FilePart) -> Iterator[av.container.InputContainer]:
+  """Opens a media file by FFmpeg, which can open no address and no other file for it.
+
+  Raises:
+    av.FFmpegError: it is damaged or not a media file.
+    OSError: it could not be read to its end.
+  """
+  options = {'protocol_whitelist': 'none'}  # or a playlist would open what it names
+  try:
+    with av.open(part, options=options, metadata_errors='ignore') as container:
+      yield container
+  except av.FFmpegError as error:
+    raise part.error or error from None
+  if part.error:
+    raise part.error

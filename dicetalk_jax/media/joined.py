@@ -1,0 +1,116 @@
+"""Recordings that were joined byte by byte into one file, cut apart again.
+
+Decoders of most formats read the first recording and ignore the others without a word.
+"""
+
+from collections.abc import Iterator
+import re
+import struct
+from typing import BinaryIO
+
+from dicetalk_jax.media import mp3
+from dicetalk_jax.media.file_part import FilePart
+
+# How a file begins: long enough that the data of another file do not hold it by chance.
+_BEGINNINGS = [
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        rb'RIFF....WAVE',
+        rb'RF64....WAVE',
+        rb'FORM....AIF[CF]',
+        rb'fLaC[\0\x80]\0\0\x22',
+        rb'OggS\0[\x02\x06].{12}\0\0\0\0',  # page 0 of a stream
+        rb'\x1a\x45\xdf\xa3.{1,40}?\x42\x82.(?:matroska|webm)',
+    )
+]
+_LONGEST = 64  # bytes; no beginning is longer
+_CHUNK = 1 << 20
+_UNKNOWN_LENGTH = b'\xff' * 4
+
+
+def parts(file: BinaryIO) -> list[FilePart]:
+  """Cuts a file wherever another one of the same format begins.
+
+  The contents decide, never the name: WAV, AIFF, FLAC, Ogg, Matroska, MP4 and MP3 are
+  known. A file of any other format is one part.
+  """
+  if mp3.is_mp3(file):
+    return mp3.parts(file)
+  size = file.seek(0, 2)
+  if _at(file, 4, 4) == b'ftyp':
+    starts = list(_mp4_starts(file, size))
+  else:
+    starts = list(_starts(file))
+  return [_part(file, start, end) for start, end in zip(starts, [*starts[1:], size])]
+
+
+def _at(file: BinaryIO, position: int, size: int) -> bytes:
+  file.seek(position)
+  return file.read(size)
+
+
+def _starts(file: BinaryIO) -> Iterator[int]:
+  """Where the files of a format in `_BEGINNINGS` begin."""
+  yield 0
+  tags = mp3.after_tags(file, 0)
+  first = _at(file, tags, _LONGEST)
+  pattern = next((pattern for pattern in _BEGINNINGS if pattern.match(first)), None)
+  if pattern is None:
+    return
+  last, position = tags, tags + 1
+  while chunk := _at(file, position, _CHUNK + _LONGEST):
+    for match in pattern.finditer(chunk):
+      if match.start() >= _CHUNK:
+        break  # the next chunk holds it as well
+      start = position + match.start()
+      # Several streams of one Ogg file begin one after another.
+      if not first.startswith(b'OggS') or start > _ogg_page_end(file, last):
+        yield start
+      last = start
+    position += _CHUNK
+
+
+def _ogg_page_end(file: BinaryIO, start: int) -> int:
+  header = _at(file, start, 27)
+  segments = header[26]
+  return start + 27 + segments + sum(_at(file, start + 27, segments))
+
+
+def _mp4_starts(file: BinaryIO, size: int) -> Iterator[int]:
+  """Where the files begin: at each `ftyp` box."""
+  position = 0
+  while len(box := _at(file, position, 16)) >= 8:
+    length, name = struct.unpack('>I4s', box[:8])
+    if name == b'ftyp':
+      yield position
+    if length == 1 and len(box) == 16:
+      length = int.from_bytes(box[8:])
+    if length < 8:  # to the end, or damaged
+      return
+    position += length
+
+
+def _part(file: BinaryIO, start: int, end: int) -> FilePart:
+  """A part as it is, or with a length if it is a WAV file without one.
+
+  Streaming writers, and recorders that were switched off, leave a data length of 0.
+  """
+  if _at(file, start, 4) == b'RIFF':
+    position = start + 12
+    while position < end and len(chunk := _at(file, position, 16)) >= 8:
+      name, length = struct.unpack('<4sI', chunk[:8])
+      if name == b'data':
+        if length == 0 and not _is_chunk(chunk[8:], end - position - 16):
+          head = _at(file, start, position + 4 - start) + _UNKNOWN_LENGTH
+          return FilePart(file, position + 8, end, head)
+        break
+      position += 8 + length + length % 2
+  return FilePart(file, start, end)
+
+
+def _is_chunk(header: bytes, rest: int) -> bool:
+  """Whether 8 bytes are name and length of a WAV chunk, not samples."""
+  return (
+      re.match(rb'[ -~]{4}', header) is not None
+      and int.from_bytes(header[4:], 'little') <= rest
+  )

@@ -1,0 +1,111 @@
+"""Checkpoint folders under any name: how Orbax is given them, and old ones mended.
+
+Orbax writes arrays through TensorStore, which turns a backslash in a file name into a
+slash and so writes into another folder. There is no way to quote it; it is therefore
+given a symbolic link to the folder.
+
+Before `literal_glob` and this link, checkpoints below folders with `[`, `*`, `?` or a
+backslash in their names were left without the index of their arrays. The arrays are
+there, and `mend` writes the index that Orbax would have written.
+"""
+
+import functools
+import os
+import pathlib
+import shutil
+import tempfile
+import uuid
+
+from etils import epath
+import tensorstore as ts
+
+INDEX = 'manifest.ocdbt'
+PARTS = 'ocdbt.process_*'  # what each process wrote; the index joins them
+_UNFINISHED = '.orbax-checkpoint-tmp'
+# Orbax's values: small arrays lie in the index, which is one node.
+_CONFIG = {'max_inline_value_bytes': 1024, 'max_decoded_node_bytes': 100_000_000}
+
+
+def plain(path: os.PathLike | str) -> epath.Path:
+  """The same place under a name that TensorStore keeps.
+
+  Args:
+    path: absolute, or an address (`gs://`), which is returned as it is. The folder
+      whose name has the last backslash must exist.
+  """
+  folder, backslash, rest = os.fspath(path).rpartition('\\')
+  if not backslash or '://' in folder:
+    return epath.Path(path)
+  name, *below = rest.split('/')
+  return epath.Path(_link(f'{folder}\\{name}'), *below)
+
+
+@functools.cache
+def _links() -> tempfile.TemporaryDirectory:
+  """Removed when the process ends."""
+  return tempfile.TemporaryDirectory(prefix='dicetalk_jax-')
+
+
+@functools.cache
+def _link(folder: str) -> str:
+  link = os.path.join(_links().name, uuid.uuid4().hex)
+  os.symlink(folder, link)
+  return link
+
+
+def mend(checkpoint: os.PathLike | str) -> None:
+  """Writes the index of arrays where an older version of this program left it out.
+
+  Several processes may do so at the same time: each writes all of the same index, and
+  it appears whole. A checkpoint that is not there, or has its index, stays as it is.
+
+  Raises:
+    OSError, ValueError: the folder cannot be written, or its arrays are damaged.
+  """
+  if '://' in os.fspath(checkpoint) or not os.path.isdir(checkpoint):
+    return
+  checkpoint = pathlib.Path(checkpoint).absolute()
+  for item in sorted(checkpoint.iterdir()):
+    if (item / '_METADATA').exists() and not (item / INDEX).exists():
+      _fetch_astray(checkpoint, item)
+      _join(item)
+
+
+def _fetch_astray(checkpoint: pathlib.Path, item: pathlib.Path) -> None:
+  """Copies what TensorStore wrote where backslashes of the name were slashes."""
+  if '\\' not in str(checkpoint):
+    return
+  astray = pathlib.Path(str(checkpoint).replace('\\', '/') + _UNFINISHED)
+  # The item is called NAME or NAME.orbax-checkpoint-tmp there.
+  for source in astray.glob(f'{item.name}*/{PARTS}'):
+    target = item / source.name
+    if target.exists():
+      continue
+    copy = item / f'.{source.name}.{uuid.uuid4().hex}'
+    try:
+      shutil.copytree(source, copy)
+      copy.rename(target)
+    except OSError:
+      if not target.exists():  # nor has another process just made it
+        raise
+    finally:
+      shutil.rmtree(copy, ignore_errors=True)
+
+
+def _join(item: pathlib.Path) -> None:
+  parts = [plain(part) for part in sorted(item.glob(PARTS))]
+  if not parts:
+    return
+  # One context for all: only then are entries taken over without their arrays.
+  context = ts.Context()
+  whole = _open(plain(item), context, config=_CONFIG)
+  with ts.Transaction(atomic=True) as transaction:
+    for part in parts:
+      target = whole.with_transaction(transaction)
+      _open(part, context).experimental_copy_range_to(target).result()
+
+
+def _open(folder: epath.Path, context: ts.Context, **options) -> ts.KvStore:
+  base = {'driver': 'file', 'path': f'{folder}/'}
+  spec = {'driver': 'ocdbt', 'base': base, **options}
+  return ts.KvStore.open(spec, context=context).result()

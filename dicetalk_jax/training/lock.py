@@ -1,0 +1,288 @@
+"""One run at a time in a work directory.
+
+`lock.json` in the work directory says who runs there. Two questions decide whether it
+still counts, since no single one can be asked everywhere:
+
+1. The system's file lock on it, for processes of one kernel. It appears at once, two
+   starts in the same instant cannot both get it, and it ends with its process however
+   that ends. So a run that was killed resumes at once. Process ids would not do: each
+   container has a process 1. (POSIX locks rather than `flock`, which workers that a
+   killed process leaves behind would inherit.)
+2. A heartbeat, for other hosts: the holder changes the file every `BEAT` seconds. A
+   start elsewhere watches it. If it changes, the run is alive; if it stays the same for
+   `PATIENCE` seconds, the host died and the start takes over. Clocks are never
+   compared. This needs no locks: not all network disks have them, some only among the
+   processes of one host, some keep those of a dead host, and buckets have none.
+
+Where only the heartbeat counts, the new holder waits `SETTLE` seconds and makes sure
+that nobody else wrote at the same time. A holder that was taken for dead (a suspended
+machine) notices at its next beat, and `check` ends its run.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+import uuid
+
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from dicetalk_jax.errors import ConfigError
+
+NAME = 'lock.json'
+BEAT = 10.0
+PATIENCE = 90.0  # network disks may show a change a minute late
+SETTLE = 3.0
+
+_SENTENCE = 2048  # bytes for what process 0 tells the others
+_WAIT, _HELD = 'wait', 'held'
+
+
+@contextlib.contextmanager
+def hold(workdir: epath.Path) -> Iterator['Lock']:
+  """Holds the work directory while the context lasts; all processes of a job call it.
+
+  Process 0 takes the lock, and all agree on the outcome.
+
+  Raises:
+    ConfigError: another run is alive there, or the lock cannot be written. All
+      processes raise it.
+  """
+  lock = Lock(workdir)
+  try:
+    while (answer := _agreed(lock)) == _WAIT:
+      time.sleep(min(1.0, SETTLE / 3))
+    if answer != _HELD:
+      raise ConfigError(answer)
+    yield lock
+  finally:
+    lock.release()
+
+
+def _agreed(lock: 'Lock') -> str:
+  """What `lock.attempt` says on process 0, on all of them.
+
+  Asked again and again while that waits, since collective operations time out.
+  """
+  answer = lock.attempt() if jax.process_index() == 0 else ''
+  if jax.process_count() == 1:
+    return answer
+  message = np.zeros(_SENTENCE, np.uint8)
+  encoded = answer.encode()[:_SENTENCE]
+  message[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+  message = np.asarray(multihost_utils.broadcast_one_to_all(message))
+  return message.tobytes().rstrip(b'\0').decode(errors='ignore')
+
+
+class Lock:
+  """The lock of one work directory: `attempt` until it is held, then `release`."""
+
+  def __init__(self, workdir: epath.Path):
+    self._workdir = workdir
+    self._file = (_Remote if '://' in os.fspath(workdir) else _Local)(workdir / NAME)
+    self._me = dict(
+      host=socket.gethostname(),
+      process=os.getpid(),
+      kernel=_kernel(),
+      since=time.strftime('%Y-%m-%d %H:%M:%S %z'),
+      token=uuid.uuid4().hex,
+    )
+    self._seen: str | None = None  # content that is being watched
+    self._seen_at = 0.0
+    self._written_at: float | None = None  # where a while must pass until it counts
+    self._beats = 0
+    self._end = threading.Event()
+    self._thread: threading.Thread | None = None
+    self._lost = False
+
+  def attempt(self) -> str:
+    """Tries to take the lock.
+
+    Returns:
+      'held'; 'wait', which asks for another try in a second; or the sentence that says
+      why not.
+    """
+    try:
+      if self._written_at is not None:
+        return self._settle()
+      return self._try()
+    except OSError as error:
+      return (
+        f'cannot write {self._workdir / NAME} ({error.strerror}); choose another '
+        '--workdir'
+      )
+
+  def check(self) -> None:
+    """Raises ConfigError where another run has taken over."""
+    if self._lost:
+      raise ConfigError(
+        f'another run took over {self._workdir}, since this one gave no sign of life '
+        f'for {PATIENCE:g} s; let that one run'
+      )
+
+  def release(self) -> None:
+    """Gives the work directory free, where it is held."""
+    self._end.set()
+    held = self._thread is not None or self._written_at is not None
+    if self._thread:
+      self._thread.join()
+    with contextlib.suppress(Exception):  # the run is over, and what it raised counts
+      if held and not self._lost and self._mine():
+        self._file.write('')
+    self._file.close()
+    self._thread = self._written_at = None
+
+  def _try(self) -> str:
+    alone = self._file.lock()  # None where there are no locks
+    content = self._file.read()
+    holder = _parsed(content)
+
+    # Nobody, or a process of this kernel, of which the system knows whether it lives.
+    if not content and alone is not False:
+      return self._take(sure=bool(alone))
+    if holder.get('kernel') == self._me['kernel'] and alone is not None:
+      return self._take(sure=True) if alone else self._refusal(holder)
+
+    # Otherwise: is there a heartbeat?
+    now = time.monotonic()
+    if self._seen is None:
+      self._seen, self._seen_at = content, now
+      if content:
+        print(
+          f'{self._workdir} is in use by {_named(holder)}; waiting up to '
+          f'{PATIENCE:g} s to see whether that is still alive',
+          flush=True,
+        )
+    elif content != self._seen:
+      return self._refusal(holder)
+    elif now - self._seen_at > PATIENCE:
+      return self._take(sure=False) if content else self._refusal(holder)
+    self._file.close()  # opened again, network disks show what is new
+    return _WAIT
+
+  def _take(self, sure: bool) -> str:
+    self._write()
+    if sure:
+      return self._begin()
+    self._written_at = time.monotonic()
+    return _WAIT
+
+  def _settle(self) -> str:
+    if time.monotonic() - self._written_at < SETTLE:
+      return _WAIT
+    self._written_at = None
+    content = self._file.read()
+    if self._me['token'] in content:
+      return self._begin()
+    return self._refusal(_parsed(content))
+
+  def _begin(self) -> str:
+    self._thread = threading.Thread(target=self._beat, name='lock', daemon=True)
+    self._thread.start()
+    return _HELD
+
+  def _beat(self) -> None:
+    while not self._end.wait(BEAT):
+      with contextlib.suppress(Exception):  # a disk or network that fails for a while
+        if not self._mine():
+          self._lost = True
+          return
+        self._write()
+
+  def _mine(self) -> bool:
+    return self._me['token'] in self._file.read()
+
+  def _write(self) -> None:
+    self._beats += 1
+    self._file.write(json.dumps({**self._me, 'beat': self._beats}) + '\n')
+
+  def _refusal(self, holder: dict) -> str:
+    self._file.close()
+    return (
+      f'{self._workdir} is in use by {_named(holder)}; wait for that run to end, stop '
+      'it, or choose another --workdir'
+    )
+
+
+class _Local:
+  """The file on a disk.
+
+  It stays open: to close it, or any other handle of it in this process, ends the lock.
+  """
+
+  def __init__(self, path: epath.Path):
+    self._path, self._handle = path, None
+
+  def lock(self) -> bool | None:
+    """Whether this process got the system's lock; None where the disk has none."""
+    self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+      fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+      return False
+    except OSError:
+      return None
+    return True
+
+  def read(self) -> str:
+    return os.pread(self._handle, 1 << 16, 0).decode(errors='replace')
+
+  def write(self, content: str) -> None:
+    """In place, since the lock is on this file and not on one that takes its name."""
+    data = content.encode()
+    os.pwrite(self._handle, data, 0)
+    os.ftruncate(self._handle, len(data))
+    os.fsync(self._handle)
+
+  def close(self) -> None:
+    if self._handle is not None:
+      os.close(self._handle)
+      self._handle = None
+
+
+class _Remote:
+  """The object in a bucket."""
+
+  def __init__(self, path: epath.Path):
+    self._path = path
+
+  def lock(self) -> None:
+    return None
+
+  def read(self) -> str:
+    return self._path.read_text() if self._path.exists() else ''
+
+  def write(self, content: str) -> None:
+    self._path.write_text(content)
+
+  def close(self) -> None:
+    """There is nothing open."""
+
+
+def _kernel() -> str:
+  """Names the running system: containers of one machine share it, a reboot ends it."""
+  path = pathlib.Path('/proc/sys/kernel/random/boot_id')
+  return path.read_text().strip() if path.exists() else socket.gethostname()
+
+
+def _parsed(content: str) -> dict:
+  try:
+    holder = json.loads(content)
+  except ValueError:
+    return {}
+  return holder if isinstance(holder, dict) else {}
+
+
+def _named(holder: dict) -> str:
+  if not holder.get('token'):
+    return 'another run'
+  process, host, since = map(holder.get, ('process', 'host', 'since'))
+  return f'process {process} on {host} since {since}'

@@ -1,0 +1,12 @@
+"""Programs with cuDNN's attention can be lowered, though there is no cuDNN."""
+
+import pytest
+
+from tests import cudnn
+
+
+@pytest.fixture(scope='session', autouse=True)
+def cudnn_is_there():
+  with pytest.MonkeyPatch.context() as patch:
+    cudnn.detect(patch)
+    yield

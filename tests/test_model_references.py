@@ -1,0 +1,238 @@
+"""Model folders that refer to others: what is checked, and the portable copy."""
+
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dicetalk_jax import bundle, command, model_references, pack
+from dicetalk_jax.errors import InputError, WeightsError
+from dicetalk_jax.models import core, registry
+from dicetalk_jax.network import Network
+from tests import tiny
+
+PARAMS = {'kernel': np.arange(6, dtype=np.float32).reshape(2, 3)}
+PRIOR = np.arange(4, dtype=np.float32), np.ones(4, np.float32)
+
+
+def save(folder, name, value=0.0, **kwargs):
+  params = {key: x + np.float32(value) for key, x in PARAMS.items()}
+  bundle.save_component(folder, name, {'width': 3}, params, {'source': 'test'}, **kwargs)
+
+
+@pytest.fixture
+def source(tmp_path):
+  """A model with three components, settings and a prior."""
+  folder = tmp_path / 'source'
+  for value, name in enumerate(('vae', 'unet', 'embedder')):
+    save(folder, name, value)
+  bundle.save_settings(folder, {'image_size': 64})
+  bundle.save_priors(folder, {'happy': PRIOR}, 'abc')
+  return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+  return tmp_path / 'run'
+
+
+def adopt(source, run, trained=('unet',), priors=True, resuming=False):
+  model_references.adopt(
+      source, run, trained=trained, priors=priors, resuming=resuming
+  )
+
+
+def kernel(folder, name):
+  return np.asarray(bundle.load_component(folder, name)[1]['kernel'])
+
+
+def content(folder):
+  files = [path for path in sorted(folder.rglob('*')) if path.is_file()]
+  return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_what_is_not_trained_is_referred_to_and_read_from_there(source, run):
+  before = content(source)
+  adopt(source, run)
+  assert bundle.components(run).keys() == {'vae', 'embedder'}
+  np.testing.assert_array_equal(kernel(run, 'vae'), PARAMS['kernel'])
+  assert bundle.shapes(run, 'vae')['kernel'].shape == (2, 3)
+  assert bundle.settings(run) == {'image_size': 64}
+  np.testing.assert_array_equal(bundle.load_prior(run, 'happy'), PRIOR)
+  save(run, 'unet', 9)
+  assert content(source) == before
+  np.testing.assert_array_equal(kernel(source, 'unet'), PARAMS['kernel'] + 1)
+  np.testing.assert_array_equal(kernel(run, 'unet'), PARAMS['kernel'] + 9)
+
+
+def test_references_lead_to_the_folder_that_holds_the_checkpoint(source, run, tmp_path):
+  """However many runs lie between: the one in the middle is not needed."""
+  adopt(source, run)
+  adopt(run, tmp_path / 'second', trained=())
+  shutil.rmtree(run)
+  np.testing.assert_array_equal(kernel(tmp_path / 'second', 'vae'), PARAMS['kernel'])
+
+
+def test_relative_folders_are_found_from_anywhere(source, run, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  adopt('source', run)
+  monkeypatch.chdir('/')
+  np.testing.assert_array_equal(kernel(run, 'vae'), PARAMS['kernel'])
+
+
+def test_a_component_that_was_replaced_is_refused(source, run):
+  adopt(source, run)
+  save(source, 'vae', 5)
+  with pytest.raises(WeightsError, match='takes its vae from .*, which has another one by'):
+    bundle.load_component(run, 'vae')
+  save(source, 'vae', 0)  # the same values again
+  np.testing.assert_array_equal(kernel(run, 'vae'), PARAMS['kernel'])
+
+
+def test_a_folder_that_is_gone_is_named(source, run, tmp_path):
+  adopt(source, run)
+  source.rename(tmp_path / 'elsewhere')
+  with pytest.raises(WeightsError, match='takes its vae from .*source, which has none now'):
+    bundle.load_component(run, 'vae')
+
+
+def test_a_resumed_run_keeps_what_it_began_with(source, run):
+  adopt(source, run)
+  save(source, 'vae', 5)
+  with pytest.raises(WeightsError, match='this run began with another vae than .*source'):
+    adopt(source, run, resuming=True)
+  adopt(source, run)  # nothing was trained yet: it may begin with another one
+  np.testing.assert_array_equal(kernel(run, 'vae'), PARAMS['kernel'] + 5)
+
+
+def test_a_run_that_begins_again_forgets_what_it_referred_to(source, run, tmp_path):
+  adopt(source, run)
+  save(tmp_path / 'other', 'whisper')
+  adopt(tmp_path / 'other', run)
+  assert bundle.components(run).keys() == {'whisper'}
+  adopt('', run)
+  assert bundle.components(run) == {}
+
+
+def test_a_resumed_run_finds_its_model_at_another_place(source, run, tmp_path):
+  adopt(source, run)
+  source.rename(tmp_path / 'elsewhere')
+  adopt(tmp_path / 'elsewhere', run, resuming=True)
+  np.testing.assert_array_equal(kernel(run, 'vae'), PARAMS['kernel'])
+
+
+def test_a_reference_in_place_of_a_component_removes_its_checkpoint(source, run):
+  save(run, 'vae', 7)
+  adopt(source, run)
+  assert not list(run.glob('vae.*'))
+  save(run, 'vae', 8)
+  np.testing.assert_array_equal(kernel(run, 'vae'), PARAMS['kernel'] + 8)
+  np.testing.assert_array_equal(kernel(source, 'vae'), PARAMS['kernel'])
+
+
+def test_what_is_no_model_folder_is_refused(run, tmp_path):
+  with pytest.raises(WeightsError, match='nowhere is no model folder'):
+    adopt(tmp_path / 'nowhere', run)
+  assert not run.exists()
+
+
+def test_folders_of_the_first_format_are_read_and_referred_to(source, run):
+  index = json.loads((source / bundle.INDEX).read_text())
+  for entry in index['components'].values():
+    del entry['fingerprint']
+  (source / bundle.INDEX).write_text(json.dumps(index | {'format': 1}))
+  np.savez(source / 'priors/happy.npz', mu=PRIOR[0], sigma=PRIOR[1])
+  before = content(source)
+  adopt(source, run)
+  np.testing.assert_array_equal(kernel(run, 'vae'), PARAMS['kernel'])
+  assert bundle.read_prior(run, 'happy')[1] == ''
+  assert content(source) == before
+  save(source, 'vae', 5)
+  with pytest.raises(WeightsError, match='which has another one by now'):
+    bundle.load_component(run, 'vae')
+
+
+def test_fingerprints_are_those_of_the_loaded_network(tmp_path):
+  """Wherever the values live, and in whatever order they are named."""
+  config = tiny.CONFIGS['vae']
+  params = core.numpy_params(core.abstract(registry.builder('vae', config))[1])
+  config = registry.config_of('vae', config).to_json()
+  bundle.save_component(tmp_path, 'vae', config, params, {})
+  fingerprint = bundle.components(tmp_path)['vae']['fingerprint']
+  assert fingerprint == Network.load(tmp_path, 'vae').fingerprint
+  turned = {name: np.asarray(params[name]) for name in reversed(params)}
+  assert fingerprint == bundle.fingerprint(config, turned)
+  other = turned | {'quant_conv.bias': turned['quant_conv.bias'] + 1}
+  assert fingerprint != bundle.fingerprint(config, other)
+  half = {name: jnp.asarray(x, jnp.bfloat16) for name, x in params.items()}
+  assert fingerprint != bundle.fingerprint(config, half)
+
+
+def pack_command(monkeypatch, *args):
+  monkeypatch.setattr('sys.argv', ['pack', *map(str, args)])
+  command.run(pack.main, pack.USAGE)
+
+
+def test_a_packed_copy_needs_no_other_folder(source, run, tmp_path, monkeypatch, capsys):
+  adopt(source, run)
+  save(run, 'unet', 9)
+  packed = tmp_path / 'models/packed'
+  pack_command(monkeypatch, f'--model={run}', f'--output={packed}')
+  assert f'wrote {packed}: embedder, unet, vae' in capsys.readouterr().out
+  shutil.rmtree(source)
+  shutil.rmtree(run)
+  moved = packed.rename(tmp_path / 'moved')
+  assert not any('folder' in entry for entry in bundle.components(moved).values())
+  np.testing.assert_array_equal(kernel(moved, 'vae'), PARAMS['kernel'])
+  np.testing.assert_array_equal(kernel(moved, 'unet'), PARAMS['kernel'] + 9)
+  assert bundle.settings(moved) == {'image_size': 64}
+  assert bundle.read_prior(moved, 'happy')[1] == 'abc'
+  assert [path.name for path in packed.parent.iterdir()] == []
+
+
+def test_packing_replaces_a_model_folder_on_request_only(source, run, tmp_path):
+  adopt(source, run)
+  packed = tmp_path / 'packed'
+  save(packed, 'old')
+  with pytest.raises(InputError, match='packed exists; .* add --overwrite'):
+    model_references.pack(run, packed)
+  model_references.pack(run, packed, overwrite=True)
+  assert bundle.components(packed).keys() == {'vae', 'embedder'}
+
+  mine = tmp_path / 'mine'
+  mine.mkdir()
+  (mine / 'thesis.txt').write_text('years of work')
+  with pytest.raises(InputError, match='mine exists and is not a model folder'):
+    model_references.pack(run, mine, overwrite=True)
+  for own in (source, run):
+    with pytest.raises(InputError, match='is where the model comes from'):
+      model_references.pack(run, own, overwrite=True)
+  (tmp_path / 'file').write_text('x')
+  with pytest.raises(InputError, match='it is a file; name a folder'):
+    model_references.pack(run, tmp_path / 'file')
+  with pytest.raises(InputError, match='cannot write .*; choose another place'):
+    model_references.pack(run, tmp_path / 'file/below')
+
+
+def test_an_interrupted_copy_leaves_the_old_one_and_no_rest(source, run, tmp_path):
+  adopt(source, run)
+  packed = tmp_path / 'packed'
+  save(packed, 'old')
+
+  def interrupt(*_):
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    model_references.pack(run, packed, overwrite=True, progress=interrupt)
+  assert bundle.components(packed).keys() == {'old'}
+  assert {path.name for path in tmp_path.iterdir()} == {'source', 'run', 'packed'}
+
+
+def test_a_changed_reference_is_not_packed(source, run, tmp_path):
+  adopt(source, run)
+  save(source, 'vae', 5)
+  with pytest.raises(WeightsError, match='which has another one by now'):
+    model_references.pack(run, tmp_path / 'packed')
+  assert not (tmp_path / 'packed').exists()
