@@ -13,7 +13,7 @@ from benchmarks.device_check.measure import check_finite, compiled, peak_gib
 from benchmarks.device_check.networks import fill_for
 from benchmarks.device_check.parts import Context
 from benchmarks.device_check.tiny import SMALLER
-from benchmarks.memory_table import abstract_step
+from benchmarks.memory_table import diffusion_step
 from benchmarks.timing import laps
 from configs import diffusion
 from dicetalk_jax import parallel
@@ -36,7 +36,7 @@ def run(context: Context) -> dict[str, Any]:
   config = config_for(context.reduced)
   mesh = parallel.make_mesh(devices=jax.local_devices()[:1])
   with jax.set_mesh(mesh):
-    step, shapes = abstract_step(config, mesh)
+    step, shapes = diffusion_step(config, mesh)
     executed = arithmetic.tflop(step, *shapes)
     program = compiled(step, *shapes)
     facts = {
@@ -77,7 +77,7 @@ def needed(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> float:
   """The arithmetic of a step that recomputes nothing; utilisation is of this."""
   config = config.copy_and_resolve_references()
   config.remat = 'none'
-  step, shapes = abstract_step(config, mesh)
+  step, shapes = diffusion_step(config, mesh)
   return arithmetic.tflop(step, *shapes)
 
 
