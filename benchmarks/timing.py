@@ -1,8 +1,9 @@
-"""Clocks for benchmarks: ratios in one run, alternating, medians; compile time apart."""
+"""Clocks for benchmarks: medians, alternating runs; compile time apart."""
 
 from collections.abc import Callable
 import statistics
 import time
+from typing import NamedTuple
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -12,7 +13,29 @@ def seconds(call: Callable[[], object]) -> float:
   return time.perf_counter() - start
 
 
-def alternate(first: Callable[[], object], second: Callable[[], object], repeats: int) -> tuple[float, float]:
-  """Median seconds of both, measured in turn so that a busy machine slows both alike. Warm them up before."""
+class Laps(NamedTuple):
+  """Seconds of the same call, made several times."""
+
+  median: float
+  fastest: float
+  slowest: float
+
+
+def laps(call: Callable[[], object], repeats: int) -> Laps:
+  """Times a call that has been warmed up, and that must not return early."""
+  times = [seconds(call) for _ in range(repeats)]
+  return Laps(statistics.median(times), min(times), max(times))
+
+
+def alternate(
+  first: Callable[[], object],
+  second: Callable[[], object],
+  repeats: int,
+) -> tuple[float, float]:
+  """Median seconds of both, in turn, so that a busy machine slows both alike.
+
+  Warm them up before.
+  """
   pairs = [(seconds(first), seconds(second)) for _ in range(repeats)]
-  return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
+  ours, theirs = zip(*pairs)
+  return statistics.median(ours), statistics.median(theirs)

@@ -71,10 +71,16 @@ class Golden:
     path: the JSON file.
     files: names, without `.safetensors`, of the files among weights, inputs and outputs that belong to it; `{stem}`
       stands for the name of the description.
+    dtype: compute type of the networks; None is float32, which the limits are made for.
   """
 
-  def __init__(self, path: pathlib.Path, files: Mapping[str, str]):
-    self.folder, self.meta = path.parent, read_json(path)
+  def __init__(
+      self,
+      path: pathlib.Path,
+      files: Mapping[str, str],
+      dtype: jax.typing.DTypeLike | None = None,
+  ):
+    self.folder, self.meta, self.dtype = path.parent, read_json(path), dtype
     file = lambda part: self.folder / f'{files[part].format(stem=path.stem)}.safetensors'
     self.weights = weights_of(file('weights')) if 'weights' in files else {}
     self.inputs, self.outputs = (Tensors(file(part)) if part in files else {} for part in ('inputs', 'outputs'))
@@ -95,10 +101,15 @@ class Module:
   """A component with converted parameters; a method compiles once per shape, whatever the weights."""
 
   def __init__(self, name: str, config: Mapping[str, Any],
-               parameters: Callable[[core.Abstract], Mapping[str, jax.Array]]):
-    """`config` as `models.registry` takes it; `parameters` makes the values for the abstract ones."""
+               parameters: Callable[[core.Abstract], Mapping[str, jax.Array]],
+               dtype: jax.typing.DTypeLike | None = None):
+    """`config` and `dtype` as `models.registry` takes them.
+
+    `parameters` makes the values for the abstract ones.
+    """
     self.config = registry.config_of(name, config)
-    self.graphdef, self.target = graphdef, target = core.abstract(registry.builder(name, config))
+    build = registry.builder(name, config, dtype)
+    self.graphdef, self.target = graphdef, target = core.abstract(build)
     self.params = jax.tree.map(jnp.asarray, parameters(target))
     # Without `self` inside, gigabytes go as soon as the module does.
     self._call = jax.jit(lambda params, method, args: method(core.merge(graphdef, params), *args), static_argnums=1)
@@ -107,7 +118,8 @@ class Module:
   def of(cls, name: str, golden: Golden, weights: Mapping[str, np.ndarray] | None = None, **config) -> 'Module':
     """The module of a golden, with its own weights unless others are given."""
     weights = golden.weights if weights is None else weights
-    return cls(name, golden.constructor | config, lambda target: naming.from_torch(target, weights))
+    convert = lambda target: naming.from_torch(target, weights)
+    return cls(name, golden.constructor | config, convert, golden.dtype)
 
   def __call__(self, method: Callable, *args, weights: Mapping[str, np.ndarray] | None = None):
     """`method(module, *args)` as NumPy arrays; `weights` are published ones in place of its own."""

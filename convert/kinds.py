@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
+
 from convert import components, program, seeded
 from convert.golden import Case, Golden
 from convert.published import read_json
@@ -84,8 +86,27 @@ def descriptions(place: pathlib.Path) -> list[pathlib.Path]:
   return [named]
 
 
-def load(path: pathlib.Path) -> tuple[str, Golden]:
+def recognise(path: pathlib.Path) -> str:
+  """The kind of golden files, by their description.
+
+  Raises:
+    InputError: they are of no known kind, or the description is missing or damaged.
+  """
+  meta = read_json(path)
+  found = [name for name, kind in KINDS.items() if _has(meta, kind.mark)]
+  if len(found) != 1:
+    raise InputError(f'{path} describes no known component; those are {", ".join(KINDS)}')
+  return found[0]
+
+
+def load(
+    path: pathlib.Path, dtype: jax.typing.DTypeLike | None = None
+) -> tuple[str, Golden]:
   """Recognises golden files by their description and reads them.
+
+  Args:
+    path: the description.
+    dtype: see `Golden`.
 
   Returns:
     The name of their kind, and the files.
@@ -93,8 +114,5 @@ def load(path: pathlib.Path) -> tuple[str, Golden]:
   Raises:
     InputError: they are of no known kind, or a file is missing or damaged.
   """
-  meta = read_json(path)
-  found = [name for name, kind in KINDS.items() if _has(meta, kind.mark)]
-  if len(found) != 1:
-    raise InputError(f'{path} describes no known component; those are {", ".join(KINDS)}')
-  return found[0], Golden(path, KINDS[found[0]].files)
+  name = recognise(path)
+  return name, Golden(path, KINDS[name].files, dtype)

@@ -134,6 +134,8 @@ def speech_features(golden: Golden) -> Iterator[Case]:
 # Names in the descriptions of whole programs: ours.
 PARTS = {'unet': 'unet', 'vae': 'vae', 'clip_vision': 'image_encoder', 'pose_guider': 'pose_guider',
          'whisper': 'whisper', 'emotion_model': 'emo_model', 'rife': 'flownet', 'audio_linear': 'audio_linear'}
+# Computed in the type of the golden, as `Pipeline.load` does; the decoder is `Pipeline`'s.
+HALVED = ('unet', 'image_encoder', 'pose_guider')
 
 
 def _parts(golden: Golden) -> dict[str, Module]:
@@ -143,7 +145,8 @@ def _parts(golden: Golden) -> dict[str, Module]:
     path = golden.folder / place
     config = golden.meta.get(own.get(part)) or read_json(path.parent / 'config.json')['constructor']
     modules[PARTS[part]] = Module(
-        PARTS[part], config, lambda target, path=path: naming.from_torch(target, weights_of(path)))
+        PARTS[part], config, lambda target, path=path: naming.from_torch(target, weights_of(path)),
+        golden.dtype if PARTS[part] in HALVED else None)
   return modules
 
 
@@ -204,7 +207,7 @@ def end_to_end(golden: Golden) -> Iterator[Case]:
       retrieval=golden.meta['config_overrides']['retrieval'], time_ids=_time_ids(args),
       sampler=_sampler(args, scaling_factor=modules['vae'].config.scaling_factor))
   networks = {name: Network(module.config, module.graphdef, module.params) for name, module in modules.items()}
-  pipe = Pipeline(golden.folder, networks, settings)
+  pipe = Pipeline(golden.folder, networks, settings, dtype=golden.dtype)
 
   picture, box = inputs['image_uint8'], golden.meta['detector_bbox_xywh']
   portrait = image.prepare_portrait(

@@ -53,7 +53,7 @@ def params(meta: Mapping[str, Any], target: Abstract) -> Params:
 
 def _module(name: str, golden: Golden) -> Module:
   """With its published configuration."""
-  return Module(name, {}, lambda target: params(golden.meta, target))
+  return Module(name, {}, lambda target: params(golden.meta, target), golden.dtype)
 
 
 # Limits are at most ten times what the published modules differ by between float32 and float64; that of CLIP was not

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from convert import kinds
+from convert.golden import Case, Golden
 
 EXAMPLE = """example:
   python -m convert verify tests/goldens/vae tests/goldens/fullsize_seeded/rife tests/goldens
@@ -52,8 +53,16 @@ def results(folders: Iterable[pathlib.Path]) -> Iterator[Result]:
   paths = dict.fromkeys(path for folder in folders for path in kinds.descriptions(folder))
   for name, golden in [kinds.load(path) for path in paths]:
     with jax.default_matmul_precision('highest'):
-      for case, actual, limit, expected in kinds.KINDS[name].cases(golden):
-        yield compare(name, case, actual, golden.outputs[case] if expected is None else expected, limit)
+      for case in cases(name, golden):
+        yield compare(name, case.name, case.actual, case.expected, case.limit)
+
+
+def cases(name: str, golden: Golden) -> Iterator[Case]:
+  """Runs all cases of golden files of kind `name`; `expected` is always set."""
+  for case in kinds.KINDS[name].cases(golden):
+    if case.expected is None:
+      case = case._replace(expected=golden.outputs[case.name])
+    yield case
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ import re
 
 import flax
 import jax
+from jax import lax
 import jax.numpy as jnp
 import optax
 
@@ -39,8 +40,11 @@ class TrainState:
 def init_state(params: Params, tx: optax.GradientTransformation, ema: bool,
                extra: Callable[[Params], Params] = lambda params: {}) -> TrainState:
   """The state before the first step; the average begins at the initial parameters."""
-  return TrainState(step=jnp.zeros((), jnp.int32), params=params, extra=extra(params),
-                    ema=jax.tree.map(jnp.copy, params) if ema else {}, opt_state=tx.init(params))
+  state = TrainState(
+      step=jnp.zeros((), jnp.int32), params=params, extra=extra(params),
+      ema=jax.tree.map(jnp.copy, params) if ema else {}, opt_state=tx.init(params))
+  # Weak types do not outlive a step: with one, the step would be compiled twice.
+  return jax.tree.map(lambda x: lax.convert_element_type(x, x.dtype), state)
 
 
 def partition(params: Params, patterns: Iterable[str], *, sets: Mapping[str, tuple[str, ...]] = {},

@@ -130,3 +130,24 @@ def test_the_layout_of_parameters_does_not_reach_activations():
   text = program.compile().as_text()
   assert text.count(' all-gather(') + text.count(' all-gather-start(') == 4
   assert 'all-to-all' not in text and 'collective-permute' not in text
+
+
+def test_step_is_compiled_once_whatever_the_task_adds_to_the_state():
+  """A weak type, as of `jnp.full(4, 1 / 4)`, would not survive the first step."""
+  extra = lambda params: {'usage': jnp.full(4, 1 / 4)}
+  new_state = functools.partial(init_state, tx=ADAM, ema=True, extra=extra)
+  target = jax.eval_shape(new_state, PARAMS)
+  assert not any(x.weak_type for x in jax.tree.leaves(target))
+  mesh = parallel.make_mesh(devices=jax.devices()[:1])
+
+  def after_update(state, rows, key):
+    usage = 0.9 * state.extra['usage'] + jnp.ones(4, jnp.float32)
+    return state.replace(extra={'usage': usage}), {}
+
+  with jax.set_mesh(mesh):
+    shards = parallel.shardings(target, mesh)
+    step = make_train_step(loss_fn, ADAM, shards, ema=0.9, after_update=after_update)
+    state = jax.jit(new_state, out_shardings=shards)(PARAMS)
+    for _ in range(3):
+      state, _ = step(state, FROZEN, BATCH, jax.random.key(0))
+  assert step._cache_size() == 1
