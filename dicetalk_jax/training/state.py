@@ -44,7 +44,7 @@ def init_state(params: Params, tx: optax.GradientTransformation, ema: bool,
       step=jnp.zeros((), jnp.int32), params=params, extra=extra(params),
       ema=jax.tree.map(jnp.copy, params) if ema else {}, opt_state=tx.init(params))
   # Weak types do not outlive a step: with one, the step would be compiled twice.
-  return jax.tree.map(lambda x: lax.convert_element_type(x, x.dtype), state)
+  return jax.tree.map(lambda x: lax.convert_element_type(x, jnp.result_type(x)), state)
 
 
 def partition(params: Params, patterns: Iterable[str], *, sets: Mapping[str, tuple[str, ...]] = {},

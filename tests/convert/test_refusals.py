@@ -231,7 +231,7 @@ def test_an_existing_destination(svd, whisper, tmp_path, refused):
 
 
 def fail(error):
-  def save(*args):
+  def save(*args, **kwargs):
     pathlib.Path(args[0], 'unet.0').mkdir(parents=True)
     raise error
   return save
@@ -332,7 +332,7 @@ def test_interruption(whisper, tmp_path, refused, monkeypatch):
 def waiting(whisper, tmp_path):
   """A real process that waits inside the conversion for a signal."""
   script = ('import sys, time; from convert import __main__ as command; from dicetalk_jax import bundle\n'
-            'def save(*args): print("writing", flush=True); time.sleep(60)\n'
+            'def save(*args, **kwargs): print("writing", flush=True); time.sleep(60)\n'
             'bundle.save_component = save; command.main()')
   process = subprocess.Popen([sys.executable, '-c', script, 'whisper', whisper, tmp_path / 'model'], text=True,
                              cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

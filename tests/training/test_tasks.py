@@ -159,6 +159,7 @@ def test_a_frozen_emotion_model_of_other_priors_is_refused(trained, tmp_path):
   bundle.save_component(start, 'emo_model', config, params, {}, priors=bundle.RELEASED)
   frozen = micro('diffusion')
   frozen.init_from, frozen.trainable = str(start), ('^unet',)
+  frozen.data.dir = str(trained / 'data')
   with pytest.raises(WeightsError, match='learned on priors of another embedder .released.* train it too'):
     diffusion_task(trained, frozen, workdir=tmp_path / 'run')
   frozen.trainable = ('^unet', '^emo_model')
