@@ -71,7 +71,7 @@ def sample(args: argparse.Namespace, folder: pathlib.Path) -> None:
   print(f'{device.device_kind}: {steps} steps, {seconds} s at {size} pixels, {dtype}', flush=True)
   clock = Clock()
   # The size is set in a folder that refers to the model: the model itself stays as it is.
-  model_references.adopt(args.model, folder, trained=(), priors=True, resuming=False)
+  model_references.adopt(args.model, folder, trained=(), needed=(), priors=True, resuming=False)
   bundle.save_settings(folder, {'image_size': size})
   pipe = Pipeline.load(folder, dtype=jnp.dtype(dtype), num_steps=steps,
                        progress=clock.progress)

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 import torch
 from tqdm import tqdm
 
-from convert import layouts, naming, priors, published, report
-from convert.aside import folder_aside, refuse_existing, require_room
+from convert import background, layouts, naming, priors, published, report
 from dicetalk_jax import bundle, prior_file
+from dicetalk_jax.files import atomic_folder, refuse_existing, require_room
 
 EXAMPLE = """example:
   python -m convert export models/dicetalk exported
@@ -61,12 +61,12 @@ def run(args: argparse.Namespace) -> int:
   require_room(args.destination, _size(args.model, [*written, *carried]))
   sized = (*release.files, 'flownet')      # published without a configuration
   own = dict(components={name: entry['config'] for name, entry in known.items() if name in sized}, settings=settings)
-  learned_on = known.get(bundle.EMOTION_MODEL, {}).get('priors', bundle.RELEASED)
-  if learned_on != bundle.RELEASED:
+  learned_on = bundle.learned_priors(args.model)
+  if learned_on not in ('', bundle.RELEASED):
     own['priors'] = learned_on
   others = known.keys() - {*written, *carried}
   rows, notes = [], [f'{name}: the original program has no such file' for name in sorted(others)]
-  with folder_aside(args.destination) as folder:
+  with atomic_folder(args.destination, discard=background.remove) as folder:
     for name in (bar := tqdm(written, desc='writing', unit='component', disable=None)):
       bar.set_postfix_str(name)
       with tempfile.TemporaryFile(dir=folder.parent) as file:

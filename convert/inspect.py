@@ -6,7 +6,7 @@ import pathlib
 
 from convert import published, report
 from dicetalk_jax import bundle, prior_file
-from dicetalk_jax.errors import InputError
+from dicetalk_jax.errors import InputError, WeightsError
 
 EXAMPLE = """examples:
   python -m convert inspect models/dicetalk                 components, types, where they came from, settings, emotions
@@ -35,16 +35,26 @@ def _model_folder(folder: pathlib.Path) -> None:
   known = bundle.components(folder)
   rows, sources, notes = [], {}, []
   for name, entry in known.items():
-    shapes = bundle.shapes(folder, name)
-    rows.append(report.row(name, len(shapes), shapes))
+    try:
+      shapes = bundle.shapes(folder, name)
+      rows.append(report.row(name, len(shapes), shapes))
+    except WeightsError as error:
+      notes.append(f'{name}: {error}')
     origin = entry['provenance']
     sources |= {f'{file} ({name})': digest for file, digest in origin.get('files', {}).items()}
     facts = [f'{key} {value}' for key, value in origin.items() if key != 'files']
     facts += [f'{key} {entry[key]}' for key in ('fingerprint', 'priors', 'folder') if key in entry]
     notes.append(f'{name}: ' + ', '.join(facts))
   notes += [f'settings: {bundle.settings(folder) or "as published"}']
-  notes += [f'emotions: {", ".join(bundle.emotions(folder)) or "none"}']
+  emotions = [_emotion(folder, name) for name in bundle.emotions(folder)]
+  notes += [f'emotions: {", ".join(emotions) or "none"}']
   report.show(rows, sources, notes)
+
+
+def _emotion(folder: pathlib.Path, name: str) -> str:
+  """Its name, with its embedder if that is known."""
+  embedder = bundle.read_prior(folder, name)[1]
+  return f'{name} (embedder {embedder})' if embedder else name
 
 
 def _published(path: pathlib.Path) -> None:
@@ -55,8 +65,9 @@ def _published(path: pathlib.Path) -> None:
   notes = []
   for file in files:
     if file not in states:
-      (mu, sigma), _, others = prior_file.read(file)
+      (mu, sigma), embedder, others = prior_file.read(file)
       notes.append(f'{file}: emotion prior of {len(mu)} numbers, {"with" if sigma.any() else "without"} deviation'
+                   + (f', of embedder {embedder}' if embedder else '')
                    + (f'; also {", ".join(others)}' if others else ''))
   report.show(rows, published.sha256(weights), notes)
 

@@ -6,10 +6,10 @@ import itertools
 import pathlib
 from typing import NamedTuple
 
-from convert import published, report
-from convert.aside import folder_aside, refuse_existing
+from convert import background, published, report
 from dicetalk_jax import bundle, prior_file
 from dicetalk_jax.errors import InputError, WeightsError
+from dicetalk_jax.files import atomic_folder, refuse_existing
 
 EXAMPLE = """examples:
   python -m convert priors examples/emo models/dicetalk           .npy files (or folders of them) into a model folder
@@ -94,9 +94,14 @@ def run(args: argparse.Namespace) -> int:
   found = read(args.sources, width)
   if (taken := sorted(found.priors.keys() & set(bundle.emotions(args.destination)))) and not args.overwrite:
     raise InputError(f'{args.destination} has {", ".join(taken)} already; add --overwrite to replace')
-  save(args.destination, found)
+  learned_on = bundle.learned_priors(args.destination)
+  # Files that name no embedder are those of the release.
+  save(args.destination, found, untold=learned_on if learned_on == bundle.RELEASED else '')
   report.show([found.row()], published.sha256(found.files), [])
   print(f'wrote {len(found.priors)} priors to {args.destination}: {", ".join(found.priors)}')
+  misread = [name for name, (_, embedder) in found.priors.items() if not bundle.readable(embedder, learned_on)]
+  if misread:
+    print(f'the emotion model there learned on priors of another embedder and cannot use {", ".join(misread)}')
   return 0
 
 
@@ -105,7 +110,7 @@ def _from_model(args: argparse.Namespace) -> int:
   priors = for_files(args.sources[0])
   if len(args.sources) > 1 or not priors:
     raise InputError(f'{args.sources[0]} has no priors' if not priors else 'give one model folder at a time')
-  with folder_aside(args.destination) as folder:
+  with atomic_folder(args.destination, discard=background.remove) as folder:
     prior_file.write_all(folder, priors)
   sources = sorted((args.sources[0] / bundle.PRIORS).glob('[!.]*.npz'))
   report.show([Found(priors).row()], published.sha256(sources), [])

@@ -7,13 +7,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from convert import background, published, report
 from convert import part as parts_
 from convert import priors as priors_
-from convert import published, report
-from convert.aside import folder_aside, refuse_existing, require_room
 from convert.part import BEYOND, DTYPES, KEEP, Checked, Part
 from dicetalk_jax import bundle
 from dicetalk_jax.errors import WeightsError
+from dicetalk_jax.files import atomic_folder, refuse_existing, require_room
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def model_folder(
   require_room(args.destination, sum(_size(checked, args.dtype) for checked in ready))
   sources = {part.name: published.sha256(part.files) for part in parts}
   rows = []
-  with folder_aside(args.destination) as folder:
+  with atomic_folder(args.destination, discard=background.remove) as folder:
     for checked in (bar := tqdm(ready, desc='writing', unit='component', disable=None)):
       bar.set_postfix_str(name := checked.part.name)
       params = parts_.save(folder, checked, args.dtype, sources[name], learned_on)

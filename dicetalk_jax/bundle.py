@@ -17,7 +17,8 @@ file is replaced, then the predecessor is removed. A run that is killed in betwe
 leaves the old model whole. Folders may be local or remote (`gs://...`).
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+import contextlib
 import hashlib
 import json
 import math
@@ -32,7 +33,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from dicetalk_jax import orbax_paths, parallel
-from dicetalk_jax.errors import WeightsError
+from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.models.core import Abstract, Params
 
 FORMAT = 2  # 1 has no fingerprints and no references; it is still read
@@ -192,6 +193,15 @@ def save_settings(folder, values: Mapping[str, Any]) -> None:
     _write_index(folder, index)
 
 
+def clear_settings_and_priors(folder) -> None:
+  """Removes both. Process 0 calls this alone."""
+  folder = epath.Path(folder)
+  if settings(folder):
+    _write_index(folder, _index(folder) | {'settings': {}})
+  for emotion in emotions(folder):
+    (folder / PRIORS / f'{emotion}.npz').unlink()
+
+
 def load_component(folder, name: str, shardings: Callable[[Abstract], Shardings] | Shardings | None = None,
                    dtype: jax.typing.DTypeLike | None = None,
                    names: Collection[str] | None = None) -> tuple[dict[str, Any], Params]:
@@ -240,12 +250,24 @@ def shapes(folder, name: str) -> Abstract:
   place, entry = holder(folder, name)
   path = _local(place / entry['checkpoint'])
   try:
-    orbax_paths.mend(path)
+    _mend(path)
     if (saved := ocp.metadata(orbax_paths.plain(path)).metadata) is None:
       raise ValueError('its list of parameters is damaged')
     return {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in saved.items()}
   except (ValueError, OSError) as error:
     raise _unreadable(path, error) from error
+
+
+def _mend(path: epath.Path) -> None:
+  """Completes a checkpoint of an older version below an odd name (`orbax_paths.mend`)."""
+  try:
+    orbax_paths.mend(path)
+  except (ValueError, OSError) as error:
+    raise WeightsError(
+        f'{path} was left incomplete by an older version of this program and cannot be '
+        f'completed ({_first_line(error)}); make it writable once, or copy the model '
+        'folder again'
+    ) from error
 
 
 def require(folder, *names: str) -> dict[str, dict[str, Any]]:
@@ -254,7 +276,7 @@ def require(folder, *names: str) -> dict[str, dict[str, Any]]:
   Raises:
     WeightsError: names all that is missing, and what exists.
   """
-  if not (epath.Path(folder) / INDEX).exists():
+  if not _exists(epath.Path(folder) / INDEX):
     raise WeightsError(f'{folder} is no model folder (it has no {INDEX}); '
                        'make one with python -m convert or by training')
   known = components(folder)
@@ -283,7 +305,13 @@ def save_priors(
   if jax.process_index() != 0:
     return
   place = epath.Path(folder) / PRIORS
-  place.mkdir(parents=True, exist_ok=True)
+  with _writing(place):
+    place.mkdir(parents=True, exist_ok=True)
+    _write_priors(place, priors, embedder)
+
+
+def _write_priors(place: epath.Path, priors: Mapping[str, Prior], embedder: str) -> None:
+  """All or none."""
   parts = {emotion: place / f'.{emotion}.part' for emotion in priors}
   try:
     for emotion, (mu, sigma) in priors.items():
@@ -291,7 +319,7 @@ def save_priors(
         np.savez(
             file, mu=np.asarray(mu, np.float32), sigma=np.asarray(sigma, np.float32), embedder=np.array(embedder)
         )
-    for emotion, path in parts.items():  # all or none
+    for emotion, path in parts.items():
       path.replace(place / f'{emotion}.npz')
   finally:
     for path in parts.values():
@@ -299,14 +327,18 @@ def save_priors(
 
 
 def check_replaceable(folder, names: Collection[str], embedder: str) -> None:
-  """Raises WeightsError where priors of another embedder have one of the names."""
+  """Raises WeightsError where priors of another embedder have one of the names.
+
+  An unknown embedder, '', counts as another one than a known one.
+  """
   for emotion in sorted(set(names) & set(emotions(folder))):
     theirs = read_prior(folder, emotion)[1]
-    if embedder and theirs and theirs != embedder:
+    if theirs not in ('', embedder):
       raise WeightsError(
           f"{folder} has the emotion '{emotion}' of another embedder ({theirs}, not "
-          f'{embedder}), which its emotion model may have learned on; choose another '
-          'name, or a model folder of this embedder'
+          f'{embedder or "an unknown one"}), which is never replaced, since the emotion '
+          'model may have learned on it; choose another name, or a model folder of this '
+          'embedder'
       )
 
 
@@ -331,6 +363,16 @@ def load_priors(folder, embedder: str = '') -> dict[str, Prior]:
   return priors
 
 
+def learned_priors(folder) -> str:
+  """The embedder whose priors the emotion model of the folder learned on; '' if unknown."""
+  return components(folder).get(EMOTION_MODEL, {}).get('priors', '')
+
+
+def readable(embedder: str, learned_on: str) -> bool:
+  """Whether an emotion model understands priors, as far as both embedders are known."""
+  return '' in (embedder, learned_on) or embedder == learned_on
+
+
 def load_prior(folder, emotion: str) -> Prior:
   """The prior of one emotion, for the emotion model of the folder.
 
@@ -342,13 +384,13 @@ def load_prior(folder, emotion: str) -> Prior:
     known = ', '.join(emotions(folder)) or 'none'
     raise WeightsError(f"there is no emotion '{emotion}' in {folder}; it has: {known}")
   prior, embedder = read_prior(folder, emotion)
-  learned_on = components(folder).get(EMOTION_MODEL, {}).get('priors', '')
-  if embedder and learned_on and embedder != learned_on:
+  learned_on = learned_priors(folder)
+  if not readable(embedder, learned_on):
     raise WeightsError(
         f"the emotion '{emotion}' of {folder} comes from the embedder {embedder}, but the "
         f'emotion model there learned on priors of another one ({learned_on}) and would '
-        'misread it; train the diffusion model with this embedder, or use the priors '
-        'that belong to the model'
+        'misread it; train the diffusion model with this embedder, or delete '
+        f'{PRIORS}/{emotion}.npz there and use a prior that belongs to the model'
     )
   return prior
 
@@ -368,9 +410,19 @@ def read_prior(folder, emotion: str) -> tuple[Prior, str]:
     raise WeightsError(f'{path} is no emotion prior (two arrays, mu and sigma); copy the model folder again') from error
 
 
+def _exists(path: epath.Path) -> bool:
+  try:
+    return path.exists()
+  except Exception as error:  # each kind of storage has its own errors
+    raise WeightsError(
+        f'{path} cannot be reached ({_first_line(error)}); check the address and your '
+        'access to it'
+    ) from error
+
+
 def _index(folder) -> dict[str, Any]:
   path = epath.Path(folder) / INDEX
-  if not path.exists():
+  if not _exists(path):
     return dict(format=FORMAT, components={}, settings={})
   try:
     index = json.loads(path.read_text())
@@ -386,10 +438,23 @@ def _index(folder) -> dict[str, Any]:
 
 def _write_index(folder, index: dict[str, Any]) -> None:
   folder = epath.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  aside = folder / f'.{INDEX}.part'
-  aside.write_text(json.dumps(index, indent=2, sort_keys=True) + '\n')
-  aside.replace(folder / INDEX)
+  part = folder / f'.{INDEX}.part'
+  with _writing(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    part.write_text(json.dumps(index, indent=2, sort_keys=True) + '\n')
+    part.replace(folder / INDEX)
+
+
+@contextlib.contextmanager
+def _writing(place: epath.Path) -> Iterator[None]:
+  """Turns the system's refusal into InputError."""
+  try:
+    yield
+  except OSError as error:
+    raise InputError(
+        f'cannot write {place}: {error.strerror or error}; check its permissions, or '
+        'choose another model folder'
+    ) from error
 
 
 def _own_checkpoint(entry: Mapping[str, Any] | None) -> str | None:
@@ -398,8 +463,16 @@ def _own_checkpoint(entry: Mapping[str, Any] | None) -> str | None:
 
 
 def _unreadable(path: epath.Path, error: Exception) -> WeightsError:
-  cause = str(error).partition('\n')[0]
-  return WeightsError(f'{path} cannot be read ({cause}); copy the model folder again')
+  return WeightsError(f'{path} cannot be read ({_first_line(error)}); copy the model folder again')
+
+
+def _first_line(error: Exception) -> str:
+  return str(error).partition('\n')[0]
+
+
+def absolute(path: epath.Path) -> str:
+  """The path from anywhere; addresses (`gs://`) stay as they are."""
+  return str(_local(path))
 
 
 def _local(path: epath.Path) -> epath.Path:

@@ -69,8 +69,7 @@ def main(argv: list[str]) -> None:
     print(f'wrote {flags.output}')
   if flags.save:
     bundle.save_priors(flags.model, {flags.save: (mu, sigma)}, embedder.fingerprint)
-    learned_on = known.get(bundle.EMOTION_MODEL, {}).get('priors', '')
-    if learned_on in ('', embedder.fingerprint):
+    if bundle.readable(embedder.fingerprint, bundle.learned_priors(flags.model)):
       print(f'saved in {flags.model}; use it with python -m dicetalk_jax.generate --emotion={flags.save}')
     else:
       print(f'saved in {flags.model}, whose emotion model learned on priors of another embedder: train the diffusion '

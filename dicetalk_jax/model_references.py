@@ -6,6 +6,8 @@ checks the reference). `pack` copies everything into one portable folder.
 """
 
 from collections.abc import Callable, Collection
+import os
+import pathlib
 from typing import Any
 
 from etils import epath
@@ -14,143 +16,155 @@ from jax.experimental import multihost_utils
 
 from dicetalk_jax import bundle
 from dicetalk_jax.errors import InputError, WeightsError
+from dicetalk_jax.files import atomic_folder, refuse_existing, require_room
 
 
 def adopt(
-    source, folder, *, trained: Collection[str], priors: bool, resuming: bool
+    source,
+    folder,
+    *,
+    trained: Collection[str],
+    needed: Collection[str],
+    priors: bool,
+    resuming: bool,
 ) -> None:
   """Lets a run's model folder refer to everything that the run does not train.
 
-  All processes of a job must call this together.
+  All processes of a job must call this together. Everything that can be wrong is found
+  on all of them, before process 0 writes.
 
   Args:
     source: the model folder that the run reads, or '' for none; it is not changed.
     folder: the model folder that the run writes.
     trained: names of the components that the run trains.
+    needed: names of the frozen components that the run computes with.
     priors: whether the emotion priors of `source` are copied: not where the run trains
       the embedder that makes new ones.
     resuming: the run has begun with what `folder` refers to already, and cannot
-      continue with something else.
+      continue with something else. Otherwise what an earlier start left is replaced.
 
   Raises:
-    WeightsError: `source` is not a model folder or misses a component that it refers
-      to; or the run began with another component than `source` has by now.
+    WeightsError: `source` is not a model folder, misses something needed that it refers
+      to, or has a damaged prior; or the run began with another component than `source`
+      has by now.
   """
   known = bundle.require(source) if source else {}
   old = bundle.components(folder)
   new = {}
   for name in sorted(known.keys() - set(trained)):
-    new[name] = _reference(source, name)
-    if resuming and name in old and not bundle.same(old[name], new[name]):
+    reference = _reference(source, name, folder, name in needed)
+    if reference is None:
+      continue
+    if resuming and name in needed and name in old and not bundle.same(old[name], reference):
       raise WeightsError(
           f'this run began with another {name} than {source} has now; name the model '
           'folder that it began with in config.model, or choose another --workdir'
       )
-  stale = [] if resuming else [name for name, entry in old.items() if 'folder' in entry]
-  if jax.process_index() == 0 and (stale or source):
-    bundle.set_entries(folder, dict.fromkeys(stale) | new)
-  if jax.process_index() == 0 and source:
-    bundle.save_settings(folder, bundle.settings(source) | bundle.settings(folder))
-    if priors:
-      _copy_priors(source, folder)
+    new[name] = reference
+  emotions = bundle.emotions(source) if source and priors else []
+  copied = {emotion: bundle.read_prior(source, emotion) for emotion in emotions}
+  settings = bundle.settings(source) if source else {}
+
+  if jax.process_index() == 0:
+    if not resuming:
+      _forget(folder)
+    if new:
+      bundle.set_entries(folder, new)
+    if settings:
+      bundle.save_settings(folder, settings | bundle.settings(folder))
+    for emotion, (prior, embedder) in copied.items():
+      bundle.save_priors(folder, {emotion: prior}, embedder, replace=True)
   multihost_utils.sync_global_devices('adopted')  # the others read it next
 
 
-def _reference(source, name: str) -> dict[str, Any]:
-  """The entry of a reference, to the folder that has the checkpoint itself."""
-  place, entry = bundle.holder(source, name)
-  remote = '://' in str(place)
-  return entry | {'folder': str(place if remote else place.expanduser().resolve())}
+def _reference(source, name: str, folder, needed: bool) -> dict[str, Any] | None:
+  """The entry of a reference, to the folder that has the checkpoint itself.
+
+  None where that is `folder` itself, or where the checkpoint is lost and not needed.
+  """
+  try:
+    place, entry = bundle.holder(source, name)
+  except WeightsError:
+    if needed:
+      raise
+    return None
+  if os.path.realpath(place) == os.path.realpath(folder):
+    return None
+  return entry | {'folder': bundle.absolute(place)}
 
 
-def _copy_priors(source, folder) -> None:
-  for emotion in bundle.emotions(source):
-    prior, embedder = bundle.read_prior(source, emotion)
-    bundle.save_priors(folder, {emotion: prior}, embedder, replace=True)
+def _forget(folder) -> None:
+  """Removes what an earlier start of the run took from another model folder."""
+  components = bundle.components(folder)
+  stale = [name for name, entry in components.items() if 'folder' in entry]
+  if stale:
+    bundle.set_entries(folder, dict.fromkeys(stale))
+  bundle.clear_settings_and_priors(folder)
 
 
 def pack(
     folder,
-    destination,
+    destination: pathlib.Path,
     *,
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> None:
   """Copies a model folder with everything that it refers to.
 
-  The copy is written next to the destination and moved there when it is whole.
+  The copy gets its name when it is whole; whatever happens before, what it replaces
+  stays.
 
   Args:
-    folder: the model folder.
-    destination: must not exist, or be empty.
+    folder: the model folder, local or remote.
+    destination: a local folder that does not exist.
     overwrite: replaces a model folder that is there already.
     progress: called with ('packing', files done, files in all) after every file.
 
   Raises:
-    WeightsError: `folder` is not a model folder, or a reference of it has changed.
-    InputError: the destination exists, or cannot be written.
+    WeightsError: `folder` is not a model folder, a component of it is damaged, or a
+      reference has changed.
+    InputError: the destination exists, is too small, overlaps with what is copied, or
+      cannot be written.
   """
-  destination = epath.Path(destination).expanduser()
-  places = {name: bundle.holder(folder, name) for name in bundle.require(folder)}
-  _check_destination(folder, destination, places, overwrite)
-  part = destination.parent / f'.{destination.name}.part'
+  # 1. Check everything.
+  destination = pathlib.Path(destination)
+  places = {}
+  for name in bundle.require(folder):
+    bundle.shapes(folder, name)  # is it whole?
+    places[name] = bundle.holder(folder, name)
+  _check_apart(destination, [folder, *(place for place, _ in places.values())])
+  refuse_existing(destination, overwrite, bundle.INDEX)
 
-  # 1. List what is to be copied.
+  # 2. List what is to be copied.
   files = {}
   for place, entry in places.values():
     checkpoint = place / entry['checkpoint']
     for path in _files_below(checkpoint):
-      files[path] = part / entry['checkpoint'] / path.relative_to(checkpoint)
+      files[path] = pathlib.Path(entry['checkpoint'], path.relative_to(checkpoint))
   for emotion in bundle.emotions(folder):
     path = epath.Path(folder) / bundle.PRIORS / f'{emotion}.npz'
-    files[path] = part / bundle.PRIORS / path.name
+    files[path] = pathlib.Path(bundle.PRIORS, path.name)
+  require_room(destination, sum(path.stat().length for path in files))
 
-  # 2. Copy it, and move the whole into place.
-  try:
-    _discard(part)  # what a killed run left
-    for done, (path, target) in enumerate(files.items(), 1):
-      target.parent.mkdir(parents=True, exist_ok=True)
-      path.copy(target)
+  # 3. Copy it.
+  with atomic_folder(destination) as part:
+    for done, (path, name) in enumerate(files.items(), 1):
+      (part / name).parent.mkdir(parents=True, exist_ok=True)
+      path.copy(part / name)
       progress('packing', done, len(files))
     bundle.save_settings(part, bundle.settings(folder))
     bundle.set_entries(part, {name: entry for name, (_, entry) in places.items()})
-    _discard(destination)
-    part.rename(destination)
-  except OSError as error:
-    raise InputError(
-        f'cannot write {destination}: {error.strerror or error}; choose another place'
-    ) from error
-  finally:
-    _discard(part)
 
 
-def _check_destination(folder, destination: epath.Path, places, overwrite: bool) -> None:
-  """Raises InputError where something may not be replaced."""
-  if not destination.exists():
-    return
-  if not destination.is_dir():
-    raise InputError(f'cannot write {destination}: it is a file; name a folder')
-  if not any(destination.iterdir()):
-    return
-  if not overwrite:
-    raise InputError(
-        f'{destination} exists; choose another place, or add --overwrite to replace it'
-    )
-  if not (destination / bundle.INDEX).exists():
-    raise InputError(
-        f'{destination} exists and is not a model folder (it has no {bundle.INDEX}); '
-        'choose another place'
-    )
-  needed = {epath.Path(folder).resolve(), *(place.resolve() for place, _ in places.values())}
-  if destination.resolve() in needed:
-    raise InputError(
-        f'{destination} is where the model comes from; choose another place'
-    )
-
-
-def _discard(folder: epath.Path) -> None:
-  if folder.exists():
-    folder.rmtree()
+def _check_apart(destination: pathlib.Path, sources: list) -> None:
+  """Raises InputError where the destination is, holds or lies in a source."""
+  target = os.path.realpath(destination)
+  for source in map(os.path.realpath, sources):
+    if os.path.commonpath([target, source]) in (target, source):
+      raise InputError(
+          f'{destination} overlaps with {source}, where the model comes from; choose '
+          'another place'
+      )
 
 
 def _files_below(folder: epath.Path) -> list[epath.Path]:

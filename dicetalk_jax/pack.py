@@ -3,6 +3,7 @@
     python -m dicetalk_jax.pack --model=runs/diffusion/model --output=models/mine
 """
 
+from etils import epath
 from tqdm import tqdm
 
 from dicetalk_jax import bundle, command, model_references
@@ -15,11 +16,15 @@ usage: python -m dicetalk_jax.pack --model=DIR --output=DIR [--overwrite]
 """
 
 
+def _expanded(text: str) -> epath.Path:
+  return epath.Path(text).expanduser()
+
+
 def main(argv: list[str]) -> None:
   """Packs one model folder."""
   parser = command.Parser('dicetalk_jax.pack', USAGE)
-  parser.add_argument('--model', required=True)
-  parser.add_argument('--output', required=True)
+  parser.add_argument('--model', required=True, type=_expanded)
+  parser.add_argument('--output', required=True, type=_expanded)
   parser.add_argument('--overwrite', action='store_true')
   flags = parser.parse_args(argv)
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+from etils import epath
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,9 +39,9 @@ def run(tmp_path):
   return tmp_path / 'run'
 
 
-def adopt(source, run, trained=('unet',), priors=True, resuming=False):
+def adopt(source, run, trained=('unet',), needed=('vae',), priors=True, resuming=False):
   model_references.adopt(
-      source, run, trained=trained, priors=priors, resuming=resuming
+      source, run, trained=trained, needed=needed, priors=priors, resuming=resuming
   )
 
 
@@ -114,6 +115,73 @@ def test_a_run_that_begins_again_forgets_what_it_referred_to(source, run, tmp_pa
   assert bundle.components(run).keys() == {'whisper'}
   adopt('', run)
   assert bundle.components(run) == {}
+
+
+def test_a_run_that_begins_again_takes_settings_and_priors_of_the_new_model_alone(
+    source, run, tmp_path
+):
+  adopt(source, run)
+  other = tmp_path / 'other'
+  save(other, 'vae')
+  bundle.save_settings(other, {'kind': 'sonic'})
+  adopt(other, run)
+  assert bundle.settings(run) == {'kind': 'sonic'}
+  assert bundle.emotions(run) == []
+
+
+def test_references_that_lead_back_change_nothing(source, run, tmp_path):
+  """A run may be given a model that builds on its own."""
+  save(run, 'whisper', 3)
+  between = tmp_path / 'between'
+  adopt(run, between)
+  for resuming in (False, True):
+    adopt(between, run, needed=('whisper',), resuming=resuming)
+    assert 'folder' not in bundle.components(run)['whisper']
+    np.testing.assert_array_equal(kernel(run, 'whisper'), PARAMS['kernel'] + 3)
+    np.testing.assert_array_equal(kernel(between, 'whisper'), PARAMS['kernel'] + 3)
+
+
+def test_what_a_run_does_not_compute_with_does_not_stop_it(source, run, tmp_path):
+  first = tmp_path / 'first'
+  adopt(source, first, trained=())
+  adopt(first, run)
+  save(source, 'embedder', 5)  # no longer the one of `first`
+  adopt(first, run, resuming=True)
+  np.testing.assert_array_equal(kernel(run, 'vae'), PARAMS['kernel'])
+  with pytest.raises(WeightsError, match='takes its embedder from .*another one by now'):
+    adopt(first, run, needed=('vae', 'embedder'), resuming=True)
+
+
+def test_a_damaged_prior_is_found_before_anything_is_written(source, run):
+  (source / 'priors/happy.npz').write_text('x')
+  with pytest.raises(WeightsError, match='happy.npz is no emotion prior'):
+    adopt(source, run)
+  assert not run.exists()
+
+
+def test_priors_of_unknown_embedders_do_not_replace_known_ones(source):
+  with pytest.raises(WeightsError, match='of another embedder .abc, not an unknown one'):
+    bundle.save_priors(source, {'happy': PRIOR})
+  bundle.save_priors(source, {'happy': PRIOR}, 'abc')
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_a_sentence(tmp_path):
+  (tmp_path / 'file').write_text('x')
+  for write in (
+      lambda: bundle.save_priors(tmp_path / 'file', {'happy': PRIOR}),
+      lambda: bundle.save_settings(tmp_path / 'file', {'a': 1}),
+  ):
+    with pytest.raises(InputError, match='cannot write .*; check its permissions'):
+      write()
+
+
+def test_an_address_that_cannot_be_reached_is_told_in_a_sentence(monkeypatch):
+  def unreachable(self):
+    raise RuntimeError('no credentials\nTraceback ...')
+
+  monkeypatch.setattr(type(epath.Path('gs://bucket')), 'exists', unreachable)
+  with pytest.raises(WeightsError, match=r'gs://bucket/.* cannot be reached .no cred'):
+    bundle.require('gs://bucket/model')
 
 
 def test_a_resumed_run_finds_its_model_at_another_place(source, run, tmp_path):
@@ -204,16 +272,24 @@ def test_packing_replaces_a_model_folder_on_request_only(source, run, tmp_path):
   mine = tmp_path / 'mine'
   mine.mkdir()
   (mine / 'thesis.txt').write_text('years of work')
-  with pytest.raises(InputError, match='mine exists and is not a model folder'):
+  with pytest.raises(InputError, match='mine exists and is not what would replace it'):
     model_references.pack(run, mine, overwrite=True)
-  for own in (source, run):
-    with pytest.raises(InputError, match='is where the model comes from'):
-      model_references.pack(run, own, overwrite=True)
   (tmp_path / 'file').write_text('x')
-  with pytest.raises(InputError, match='it is a file; name a folder'):
+  with pytest.raises(InputError, match='file exists'):
     model_references.pack(run, tmp_path / 'file')
   with pytest.raises(InputError, match='cannot write .*; choose another place'):
     model_references.pack(run, tmp_path / 'file/below')
+
+
+@pytest.mark.parametrize('place', ['source', 'run', '.', 'run/inner', 'link/source'])
+def test_packing_never_touches_what_it_copies(source, run, tmp_path, place):
+  """Not by another name either, nor from above or below."""
+  adopt(source, run)
+  (tmp_path / 'link').symlink_to(tmp_path)
+  before = content(tmp_path)
+  with pytest.raises(InputError, match='overlaps with .*, where the model comes from'):
+    model_references.pack(run, tmp_path / place, overwrite=True)
+  assert content(tmp_path) == before
 
 
 def test_an_interrupted_copy_leaves_the_old_one_and_no_rest(source, run, tmp_path):
@@ -221,13 +297,31 @@ def test_an_interrupted_copy_leaves_the_old_one_and_no_rest(source, run, tmp_pat
   packed = tmp_path / 'packed'
   save(packed, 'old')
 
-  def interrupt(*_):
-    raise KeyboardInterrupt
+  def interrupt(stage, done, total):
+    if done in (1, total):
+      raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
     model_references.pack(run, packed, overwrite=True, progress=interrupt)
   assert bundle.components(packed).keys() == {'old'}
   assert {path.name for path in tmp_path.iterdir()} == {'source', 'run', 'packed'}
+
+
+def test_a_packed_folder_of_an_odd_name_is_whole(tmp_path):
+  """What an older version left incomplete is completed before it is copied."""
+  model = tmp_path / 'try [1]/model'
+  save(model, 'vae')
+  (model / 'vae.0/state/manifest.ocdbt').unlink()
+  model_references.pack(model, tmp_path / 'packed')
+  shutil.rmtree(model)
+  np.testing.assert_array_equal(kernel(tmp_path / 'packed', 'vae'), PARAMS['kernel'])
+
+
+def test_a_damaged_component_is_not_packed(source, tmp_path):
+  shutil.rmtree(source / 'vae.0')
+  with pytest.raises(WeightsError, match='vae.0 cannot be read'):
+    model_references.pack(source, tmp_path / 'packed')
+  assert not (tmp_path / 'packed').exists()
 
 
 def test_a_changed_reference_is_not_packed(source, run, tmp_path):

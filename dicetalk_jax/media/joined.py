@@ -8,8 +8,11 @@ import re
 import struct
 from typing import BinaryIO
 
+import av
+import soundfile
+
 from dicetalk_jax.media import mp3
-from dicetalk_jax.media.file_part import FilePart
+from dicetalk_jax.media.file_part import FilePart, open_container
 
 # How a file begins: long enough that the data of another file do not hold it by chance.
 _BEGINNINGS = [
@@ -32,15 +35,23 @@ def parts(file: BinaryIO) -> list[FilePart]:
   """Cuts a file wherever another one of the same format begins.
 
   The contents decide, never the name: WAV, AIFF, FLAC, Ogg, Matroska, MP4 and MP3 are
-  known. A file of any other format is one part.
+  known. A file of any other format is one part. A beginning that is part of the file
+  before, or that no decoder can open, is not cut off.
   """
   if mp3.is_mp3(file):
     return mp3.parts(file)
   size = file.seek(0, 2)
-  if _at(file, 4, 4) == b'ftyp':
-    starts = list(_mp4_starts(file, size))
-  else:
-    starts = list(_starts(file))
+  is_mp4 = _at(file, 4, 4) == b'ftyp'
+  _, *found = _mp4_starts(file) if is_mp4 else _starts(file)
+  starts = [0]
+  inside = _stated_end(file, mp3.after_tags(file, 0), size)
+  for start, following in zip(found, [*found[1:], size]):
+    if start < inside:
+      continue
+    end = _stated_end(file, start, size)
+    if _opens(_part(file, start, max(end, following))):
+      starts.append(start)
+      inside = end
   return [_part(file, start, end) for start, end in zip(starts, [*starts[1:], size])]
 
 
@@ -76,7 +87,7 @@ def _ogg_page_end(file: BinaryIO, start: int) -> int:
   return start + 27 + segments + sum(_at(file, start + 27, segments))
 
 
-def _mp4_starts(file: BinaryIO, size: int) -> Iterator[int]:
+def _mp4_starts(file: BinaryIO) -> Iterator[int]:
   """Where the files begin: at each `ftyp` box."""
   position = 0
   while len(box := _at(file, position, 16)) >= 8:
@@ -88,6 +99,41 @@ def _mp4_starts(file: BinaryIO, size: int) -> Iterator[int]:
     if length < 8:  # to the end, or damaged
       return
     position += length
+
+
+def _stated_end(file: BinaryIO, start: int, size: int) -> int:
+  """The end of a WAV or AIFF file by its own header; `start` if that is unknown.
+
+  The 8 bytes before the length are left out: some writers count them in it.
+  """
+  header = _at(file, start, 28)
+  length = 0
+  if header[:4] == b'RIFF':
+    length = int.from_bytes(header[4:8], 'little')
+  elif header[:4] == b'FORM':
+    length = int.from_bytes(header[4:8])
+  elif header[:4] == b'RF64' and header[12:16] == b'ds64':
+    length = int.from_bytes(header[20:28], 'little')
+  unknown = length == 0xFFFFFFFF or start + length > size
+  return start if unknown else start + length
+
+
+def _opens(part: FilePart) -> bool:
+  """Whether a decoder takes the part for a recording.
+
+  Raises:
+    OSError: the part could not be read.
+  """
+  try:
+    soundfile.SoundFile(part).close()
+    return True
+  except soundfile.LibsndfileError:
+    part.seek(0)
+  try:
+    with open_container(part) as container:
+      return bool(container.streams.audio)
+  except av.FFmpegError:
+    return False
 
 
 def _part(file: BinaryIO, start: int, end: int) -> FilePart:

@@ -24,6 +24,13 @@ _MONO = 3
 _INFO_KBITS = 4  # index of a bit rate whose frames have room for a header at all rates
 _DECODER_DELAY = 529  # samples that libsndfile drops on top of the encoder's delay
 _CHUNK = 1 << 16
+_SEARCHED = 1 << 13  # bytes before the first frame at most, not counting tags
+_IN_A_ROW = 4  # frames that random bytes do not hold by chance
+# How files of other formats begin, which may hold MP3 frames as well.
+_OTHERS = re.compile(
+    rb'RIFF|riff|RF64|FORM|caff|fLaC|OggS|\x1a\x45\xdf\xa3|\0\0\x01\xba|.{4}ftyp',
+    re.DOTALL,
+)
 
 
 class Frame(NamedTuple):
@@ -80,11 +87,25 @@ class _Run:
 
 
 def is_mp3(file: BinaryIO) -> bool:
-  """Whether the file begins with MP3 frames, after tags if there are any."""
+  """Whether the file begins with MP3 frames, after tags if there are any.
+
+  Up to 8 KiB of other bytes may stand before the first frame, as decoders allow.
+  """
   size = file.seek(0, 2)
   start = after_tags(file, 0)
   frame = _frame_at(file, start)
-  return frame is not None and _confirmed(file, frame, size)
+  if frame and _confirmed(file, frame, size):
+    return True
+  file.seek(start)
+  if _OTHERS.match(file.read(8)):
+    return False
+  end = min(start + _SEARCHED, size)
+  position = start
+  while position < end:
+    if _begins_row(file, position):
+      return True
+    position = _next_sync(file, position + 1, size)
+  return False
 
 
 def parts(file: BinaryIO) -> list[FilePart]:
@@ -127,6 +148,18 @@ def _confirmed(file: BinaryIO, frame: Frame, size: int) -> bool:
   if following:
     return following.format == frame.format
   return frame.end == size or after_tags(file, frame.end) > frame.end
+
+
+def _begins_row(file: BinaryIO, position: int) -> bool:
+  """Whether several frames of one format follow each other from `position` on."""
+  formats = set()
+  for _ in range(_IN_A_ROW):
+    frame = _frame_at(file, position)
+    if frame is None:
+      return False
+    formats.add(frame.format)
+    position = frame.end
+  return len(formats) == 1
 
 
 def _frame_at(file: BinaryIO, position: int) -> Frame | None:

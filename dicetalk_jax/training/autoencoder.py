@@ -82,7 +82,9 @@ class AutoencoderTask(Task):
       scaling_factor = registry.config_of('vae', old).scaling_factor
     else:
       batch = next(iter(loader.frames_loader(self.train, batch=32, frames=1, step=1, seed=2)))['video']
-      scaling_factor = float(1 / np.std(parallel.fetch(self.reconstruct(params, batch)[0])))
+      measured = 1 / np.std(parallel.fetch(self.reconstruct(params, batch)[0]))
+      # Five digits, as those published have: another device must not give another model.
+      scaling_factor = float(f'{measured:.5g}')
     config = registry.config_of('vae', self.config.vae.to_dict() | {'scaling_factor': scaling_factor})
     bundle.save_component(self.model_dir, 'vae', config.to_json(), core.under('vae', params),
                           sources.provenance(self))

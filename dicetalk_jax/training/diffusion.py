@@ -77,6 +77,10 @@ class DiffusionTask(Task):
   def trained(self) -> tuple[str, ...]:
     return tuple(name for name in TRAINED if name in self.config)
 
+  def needed(self) -> tuple[str, ...]:
+    names = ('vae', 'whisper', 'image_encoder')
+    return (*names, 'embedder') if 'emo_model' in self.config else names
+
   def _check_model(self):
     """Refuses to start without the components that are never drawn at random."""
     names = ('vae', 'embedder') if self.has_emotion else ('vae',)
@@ -105,18 +109,23 @@ class DiffusionTask(Task):
 
   def _check_priors(self):
     """Refuses an emotion model that stays as it is, but learned on the priors of another embedder."""
-    name = bundle.EMOTION_MODEL
-    own = {f'{name}.{key}' for key in self.targets.get(name, ())}
-    if not own or not own <= set(self._held()):
+    if not self.has_emotion:
       return
-    learned_on = bundle.components(self.config.init_from)[name].get('priors', '')
-    if learned_on not in ('', self.embedder.fingerprint):
+    learned_on = self._learned_on()
+    if not bundle.readable(self.embedder.fingerprint, learned_on):
       raise WeightsError(
           f'the emotion model of {self.config.init_from} learned on priors of another '
           f'embedder ({learned_on}) than that of {self.config.model} '
           f'({self.embedder.fingerprint}); train it too with config.trainable, or name a '
           'model folder with its embedder in config.model'
       )
+
+  def _learned_on(self) -> str:
+    """The embedder whose priors the emotion model learns on here, or did before if it is frozen; '' if unknown."""
+    own = {f'{bundle.EMOTION_MODEL}.{key}' for key in self.targets[bundle.EMOTION_MODEL]}
+    if own <= set(self._held()):
+      return bundle.learned_priors(self.config.init_from)
+    return self.embedder.fingerprint
 
   def _check_fit(self):
     """Refuses parts that do not fit each other, before anything is computed."""
@@ -255,7 +264,7 @@ class DiffusionTask(Task):
           registry.config_of(name, self.config[name].to_dict()).to_json(),
           core.under(name, params),
           sources.provenance(self),
-          priors=self.embedder.fingerprint if name == bundle.EMOTION_MODEL else None,
+          priors=self._learned_on() if name == bundle.EMOTION_MODEL else None,
       )
     data = self.config.data
     downsampling = 2 ** (len(self.vae.config.block_out_channels) - 1)

@@ -85,6 +85,9 @@ class EmbedderTask(Task):
   def _model(self, params):
     return core.merge(self.graphdef, core.under('embedder', params))
 
+  def needed(self) -> tuple[str, ...]:
+    return ('whisper',)
+
   def init(self, key: jax.Array) -> core.Params:
     """Parameters `embedder.*`: from `init_from`, or drawn."""
     if self.config.init_from:

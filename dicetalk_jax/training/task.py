@@ -63,15 +63,26 @@ class Task(abc.ABC):
     """Names of the components that this run trains."""
     return (self.name,)
 
+  def needed(self) -> tuple[str, ...]:
+    """Names of the frozen components that this run computes with."""
+    return ()
+
   def _adopt_model(self) -> None:
     """Lets the model folder of this run refer to what `config.model` has and the run does not train."""
     source = self.config.model
     if source and os.path.realpath(source) == os.path.realpath(self.model_dir):
-      raise ConfigError(f'config.model={source} is the folder that this run writes; name the model folder that it '
-                        'shall read, or leave config.model out')
+      raise ConfigError(
+          f'config.model={source} is the folder that this run writes; name the model '
+          'folder that it reads, such as that of the run before'
+      )
     model_references.adopt(
-        source, self.model_dir, trained=self.trained(), priors='embedder' not in self.trained(),
-        resuming=has_checkpoint(self.workdir / 'checkpoints'))
+        source,
+        self.model_dir,
+        trained=self.trained(),
+        needed=self.needed(),
+        priors='embedder' not in self.trained(),
+        resuming=has_checkpoint(self.workdir / 'checkpoints'),
+    )
 
   @property
   def data_dir(self) -> epath.Path:

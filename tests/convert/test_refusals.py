@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 import torch
 
 from convert import __main__ as command
-from convert import aside, background, layouts, published
-from dicetalk_jax import bundle
+from convert import background, layouts, published
+from dicetalk_jax import bundle, files
 from dicetalk_jax.errors import InputError
 from tests.convert import published_folders as folders
 
@@ -246,7 +246,7 @@ def test_a_disk_that_fills_up(whisper, tmp_path, refused, monkeypatch, error):
 
 
 def test_a_disk_that_is_full(svd, tmp_path, refused, monkeypatch):
-  monkeypatch.setattr(aside.shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(9, 9, 0))
+  monkeypatch.setattr(files.shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(9, 9, 0))
   assert 'GB left; make room' in sentence(refused('svd', svd, tmp_path / 'model'))
 
 
@@ -367,7 +367,7 @@ def test_the_model_that_a_killed_process_was_replacing_comes_back(whisper, tmp_p
   (tmp_path / 'part' / 'new').mkdir()
   (tmp_path / 'part').rename(tmp_path / '.precious.0a1b2c3_.part')
   with pytest.raises(InputError, match='exists'):
-    aside.refuse_existing(tmp_path / 'precious', False, '')
+    files.refuse_existing(tmp_path / 'precious', False, '')
   assert sorted(path.name for path in tmp_path.iterdir()) == ['precious', 'whisper']
 
 

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.media import audio, audio_blocks
+from dicetalk_jax.media import audio, audio_blocks, mp3
 from dicetalk_jax.media.file_part import FilePart
 
 FIELD_INPUTS = pathlib.Path(__file__).parents[1] / 'field_inputs'
@@ -173,6 +173,29 @@ def test_an_ape_tag_may_stand_before_an_mp3(tmp_path):
   np.testing.assert_array_equal(audio.load_audio(path), expected)
 
 
+@pytest.mark.parametrize('head', [bytes(512), bytes(4096), b'\r\n', b'\xff\xff'])
+@pytest.mark.parametrize('header', ['of LAME', 'none'])
+def test_bytes_before_the_first_mp3_frame_are_passed_over(tmp_path, head, header):
+  path = tmp_path / 'x.mp3'
+  if header == 'none':
+    options = {'write_xing': '0', 'id3v2_version': '0'}
+    data = contained(path, noisy(2, 44100, 2), 44100, 'mp3', options=options)
+  else:
+    data = written(path, noisy(2, 44100), 44100)
+  path.write_bytes(head + data)
+  expected, _ = librosa.load(path, sr=16000)
+  np.testing.assert_array_equal(audio.load_audio(path), expected)
+  path.write_bytes(ID3_COVER + head + data)
+  np.testing.assert_array_equal(audio.load_audio(path), expected)
+
+
+@pytest.mark.parametrize('name', ['x.wav', 'x.w64', 'x.caf', 'x.avi', 'x.mkv', 'x.mp4'])
+def test_mp3_frames_in_a_file_of_another_format_do_not_make_it_mp3(tmp_path, name):
+  contained(tmp_path / name, noisy(2, 16000), 16000, 'mp3')
+  with open(tmp_path / name, 'rb') as file:
+    assert not mp3.is_mp3(file)
+
+
 @pytest.mark.parametrize(
     'name, options',
     [
@@ -193,6 +216,71 @@ def test_joined_files_are_read_one_after_another(tmp_path, name, options):
   np.testing.assert_array_equal(wave, np.concatenate([one, two, one]))
   span = audio.load_span(path, 0.5, 1.7)
   np.testing.assert_array_equal(span, wave[8000:27200])
+
+
+@pytest.mark.parametrize(
+    'name, cut',
+    [
+        ('x.wav', 30), ('x.aiff', 20), ('x.flac', 40), ('x.ogg', 26), ('x.m4a', 40),
+        ('x.mkv', 60),
+    ],
+)
+def test_a_cut_beginning_at_the_end_is_passed_over(tmp_path, name, cut):
+  path = tmp_path / name
+  write = contained if name in ('x.m4a', 'x.mkv') else written
+  second = write(path, noisy(1.2, 16000, seed=1), 16000)
+  first = write(path, noisy(0.9, 16000), 16000)
+  expected = audio.load_audio(path)
+  path.write_bytes(first + second[:cut])
+  np.testing.assert_array_equal(audio.load_audio(path), expected)
+
+
+@pytest.mark.parametrize(
+    'name, cut', [('x.wav', 30), ('x.aiff', 20), ('x.flac', 40), ('x.ogg', 26)]
+)
+def test_what_follows_a_cut_beginning_is_read(tmp_path, name, cut):
+  path = tmp_path / name
+  first = written(path, noisy(0.9, 16000), 16000)
+  one = audio.load_audio(path)
+  second = written(path, noisy(3, 16000, seed=1), 16000)
+  two = audio.load_audio(path)
+  path.write_bytes(first + second[:cut] + second)
+  np.testing.assert_array_equal(audio.load_audio(path), np.concatenate([one, two]))
+
+
+@pytest.mark.parametrize('name', ['x.wav', 'x.rf64', 'x.aiff'])
+def test_a_beginning_within_the_length_of_a_file_is_part_of_it(tmp_path, name):
+  path = tmp_path / name
+  data = written(path, noisy(1, 16000), 16000)
+  expected = audio.load_audio(path)
+  inner = data[:200]
+  # A chunk of no meaning behind the format, and one behind the samples.
+  order, letters = ('big', b'SSND') if name == 'x.aiff' else ('little', b'data')
+  chunk = b'junk' + len(inner).to_bytes(4, order) + inner
+  place = data.index(letters)
+  whole = bytearray(data[:place] + chunk + data[place:] + chunk)
+  length = len(whole) - 8
+  if name == 'x.rf64':
+    whole[20:28] = length.to_bytes(8, order)
+  else:
+    whole[4:8] = length.to_bytes(4, order)
+  path.write_bytes(whole + whole)
+  np.testing.assert_array_equal(
+      audio.load_audio(path), np.concatenate([expected, expected])
+  )
+
+
+@pytest.mark.parametrize('length', [0, 0xFFFFFFFF, 1 << 20, 32044])
+def test_joined_wav_files_are_cut_apart_whatever_their_length_says(tmp_path, length):
+  """Unknown, beyond the end, or the whole file instead of what follows the length."""
+  path = tmp_path / 'x.wav'
+  data = bytearray(written(path, noisy(1, 16000), 16000))
+  expected = audio.load_audio(path)
+  data[4:8] = struct.pack('<I', length)
+  path.write_bytes(data + data)
+  np.testing.assert_array_equal(
+      audio.load_audio(path), np.concatenate([expected, expected])
+  )
 
 
 def test_a_track_that_changes_its_format_keeps_its_speed(tmp_path):

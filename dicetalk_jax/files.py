@@ -1,10 +1,11 @@
-"""Folders are written aside and moved when whole: nobody ever finds half a model.
+"""Atomic folders: written under another name, and moved when whole. Nobody ever finds half a model.
 
-Aside means in `.NAME.XXXXXXXX.part` beside the folder NAME, locked by the process that writes it: `new` in it becomes
-the folder, `old` is what that replaces. The system drops the lock of a killed process; the next run to NAME clears up.
+The other name is `.NAME.XXXXXXXX.part`, next to the folder NAME and locked by the process that writes it: `new` in it
+becomes the folder, `old` is what that replaces. The system drops the lock of a killed process; the next run to NAME
+clears up.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import fcntl
 import os
@@ -13,7 +14,6 @@ import re
 import shutil
 import tempfile
 
-from convert import background
 from dicetalk_jax.errors import InputError, UserError
 
 # How TensorStore, safetensors and Python spell the number of the system's refusal.
@@ -40,9 +40,19 @@ def refuse_existing(path: pathlib.Path, overwrite: bool, mark: str) -> None:
     raise InputError(f'{path} exists and is not what would replace it (it has no {mark}); choose another place')
 
 
+def _remove(folder: pathlib.Path) -> None:
+  shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextlib.contextmanager
-def folder_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a temporary folder beside `path`; moves it there at the end, or removes it on failure and interruption.
+def atomic_folder(
+    path: pathlib.Path, discard: Callable[[pathlib.Path], None] = _remove
+) -> Iterator[pathlib.Path]:
+  """Gives a temporary folder next to `path`, and moves it there at the end.
+
+  Args:
+    path: of the folder to be; it may replace one (see `refuse_existing`).
+    discard: removes the temporary folder after a failure or an interruption.
 
   Raises:
     InputError: the place cannot be written to, or is full.
@@ -60,9 +70,9 @@ def folder_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
         new.rename(path)
     except BaseException:
       _restore(aside, path)
-      background.remove(aside)
+      discard(aside)
       raise
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
   except UserError:
     raise
   except Exception as error:
