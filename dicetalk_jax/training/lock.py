@@ -19,7 +19,7 @@ that nobody else wrote at the same time. A holder that was taken for dead (a sus
 machine) notices at its next beat, and `check` ends its run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import fcntl
 import json
@@ -35,15 +35,16 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from dicetalk_jax.errors import ConfigError
+from dicetalk_jax.errors import ConfigError, InputError
 
 NAME = 'lock.json'
 BEAT = 10.0
 PATIENCE = 90.0  # network disks may show a change a minute late
 SETTLE = 3.0
 
-_SENTENCE = 2048  # bytes for what process 0 tells the others
-_WAIT, _HELD = 'wait', 'held'
+_MESSAGE = 2048  # bytes for what process 0 tells the others
+_YES, _NO = 'yes', 'no'
+_ERRORS = {kind.__name__: kind for kind in (ConfigError, InputError)}
 
 
 @contextlib.contextmanager
@@ -53,33 +54,44 @@ def hold(workdir: epath.Path) -> Iterator['Lock']:
   Process 0 takes the lock, and all agree on the outcome.
 
   Raises:
-    ConfigError: another run is alive there, or the lock cannot be written. All
-      processes raise it.
+    ConfigError: another run is alive there. All processes raise it.
+    InputError: the lock cannot be read or written. All processes raise it.
   """
   lock = Lock(workdir)
   try:
-    while (answer := _agreed(lock)) == _WAIT:
+    while not _agreed(lock.attempt):
       time.sleep(min(1.0, SETTLE / 3))
-    if answer != _HELD:
-      raise ConfigError(answer)
     yield lock
   finally:
     lock.release()
 
 
-def _agreed(lock: 'Lock') -> str:
-  """What `lock.attempt` says on process 0, on all of them.
+def _agreed(ask: Callable[[], bool]) -> bool:
+  """What `ask` returns or raises on process 0, on all of them.
 
-  Asked again and again while that waits, since collective operations time out.
+  `ask` does not wait for long, since collective operations time out.
   """
-  answer = lock.attempt() if jax.process_index() == 0 else ''
   if jax.process_count() == 1:
-    return answer
-  message = np.zeros(_SENTENCE, np.uint8)
-  encoded = answer.encode()[:_SENTENCE]
+    return ask()
+
+  # Process 0 must not raise yet: the others would wait for it in vain.
+  answer, sentence = '', ''
+  if jax.process_index() == 0:
+    try:
+      answer = _YES if ask() else _NO
+    except tuple(_ERRORS.values()) as error:
+      answer, sentence = type(error).__name__, str(error)
+
+  message = np.zeros(_MESSAGE, np.uint8)
+  encoded = f'{answer} {sentence}'.encode()[:_MESSAGE]
   message[: len(encoded)] = np.frombuffer(encoded, np.uint8)
   message = np.asarray(multihost_utils.broadcast_one_to_all(message))
-  return message.tobytes().rstrip(b'\0').decode(errors='ignore')
+  decoded = message.tobytes().rstrip(b'\0').decode(errors='ignore')
+
+  answer, _, sentence = decoded.partition(' ')
+  if answer in _ERRORS:
+    raise _ERRORS[answer](sentence)
+  return answer == _YES
 
 
 class Lock:
@@ -103,30 +115,42 @@ class Lock:
     self._thread: threading.Thread | None = None
     self._lost = False
 
-  def attempt(self) -> str:
+  def attempt(self) -> bool:
     """Tries to take the lock.
 
     Returns:
-      'held'; 'wait', which asks for another try in a second; or the sentence that says
-      why not.
+      Whether it is held. If not, another try in a second is asked for.
+
+    Raises:
+      ConfigError: another run holds it.
+      InputError: the file cannot be read or written.
     """
     try:
       if self._written_at is not None:
         return self._settle()
       return self._try()
-    except OSError as error:
-      return (
-        f'cannot write {self._workdir / NAME} ({error.strerror}); choose another '
-        '--workdir'
-      )
+    except ConfigError:
+      raise
+    except Exception as error:  # buckets raise errors of many libraries
+      raise InputError(
+        f'cannot read or write {self._workdir / NAME} ({_cause(error)}); make it '
+        'writable or choose another --workdir'
+      ) from error
 
   def check(self) -> None:
-    """Raises ConfigError where another run has taken over."""
+    """Raises ConfigError where another run has taken over.
+
+    All processes of a job call it at the same step, and all raise.
+    """
+    _agreed(self._kept)
+
+  def _kept(self) -> bool:
     if self._lost:
       raise ConfigError(
         f'another run took over {self._workdir}, since this one gave no sign of life '
         f'for {PATIENCE:g} s; let that one run'
       )
+    return True
 
   def release(self) -> None:
     """Gives the work directory free, where it is held."""
@@ -140,7 +164,7 @@ class Lock:
     self._file.close()
     self._thread = self._written_at = None
 
-  def _try(self) -> str:
+  def _try(self) -> bool:
     alone = self._file.lock()  # None where there are no locks
     content = self._file.read()
     holder = _parsed(content)
@@ -149,7 +173,9 @@ class Lock:
     if not content and alone is not False:
       return self._take(sure=bool(alone))
     if holder.get('kernel') == self._me['kernel'] and alone is not None:
-      return self._take(sure=True) if alone else self._refusal(holder)
+      if not alone:
+        raise self._refusal(holder)
+      return self._take(sure=True)
 
     # Otherwise: is there a heartbeat?
     now = time.monotonic()
@@ -162,32 +188,34 @@ class Lock:
           flush=True,
         )
     elif content != self._seen:
-      return self._refusal(holder)
+      raise self._refusal(holder)
+    elif now - self._seen_at > PATIENCE and content:
+      return self._take(sure=False)
     elif now - self._seen_at > PATIENCE:
-      return self._take(sure=False) if content else self._refusal(holder)
+      raise self._refusal(holder)
     self._file.close()  # opened again, network disks show what is new
-    return _WAIT
+    return False
 
-  def _take(self, sure: bool) -> str:
+  def _take(self, sure: bool) -> bool:
     self._write()
     if sure:
       return self._begin()
     self._written_at = time.monotonic()
-    return _WAIT
+    return False
 
-  def _settle(self) -> str:
+  def _settle(self) -> bool:
     if time.monotonic() - self._written_at < SETTLE:
-      return _WAIT
+      return False
     self._written_at = None
     content = self._file.read()
     if self._me['token'] in content:
       return self._begin()
-    return self._refusal(_parsed(content))
+    raise self._refusal(_parsed(content))
 
-  def _begin(self) -> str:
+  def _begin(self) -> bool:
     self._thread = threading.Thread(target=self._beat, name='lock', daemon=True)
     self._thread.start()
-    return _HELD
+    return True
 
   def _beat(self) -> None:
     while not self._end.wait(BEAT):
@@ -204,9 +232,9 @@ class Lock:
     self._beats += 1
     self._file.write(json.dumps({**self._me, 'beat': self._beats}) + '\n')
 
-  def _refusal(self, holder: dict) -> str:
+  def _refusal(self, holder: dict) -> ConfigError:
     self._file.close()
-    return (
+    return ConfigError(
       f'{self._workdir} is in use by {_named(holder)}; wait for that run to end, stop '
       'it, or choose another --workdir'
     )
@@ -271,6 +299,12 @@ def _kernel() -> str:
   """Names the running system: containers of one machine share it, a reboot ends it."""
   path = pathlib.Path('/proc/sys/kernel/random/boot_id')
   return path.read_text().strip() if path.exists() else socket.gethostname()
+
+
+def _cause(error: Exception) -> str:
+  """The first line of what an error says, or its name where it says nothing."""
+  text = str(getattr(error, 'strerror', None) or error).strip()
+  return text.splitlines()[0] if text else type(error).__name__
 
 
 def _parsed(content: str) -> dict:

@@ -139,6 +139,7 @@ def _train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: e
           break
 
     if not stopping:
+      lock.check()  # an evaluation may lie between
       task.export(complete(state))
       report.say(f'{task.name}: finished, written to {task.model_dir}')
   return state

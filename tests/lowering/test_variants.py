@@ -12,6 +12,7 @@ import pytest
 from configs import diffusion, embedder
 from dicetalk_jax import parallel
 from dicetalk_jax.models import attention, target
+from dicetalk_jax.training import lora
 from dicetalk_jax.training.diffusion import TRAINED
 from tests import tiny
 from tests.lowering import programs
@@ -44,11 +45,21 @@ def small(arg='default', **changes):
 
 
 def lower(config, platform, **mesh):
-  """The step on a mesh of eight devices, or on one."""
+  """(names of what is trained, text) of the step.
+
+  It is on a mesh of eight devices, or on one device.
+  """
   devices = jax.devices() if mesh else jax.devices()[:1]
   program = programs.training(
       programs.diffusion, config, parallel.make_mesh(**mesh, devices=devices))
-  return program.lower(platform)[0]
+  state, *_ = program.args
+  return set(state.params), program.lower(platform)[0]
+
+
+@functools.cache
+def plain(platform):
+  """The step of `small` without changes: what a factor must tell itself from."""
+  return lower(small(), platform)
 
 
 def check(program, platform, *, fused=True):
@@ -62,39 +73,73 @@ def check(program, platform, *, fused=True):
 @pytest.mark.parametrize('platform', ACCELERATORS)
 @pytest.mark.parametrize('remat', ['none', 'block', 'dots'])
 def test_rematerialisation(remat, platform):
-  check(lower(small(remat=remat), platform), platform)
+  trained, program = lower(small(remat=remat), platform)
+  check(program, platform)
+  assert trained == plain(platform)[0]
+  # 'block' is the default. That it is equal shows that the others differ for a reason.
+  assert (program == plain(platform)[1]) == (remat == 'block')
 
 
 @pytest.mark.parametrize('platform', ACCELERATORS)
-@pytest.mark.parametrize('name', ['adapters', 'adapters_temporal'])
-def test_trainable_sets(name, platform):
-  check(lower(small(trainable=(name,)), platform), platform)
+def test_trainable_sets(platform):
+  sets = []
+  for name in ('adapters', 'adapters_temporal'):
+    trained, program = lower(small(trainable=(name,)), platform)
+    check(program, platform)
+    sets.append(trained)
+  adapters, temporal = sets
+  assert set() < adapters < temporal < plain(platform)[0]
+  added = temporal - adapters
+  assert all('.temporal_transformer_blocks.' in name for name in added)
 
 
 @pytest.mark.parametrize('platform', ACCELERATORS)
 def test_low_rank_factors(platform):
   config = small(trainable=('adapters',), **{'lora.rank': 4})
-  check(lower(config, platform), platform)
+  trained, program = lower(config, platform)
+  check(program, platform)
+  factors = trained - plain(platform)[0]
+  kernels = {name.removesuffix(lora.A).removesuffix(lora.B) for name in factors}
+  assert factors and factors == {
+      kernel + end for kernel in kernels for end in (lora.A, lora.B)}
+  assert kernels < plain(platform)[0] and not kernels & trained
 
 
 def test_micro_batches():
-  check(lower(small(accum=2), 'cuda'), 'cuda')
+  trained, program = lower(small(accum=2), 'cuda')
+  check(program, 'cuda')
+  assert trained == plain('cuda')[0]
+  # The rows of a micro-batch: half of the batch.
+  rows = FRAMES * small().batch_size
+  whole = f'tensor<{rows}x8x8x{WIDTH}xbf16>'
+  half = f'tensor<{rows // 2}x8x8x{WIDTH}xbf16>'
+  assert half in program and whole not in program
+  assert whole in plain('cuda')[1]
 
 
 # What presets change is the same on every platform, but for attention on NVIDIA GPUs.
+# Each changes the program, if only by a constant.
 @pytest.mark.parametrize('name', sorted(set(diffusion.VARIANTS) - {'adapters'}))
 def test_presets(name):
-  check(lower(small(name), 'cuda'), 'cuda')
+  _, program = lower(small(name), 'cuda')
+  check(program, 'cuda')
+  assert program != plain('cuda')[1]
 
 
 def test_the_whole_bank():
-  check(lower(small(**{'emotion.p_whole_bank': 0.5}), 'cuda'), 'cuda')
+  _, program = lower(small(**{'emotion.p_whole_bank': 0.5}), 'cuda')
+  check(program, 'cuda')
+  assert program != plain('cuda')[1]
 
 
 @pytest.mark.parametrize(('dtype', 'platform'), [
     ('float32', 'cuda'), ('float16', 'cuda'), ('float16', 'tpu')])
 def test_other_types(dtype, platform):
-  check(lower(small(dtype=dtype), platform), platform, fused=dtype == 'float16')
+  _, program = lower(small(dtype=dtype), platform)
+  check(program, platform, fused=dtype == 'float16')
+  mine = {'float32': {'f32'}, 'float16': {'f16'}}[dtype]
+  assert programs.share_of_products(program, mine) > 0.9
+  assert programs.share_of_products(plain(platform)[1], {'bf16'}) > 0.9
 
 
 @pytest.mark.parametrize(('mesh', 'platform'), [
@@ -105,22 +150,31 @@ def test_other_types(dtype, platform):
     (dict(data=8, fsdp=1), 'tpu'),
 ])
 def test_meshes(mesh, platform):
-  calls = programs.custom_calls(lower(small(), platform, **mesh))
+  _, program = lower(small(), platform, **mesh)
+  calls = programs.custom_calls(program)
   fused = platform == 'cuda' and 'sequence' not in mesh
   assert ('CustomSPMDPartitioning' in calls) == fused
   assert set(calls) <= SPREAD
 
 
-@pytest.mark.parametrize('name', ['default', *embedder.VARIANTS])
-def test_presets_of_the_embedder(name):
+@functools.cache
+def lower_embedder(name, platform):
+  """(text, metrics) of the embedder's step on one device."""
   config = embedder.get_config(f'tiny,{name}'.removesuffix(',default'))
   config.dtype = 'bfloat16'
   mesh = parallel.make_mesh(devices=jax.devices()[:1])
   program = programs.training(programs.embedder, config, mesh)
+  text, (_, metrics) = program.lower(platform)
+  return text, metrics
+
+
+@pytest.mark.parametrize('name', ['default', *embedder.VARIANTS])
+def test_presets_of_the_embedder(name):
   for platform in ACCELERATORS:
-    text, (_, metrics) = program.lower(platform)
+    text, metrics = lower_embedder(name, platform)
     assert not set(programs.custom_calls(text)) - {'Sharding'}
     assert {'loss', 'sigma'} <= metrics.keys()
+    assert (text == lower_embedder('default', platform)[0]) == (name == 'default')
 
 
 def test_canary_a_kernel_without_gradient_is_noticed(monkeypatch):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from dicetalk_jax.errors import ConfigError
+from dicetalk_jax.errors import ConfigError, InputError
 from dicetalk_jax.training import lock
 from tests.training import toy
 from tests.training.test_loop import (
@@ -141,12 +141,14 @@ def test_two_processes_are_refused_together_and_resume_after_a_kill(tmp_path):
 def test_a_killed_run_leaves_the_directory_free_at_once(workdir):
   for number in (signal.SIGKILL, signal.SIGTERM):
     with held(workdir) as process:
-      assert re.search(REFUSAL, lock.Lock(workdir).attempt())[1] == str(process.pid)
+      with pytest.raises(ConfigError, match=REFUSAL) as info:
+        lock.Lock(workdir).attempt()
+      assert re.search(REFUSAL, str(info.value))[1] == str(process.pid)
       process.send_signal(number)
       process.wait()
     assert (workdir / lock.NAME).read_text()
     mine = lock.Lock(workdir)
-    assert mine.attempt() == 'held'
+    assert mine.attempt()
     mine.release()
 
 
@@ -206,12 +208,13 @@ def test_of_two_that_take_over_without_locks_one_wins(workdir, monkeypatch):
   first, second = lock.Lock(workdir), lock.Lock(workdir)
   with monkeypatch.context() as patch:
     patch.setattr(Elsewhere, 'read', lambda self: '')
-    assert (
-      first.attempt() == second.attempt() == 'wait'
-    )  # both found nobody, and both wrote
+    # Both find nobody, and both write.
+    assert not first.attempt()
+    assert not second.attempt()
   time.sleep(2 * lock.SETTLE)
-  answers = [first.attempt(), second.attempt()]
-  assert answers[1] == 'held' and re.search(REFUSAL, answers[0])
+  with pytest.raises(ConfigError, match=REFUSAL):
+    first.attempt()
+  assert second.attempt()
   second.release()
   assert (workdir / lock.NAME).read_text() == ''
 
@@ -237,10 +240,84 @@ def test_damaged_locks_are_taken_over_in_the_end(workdir):
 def test_a_directory_that_cannot_be_written_is_refused(workdir):
   (workdir / lock.NAME).mkdir()
   with (
-    pytest.raises(ConfigError, match='cannot write .* choose another --workdir'),
+    pytest.raises(InputError, match=r'cannot read or write .* \(Is a directory\); '),
     lock.hold(workdir),
   ):
     pass
+
+
+class Failing:
+  """The path of an object in a bucket whose library raises errors of its own."""
+
+  def __init__(self, fails):
+    self.fails = fails
+
+  def exists(self):
+    return True
+
+  def read_text(self):
+    if self.fails == 'read':
+      raise RuntimeError('403: no permission\nrequest 17 of many')
+    return ''
+
+  def write_text(self, text):
+    raise RuntimeError('403: no permission\nrequest 17 of many')
+
+
+@pytest.mark.parametrize('fails', ['read', 'write'])
+def test_whatever_a_bucket_raises_is_one_sentence(workdir, monkeypatch, fails):
+  remote = lock._Remote(Failing(fails))
+  monkeypatch.setattr(lock, '_Local', lambda path: remote)
+  with pytest.raises(InputError) as info, lock.hold(workdir):
+    pass
+  assert str(info.value) == (
+    f'cannot read or write {workdir / lock.NAME} (403: no permission); make it '
+    'writable or choose another --workdir'
+  )
+
+
+def test_two_processes_that_cannot_lock_say_so_together(tmp_path):
+  run = tmp_path / 'run'
+  (run / lock.NAME).mkdir(parents=True)
+  for process in start_two(0, run):
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2, output[-3000:]
+    (sentence,) = (line for line in output.splitlines() if line.startswith('error: '))
+    assert sentence.startswith('error: cannot read or write ')
+    assert '(Is a directory); make it writable or choose another' in sentence
+
+
+def test_two_processes_that_were_taken_for_dead_end_together(tmp_path):
+  run = tmp_path / 'run'
+  processes = start_two(1.5, run)  # 18 s for all steps; the next beat is within 10 s
+  wait_until(lambda: processes[0].stdout.readline().startswith('step'), processes[0])
+  (run / lock.NAME).write_text(theirs := content(run))
+  try:
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  for process, output in zip(processes, outputs, strict=True):
+    assert process.returncode == 2, output[-3000:]
+    (sentence,) = (line for line in output.splitlines() if line.startswith('error: '))
+    assert sentence.startswith(f'error: another run took over {run}, ')
+  assert max(losses(run)) < TOTAL
+  assert (run / lock.NAME).read_text() == theirs
+
+
+def test_a_run_that_is_taken_over_in_its_last_evaluation_exports_nothing(workdir):
+  class Suspended(toy.ToyTask):
+
+    def evaluate(self, params, frozen):
+      (self.workdir / lock.NAME).write_text(content(self.workdir))
+      time.sleep(20 * lock.BEAT)
+      return super().evaluate(params, frozen)
+
+  config = toy.get_config(total_steps=2, eval_every=2, checkpoint_every=2)
+  with pytest.raises(ConfigError, match='another run took over'):
+    toy.train(Suspended, config, workdir)
+  assert max(losses(workdir)) == 2
+  assert not (workdir / 'model').exists()
 
 
 def test_nothing_is_touched_before_the_lock_is_held(workdir):
