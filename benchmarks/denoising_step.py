@@ -34,7 +34,7 @@ TINY = UNetConfig(
 
 
 class Sizes(NamedTuple):
-  """What one step computes: guidance rows, frames, and the side of the latents."""
+  """Sizes of one step: guidance rows, frames, and the side of the latents."""
 
   config: UNetConfig
   rows: int

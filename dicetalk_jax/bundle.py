@@ -47,7 +47,7 @@ Prior = tuple[np.ndarray, np.ndarray]
 
 
 def components(folder) -> dict[str, dict[str, Any]]:
-  """What the folder holds: component name -> its entry, as described above.
+  """The components of the folder: name -> entry, as described above.
 
   A folder that does not exist holds nothing.
 

@@ -1,4 +1,4 @@
-"""What to run first on a new accelerator: `python -m benchmarks.device_check`.
+"""The first thing to run on a new accelerator: `python -m benchmarks.device_check`.
 
 Checks results against reference outputs, and measures speed against the floor that the
 arithmetic sets. Each part runs in a process of its own and writes one JSON file when it

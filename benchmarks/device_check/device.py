@@ -69,7 +69,7 @@ def versions() -> dict[str, Any]:
 
 
 def driver() -> str:
-  """What nvidia-smi says of the first GPU; empty where it is absent."""
+  """The first GPU as nvidia-smi describes it; empty where there is none."""
   command = [
     'nvidia-smi',
     '--query-gpu=name,driver_version,memory.total',

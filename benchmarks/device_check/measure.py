@@ -1,4 +1,4 @@
-"""What the parts with a clock share: compiling, memory, and a check of the numbers."""
+"""Shared by the timed parts: compiling, memory, and a check of the numbers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

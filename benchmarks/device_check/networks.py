@@ -33,7 +33,7 @@ REDUCED = Sizes(SMALL_UNET, rows=3, frames=8, side=16, dtype=jnp.float32)
 
 
 def fill_for(context: Context) -> Fill:
-  """What makes parameters fastest: the device where they are many."""
+  """The quickest way to fill parameters: on the device where there are many."""
   return core.numpy_params if context.reduced else device_params
 
 

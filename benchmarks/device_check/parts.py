@@ -13,7 +13,7 @@ class Unavailable(Exception):
 
 
 class Context(NamedTuple):
-  """What a part is given.
+  """Input of a part.
 
   Attributes:
     out: the folder of results; a part may read those of others.

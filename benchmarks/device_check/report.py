@@ -68,7 +68,7 @@ def code() -> dict[str, str]:
 
 
 def origin(reduced: bool) -> dict[str, Any]:
-  """What a result depends on: code, device, version of JAX, sizes."""
+  """Everything that a result depends on: code, device, version of JAX, sizes."""
   device = jax.devices()[0]
   return code() | {
     'device': device.device_kind,

@@ -17,7 +17,7 @@ CURRENT = 9.0
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """What the choice of a kernel depends on.
+  """The devices that a kernel is chosen for.
 
   Attributes:
     platform: one of `PLATFORMS`.

@@ -9,12 +9,14 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import arithmetic, denoising_step
 from benchmarks.denoising_step import FULL, PUBLISHED_TFLOP, STEP_TFLOP, make_inputs
 from benchmarks.device_check import __main__ as command
 from benchmarks.device_check import floors, goldens, networks, report, run_part
 from benchmarks.device_check.parts import PARTS, Unavailable, chosen
+from benchmarks.device_check.torch_twin import Twin
 from benchmarks.timing import Laps
 from convert.golden import Case
 from dicetalk_jax.errors import ConfigError, DataError
@@ -352,10 +354,6 @@ def test_psnr_is_that_of_a_known_error():
 
 
 def test_pytorch_twin_computes_our_step_with_adapters_masks_and_guide():
-  torch = pytest.importorskip('torch')
-  pytest.importorskip('diffusers')
-  from benchmarks.device_check.torch_twin import Twin
-
   sizes = networks.REDUCED._replace(frames=3, side=8)
   step = denoising_step.make_step(sizes, core.numpy_params)
   sample, timestep, kv, ids, spatial, masks = step.inputs
