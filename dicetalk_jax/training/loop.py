@@ -53,6 +53,7 @@ def train(task_class: type[Task], config: ml_collections.ConfigDict, workdir: An
 
   Raises:
     ConfigError, MeshError: before anything is computed; also where another run is alive in `workdir`.
+    InputError: the work directory, or the lock in it, cannot be written.
     DivergedError: the loss is no longer a number. The last good checkpoint stays.
   """
   _check(config)
