@@ -224,7 +224,7 @@ def load_component(folder, name: str, shardings: Callable[[Abstract], Shardings]
   """
   place, entry = holder(folder, name)
   path = _local(place / entry['checkpoint'])
-  saved = shapes(folder, name)
+  saved = _shapes(path)
   try:
     target = {k: jax.ShapeDtypeStruct(x.shape, _cast(x.dtype, dtype)) for k, x in saved.items()
               if names is None or k in names}
@@ -248,9 +248,13 @@ def shapes(folder, name: str) -> Abstract:
     WeightsError: see `load_component`.
   """
   place, entry = holder(folder, name)
-  path = _local(place / entry['checkpoint'])
+  return _shapes(_local(place / entry['checkpoint']))
+
+
+def _shapes(path: epath.Path) -> Abstract:
+  """Of the parameters in a checkpoint."""
+  _mend(path)
   try:
-    _mend(path)
     if (saved := ocp.metadata(orbax_paths.plain(path)).metadata) is None:
       raise ValueError('its list of parameters is damaged')
     return {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in saved.items()}

@@ -60,19 +60,19 @@ def atomic_folder(
   path = path.resolve()
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = pathlib.Path(tempfile.mkdtemp('.part', f'.{path.name}.', path.parent))
+    part = pathlib.Path(tempfile.mkdtemp('.part', f'.{path.name}.', path.parent))
     try:
-      with _lock(aside):
-        (new := aside / 'new').mkdir()
+      with _lock(part):
+        (new := part / 'new').mkdir()
         yield new
         if path.exists():
-          path.rename(aside / 'old')
+          path.rename(part / 'old')
         new.rename(path)
     except BaseException:
-      _restore(aside, path)
-      discard(aside)
+      _restore(part, path)
+      discard(part)
       raise
-    _remove(aside)
+    _remove(part)
   except UserError:
     raise
   except Exception as error:
@@ -105,16 +105,16 @@ def _lock(folder: pathlib.Path) -> Iterator[bool]:
 def _clear_up(path: pathlib.Path) -> None:
   """Removes what killed runs to `path` left; the folder that one was just replacing comes back."""
   name = re.compile(rf'\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.part')
-  for aside in [x for x in path.parent.glob('.*.part') if name.fullmatch(x.name)]:
-    with contextlib.suppress(OSError), _lock(aside) as locked:
+  for part in [x for x in path.parent.glob('.*.part') if name.fullmatch(x.name)]:
+    with contextlib.suppress(OSError), _lock(part) as locked:
       if locked:
-        _restore(aside, path)
-        shutil.rmtree(aside)
+        _restore(part, path)
+        shutil.rmtree(part)
 
 
-def _restore(aside: pathlib.Path, path: pathlib.Path) -> None:
+def _restore(part: pathlib.Path, path: pathlib.Path) -> None:
   """Puts the replaced folder back if nothing took its place."""
-  if (old := aside / 'old').exists() and not path.exists():
+  if (old := part / 'old').exists() and not path.exists():
     old.rename(path)
 
 

@@ -130,7 +130,7 @@ def read(path: pathlib.Path) -> PriorFile:
 
 
 def _content(file: io.BytesIO) -> dict[str, np.ndarray | str | None]:
-  """What the file holds, by name: numbers and text; None for all else."""
+  """The content of the file by name: numbers and text; None for all else."""
   version = np.lib.format.read_magic(file)
   reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
   shape, _, dtype = reader(file)

@@ -52,6 +52,7 @@ def main(argv: list[str]) -> None:
   clips = averaged_clips(tables, flags.by_intensity)
   embedder = networks['embedder'].fingerprint
   bundle.check_replaceable(flags.model, clips, embedder)
+  prior_file.make_folder(flags.model / bundle.PRIORS)
   features = [compute.Features(networks, source, flags.data / 'features').ready('prior')['prior']
               for source in labelled]
   priors = mean_gaussians(features, tables, flags.by_intensity)

@@ -330,3 +330,11 @@ def test_bad_data_sets(model, data, refuses, tmp_path):
   refuses('is itself a data set; name it with --datasets', priors, model=model,
           data=next(data.rglob('dataset_info.json')).parent)
   refuses('--data', priors, model=model)
+
+
+def test_a_model_that_cannot_be_written_is_refused_before_embedding(model, data, refuses, monkeypatch):
+  monkeypatch.setattr(compute.Features, 'ready', lambda *_: pytest.fail('computed'))
+  shutil.rmtree(model / 'priors')
+  (model / 'priors').write_bytes(b'mine')
+  refuses(f'cannot write into {model}/priors: ', priors, model=model, data=data)
+  assert (model / 'priors').read_bytes() == b'mine'

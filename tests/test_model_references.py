@@ -308,7 +308,7 @@ def test_an_interrupted_copy_leaves_the_old_one_and_no_rest(source, run, tmp_pat
 
 
 def test_a_packed_folder_of_an_odd_name_is_whole(tmp_path):
-  """What an older version left incomplete is completed before it is copied."""
+  """A checkpoint that an older version left incomplete is completed before the copy."""
   model = tmp_path / 'try [1]/model'
   save(model, 'vae')
   (model / 'vae.0/state/manifest.ocdbt').unlink()

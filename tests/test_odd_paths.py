@@ -316,7 +316,7 @@ def test_conversion_and_export(deep):
   'name', ['[1] *?', 'a:b', 'file:c', 'concat:d|e', 'f%03d', 'g\\h', '-i', '~j']
 )
 def test_media(deep, monkeypatch, name):
-  """By names alone, too, which are no addresses for a decoder."""
+  """By relative names too, which decoders must not take for addresses."""
   monkeypatch.chdir(deep)
   frames = made_clips.pictures(5)
   video.write_video(f'{name}.mp4', frames, 25.0, made_clips.tone(0.2))

@@ -178,7 +178,7 @@ def test_presets_of_the_embedder(name):
 
 
 def test_canary_a_kernel_without_gradient_is_noticed(monkeypatch):
-  """What stopped training on NVIDIA GPUs: should this pass, these tests are blind."""
+  """The fault that stopped training on NVIDIA GPUs: if this lowers, the tests are blind."""
   monkeypatch.setattr(attention, 'choose', lambda *args, **kwargs: 'cudnn')
   for remat in ('none', 'block'):
     refused = pytest.raises(NotImplementedError, match='sequence length Q 5')
