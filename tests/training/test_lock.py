@@ -123,6 +123,8 @@ def test_two_processes_are_refused_together_and_resume_after_a_kill(tmp_path):
   run = tmp_path / 'run'
   first = start_two(0.1, run)
   wait_until(lambda: first[0].stdout.readline().startswith('step'), first[0])
+  for process in first:
+    process.send_signal(signal.SIGSTOP)  # it must not end before the second begins
   second = start_two(0, run)
   for process in second:
     output, _ = process.communicate(timeout=PATIENCE)
@@ -289,7 +291,7 @@ def test_two_processes_that_cannot_lock_say_so_together(tmp_path):
 
 def test_two_processes_that_were_taken_for_dead_end_together(tmp_path):
   run = tmp_path / 'run'
-  processes = start_two(1.5, run)  # 18 s for all steps; the next beat is within 10 s
+  processes = start_two(4, run)  # 48 s for all steps; the next beat is within 10 s
   wait_until(lambda: processes[0].stdout.readline().startswith('step'), processes[0])
   (run / lock.NAME).write_text(theirs := content(run))
   try:
