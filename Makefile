@@ -10,7 +10,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .PHONY: demo test verify lint clean
 
 demo: $(VENV)/.demo            ## data, training and video from nothing; under 20 minutes on two cores
-	$(PY) -m dicetalk_jax.demo --folder=$(DEMO) $(DEMO_FLAGS)
+	$(PY) -m examples.demo --folder=$(DEMO) $(DEMO_FLAGS)
 
 test: $(VENV)/.test            ## the whole test suite, no GPU and no network needed
 	$(PY) -m pytest -q $(TEST_FLAGS)
