@@ -409,7 +409,7 @@ def test_a_split_whose_clips_are_all_left_out_is_none(tmp_path, monkeypatch):
     ),
   )
   monkeypatch.setattr(
-    corpus.write,
+    corpus.tfds_writer,
     'write',
     lambda builder, splits, **config: pipelines.append(
       (
