@@ -3,17 +3,21 @@ PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/d
 VENV   := .venv
 PY     := $(VENV)/bin/python
 DEMO   ?= demo
+WORKERS ?= 2
 
 export JAX_PLATFORMS ?= cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test verify lint clean
+.PHONY: demo test test-slow verify lint clean
 
 demo: $(VENV)/.demo            ## data, training and video from nothing; under 20 minutes on two cores
 	$(PY) -m examples.demo --folder=$(DEMO) $(DEMO_FLAGS)
 
-test: $(VENV)/.test            ## the whole test suite, no GPU and no network needed
-	$(PY) -m pytest -q $(TEST_FLAGS)
+test: $(VENV)/.test            ## the test suite, no GPU and no network needed; under 10 minutes on two cores
+	$(PY) -m pytest -q -n $(WORKERS) $(TEST_FLAGS)
+
+test-slow: $(VENV)/.test       ## what the test suite leaves out: see tests/durations.md
+	$(PY) -m pytest -q -n $(WORKERS) -m slow $(TEST_FLAGS)
 
 # Compiles much and computes little.
 verify: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
