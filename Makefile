@@ -22,6 +22,7 @@ verify: $(VENV)/.test          ## every golden, up to the whole program and full
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -145,7 +145,10 @@ def main():
   lowered = step.call.lower(step.params, *step.inputs)
   compiled = []
   print(f'compiled in {seconds(lambda: compiled.append(lowered.compile())):.1f} s')
-  call = lambda: compiled[0](step.params, *step.inputs).block_until_ready()
+
+  def call():
+    return compiled[0](step.params, *step.inputs).block_until_ready()
+
   call()
   times = laps(call, args.repeats)
   print(

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 
 class Peak(NamedTuple):
-  """Seconds, and bytes: own memory, and with pages of mapped files, which the system may drop."""
+  """Seconds, and bytes: own memory, and with pages of mapped files, which the system
+  may drop.
+  """
 
   seconds: float
   own: int
@@ -17,18 +19,28 @@ class Peak(NamedTuple):
 
 
 def measure(*args) -> Peak:
-  """Runs `python -m *args` from the root of the repository; leaves with its exit code where it fails."""
+  """Runs `python -m *args` from the root of the repository; leaves with its exit
+  code where it fails.
+  """
   start = time.perf_counter()
-  process = subprocess.Popen([sys.executable, '-m', *map(str, args)], cwd=pathlib.Path(__file__).parents[1])
+  process = subprocess.Popen(
+    [sys.executable, '-m', *map(str, args)], cwd=pathlib.Path(__file__).parents[1]
+  )
   peak: dict[str, int] = {}
 
   def watch():
     while process.poll() is None:
       try:
-        peak.update({key: max(value, peak.get(key, 0)) for key, value in _memory(process.pid).items()})
-      except OSError:      # it has just ended
+        peak.update(
+          {
+            key: max(value, peak.get(key, 0))
+            for key, value in _memory(process.pid).items()
+          }
+        )
+      except OSError:  # it has just ended
         return
       time.sleep(0.05)
+
   watcher = threading.Thread(target=watch)
   watcher.start()
   process.wait()
@@ -40,5 +52,8 @@ def measure(*args) -> Peak:
 
 def _memory(pid: int) -> dict[str, int]:
   lines = pathlib.Path(f'/proc/{pid}/status').read_text().splitlines()
-  return {key: int(value.split()[0]) * 1024 for key, _, value in (line.partition(':') for line in lines)
-          if key in ('RssAnon', 'VmHWM')}
+  return {
+    key: int(value.split()[0]) * 1024
+    for key, _, value in (line.partition(':') for line in lines)
+    if key in ('RssAnon', 'VmHWM')
+  }

@@ -1,7 +1,7 @@
 """The temporal autoencoder: `--config=configs/autoencoder.py[:tiny]`.
 
-DICE-Talk uses the published SVD autoencoder as it is; this task trains one where that is missing
-(the synthetic data set) or fine-tunes it (`--config.init_from=MODEL`).
+DICE-Talk uses the published SVD autoencoder as it is; this task trains one where that
+is missing (the synthetic data set) or fine-tunes it (`--config.init_from=MODEL`).
 """
 
 from configs import common
@@ -11,11 +11,17 @@ def get_config(arg: str = 'default'):
   tiny, _ = common.presets(arg, {})
   config = common.training('autoencoder')
   config.batch_size = 8
-  config.data.frames = 5                   # consecutive frames: the decoder's temporal layers see them
-  config.data.step = 2                     # of the 25 fps source: the model's rate is 12.5 fps
+  config.data.frames = 5  # consecutive frames: the decoder's temporal layers see them
+  config.data.step = 2  # of the 25 fps source: the model's rate is 12.5 fps
   config.vae = dict(
-      in_channels=3, out_channels=3, latent_channels=4, layers_per_block=2, norm_num_groups=32,
-      block_out_channels=(128, 256, 512, 512), scaling_factor=0.18215)
+    in_channels=3,
+    out_channels=3,
+    latent_channels=4,
+    layers_per_block=2,
+    norm_num_groups=32,
+    block_out_channels=(128, 256, 512, 512),
+    scaling_factor=0.18215,
+  )
   config.loss = dict(mse=2.0, kl=1e-6)
   if tiny:
     common.tiny(config)
@@ -29,6 +35,6 @@ def get_config(arg: str = 'default'):
     config.vae.norm_num_groups = 2
     config.vae.block_out_channels = (16, 16, 32)
     config.vae.latent_channels = 4
-    config.loss.kl = 5e-3                  # smooth latents: the tiny denoiser leaves some noise in them
+    config.loss.kl = 5e-3  # smooth latents: the tiny denoiser leaves some noise in them
     config.log_every, config.eval_every, config.checkpoint_every = 50, 400, 400
   return config

@@ -1,4 +1,6 @@
-"""What the three training configurations share. Kept free of jax: a config file only states values.
+"""What the three training configurations share.
+
+Kept free of jax: a config file only states values.
 
 Tuples, never lists, so that every value can be overridden on the command line.
 """
@@ -7,7 +9,16 @@ from typing import Any
 
 import ml_collections
 
-EMOTIONS = ('angry', 'contempt', 'disgusted', 'fear', 'happy', 'neutral', 'sad', 'surprised')
+EMOTIONS = (
+  'angry',
+  'contempt',
+  'disgusted',
+  'fear',
+  'happy',
+  'neutral',
+  'sad',
+  'surprised',
+)
 
 
 # Dotted key -> value; None removes a whole section.
@@ -18,7 +29,8 @@ def presets(arg: str, variants: dict[str, Variant]) -> tuple[bool, Variant]:
   """Reads what follows the colon of `--config=file.py:tiny,name,name`.
 
   Args:
-    arg: 'default', or names that are combined, separated by commas. 'tiny' is applied first wherever it stands.
+    arg: 'default', or names that are combined, separated by commas. 'tiny' is applied
+      first wherever it stands.
     variants: what the other names change.
 
   Returns:
@@ -29,7 +41,9 @@ def presets(arg: str, variants: dict[str, Variant]) -> tuple[bool, Variant]:
   """
   names, known = arg.split(','), ('default', 'tiny', *variants)
   if unknown := [name for name in names if name not in known]:
-    raise ValueError(f"unknown preset '{unknown[0]}'; this file has: {', '.join(known)}")
+    raise ValueError(
+      f"unknown preset '{unknown[0]}'; this file has: {', '.join(known)}"
+    )
   if len(set(names)) < len(names) or ('default' in names and len(names) > 1):
     raise ValueError(f"presets '{arg}': give each name once, and 'default' alone")
   changes: dict[str, tuple[Any, str]] = {}
@@ -38,60 +52,115 @@ def presets(arg: str, variants: dict[str, Variant]) -> tuple[bool, Variant]:
       for other, (theirs, by) in changes.items():
         inside = key.startswith(f'{other}.') or other.startswith(f'{key}.')
         if inside or (key == other and value != theirs):
-          raise ValueError(f"presets '{by}' and '{name}' contradict each other in config.{max(key, other, key=len)}")
+          raise ValueError(
+            f"presets '{by}' and '{name}' contradict each other in "
+            f'config.{max(key, other, key=len)}'
+          )
       changes[key] = value, name
   return 'tiny' in names, {key: value for key, (value, _) in changes.items()}
 
 
-def change(config: ml_collections.ConfigDict, changes: Variant) -> ml_collections.ConfigDict:
+def change(
+  config: ml_collections.ConfigDict, changes: Variant
+) -> ml_collections.ConfigDict:
   """Applies what `presets` returned."""
   with config.unlocked():
     for key in [key for key, value in changes.items() if value is None]:
       del config[key]
-  config.update_from_flattened_dict({key: value for key, value in changes.items() if value is not None})
+  config.update_from_flattened_dict(
+    {key: value for key, value in changes.items() if value is not None}
+  )
   return config
 
 
 def training(task: str) -> ml_collections.ConfigDict:
   """Everything that the loop reads, with the defaults of a full-size run."""
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       task=task,
       seed=0,
       total_steps=30_000,
-      batch_size=32,                       # global, over all devices and processes
-      accum=1,                             # micro-batches per step; the embedder needs whole batches
-      mesh=dict(data=1, fsdp=-1, sequence=1),  # one may be -1: all remaining devices; see docs/scale.md
-      multihost=False,                     # True on pods and clusters: jax.distributed.initialize()
-      dtype='bfloat16',                    # compute type; parameters stay float32
-      # Sets ('all'; diffusion: 'adapters', 'adapters_temporal'), or regular expressions on dotted parameter names.
+      batch_size=32,  # global, over all devices and processes
+      accum=1,  # micro-batches per step; the embedder needs whole batches
+      mesh=dict(
+        data=1, fsdp=-1, sequence=1
+      ),  # one may be -1: all remaining devices; see docs/scale.md
+      multihost=False,  # True on pods and clusters: jax.distributed.initialize()
+      dtype='bfloat16',  # compute type; parameters stay float32
+      # Sets ('all'; diffusion: 'adapters', 'adapters_temporal'), or regular expressions
+      # on dotted parameter names.
       trainable=('all',),
-      # Low-rank factors of kernels that a target is found in, where these are not trained themselves; rank 0 = none.
+      # Low-rank factors of kernels that a target is found in, where these are not
+      # trained themselves; rank 0 = none.
       lora=dict(rank=0, alpha=8.0, targets=(r'attn[12]\.to_(q|k|v|out\.0)\.kernel$',)),
-      optim=dict(name='adam', lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, clip=1.0,
-                 warmup=500, schedule='constant', end_lr=0.0, ema=0.9999, new_module_lr_mult=1.0),
+      optim=dict(
+        name='adam',
+        lr=1e-5,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.0,
+        clip=1.0,
+        warmup=500,
+        schedule='constant',
+        end_lr=0.0,
+        ema=0.9999,
+        new_module_lr_mult=1.0,
+      ),
       log_every=50,
       eval_every=1_000,
       checkpoint_every=1_000,
       keep=2,
-      model='',                            # model folder with frozen components; results go to <workdir>/model
-      init_from='',                        # model folder with initial weights; '' draws them at random
-      data=dict(dir='',                    # default <workdir>/../data
-                dataset='synthetic',       # or the folder of a prepared data set, or several: A=0.5,B=0.25,C=0.25
-                workers=0),                # processes that read; 0 = threads of this one
-  ))
+      model='',  # model folder with frozen components; results go to <workdir>/model
+      init_from='',  # model folder with initial weights; '' draws them at random
+      data=dict(
+        dir='',  # default <workdir>/../data
+        # or the folder of a prepared data set, or several: A=0.5,B=0.25,C=0.25
+        dataset='synthetic',
+        workers=0,
+      ),  # processes that read; 0 = threads of this one
+    )
+  )
 
 
 def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Changes a full-size configuration to the synthetic data set and the tiny frozen models of `make demo`."""
+  """Changes a full-size configuration to the synthetic data set and the tiny frozen
+  models of `make demo`.
+  """
   config.dtype = 'float32'
-  config.optim.name, config.optim.warmup = 'muon', 50      # from nothing, in few steps
+  config.optim.name, config.optim.warmup = 'muon', 50  # from nothing, in few steps
   config.mesh.data, config.mesh.fsdp = -1, 1
-  config.data.synthetic = ml_collections.ConfigDict(dict(
-      size=64, train=64, val=4, test=1, clips=8, seconds=1.2, levels=(2, 3), motion=0.15, articulation=2.0,
-      zoom=1.2, drift=0.0, seed=0))
-  # No published weights at this size: frozen random towers, honest about it in bundle.json.
-  config.frozen = ml_collections.ConfigDict(dict(
-      whisper=dict(d_model=64, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=64),
-      image_encoder=dict(hidden_size=32, intermediate_size=64, projection_dim=64, num_hidden_layers=1,
-                         num_attention_heads=2, image_size=56, patch_size=14)))
+  config.data.synthetic = ml_collections.ConfigDict(
+    dict(
+      size=64,
+      train=64,
+      val=4,
+      test=1,
+      clips=8,
+      seconds=1.2,
+      levels=(2, 3),
+      motion=0.15,
+      articulation=2.0,
+      zoom=1.2,
+      drift=0.0,
+      seed=0,
+    )
+  )
+  # No published weights at this size: frozen random towers, honest about it in
+  # bundle.json.
+  config.frozen = ml_collections.ConfigDict(
+    dict(
+      whisper=dict(
+        d_model=64, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=64
+      ),
+      image_encoder=dict(
+        hidden_size=32,
+        intermediate_size=64,
+        projection_dim=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
+      ),
+    )
+  )
   return config

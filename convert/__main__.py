@@ -9,13 +9,26 @@ from dicetalk_jax import command
 from dicetalk_jax.errors import InputError, one_sentence
 
 if __name__ == '__main__':
-  signal.signal(signal.SIGINT, signal.SIG_DFL)     # while PyTorch loads, nothing is begun
+  signal.signal(signal.SIGINT, signal.SIG_DFL)  # while PyTorch loads, nothing is begun
 try:
-  from convert import background, dicetalk, export, inspect, priors, sonic, svd, verify, whisper
+  from convert import (
+    background,
+    dicetalk,
+    export,
+    inspect,
+    priors,
+    sonic,
+    svd,
+    verify,
+    whisper,
+  )
 except ModuleNotFoundError as missing:
   if missing.name != 'torch':
     raise
-  print("error: PyTorch is missing; pip install 'dicetalk-jax[convert]' adds it", file=sys.stderr)
+  print(
+    "error: PyTorch is missing; pip install 'dicetalk-jax[convert]' adds it",
+    file=sys.stderr,
+  )
   sys.exit(2)
 
 COMMANDS = (dicetalk, sonic, svd, whisper, priors, export, inspect, verify)
@@ -29,10 +42,15 @@ EXAMPLE = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
-  """Every command is a module with `add_parser(commands)`, which sets `run(args) -> exit code`."""
+  """Every command is a module with `add_parser(commands)`, which sets `run(args) ->
+  exit code`.
+  """
   top = command.OptionParser(
-      prog='python -m convert', description='Converts and checks published weights.', epilog=EXAMPLE,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+    prog='python -m convert',
+    description='Converts and checks published weights.',
+    epilog=EXAMPLE,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   commands = top.add_subparsers(title='commands', metavar='COMMAND', required=True)
   for module in COMMANDS:
     module.add_parser(commands)
@@ -40,9 +58,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-  """Runs a command and raises SystemExit; mistakes of the user end with one sentence and code 2."""
+  """Runs a command and raises SystemExit; mistakes of the user end with one sentence
+  and code 2.
+  """
   for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.default_int_handler)     # either way, what was begun is removed
+    signal.signal(
+      number, signal.default_int_handler
+    )  # either way, what was begun is removed
   try:
     with one_sentence():
       args = parser().parse_args(argv)
@@ -50,7 +72,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         sys.exit(args.run(args))
       except OSError as error:
         what = ': '.join(str(x) for x in (error.filename, error.strerror or error) if x)
-        raise InputError(f'{what}; check the path, its permissions and the room left') from error
+        raise InputError(
+          f'{what}; check the path, its permissions and the room left'
+        ) from error
       except KeyboardInterrupt:
         print('interrupted; nothing half-made is left', file=sys.stderr)
         sys.exit(130)

@@ -1,4 +1,6 @@
-"""`python -m convert export`: a model folder back to the files of the original program, diffusers and transformers."""
+"""`python -m convert export`: a model folder back to the files of the original
+program, diffusers and transformers.
+"""
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
@@ -41,11 +43,23 @@ PRIORS_FOLDER = 'priors'
 ADAPTER = '.processor.'
 GROUP = 1 << 28  # bytes of parameters that are in memory at once
 ALIGNMENT = 64
-GROUPS = 'norm_num_groups'  # of 32 channels groups everywhere in the published classes, which do not name it
+# of 32 channels groups everywhere in the published classes, which do not name it
+GROUPS = 'norm_num_groups'
 SCHEDULER = dict(
-    _class_name='EulerDiscreteScheduler', beta_end=0.012, beta_schedule='scaled_linear', beta_start=0.00085,
-    interpolation_type='linear', num_train_timesteps=1000, prediction_type='v_prediction', sigma_max=700.0,
-    sigma_min=0.002, steps_offset=1, timestep_spacing='leading', timestep_type='continuous', use_karras_sigmas=True)
+  _class_name='EulerDiscreteScheduler',
+  beta_end=0.012,
+  beta_schedule='scaled_linear',
+  beta_start=0.00085,
+  interpolation_type='linear',
+  num_train_timesteps=1000,
+  prediction_type='v_prediction',
+  sigma_max=700.0,
+  sigma_min=0.002,
+  steps_offset=1,
+  timestep_spacing='leading',
+  timestep_type='continuous',
+  use_karras_sigmas=True,
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,17 +69,27 @@ def run(args: argparse.Namespace) -> int:
   refuse_existing(args.destination, args.overwrite, release.config)
   found = priors.for_files(args.model)
   for emotion in found:
-    bundle.load_prior(args.model, emotion)  # refuses one that the emotion model would misread
+    bundle.load_prior(
+      args.model, emotion
+    )  # refuses one that the emotion model would misread
   written = [name for name in known if name in WRITERS or name in release.files]
-  carried = {layouts.WHISPER_DECODER} & known.keys()      # in the file of the encoder
+  carried = {layouts.WHISPER_DECODER} & known.keys()  # in the file of the encoder
   require_room(args.destination, _size(args.model, [*written, *carried]))
-  sized = (*release.files, 'flownet')      # published without a configuration
-  own = dict(components={name: entry['config'] for name, entry in known.items() if name in sized}, settings=settings)
+  sized = (*release.files, 'flownet')  # published without a configuration
+  own = dict(
+    components={
+      name: entry['config'] for name, entry in known.items() if name in sized
+    },
+    settings=settings,
+  )
   learned_on = bundle.learned_priors(args.model)
   if learned_on not in ('', bundle.RELEASED):
     own['priors'] = learned_on
   others = known.keys() - {*written, *carried}
-  rows, notes = [], [f'{name}: the original program has no such file' for name in sorted(others)]
+  rows, notes = (
+    [],
+    [f'{name}: the original program has no such file' for name in sorted(others)],
+  )
   with atomic_folder(args.destination, discard=background.remove) as folder:
     for name in (bar := tqdm(written, desc='writing', unit='component', disable=None)):
       bar.set_postfix_str(name)
@@ -76,7 +100,9 @@ def run(args: argparse.Namespace) -> int:
           tensors |= rest
         if name in WRITERS:
           WRITERS[name](folder, name, config, tensors)
-        if name in release.files and config.get('adapters') != 0:      # the UNet of the release always has them
+        if (
+          name in release.files and config.get('adapters') != 0
+        ):  # the UNet of the release always has them
           _save_pickled(tensors, folder / release.files[name])
         rows.append(report.row(name, len(tensors), tensors))
         del tensors
@@ -84,26 +110,44 @@ def run(args: argparse.Namespace) -> int:
     prior_file.write_all(folder / PRIORS_FOLDER, found)
     rows += [priors.Found(found).row()] if found else []
     _write_json(folder / release.config, own)
-  files = sorted(path for path in args.destination.rglob('*') if path.suffix in (*published.SUFFIXES, '.npy'))
-  sources = {f'{file} (source of {name})': digest for name, entry in known.items()
-             for file, digest in entry['provenance'].get('files', {}).items()}
+  files = sorted(
+    path
+    for path in args.destination.rglob('*')
+    if path.suffix in (*published.SUFFIXES, '.npy')
+  )
+  sources = {
+    f'{file} (source of {name})': digest
+    for name, entry in known.items()
+    for file, digest in entry['provenance'].get('files', {}).items()
+  }
   report.show(rows, sources | published.sha256(files), notes)
   print(f'wrote {args.destination}')
   return 0
 
 
-def _state_dict(folder, name: str, file: BinaryIO) -> tuple[dict[str, Any], published.StateDict]:
-  """Configuration and state dict of a component. Its tensors move to `file` group by group and stay there, mapped."""
+def _state_dict(
+  folder, name: str, file: BinaryIO
+) -> tuple[dict[str, Any], published.StateDict]:
+  """Configuration and state dict of a component.
+
+  Its tensors move to `file` group by group and stay there, mapped.
+  """
   places = {}
   for names in _groups(bundle.shapes(folder, name)):
     config, params = bundle.load_component(folder, name, names=names)
     for key in names:
       value = naming.value_to_torch(key, np.asarray(params.pop(key)))
-      places[naming.torch_name(key)] = value.dtype, file.seek(-file.tell() % ALIGNMENT, os.SEEK_CUR), value.shape
+      places[naming.torch_name(key)] = (
+        value.dtype,
+        file.seek(-file.tell() % ALIGNMENT, os.SEEK_CUR),
+        value.shape,
+      )
       file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
   file.flush()
-  return config, {key: published.to_torch(np.memmap(file, dtype, 'c', *where))
-                  for key, (dtype, *where) in places.items()}
+  return config, {
+    key: published.to_torch(np.memmap(file, dtype, 'c', *where))
+    for key, (dtype, *where) in places.items()
+  }
 
 
 def _groups(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[list[str]]:
@@ -119,39 +163,72 @@ def _groups(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[list[str]]:
     yield group
 
 
-def _write_unet(folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict) -> None:
+def _write_unet(
+  folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict
+) -> None:
   """The part without adapters, for diffusers and as the base of DICE-Talk's."""
-  _write_folder(folder, name, config, {key: x for key, x in tensors.items() if ADAPTER not in key})
+  _write_folder(
+    folder, name, config, {key: x for key, x in tensors.items() if ADAPTER not in key}
+  )
 
 
-def _write_folder(folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict) -> None:
+def _write_folder(
+  folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict
+) -> None:
   """A diffusers or transformers folder inside that of Stable Video Diffusion."""
   place = folder / SVD_FOLDER / name
   stem = 'model' if name == 'image_encoder' else 'diffusion_pytorch_model'
-  _write_json(place / 'config.json', layouts.SVD[name] | {
-      key: value for key, value in config.items() if key != 'adapters' and (key, value) != (GROUPS, 32)})
+  _write_json(
+    place / 'config.json',
+    layouts.SVD[name]
+    | {
+      key: value
+      for key, value in config.items()
+      if key != 'adapters' and (key, value) != (GROUPS, 32)
+    },
+  )
   save_file(tensors, place / f'{stem}.safetensors', metadata={'format': 'pt'})
 
 
-def _write_whisper(folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict) -> None:
-  """Where the model has no decoder, its sizes are those of the encoder, as in all published Whispers."""
+def _write_whisper(
+  folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict
+) -> None:
+  """Where the model has no decoder, its sizes are those of the encoder, as in all
+  published Whispers.
+  """
   place = folder / WHISPER_FOLDER
-  decoder = {key.replace('encoder', 'decoder'): value for key, value in config.items() if key.startswith('encoder')}
+  decoder = {
+    key.replace('encoder', 'decoder'): value
+    for key, value in config.items()
+    if key.startswith('encoder')
+  }
   _write_json(place / 'config.json', layouts.WHISPER | decoder | config)
-  _write_json(place / 'preprocessor_config.json', layouts.WHISPER_FEATURES | dict(feature_size=config['num_mel_bins']))
-  prefixed = {key if key.startswith('proj_out.') else layouts.WHISPER_PREFIX + key: x for key, x in tensors.items()}
+  _write_json(
+    place / 'preprocessor_config.json',
+    layouts.WHISPER_FEATURES | dict(feature_size=config['num_mel_bins']),
+  )
+  prefixed = {
+    key if key.startswith('proj_out.') else layouts.WHISPER_PREFIX + key: x
+    for key, x in tensors.items()
+  }
   save_file(prefixed, place / 'model.safetensors', metadata={'format': 'pt'})
 
 
-def _write_flownet(folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict) -> None:
+def _write_flownet(
+  folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict
+) -> None:
   """The file of the RIFE release."""
   (folder / RIFE_FOLDER).mkdir()
-  _save_pickled({layouts.FLOWNET_PREFIX + key: x for key, x in tensors.items()},
-                folder / RIFE_FOLDER / layouts.FLOWNET)
+  _save_pickled(
+    {layouts.FLOWNET_PREFIX + key: x for key, x in tensors.items()},
+    folder / RIFE_FOLDER / layouts.FLOWNET,
+  )
 
 
 def _save_pickled(tensors: published.StateDict, path: pathlib.Path) -> None:
-  """Through a file of Python, whose errors say what the system refused; PyTorch's own do not."""
+  """Through a file of Python, whose errors say what the system refused; PyTorch's
+  own do not.
+  """
   with path.open('wb') as file:
     torch.save(tensors, file)
 
@@ -160,8 +237,12 @@ Writer = Callable[[pathlib.Path, str, dict[str, Any], published.StateDict], None
 
 # What is written besides the state dicts of `layouts.Release.files`.
 WRITERS: dict[str, Writer] = {
-    'unet': _write_unet, 'vae': _write_folder, 'image_encoder': _write_folder, 'whisper': _write_whisper,
-    'flownet': _write_flownet}
+  'unet': _write_unet,
+  'vae': _write_folder,
+  'image_encoder': _write_folder,
+  'whisper': _write_whisper,
+  'flownet': _write_flownet,
+}
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
@@ -171,21 +252,45 @@ def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
 
 def _sigmas(settings: dict[str, Any]) -> dict[str, float]:
   """What the scheduler's configuration takes from the sampler's."""
-  return {key: value for key, value in settings.get('sampler', {}).items() if key in ('sigma_min', 'sigma_max')}
+  return {
+    key: value
+    for key, value in settings.get('sampler', {}).items()
+    if key in ('sigma_min', 'sigma_max')
+  }
 
 
 def _size(folder, names) -> int:
-  """Bytes of the files, at most: the UNet is written twice, and one component at a time is kept aside."""
-  sizes = {name: sum(math.prod(x.shape) * x.dtype.itemsize for x in bundle.shapes(folder, name).values())
-           for name in names}
+  """Bytes of the files, at most: the UNet is written twice, and one component at a
+  time is kept aside.
+  """
+  sizes = {
+    name: sum(
+      math.prod(x.shape) * x.dtype.itemsize
+      for x in bundle.shapes(folder, name).values()
+    )
+    for name in names
+  }
   return sum(sizes.values()) + sizes.get('unet', 0) + max(sizes.values(), default=0)
 
 
 def add_parser(commands) -> None:
   parser = commands.add_parser(
-      'export', help='write PyTorch files', description='Writes a model folder as the files that the original program, '
-      'diffusers and transformers load.', epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('model', metavar='MODEL', type=pathlib.Path, help='the model folder')
-  parser.add_argument('destination', metavar='DST', type=pathlib.Path, help='the folder to make')
-  parser.add_argument('--overwrite', action='store_true', help='replace an exported folder that is there already')
+    'export',
+    help='write PyTorch files',
+    description='Writes a model folder as the files that the original program, '
+    'diffusers and transformers load.',
+    epilog=EXAMPLE,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    'model', metavar='MODEL', type=pathlib.Path, help='the model folder'
+  )
+  parser.add_argument(
+    'destination', metavar='DST', type=pathlib.Path, help='the folder to make'
+  )
+  parser.add_argument(
+    '--overwrite',
+    action='store_true',
+    help='replace an exported folder that is there already',
+  )
   parser.set_defaults(run=run)

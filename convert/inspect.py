@@ -15,12 +15,19 @@ EXAMPLE = """examples:
 
 Reads no weights but for the digests of files. Nothing in a file is executed."""
 
-# A key that only this component has, but for those further down, in any of the published prefixes.
+# A key that only this component has, but for those further down, in any of the
+# published prefixes.
 MARKS = {
-    'unet': 'time_embedding.linear_1.weight', 'vae': 'quant_conv.weight', 'image_encoder': 'visual_projection.weight',
-    'whisper': 'encoder.embed_positions.weight', 'emo_model': 'codebook.codebook.weight',
-    'pose_guider': 'blocks.0.weight', 'flownet': 'block0.conv0.0.0.weight', 'audio_linear': 'norm.weight',
-    'audio2bucket': 'proj1.weight'}
+  'unet': 'time_embedding.linear_1.weight',
+  'vae': 'quant_conv.weight',
+  'image_encoder': 'visual_projection.weight',
+  'whisper': 'encoder.embed_positions.weight',
+  'emo_model': 'codebook.codebook.weight',
+  'pose_guider': 'blocks.0.weight',
+  'flownet': 'block0.conv0.0.0.weight',
+  'audio_linear': 'norm.weight',
+  'audio2bucket': 'proj1.weight',
+}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,9 +48,15 @@ def _model_folder(folder: pathlib.Path) -> None:
     except WeightsError as error:
       notes.append(f'{name}: {error}')
     origin = entry['provenance']
-    sources |= {f'{file} ({name})': digest for file, digest in origin.get('files', {}).items()}
+    sources |= {
+      f'{file} ({name})': digest for file, digest in origin.get('files', {}).items()
+    }
     facts = [f'{key} {value}' for key, value in origin.items() if key != 'files']
-    facts += [f'{key} {entry[key]}' for key in ('fingerprint', 'priors', 'folder') if key in entry]
+    facts += [
+      f'{key} {entry[key]}'
+      for key in ('fingerprint', 'priors', 'folder')
+      if key in entry
+    ]
     notes.append(f'{name}: ' + ', '.join(facts))
   notes += [f'settings: {bundle.settings(folder) or "as published"}']
   emotions = [_emotion(folder, name) for name in bundle.emotions(folder)]
@@ -66,34 +79,57 @@ def _published(path: pathlib.Path) -> None:
   for file in files:
     if file not in states:
       (mu, sigma), embedder, others = prior_file.read(file)
-      notes.append(f'{file}: emotion prior of {len(mu)} numbers, {"with" if sigma.any() else "without"} deviation'
-                   + (f', of embedder {embedder}' if embedder else '')
-                   + (f'; also {", ".join(others)}' if others else ''))
+      notes.append(
+        f'{file}: emotion prior of {len(mu)} numbers, '
+        f'{"with" if sigma.any() else "without"} deviation'
+        + (f', of embedder {embedder}' if embedder else '')
+        + (f'; also {", ".join(others)}' if others else '')
+      )
   report.show(rows, published.sha256(weights), notes)
 
 
 def _files(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """A file, or all that can be read below a folder."""
   if not path.exists():
-    raise InputError(f'{path} does not exist; give a model folder, or a published file or folder')
+    raise InputError(
+      f'{path} does not exist; give a model folder, or a published file or folder'
+    )
   if not path.is_dir():
     yield path
     return
   suffixes = (*published.SUFFIXES, '.npy')
-  found = [file for file in sorted(path.rglob('*')) if file.suffix in suffixes and file.is_file()]
+  found = [
+    file
+    for file in sorted(path.rglob('*'))
+    if file.suffix in suffixes and file.is_file()
+  ]
   if not found:
-    raise InputError(f'{path} is no model folder and has no files that end in {", ".join(suffixes)}')
+    raise InputError(
+      f'{path} is no model folder and has no files that end in {", ".join(suffixes)}'
+    )
   yield from found
 
 
 def _component(state: published.StateDict) -> str:
-  return next((name for name, mark in MARKS.items() if any(key.endswith(mark) for key in state)), 'unknown')
+  return next(
+    (name for name, mark in MARKS.items() if any(key.endswith(mark) for key in state)),
+    'unknown',
+  )
 
 
 def add_parser(commands) -> None:
   parser = commands.add_parser(
-      'inspect', help='list what a folder or file holds', description='Lists components, parameters, types and '
-      'provenance of a model folder, or the same of published files.', epilog=EXAMPLE,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('path', metavar='PATH', type=pathlib.Path, help='model folder, published file or folder')
+    'inspect',
+    help='list what a folder or file holds',
+    description='Lists components, parameters, types and '
+    'provenance of a model folder, or the same of published files.',
+    epilog=EXAMPLE,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    'path',
+    metavar='PATH',
+    type=pathlib.Path,
+    help='model folder, published file or folder',
+  )
   parser.set_defaults(run=run)

@@ -32,29 +32,29 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    'audio_proj': Kind('constructor.context_tokens', components.audio_projection),
-    'pose_guider': Kind('constructor.conditioning_channels', components.pose_guider),
-    'emotion_model': Kind('constructor.codebook_size', components.emotion_model),
-    'whisper': Kind('constructor.encoder_layers', components.whisper),
-    'clip_vision': Kind('constructor.patch_size', components.clip_vision),
-    'vae': Kind('constructor.latent_channels', components.vae),
-    'unet': Kind('constructor.cross_attention_dim', components.unet),
-    'rife': Kind('constructor.in_planes', components.rife),
-    'mask_downsample': Kind('cases.0.num_queries', components.mask_downsample, _TENSORS),
-    'scheduler': Kind('constructor.use_karras_sigmas', program.scheduler, _TENSORS),
-    'portraits': Kind('cases.0.bbox_xywh', program.portraits, _BESIDE),
-    'crops': Kind('cases.0.expand_radio', program.crops, {}),
-    'clip_preprocess': Kind('processor', program.clip_preprocess, _BESIDE),
-    'speech_features': Kind('feature_extractor', program.speech_features, _BESIDE),
-    'pipeline': Kind('ip_scale', program.pipeline, _WHOLE),
-    'end_to_end': Kind('process_arguments', program.end_to_end, _WHOLE),
-    'full_audio_linear': Kind('inputs.audio_embeds.amp', seeded.audio_linear, _BESIDE),
-    'full_pose_guider': Kind('inputs.conditioning.amp', seeded.pose_guider, _BESIDE),
-    'full_emo_model': Kind('inputs.emo_prompts.amp', seeded.emo_model, _BESIDE),
-    'full_whisper': Kind('inputs.input_features.amp', seeded.whisper, _BESIDE),
-    'full_rife': Kind('inputs.img0.amp', seeded.rife, _BESIDE),
-    'full_vae': Kind('inputs.latents.amp', seeded.vae, _BESIDE),
-    'full_clip_vision': Kind('inputs.pixel_values.amp', seeded.clip_vision, _BESIDE),
+  'audio_proj': Kind('constructor.context_tokens', components.audio_projection),
+  'pose_guider': Kind('constructor.conditioning_channels', components.pose_guider),
+  'emotion_model': Kind('constructor.codebook_size', components.emotion_model),
+  'whisper': Kind('constructor.encoder_layers', components.whisper),
+  'clip_vision': Kind('constructor.patch_size', components.clip_vision),
+  'vae': Kind('constructor.latent_channels', components.vae),
+  'unet': Kind('constructor.cross_attention_dim', components.unet),
+  'rife': Kind('constructor.in_planes', components.rife),
+  'mask_downsample': Kind('cases.0.num_queries', components.mask_downsample, _TENSORS),
+  'scheduler': Kind('constructor.use_karras_sigmas', program.scheduler, _TENSORS),
+  'portraits': Kind('cases.0.bbox_xywh', program.portraits, _BESIDE),
+  'crops': Kind('cases.0.expand_radio', program.crops, {}),
+  'clip_preprocess': Kind('processor', program.clip_preprocess, _BESIDE),
+  'speech_features': Kind('feature_extractor', program.speech_features, _BESIDE),
+  'pipeline': Kind('ip_scale', program.pipeline, _WHOLE),
+  'end_to_end': Kind('process_arguments', program.end_to_end, _WHOLE),
+  'full_audio_linear': Kind('inputs.audio_embeds.amp', seeded.audio_linear, _BESIDE),
+  'full_pose_guider': Kind('inputs.conditioning.amp', seeded.pose_guider, _BESIDE),
+  'full_emo_model': Kind('inputs.emo_prompts.amp', seeded.emo_model, _BESIDE),
+  'full_whisper': Kind('inputs.input_features.amp', seeded.whisper, _BESIDE),
+  'full_rife': Kind('inputs.img0.amp', seeded.rife, _BESIDE),
+  'full_vae': Kind('inputs.latents.amp', seeded.vae, _BESIDE),
+  'full_clip_vision': Kind('inputs.pixel_values.amp', seeded.clip_vision, _BESIDE),
 }
 
 
@@ -71,7 +71,8 @@ def _has(meta: Any, mark: str) -> bool:
 
 
 def descriptions(place: pathlib.Path) -> list[pathlib.Path]:
-  """The JSON files of golden files: one that is named, with or without its ending, or all in a folder and below.
+  """The JSON files of golden files: one that is named, with or without its ending, or
+  all in a folder and below.
 
   Raises:
     InputError: there are none.
@@ -79,10 +80,15 @@ def descriptions(place: pathlib.Path) -> list[pathlib.Path]:
   if place.is_dir():
     if found := sorted(place.rglob('*.json')):
       return found
-    raise InputError(f'{place} has no config.json or other description; give folders that hold golden files')
+    raise InputError(
+      f'{place} has no config.json or other description; give folders that hold golden '
+      'files'
+    )
   named = place if place.suffix == '.json' else place.with_name(f'{place.name}.json')
   if not named.is_file():
-    raise InputError(f'{place} is not a folder; give the folders of golden files to verify')
+    raise InputError(
+      f'{place} is not a folder; give the folders of golden files to verify'
+    )
   return [named]
 
 
@@ -95,12 +101,14 @@ def recognise(path: pathlib.Path) -> str:
   meta = read_json(path)
   found = [name for name, kind in KINDS.items() if _has(meta, kind.mark)]
   if len(found) != 1:
-    raise InputError(f'{path} describes no known component; those are {", ".join(KINDS)}')
+    raise InputError(
+      f'{path} describes no known component; those are {", ".join(KINDS)}'
+    )
   return found[0]
 
 
 def load(
-    path: pathlib.Path, dtype: jax.typing.DTypeLike | None = None
+  path: pathlib.Path, dtype: jax.typing.DTypeLike | None = None
 ) -> tuple[str, Golden]:
   """Recognises golden files by their description and reads them.
 

@@ -1,7 +1,8 @@
-"""The naming rule: PyTorch state dict <-> flat JAX parameters, by layer kind, strict, both ways.
+"""The naming rule: PyTorch state dict <-> flat JAX parameters, by layer kind, strict,
+both ways.
 
-Modules carry the attribute names of the published state dicts, so only two things differ: the last
-part of a name and the order of axes. There is no table of parameters.
+Modules carry the attribute names of the published state dicts, so only two things
+differ: the last part of a name and the order of axes. There is no table of parameters.
 """
 
 from collections.abc import Mapping
@@ -12,8 +13,14 @@ import numpy as np
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.models.core import Abstract
 
-# Last part of a name, ours -> PyTorch's. Whatever is not here (bias, mix_factor, ...) is the same.
-LEAVES = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight', 'negative_slope': 'weight'}
+# Last part of a name, ours -> PyTorch's. Whatever is not here (bias, mix_factor, ...)
+# is the same.
+LEAVES = {
+  'kernel': 'weight',
+  'scale': 'weight',
+  'embedding': 'weight',
+  'negative_slope': 'weight',
+}
 
 # Published keys that are no parameters (constants that old files carry along).
 IGNORED = ('vision_model.embeddings.position_ids',)
@@ -26,10 +33,11 @@ def torch_name(name: str) -> str:
 
 
 def value_from_torch(name: str, value: np.ndarray) -> np.ndarray:
-  """One tensor in our order of axes, a view: linear (o, i) -> (i, o); convolution (o, i, *k) -> (*k, i, o).
+  """One tensor in our order of axes, a view: linear (o, i) -> (i, o); convolution (o,
+  i, *k) -> (*k, i, o).
 
-  A transposed convolution is no exception: on both sides its kernel is that of the convolution which it transposes
-  (`transpose_kernel=True` in Flax).
+  A transposed convolution is no exception: on both sides its kernel is that of the
+  convolution which it transposes (`transpose_kernel=True` in Flax).
   """
   return np.moveaxis(value, (0, 1), (-1, -2)) if name.endswith('kernel') else value
 
@@ -54,11 +62,17 @@ class Match(NamedTuple):
 
   def problems(self) -> list[str]:
     """What forbids a strict conversion, one line each."""
-    return [*(f'missing: {k}' for k in self.missing), *(f'left over: {k}' for k in self.left_over), *self.misshaped]
+    return [
+      *(f'missing: {k}' for k in self.missing),
+      *(f'left over: {k}' for k in self.left_over),
+      *self.misshaped,
+    ]
 
 
 def match(target: Abstract, shapes: Mapping[str, tuple[int, ...]]) -> Match:
-  """Fits the published `shapes` (by key) to `target`; every name of it is in `keys`, `missing` or `misshaped`."""
+  """Fits the published `shapes` (by key) to `target`; every name of it is in `keys`,
+  `missing` or `misshaped`.
+  """
   wanted = {torch_name(name): name for name in target}
   known = shapes.keys() - set(IGNORED)
   keys, misshaped = {}, []
@@ -70,21 +84,34 @@ def match(target: Abstract, shapes: Mapping[str, tuple[int, ...]]) -> Match:
       keys[name] = key
     else:
       misshaped.append(f'shape {tuple(shapes[key])} instead of {expected}: {key}')
-  return Match(keys, sorted(wanted.keys() - known), sorted(known - wanted.keys()), misshaped)
+  return Match(
+    keys, sorted(wanted.keys() - known), sorted(known - wanted.keys()), misshaped
+  )
 
 
 def to_torch(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Flat JAX parameters to a PyTorch state dict of contiguous arrays."""
-  return {torch_name(k): np.ascontiguousarray(value_to_torch(k, np.asarray(v))) for k, v in params.items()}
+  return {
+    torch_name(k): np.ascontiguousarray(value_to_torch(k, np.asarray(v)))
+    for k, v in params.items()
+  }
 
 
-def from_torch(target: Abstract, state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """A PyTorch state dict to the flat parameters of `target` (names to shapes); dtypes are kept.
+def from_torch(
+  target: Abstract, state_dict: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """A PyTorch state dict to the flat parameters of `target` (names to shapes); dtypes
+  are kept.
 
   Raises:
     WeightsError: names every missing, left-over and misshaped tensor at once.
   """
   found = match(target, {key: np.shape(value) for key, value in state_dict.items()})
   if problems := found.problems():
-    raise WeightsError(f'{len(problems)} tensors do not fit the model:\n  ' + '\n  '.join(problems))
-  return {name: value_from_torch(name, np.asarray(state_dict[found.keys[name]])) for name in target}
+    raise WeightsError(
+      f'{len(problems)} tensors do not fit the model:\n  ' + '\n  '.join(problems)
+    )
+  return {
+    name: value_from_torch(name, np.asarray(state_dict[found.keys[name]]))
+    for name in target
+  }

@@ -1,4 +1,6 @@
-"""One component on its way into a model folder: everything is checked before anything is written."""
+"""One component on its way into a model folder: everything is checked before
+anything is written.
+"""
 
 from collections.abc import Callable
 import dataclasses
@@ -16,17 +18,30 @@ from dicetalk_jax import bundle
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.models import core, registry
 
-DTYPES = {'float16': torch.float16, 'bfloat16': torch.bfloat16, 'float32': torch.float32}
+DTYPES = {
+  'float16': torch.float16,
+  'bfloat16': torch.bfloat16,
+  'float32': torch.float32,
+}
 KEEP = 'keep'
 BEYOND = 'values beyond the range of'
 
 # What a nonsensical configuration makes a constructor raise.
-_NONSENSE = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError)
+_NONSENSE = (
+  TypeError,
+  ValueError,
+  KeyError,
+  IndexError,
+  AttributeError,
+  ArithmeticError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """A component and the published tensors for it. One that no module here computes is carried along as it is.
+  """A component and the published tensors for it.
+
+  One that no module here computes is carried along as it is.
 
   Attributes:
     name: of the component.
@@ -34,7 +49,8 @@ class Part:
     tensors: by published key, without a prefix that the whole file shares.
     files: where they come from.
     licence: of those files.
-    strict: whether surplus keys are refused; otherwise they are reported, as the original program has it.
+    strict: whether surplus keys are refused; otherwise they are reported, as the
+      original program has it.
     aside: other keys of the files, which the original program leaves aside.
     notes: what the report says besides.
   """
@@ -60,7 +76,8 @@ class Checked(NamedTuple):
 
 
 def check(part: Part, dtype: str, done: Callable[[], object]) -> Checked:
-  """Fits names and shapes, and reads every value once; `done` is called after each tensor.
+  """Fits names and shapes, and reads every value once; `done` is called after each
+  tensor.
 
   Raises:
     InputError: the configuration makes no model.
@@ -68,7 +85,9 @@ def check(part: Part, dtype: str, done: Callable[[], object]) -> Checked:
   fitted = fit(part)
   problems = list(fitted.problems)
   for key in fitted.keys.values():
-    problems += [f'{part.name}: {line}' for line in _bad_values(key, part.tensors[key], dtype)]
+    problems += [
+      f'{part.name}: {line}' for line in _bad_values(key, part.tensors[key], dtype)
+    ]
     done()
   return fitted._replace(problems=problems)
 
@@ -83,22 +102,32 @@ def fit(part: Part) -> Checked:
   config, target = model(part)
   found = naming.match(target, {key: tuple(x.shape) for key, x in part.tensors.items()})
   if not found.keys and not found.misshaped:
-    raise WeightsError(f'{part.files[-1]} has nothing of {part.name}; use the published file')
+    raise WeightsError(
+      f'{part.files[-1]} has nothing of {part.name}; use the published file'
+    )
   problems = found._replace(left_over=found.left_over if part.strict else []).problems()
   left_over = [*part.aside, *found.left_over]
-  return Checked(part, config, found.keys, left_over, [f'{part.name}: {line}' for line in problems])
+  return Checked(
+    part, config, found.keys, left_over, [f'{part.name}: {line}' for line in problems]
+  )
 
 
 def model(part: Part) -> tuple[dict, core.Abstract]:
   """Configuration and parameter shapes of a part's component."""
   if part.name not in registry.COMPONENTS:
-    return part.config, {key: jax.ShapeDtypeStruct(tuple(x.shape), jnp.float32) for key, x in part.tensors.items()}
+    return part.config, {
+      key: jax.ShapeDtypeStruct(tuple(x.shape), jnp.float32)
+      for key, x in part.tensors.items()
+    }
   try:
     config = registry.config_of(part.name, part.config)
     return config.to_json(), _target(part.name, config)
   except _NONSENSE as error:
     cause = str(error).partition('\n')[0]
-    raise InputError(f'the configuration of {part.name} makes no model ({cause}); use the published one') from error
+    raise InputError(
+      f'the configuration of {part.name} makes no model ({cause}); use the published '
+      'one'
+    ) from error
 
 
 @functools.lru_cache
@@ -108,7 +137,10 @@ def _target(name: str, config: core.ModelConfig) -> core.Abstract:
 
 def _bad_values(key: str, tensor: torch.Tensor, dtype: str) -> list[str]:
   if tensor.dtype not in (*DTYPES.values(), torch.float64):
-    return [f'type {str(tensor.dtype).removeprefix("torch.")} instead of floating point of 16 to 64 bits: {key}']
+    return [
+      f'type {str(tensor.dtype).removeprefix("torch.")} instead of floating point of '
+      f'16 to 64 bits: {key}'
+    ]
   if not torch.isfinite(tensor).all():
     return [f'values that are not finite: {key}']
   wanted = stored_dtype(tensor, dtype)
@@ -118,7 +150,9 @@ def _bad_values(key: str, tensor: torch.Tensor, dtype: str) -> list[str]:
 
 
 def stored_dtype(tensor: torch.Tensor, dtype: str) -> torch.dtype:
-  """The type to store a tensor in; unusual ones (float64) become float32 where they are to be kept."""
+  """The type to store a tensor in; unusual ones (float64) become float32 where they
+  are to be kept.
+  """
   if dtype == KEEP:
     return tensor.dtype if tensor.dtype in DTYPES.values() else torch.float32
   return DTYPES[dtype]
@@ -127,12 +161,20 @@ def stored_dtype(tensor: torch.Tensor, dtype: str) -> torch.dtype:
 def values(checked: Checked, dtype: str) -> dict[str, np.ndarray]:
   """Flat parameters by our names. Those whose type is kept stay in their file."""
   tensors = checked.part.tensors
-  return {name: naming.value_from_torch(name, published.to_numpy(tensors[key].to(stored_dtype(tensors[key], dtype))))
-          for name, key in checked.keys.items()}
+  return {
+    name: naming.value_from_torch(
+      name, published.to_numpy(tensors[key].to(stored_dtype(tensors[key], dtype)))
+    )
+    for name, key in checked.keys.items()
+  }
 
 
 def save(
-    folder: pathlib.Path, checked: Checked, dtype: str, sources: dict[str, str], learned_on: str
+  folder: pathlib.Path,
+  checked: Checked,
+  dtype: str,
+  sources: dict[str, str],
+  learned_on: str,
 ) -> dict[str, np.ndarray]:
   """Writes a component of a model folder.
 
@@ -147,13 +189,15 @@ def save(
     The parameters that were written.
   """
   params = values(checked, dtype)
-  provenance = dict(files=sources, licence=checked.part.licence, source='python -m convert')
+  provenance = dict(
+    files=sources, licence=checked.part.licence, source='python -m convert'
+  )
   bundle.save_component(
-      folder,
-      checked.part.name,
-      checked.config,
-      params,
-      provenance,
-      priors=learned_on if checked.part.name == bundle.EMOTION_MODEL else None,
+    folder,
+    checked.part.name,
+    checked.config,
+    params,
+    provenance,
+    priors=learned_on if checked.part.name == bundle.EMOTION_MODEL else None,
   )
   return params

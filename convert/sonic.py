@@ -1,4 +1,6 @@
-"""`python -m convert sonic`: the release of Sonic, DICE-Talk's predecessor, to one model folder."""
+"""`python -m convert sonic`: the release of Sonic, DICE-Talk's predecessor, to one
+model folder.
+"""
 
 import argparse
 from typing import Any
@@ -26,7 +28,9 @@ def run(args: argparse.Namespace) -> int:
   parts = [release.part(args.source, 'sonic', name, own) for name in layouts.SONIC]
   parts += svd.parts(args.svd, ('vae', 'image_encoder')) if args.svd else []
   parts += release.companions(args, own)
-  write.model_folder(args, parts, _settings(args, own), notes=release.not_given(args, OPTIONS))
+  write.model_folder(
+    args, parts, _settings(args, own), notes=release.not_given(args, OPTIONS)
+  )
   return 0
 
 
@@ -40,7 +44,12 @@ def _settings(args: argparse.Namespace, own: dict[str, Any]) -> dict[str, Any]:
 
 def add_parser(commands) -> None:
   parser = commands.add_parser(
-      'sonic', help='convert the Sonic release', description='Converts the release of Sonic and what it builds on to '
-      'one model folder.', epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    'sonic',
+    help='convert the Sonic release',
+    description='Converts the release of Sonic and what it builds on to '
+    'one model folder.',
+    epilog=EXAMPLE,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   release.add_arguments(parser)
   parser.set_defaults(run=run)

@@ -15,13 +15,18 @@ Reads unet, vae, image_encoder and scheduler, in full precision or the fp16 vari
 same layout). The result has no emotion parts: for DICE-Talk use `python -m convert dicetalk ... --svd`."""
 
 # What the sampler computes; other values would need another sampler.
-SCHEDULE = dict(prediction_type='v_prediction', use_karras_sigmas=True, timestep_type='continuous')
+SCHEDULE = dict(
+  prediction_type='v_prediction', use_karras_sigmas=True, timestep_type='continuous'
+)
 
 
 def parts(folder: pathlib.Path, names=tuple(layouts.SVD)) -> list[Part]:
   """Components of the folder."""
   plain = dict(unet=dict(adapters=0))
-  return [layouts.folder_part(name, folder / name, 'svd', **plain.get(name, {})) for name in names]
+  return [
+    layouts.folder_part(name, folder / name, 'svd', **plain.get(name, {}))
+    for name in names
+  ]
 
 
 def settings(folder: pathlib.Path) -> dict[str, Any]:
@@ -32,9 +37,16 @@ def settings(folder: pathlib.Path) -> dict[str, Any]:
   """
   path = folder / layouts.SCHEDULER
   config = published.read_json(path)
-  if other := {key: config.get(key) for key, value in SCHEDULE.items() if config.get(key) != value}:
-    raise WeightsError(f'{path} has {other} where the sampler wants {SCHEDULE}; use the folder of img2vid-xt')
-  return dict(sampler={key: config[key] for key in ('sigma_min', 'sigma_max') if key in config})
+  if other := {
+    key: config.get(key) for key, value in SCHEDULE.items() if config.get(key) != value
+  }:
+    raise WeightsError(
+      f'{path} has {other} where the sampler wants {SCHEDULE}; use the folder of '
+      'img2vid-xt'
+    )
+  return dict(
+    sampler={key: config[key] for key in ('sigma_min', 'sigma_max') if key in config}
+  )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,7 +57,11 @@ def run(args: argparse.Namespace) -> int:
 
 def add_parser(commands) -> None:
   parser = commands.add_parser(
-      'svd', help='convert Stable Video Diffusion XT', description='Converts the diffusers folder of Stable Video '
-      'Diffusion XT.', epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    'svd',
+    help='convert Stable Video Diffusion XT',
+    description='Converts the diffusers folder of Stable Video Diffusion XT.',
+    epilog=EXAMPLE,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   write.add_arguments(parser)
   parser.set_defaults(run=run)

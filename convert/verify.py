@@ -1,4 +1,6 @@
-"""`python -m convert verify`: our numbers against reference outputs, with published weights converted."""
+"""`python -m convert verify`: our numbers against reference outputs, with published
+weights converted.
+"""
 
 import argparse
 from collections.abc import Iterable, Iterator
@@ -32,7 +34,9 @@ class Result(NamedTuple):
     return self.relative <= self.limit  # False for NaN
 
 
-def compare(component: str, case: str, actual: np.ndarray, expected: np.ndarray, limit: float) -> Result:
+def compare(
+  component: str, case: str, actual: np.ndarray, expected: np.ndarray, limit: float
+) -> Result:
   """The largest difference of two arrays; infinite where shapes differ."""
   if actual.shape != expected.shape:
     return Result(component, case, np.inf, np.inf, limit)
@@ -50,7 +54,9 @@ def results(folders: Iterable[pathlib.Path]) -> Iterator[Result]:
     InputError: a folder is of no known component or lacks a file; nothing has run then.
     WeightsError: weights do not fit the module.
   """
-  paths = dict.fromkeys(path for folder in folders for path in kinds.descriptions(folder))
+  paths = dict.fromkeys(
+    path for folder in folders for path in kinds.descriptions(folder)
+  )
   for name, golden in [kinds.load(path) for path in paths]:
     with jax.default_matmul_precision('highest'):
       for case in cases(name, golden):
@@ -67,12 +73,17 @@ def cases(name: str, golden: Golden) -> Iterator[Case]:
 
 def run(args: argparse.Namespace) -> int:
   """Prints the table; returns the exit code."""
-  print(f'{"component":17} {"case":34} {"max error":>10} {"relative":>10} {"limit":>10}')
+  print(
+    f'{"component":17} {"case":34} {"max error":>10} {"relative":>10} {"limit":>10}'
+  )
   failed = count = 0
   for result in results(args.folders):
     verdict = 'pass' if result.passed else 'FAIL'
-    print(f'{result.component:17} {result.case:34} {result.error:10.1e} {result.relative:10.1e} {result.limit:10.1e}'
-          f'  {verdict}', flush=True)
+    print(
+      f'{result.component:17} {result.case:34} {result.error:10.1e} '
+      f'{result.relative:10.1e} {result.limit:10.1e}  {verdict}',
+      flush=True,
+    )
     failed, count = failed + (not result.passed), count + 1
   print(f'{count - failed} of {count} cases pass')
   return 1 if failed else 0
@@ -80,9 +91,18 @@ def run(args: argparse.Namespace) -> int:
 
 def add_parser(commands) -> None:
   parser = commands.add_parser(
-      'verify', help='check the modules against golden files', description='Checks modules and whole programs against '
-      'golden files: builds them from their description, converts their weights, runs every case.', epilog=EXAMPLE,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+    'verify',
+    help='check the modules against golden files',
+    description='Checks modules and whole programs against golden files: builds them '
+    'from their description, converts their weights, runs every case.',
+    epilog=EXAMPLE,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   parser.add_argument(
-      'folders', metavar='DIR', nargs='+', type=pathlib.Path, help='golden files: a folder, or one description')
+    'folders',
+    metavar='DIR',
+    nargs='+',
+    type=pathlib.Path,
+    help='golden files: a folder, or one description',
+  )
   parser.set_defaults(run=run)

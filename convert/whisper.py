@@ -17,12 +17,20 @@ For DICE-Talk use `python -m convert dicetalk ... --whisper`."""
 
 
 def parts(folder: pathlib.Path) -> list[Part]:
-  """Encoder, and decoder if there is one; published files were saved from two classes, with and without the prefix."""
+  """Encoder, and decoder if there is one; published files were saved from two
+  classes, with and without the prefix.
+  """
   whole = layouts.folder_part('whisper', folder, 'whisper')
   tensors = layouts.without_prefix(whole.tensors, layouts.WHISPER_PREFIX)
   rest = {key: x for key, x in tensors.items() if re.match(layouts.WHISPER_UNUSED, key)}
-  encoder = dataclasses.replace(whole, tensors={key: x for key, x in tensors.items() if key not in rest})
-  return [encoder, dataclasses.replace(whole, name=layouts.WHISPER_DECODER, tensors=rest)] if rest else [encoder]
+  encoder = dataclasses.replace(
+    whole, tensors={key: x for key, x in tensors.items() if key not in rest}
+  )
+  return (
+    [encoder, dataclasses.replace(whole, name=layouts.WHISPER_DECODER, tensors=rest)]
+    if rest
+    else [encoder]
+  )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,7 +41,11 @@ def run(args: argparse.Namespace) -> int:
 
 def add_parser(commands) -> None:
   parser = commands.add_parser(
-      'whisper', help='convert Whisper', description='Converts the transformers folder of whisper-tiny.',
-      epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    'whisper',
+    help='convert Whisper',
+    description='Converts the transformers folder of whisper-tiny.',
+    epilog=EXAMPLE,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   write.add_arguments(parser)
   parser.set_defaults(run=run)

@@ -1,4 +1,6 @@
-"""Parts to a model folder: check all of them, then write one after the other, then report."""
+"""Parts to a model folder: check all of them, then write one after the other, then
+report.
+"""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -18,11 +20,23 @@ from dicetalk_jax.files import atomic_folder, refuse_existing, require_room
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """What every command that makes a model folder takes."""
-  parser.add_argument('source', metavar='SRC', type=pathlib.Path, help='the downloaded folder')
-  parser.add_argument('destination', metavar='DST', type=pathlib.Path, help='the model folder to make')
-  parser.add_argument('--dtype', choices=(KEEP, *DTYPES), default=KEEP,
-                      help='type of the stored parameters (default: that of the files)')
-  parser.add_argument('--overwrite', action='store_true', help='replace a model folder that is there already')
+  parser.add_argument(
+    'source', metavar='SRC', type=pathlib.Path, help='the downloaded folder'
+  )
+  parser.add_argument(
+    'destination', metavar='DST', type=pathlib.Path, help='the model folder to make'
+  )
+  parser.add_argument(
+    '--dtype',
+    choices=(KEEP, *DTYPES),
+    default=KEEP,
+    help='type of the stored parameters (default: that of the files)',
+  )
+  parser.add_argument(
+    '--overwrite',
+    action='store_true',
+    help='replace a model folder that is there already',
+  )
 
 
 def refuse(args: argparse.Namespace) -> None:
@@ -31,17 +45,17 @@ def refuse(args: argparse.Namespace) -> None:
 
 
 def model_folder(
-    args: argparse.Namespace,
-    parts: Sequence[Part],
-    settings: Mapping[str, Any] | None = None,
-    priors: priors_.Found | None = None,
-    notes: Sequence[str] = (),
-    learned_on: str = bundle.RELEASED,
+  args: argparse.Namespace,
+  parts: Sequence[Part],
+  settings: Mapping[str, Any] | None = None,
+  priors: priors_.Found | None = None,
+  notes: Sequence[str] = (),
+  learned_on: str = bundle.RELEASED,
 ) -> None:
   """Checks the parts, writes the folder `args.destination`, prints the report.
 
-  `learned_on` is the fingerprint of the embedder whose priors the emotion model learned on; files of priors that do
-  not name their embedder are taken for priors of that one.
+  `learned_on` is the fingerprint of the embedder whose priors the emotion model learned
+  on; files of priors that do not name their embedder are taken for priors of that one.
 
   Raises:
     WeightsError: names all that is wrong with all parts; nothing is written then.
@@ -55,28 +69,51 @@ def model_folder(
     for checked in (bar := tqdm(ready, desc='writing', unit='component', disable=None)):
       bar.set_postfix_str(name := checked.part.name)
       params = parts_.save(folder, checked, args.dtype, sources[name], learned_on)
-      rows.append(report.row(name, len(checked.part.tensors) + len(checked.part.aside), params))
+      rows.append(
+        report.row(name, len(checked.part.tensors) + len(checked.part.aside), params)
+      )
       del params
     bundle.save_settings(folder, settings or {})
     if priors:
       priors_.save(folder, priors, untold=learned_on)
       rows.append(priors.row())
-  surplus = [f'{x.part.name}: not known to the model and left aside: {", ".join(x.left_over)}'
-             for x in ready if x.left_over]
-  digests = {name: digest for files in sources.values() for name, digest in files.items()}
+  surplus = [
+    f'{x.part.name}: not known to the model and left aside: {", ".join(x.left_over)}'
+    for x in ready
+    if x.left_over
+  ]
+  digests = {
+    name: digest for files in sources.values() for name, digest in files.items()
+  }
   digests |= published.sha256(priors.files) if priors else {}
-  report.show(rows, digests, [*(note for part in parts for note in part.notes), *surplus, *notes])
+  report.show(
+    rows, digests, [*(note for part in parts for note in part.notes), *surplus, *notes]
+  )
   print(f'wrote {args.destination}')
 
 
 def _check(parts: Sequence[Part], dtype: str) -> list[Checked]:
-  with tqdm(total=sum(len(part.tensors) for part in parts), desc='checking', unit='tensor', disable=None) as bar:
+  with tqdm(
+    total=sum(len(part.tensors) for part in parts),
+    desc='checking',
+    unit='tensor',
+    disable=None,
+  ) as bar:
     ready = [parts_.check(part, dtype, bar.update) for part in parts]
   if problems := [line for checked in ready for line in checked.problems]:
-    count, lines = ('one tensor does', problems) if len(problems) == 1 else (
-        f'{len(problems)} tensors do', [f'\n  {line}' for line in problems])
-    remedy = 'choose another --dtype' if all(BEYOND in x for x in problems) else 'use whole files of one release'
-    raise WeightsError(f'{count} not fit, so nothing was written; {remedy}: {"".join(lines)}')
+    count, lines = (
+      ('one tensor does', problems)
+      if len(problems) == 1
+      else (f'{len(problems)} tensors do', [f'\n  {line}' for line in problems])
+    )
+    remedy = (
+      'choose another --dtype'
+      if all(BEYOND in x for x in problems)
+      else 'use whole files of one release'
+    )
+    raise WeightsError(
+      f'{count} not fit, so nothing was written; {remedy}: {"".join(lines)}'
+    )
   return ready
 
 

@@ -1,8 +1,10 @@
-"""Runs the frozen networks over a data set: which features there are, from what, and how fast.
+"""Runs the frozen networks over a data set: which features there are, from what, and
+how fast.
 
-Rows of consecutive clips share batches, each split over the devices of the network's mesh; clips are read ahead in
-threads. `python -m data_pipelines.precompute` does this on all devices and processes; training does it at its start
-for whatever is still missing.
+Rows of consecutive clips share batches, each split over the devices of the network's
+mesh; clips are read ahead in threads. `python -m data_pipelines.precompute` does this
+on all devices and processes; training does it at its start for whatever is still
+missing.
 """
 
 import collections
@@ -29,10 +31,16 @@ from dicetalk_jax.media import audio, image
 from dicetalk_jax.models.embedder import EmbedderConfig
 from dicetalk_jax.network import Network
 
-# Feature -> the component that computes it; 'prior' is made from what `inputs` names. Crops, 'crops_64', need none.
-NETWORKS = {'latents': 'vae', 'clip_embed': 'image_encoder', 'whisper': 'whisper', 'prior': 'embedder'}
+# Feature -> the component that computes it; 'prior' is made from what `inputs` names.
+# Crops, 'crops_64', need none.
+NETWORKS = {
+  'latents': 'vae',
+  'clip_embed': 'image_encoder',
+  'whisper': 'whisper',
+  'prior': 'embedder',
+}
 CLIP_STRIDE = 5  # every fifth frame has a CLIP token and may be a reference
-BATCH = 16       # rows per device and call
+BATCH = 16  # rows per device and call
 
 Rows = Any  # one array or a tuple of arrays [n, ...]
 
@@ -42,8 +50,8 @@ class Features:
   """The features of one data set under the networks of one model.
 
   Attributes:
-    networks: component -> network, at least those that `NETWORKS` names for the features asked for and for what
-      these are made from.
+    networks: component -> network, at least those that `NETWORKS` names for the
+      features asked for and for what these are made from.
     source: the clips.
     folder: root of all features.
     clip_stride: every how many frames there is a CLIP token.
@@ -51,6 +59,7 @@ class Features:
     batch: rows per device and call.
     threads: clips read at a time.
   """
+
   networks: Mapping[str, Network]
   source: ClipSource
   folder: str | os.PathLike
@@ -64,7 +73,8 @@ class Features:
     return FeatureStore(self.folder, self.source.fingerprint)
 
   def ready(self, *names: str) -> dict[str, Feature]:
-    """Computes this process's share of what is missing, waits for the other processes', opens all by name.
+    """Computes this process's share of what is missing, waits for the other processes',
+    opens all by name.
 
     What the records carry themselves is left out.
 
@@ -77,7 +87,9 @@ class Features:
     return {name: self.store.wait(*self._key(name), len(self.source)) for name in names}
 
   def carried(self, name: str) -> bool:
-    """Whether the feature is in the records. Priors are always computed: an embedder trained anew gives others.
+    """Whether the feature is in the records.
+
+    Priors are always computed: an embedder trained anew gives others.
 
     Raises:
       DataError: the records say that it is of another network or stride.
@@ -86,8 +98,11 @@ class Features:
       return False
     have, want = self.source.made_by.get(name), self.made_by(name)
     if have not in (None, want):
-      raise DataError(f'the records of {self.source} carry {have}, but this model and clip_stride ask for {want}; use '
-                      'those that the records were made with, or the data set with pixels')
+      raise DataError(
+        f'the records of {self.source} carry {have}, but this model and clip_stride '
+        f'ask for {want}; use those that the records were made with, or the data set '
+        'with pixels'
+      )
     return True
 
   def made_by(self, name: str) -> str:
@@ -95,12 +110,15 @@ class Features:
     return '-'.join(self._key(name))
 
   def fill(self, name: str) -> bool:
-    """Computes what is missing of this process's share of one feature; whether the feature is now complete.
+    """Computes what is missing of this process's share of one feature; whether the
+    feature is now complete.
 
-    Per clip of N frames: 'latents' float16 `[N,h,w,c]`, posterior means, unscaled; 'clip_embed' float16
-    `[ceil(N/clip_stride),D]`; 'whisper' float16 `[2N,states,D]` at 50 Hz, no rows for a clip without sound;
-    'crops_<S>' uint8 `[N,S,S,3]`, no rows for a clip without pixels; 'prior' float32 `[1,2,d_s]`, mean and standard
-    deviation from the modalities that the clip has (see `gaussian`), after what it is made from.
+    Per clip of N frames: 'latents' float16 `[N,h,w,c]`, posterior means, unscaled;
+    'clip_embed' float16
+    `[ceil(N/clip_stride),D]`; 'whisper' float16 `[2N,states,D]` at 50 Hz, no rows for a
+    clip without sound; 'crops_<S>' uint8 `[N,S,S,3]`, no rows for a clip without
+    pixels; 'prior' float32 `[1,2,d_s]`, mean and standard deviation from the modalities
+    that the clip has (see `gaussian`), after what it is made from.
 
     Raises:
       DataError: see `check`; or a network gives values that are not finite.
@@ -114,20 +132,26 @@ class Features:
     def compute(missing: Sequence[int]) -> Iterator[Item]:
       for other in self._made_from(name):
         self.fill(other)
-      with _Progress(f'{name} ({self.source.split})', len(mine), len(mine) - len(missing)) as progress:
+      with _Progress(
+        f'{name} ({self.source.split})', len(mine), len(mine) - len(missing)
+      ) as progress:
         for clip, rows in self._rows(name, missing):
           if not np.isfinite(rows).all():
-            raise DataError(f'{name} of clip {self.source.table.clip_id[clip]} is not finite in {rows.dtype}; check '
-                            f'the clip and the weights of {NETWORKS[name]}')
+            raise DataError(
+              f'{name} of clip {self.source.table.clip_id[clip]} is not finite in '
+              f'{rows.dtype}; check the clip and the weights of {NETWORKS[name]}'
+            )
           yield clip, rows
           progress.add(int(self.source.table.num_frames[clip]))
+
     return self.store.fill(*self._key(name), len(self.source), compute, (index, count))
 
   def check(self, name: str) -> None:
     """Refuses a feature that the records cannot give.
 
     Raises:
-      DataError: the data set has no pixels, or expressions of another width than the embedder reads.
+      DataError: the data set has no pixels, or expressions of another width than the
+        embedder reads.
     """
     if self.carried(name) or self.store.complete(*self._key(name)):
       return
@@ -136,13 +160,20 @@ class Features:
     if name == 'prior':
       config, width = self.networks['embedder'].config, self.source.expression_dim
       if config.visual == 'expression' and width not in (0, config.expr_dim):
-        raise DataError(f'the clips of {self.source} have {width} expression coefficients per frame, but the embedder '
-                        f'reads {config.expr_dim}; prepare the data set with those that it was trained on, or take '
-                        'another embedder')
+        raise DataError(
+          f'the clips of {self.source} have {width} expression coefficients per frame, '
+          f'but the embedder reads {config.expr_dim}; prepare the data set with those '
+          'that it was trained on, or take another embedder'
+        )
     first = self.source[0].get('frames')
-    if ((name in ('latents', 'clip_embed') and not first) or
-        (crops.side(name) and (first is None or not any(len(record['frames']) for record in self.source)))):
-      raise DataError(f'{self.source} has no pixels, which {name} is made from; prepare the data set with content=full')
+    if (name in ('latents', 'clip_embed') and not first) or (
+      crops.side(name)
+      and (first is None or not any(len(record['frames']) for record in self.source))
+    ):
+      raise DataError(
+        f'{self.source} has no pixels, which {name} is made from; prepare the data set '
+        'with content=full'
+      )
 
   def _made_from(self, name: str) -> tuple[str, ...]:
     return inputs(self.networks[NETWORKS[name]].config) if name == 'prior' else ()
@@ -164,76 +195,125 @@ class Features:
     for clip, rows in _batched(_on(network, apply), batch, self._read(read, clips)):
       yield clip, finish(clip, rows)
 
-  def _read(self, read: Callable[[int, Any], Rows], clips: Sequence[int]) -> Iterator[tuple[int, Rows]]:
-    one = lambda clip: (clip, read(clip, self.source[clip]))
-    data = grain.MapDataset.source(clips).map(one).to_iter_dataset(
-        grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.threads))
+  def _read(
+    self, read: Callable[[int, Any], Rows], clips: Sequence[int]
+  ) -> Iterator[tuple[int, Rows]]:
+    def one(clip):
+      return (clip, read(clip, self.source[clip]))
+
+    data = (
+      grain.MapDataset.source(clips)
+      .map(one)
+      .to_iter_dataset(
+        grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.threads)
+      )
+    )
     with contextlib.closing(iter(data)) as items:
       yield from items
 
-  # Each feature: how to read a clip's rows, what the network does to a batch, and what of the result is kept.
+  # Each feature: how to read a clip's rows, what the network does to a batch, and what
+  # of the result is kept.
 
   def _latents(self, vae: Network):
     return lambda clip, record: clip_record.decode_frames(record), _mean, _all
 
   def _clip_embed(self, tower: Network):
     def read(clip, record):
-      frames = clip_record.decode_frames(record, np.arange(0, int(record['num_frames']), self.clip_stride))
-      return np.stack([image.clip_pixels(frame, tower.config.image_size) for frame in frames])
+      frames = clip_record.decode_frames(
+        record, np.arange(0, int(record['num_frames']), self.clip_stride)
+      )
+      return np.stack(
+        [image.clip_pixels(frame, tower.config.image_size) for frame in frames]
+      )
+
     return read, _half, _all
 
   def _whisper(self, whisper: Network):
     def read(clip, record):  # windows of 30 s
       wave = clip_record.decode_audio(record)
-      return audio.log_mel(wave) if len(wave) else np.zeros((0, *audio.MEL_SHAPE), np.float32)
-    return read, _half, lambda clip, states: _joined(states, int(self.source.table.num_frames[clip]))
+      return (
+        audio.log_mel(wave)
+        if len(wave)
+        else np.zeros((0, *audio.MEL_SHAPE), np.float32)
+      )
+
+    return (
+      read,
+      _half,
+      lambda clip, states: _joined(states, int(self.source.table.num_frames[clip])),
+    )
 
   def _prior(self, embedder: Network):
     config = embedder.config
-    stored = {name: self.store.read_part(*self._key(name)) for name in inputs(config) if not self.carried(name)}
+    stored = {
+      name: self.store.read_part(*self._key(name))
+      for name in inputs(config)
+      if not self.carried(name)
+    }
+
     def read(clip, record):
-      seen, states = (stored[name](clip) if name in stored else record[name]
-                      for name in (crops.visual(config), 'whisper'))
+      seen, states = (
+        stored[name](clip) if name in stored else record[name]
+        for name in (crops.visual(config), 'whisper')
+      )
       seen = sampling.visual_rows(seen, config.visual_shape)
       return _windows(seen, states, int(record['num_frames']), config.max_len)
+
     return read, _gaussian, lambda clip, gaussians: gaussians.mean(0, keepdims=True)
 
 
 def inputs(embedder: EmbedderConfig) -> tuple[str, ...]:
-  """The features that an embedder reads. Expressions are none: they come in the records only."""
+  """The features that an embedder reads.
+
+  Expressions are none: they come in the records only.
+  """
   return (*[crops.visual(embedder)] * (embedder.visual == 'crops'), 'whisper')
 
 
 def speech_states(whisper: Network, wave: np.ndarray, frames: int) -> np.ndarray:
-  """The feature 'whisper' of a recording, 16 kHz `[samples]`, of so many frames at 25 Hz: float16 `[2N,states,D]`."""
+  """The feature 'whisper' of a recording, 16 kHz `[samples]`, of so many frames at
+  25 Hz: float16 `[2N,states,D]`.
+  """
   return _joined(np.asarray(whisper.stage(_half)(audio.log_mel(wave))), frames)
 
 
 def gaussian(embedder: Network, seen: np.ndarray, states: np.ndarray) -> np.ndarray:
-  """The feature 'prior' of one clip (paper equations 2 to 6): float32 `[2,d_s]`, mean and standard deviation.
+  """The feature 'prior' of one clip (paper equations 2 to 6): float32 `[2,d_s]`, mean
+  and standard deviation.
 
-  A clip longer than `max_len` is embedded in windows of equal length, and their Gaussians averaged.
+  A clip longer than `max_len` is embedded in windows of equal length, and their
+  Gaussians averaged.
 
   Args:
     embedder: the component.
     seen: `[N,*visual_shape]` at 25 frames per second; N = 0 where it is missing.
     states: `[2N,states,D]` from `speech_states`; none where there is no sound.
   """
-  windows = _windows(seen, states, len(seen) or len(states) // 2, embedder.config.max_len)
+  windows = _windows(
+    seen, states, len(seen) or len(states) // 2, embedder.config.max_len
+  )
   return np.asarray(embedder.stage(_gaussian)(windows)).mean(0)
 
 
 def _joined(states: np.ndarray, frames: int) -> np.ndarray:
   """Whisper's windows of 30 s one after another, without what is beyond the clip."""
-  return states.reshape(-1, *states.shape[2:])[:2 * frames]
+  return states.reshape(-1, *states.shape[2:])[: 2 * frames]
 
 
 def _windows(seen: np.ndarray, states: np.ndarray, frames: int, length: int) -> Rows:
-  """What the embedder reads of a clip, in the fewest windows of at most `length` frames; all about equally long."""
+  """What the embedder reads of a clip, in the fewest windows of at most `length`
+  frames; all about equally long.
+  """
   spans = np.array_split(np.arange(frames), -(-frames // length))
+
   def padded(x, rate):
-    return np.stack([np.pad(x, ((0, rate * length - len(x)), *[(0, 0)] * (x.ndim - 1)))
-                     for x in (x[rate * span[0]:rate * (span[-1] + 1)] for span in spans)])
+    return np.stack(
+      [
+        np.pad(x, ((0, rate * length - len(x)), *[(0, 0)] * (x.ndim - 1)))
+        for x in (x[rate * span[0] : rate * (span[-1] + 1)] for span in spans)
+      ]
+    )
+
   mask = np.array([np.arange(length) < len(span) for span in spans])
   has = [np.full(len(spans), len(x) > 0) for x in (seen, states)]
   return padded(seen, 1), padded(states, 2), mask, *has
@@ -244,7 +324,7 @@ def _all(clip, rows):
 
 
 def _mean(model, pixels):
-  return model.encode(pixels / 127.5 - 1.)[0].astype(jnp.float16)
+  return model.encode(pixels / 127.5 - 1.0)[0].astype(jnp.float16)
 
 
 def _half(model, x):
@@ -256,7 +336,9 @@ def _gaussian(model, inputs):
   return jnp.stack([mu, jnp.sqrt(var)], axis=1)
 
 
-def _on(network: Network, function: Callable[..., jax.Array]) -> Callable[[Rows], jax.Array]:
+def _on(
+  network: Network, function: Callable[..., jax.Array]
+) -> Callable[[Rows], jax.Array]:
   """`function` of a batch that is split over the network's mesh, if it has one."""
   stage = network.stage(function)
   if network.mesh.empty:
@@ -264,15 +346,24 @@ def _on(network: Network, function: Callable[..., jax.Array]) -> Callable[[Rows]
   return lambda rows: stage(jax.device_put(rows, parallel.batch_sharding(network.mesh)))
 
 
-def _batched(apply: Callable[[Rows], jax.Array], size: int, items: Iterator[tuple[int, Rows]]) -> Iterator[Item]:
+def _batched(
+  apply: Callable[[Rows], jax.Array], size: int, items: Iterator[tuple[int, Rows]]
+) -> Iterator[Item]:
   """(clip, rows) to (clip, results `[n, ...]`) in the same order.
 
-  Batches run over the borders of clips, and only the last is padded: one program serves all, and a clip of one row
-  costs one row. One batch is computed while the next is read.
+  Batches run over the borders of clips, and only the last is padded: one program serves
+  all, and a clip of one row costs one row. One batch is computed while the next is
+  read.
   """
-  waiting: collections.deque[tuple[int, int]] = collections.deque()  # clips on their way, with their number of rows
-  join = lambda a, b: jax.tree.map(lambda x, y: np.concatenate([x, y]), a, b)
-  count = lambda rows: len(jax.tree.leaves(rows)[0])
+  waiting: collections.deque[tuple[int, int]] = (
+    collections.deque()
+  )  # clips on their way, with their number of rows
+
+  def join(a, b):
+    return jax.tree.map(lambda x, y: np.concatenate([x, y]), a, b)
+
+  def count(rows):
+    return len(jax.tree.leaves(rows)[0])
 
   def batches() -> Iterator[Rows]:
     rest, sent = None, False
@@ -283,7 +374,9 @@ def _batched(apply: Callable[[Rows], jax.Array], size: int, items: Iterator[tupl
         yield jax.tree.map(lambda x: x[:size], rest)
         rest, sent = jax.tree.map(lambda x: x[size:], rest), True
     if rest is not None and (count(rest) or not sent):
-      yield jax.tree.map(lambda x: np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1))), rest)
+      yield jax.tree.map(
+        lambda x: np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1))), rest
+      )
 
   def results() -> Iterator[np.ndarray]:
     running = None
@@ -312,5 +405,7 @@ class _Progress(tqdm):
 
   def add(self, frames: int) -> None:
     self.frames += frames
-    self.set_postfix_str(f'{self.frames / (time.monotonic() - self.began):.3g} frames/s', refresh=False)
+    self.set_postfix_str(
+      f'{self.frames / (time.monotonic() - self.began):.3g} frames/s', refresh=False
+    )
     self.update()

@@ -1,7 +1,9 @@
-"""Square crops of the face, frame by frame: what an embedder reads of people without 3DMM fits.
+"""Square crops of the face, frame by frame: what an embedder reads of people without
+3DMM fits.
 
-Decoding all pictures of a batch anew would take far longer than a training step, so the crops of a data set are stored
-(`data_pipelines/compute.py`) as the feature `crops_<S>`, S being their side in pixels.
+Decoding all pictures of a batch anew would take far longer than a training step, so the
+crops of a data set are stored (`data_pipelines/compute.py`) as the feature `crops_<S>`,
+S being their side in pixels.
 """
 
 from collections.abc import Mapping
@@ -18,8 +20,9 @@ from dicetalk_jax.errors import InputError
 from dicetalk_jax.media import face, stream
 from dicetalk_jax.models.embedder import EmbedderConfig
 
-# Side of the crop in longer sides of the face box, which ends at brows and chin or a little beyond: they stay inside
-# while the smoothed box lags behind a nod or an opening mouth.
+# Side of the crop in longer sides of the face box, which ends at brows and chin or a
+# little beyond: they stay inside while the smoothed box lags behind a nod or an opening
+# mouth.
 ENLARGE = 1.2
 
 
@@ -35,7 +38,9 @@ def side(name: str) -> int | None:
 
 
 def visual(embedder: EmbedderConfig) -> str:
-  """What an embedder sees, by its name among features and blocks of records: 'expression' or 'crops_64'."""
+  """What an embedder sees, by its name among features and blocks of records:
+  'expression' or 'crops_64'.
+  """
   return feature(embedder.crop_size) if embedder.visual == 'crops' else embedder.visual
 
 
@@ -48,21 +53,31 @@ def cut(picture: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
     size: S.
 
   Returns:
-    uint8 `[S,S,3]`; a square that does not fit into the picture is moved or, if need be, made smaller.
+    uint8 `[S,S,3]`; a square that does not fit into the picture is moved or, if need
+    be, made smaller.
   """
   limit = np.array(picture.shape[1::-1], float)
   corners = np.reshape(box, (2, 2)).astype(float)
   length = np.clip(ENLARGE * (corners[1] - corners[0]).max(), 1, limit.min())
   start = np.clip(corners.mean(axis=0) - length / 2, 0, limit - length)
-  return np.asarray(Image.fromarray(picture).resize(
-      (size, size), Image.Resampling.LANCZOS, (*start, *np.minimum(start + length, limit))))
+  return np.asarray(
+    Image.fromarray(picture).resize(
+      (size, size),
+      Image.Resampling.LANCZOS,
+      (*start, *np.minimum(start + length, limit)),
+    )
+  )
 
 
 def of_record(record: Mapping[str, Any], size: int) -> np.ndarray:
-  """Crops of all frames of a clip, uint8 `[N,S,S,3]`; none where it has no pixels or no boxes."""
-  crops = np.zeros((min(len(record.get('frames', ())), len(record['bbox'])), size, size, 3), np.uint8)
+  """Crops of all frames of a clip, uint8 `[N,S,S,3]`; none where it has no pixels or
+  no boxes.
+  """
+  crops = np.zeros(
+    (min(len(record.get('frames', ())), len(record['bbox'])), size, size, 3), np.uint8
+  )
   for i in range(len(crops)):
-    picture, = clip_record.decode_frames(record, [i])
+    (picture,) = clip_record.decode_frames(record, [i])
     crops[i] = cut(picture, record['bbox'][i] * np.tile(picture.shape[1::-1], 2), size)
   return crops
 
@@ -78,9 +93,17 @@ def of_video(path: str | os.PathLike, size: int) -> tuple[np.ndarray, int]:
   Raises:
     InputError: the video cannot be read, or shows no face.
   """
-  tracks = tracking.tracks(*tracking.watch(stream.pictures(path, clip_record.FPS), face.haar_detector()))
+  tracks = tracking.tracks(
+    *tracking.watch(stream.pictures(path, clip_record.FPS), face.haar_detector())
+  )
   if not tracks:
-    raise InputError(f'no face was found in {path}; give a video of one person seen from the front')
+    raise InputError(
+      f'no face was found in {path}; give a video of one person seen from the front'
+    )
   track = max(tracks, key=lambda track: len(track.boxes))
-  pictures = stream.pictures(path, clip_record.FPS, track.first / clip_record.FPS, len(track.boxes))
-  return np.stack([cut(picture, box, size) for picture, box in zip(pictures, track.boxes)]), track.first
+  pictures = stream.pictures(
+    path, clip_record.FPS, track.first / clip_record.FPS, len(track.boxes)
+  )
+  return np.stack(
+    [cut(picture, box, size) for picture, box in zip(pictures, track.boxes)]
+  ), track.first

@@ -10,8 +10,9 @@ from dicetalk_jax.errors import ConfigError
 class Dealt(grain.MapDataset):
   """The rows of one process: a consecutive share of each global batch.
 
-  Row r of global batch n is element `n * rows * count + r` of the stream however many processes there are, so they
-  read together, row for row, what one alone would, and the number of batches read is the position of all of them.
+  Row r of global batch n is element `n * rows * count + r` of the stream however many
+  processes there are, so they read together, row for row, what one alone would, and the
+  number of batches read is the position of all of them.
   """
 
   def __init__(self, stream: grain.MapDataset, rows: int, shard: tuple[int, int]):
@@ -19,7 +20,10 @@ class Dealt(grain.MapDataset):
     super().__init__(stream)
     self._rows, (self._index, self._count) = rows, shard
     if not 0 <= self._index < self._count:
-      raise ConfigError(f'shard {self._index} of {self._count} does not exist; shards are 0 to {self._count - 1}')
+      raise ConfigError(
+        f'shard {self._index} of {self._count} does not exist; shards are 0 to '
+        f'{self._count - 1}'
+      )
 
   def __len__(self) -> int:
     return len(self._parent) // self._count

@@ -1,12 +1,15 @@
-"""Computes the features that training reads: `python -m data_pipelines.precompute --model=DIR --data=DIR`.
+"""Computes the features that training reads: `python -m data_pipelines.precompute
+--model=DIR --data=DIR`.
 
-All local devices share each batch. Several processes share the clips: under `--multihost` as jax counts them, or as
-`--process_id` and `--num_processes` say, which need no connection but the disk (`--process_id=$SLURM_ARRAY_TASK_ID`).
-A killed run goes on where it stopped. Training with `--config.model` and `--config.data.dir` of the same folders finds
-everything done.
+All local devices share each batch. Several processes share the clips: under
+`--multihost` as jax counts them, or as `--process_id` and `--num_processes` say, which
+need no connection but the disk (`--process_id=$SLURM_ARRAY_TASK_ID`). A killed run goes
+on where it stopped. Training with `--config.model` and `--config.data.dir` of the same
+folders finds everything done.
 
-`--records=DIR` then writes the data sets anew, with features instead of pixels, for diffusion training elsewhere:
-`--config.data.dir=DIR`, and `--config.data.dataset` is the folder that is printed.
+`--records=DIR` then writes the data sets anew, with features instead of pixels, for
+diffusion training elsewhere: `--config.data.dir=DIR`, and `--config.data.dataset` is
+the folder that is printed.
 """
 
 import argparse
@@ -30,44 +33,104 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _parser() -> argparse.ArgumentParser:
   parser = command.OptionParser(
-      prog='python -m data_pipelines.precompute', description='Computes features of prepared data sets.',
-      formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    prog='python -m data_pipelines.precompute',
+    description='Computes features of prepared data sets.',
+    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    allow_abbrev=False,
+  )
   add = parser.add_argument
   add('--model', required=True, help='model folder with the networks')
-  add('--data', required=True, type=pathlib.Path, help='root of the data sets, config.data.dir; features go below')
-  add('--datasets', type=_names, help='folders of prepared data sets, all below --data if not given')
+  add(
+    '--data',
+    required=True,
+    type=pathlib.Path,
+    help='root of the data sets, config.data.dir; features go below',
+  )
+  add(
+    '--datasets',
+    type=_names,
+    help='folders of prepared data sets, all below --data if not given',
+  )
   add('--split', type=_names, default='train,val', help='splits')
-  add('--features', type=_names, default=','.join(compute.NETWORKS),
-      help='which ones; also crops_64, or another size, for embedders with visual=crops')
-  add('--clip_stride', type=int, default=compute.CLIP_STRIDE, help='frames per CLIP token, as config.data.clip_stride')
-  add('--batch', type=int, default=compute.BATCH, help='frames, or windows of 30 s, per device and call')
+  add(
+    '--features',
+    type=_names,
+    default=','.join(compute.NETWORKS),
+    help='which ones; also crops_64, or another size, for embedders with visual=crops',
+  )
+  add(
+    '--clip_stride',
+    type=int,
+    default=compute.CLIP_STRIDE,
+    help='frames per CLIP token, as config.data.clip_stride',
+  )
+  add(
+    '--batch',
+    type=int,
+    default=compute.BATCH,
+    help='frames, or windows of 30 s, per device and call',
+  )
   add('--threads', type=int, default=4, help='clips read at a time')
-  add('--records', default='', metavar='DIR',
-      help='also writes the data sets anew below DIR: features in the records, no pixels (see docs/data.md)')
-  add('--multihost', action='store_true', help='one process of a TPU pod, Slurm, Kubernetes or MPI job')
+  add(
+    '--records',
+    default='',
+    metavar='DIR',
+    help='also writes the data sets anew below DIR: features in the records, no pixels '
+    '(see docs/data.md)',
+  )
+  add(
+    '--multihost',
+    action='store_true',
+    help='one process of a TPU pod, Slurm, Kubernetes or MPI job',
+  )
   add('--num_processes', type=int, default=1, help='how many processes share the clips')
   add('--process_id', type=int, default=0, help='which one this is, from 0')
   return parser
 
 
 def main(argv: Sequence[str]) -> None:
-  """Computes what is missing, one feature after the other, and says what is complete."""
+  """Computes what is missing, one feature after the other, and says what is
+  complete.
+  """
   args = _parser().parse_args(argv)
   _check(args)
   if args.records:
     from data_pipelines.builders import packed, write
+
     write.make_root(args.records)
-  sources = [ClipSource(folder, split) for folder in args.datasets or data_sets(args.data) for split in args.split]
+  sources = [
+    ClipSource(folder, split)
+    for folder in args.datasets or data_sets(args.data)
+    for split in args.split
+  ]
   parallel.start(args.multihost)
   mesh = parallel.make_mesh(data=-1, fsdp=1, devices=jax.local_devices())
   shard = None if args.multihost else (args.process_id, args.num_processes)
-  names = [*filter(crops.side, args.features),  # in this order: the prior is made from crops and Whisper's states
-           *[name for name in compute.NETWORKS
-             if name in args.features or (name == 'whisper' and 'prior' in args.features)
-             or (args.records and name in packed.BLOCKS)]]
+  names = [
+    *filter(
+      crops.side, args.features
+    ),  # in this order: the prior is made from crops and Whisper's states
+    *[
+      name
+      for name in compute.NETWORKS
+      if name in args.features
+      or (name == 'whisper' and 'prior' in args.features)
+      or (args.records and name in packed.BLOCKS)
+    ],
+  ]
   networks = _networks(args.model, names, mesh)
-  jobs = [compute.Features(networks, source, args.data / 'features', args.clip_stride, shard, args.batch, args.threads)
-          for source in sources]
+  jobs = [
+    compute.Features(
+      networks,
+      source,
+      args.data / 'features',
+      args.clip_stride,
+      shard,
+      args.batch,
+      args.threads,
+    )
+    for source in sources
+  ]
   for features, name in itertools.product(jobs, names):  # before hours of work
     features.check(name)
   for features in jobs:
@@ -75,46 +138,82 @@ def main(argv: Sequence[str]) -> None:
     if args.multihost:  # leaving early would end the job
       features.ready(*names)
     for name in names:
-      state = 'complete' if features.fill(name) else 'done here, not yet by the other processes'
-      print(f'{name} of {source.folder} ({source.split}, {len(source)} clips): {state}', flush=True)
+      state = (
+        'complete'
+        if features.fill(name)
+        else 'done here, not yet by the other processes'
+      )
+      print(
+        f'{name} of {source.folder} ({source.split}, {len(source)} clips): {state}',
+        flush=True,
+      )
   if args.records:
     for _, splits in itertools.groupby(jobs, lambda features: features.source.folder):
       print(packed.prepare_packed(args.records, [*splits], names))
 
 
 def _check(args: argparse.Namespace) -> None:
-  if unknown := sorted(name for name in set(args.features) - set(compute.NETWORKS) if not crops.side(name)):
-    raise ConfigError(f'--features={",".join(unknown)} is not known; choose some of {",".join(compute.NETWORKS)}, or '
-                      'crops_64')
+  if unknown := sorted(
+    name for name in set(args.features) - set(compute.NETWORKS) if not crops.side(name)
+  ):
+    raise ConfigError(
+      f'--features={",".join(unknown)} is not known; choose some of '
+      f'{",".join(compute.NETWORKS)}, or crops_64'
+    )
   for name in ('batch', 'threads', 'clip_stride', 'num_processes'):
     if getattr(args, name) < 1:
       raise ConfigError(f'--{name}={getattr(args, name)} must be at least 1')
   if not 0 <= args.process_id < args.num_processes:
-    raise ConfigError(f'--process_id={args.process_id} does not exist among --num_processes={args.num_processes}; '
-                      'they count from 0')
+    raise ConfigError(
+      f'--process_id={args.process_id} does not exist among '
+      f'--num_processes={args.num_processes}; they count from 0'
+    )
   if args.multihost and args.num_processes > 1:
-    raise ConfigError('--multihost counts the processes itself; leave out --num_processes and --process_id')
+    raise ConfigError(
+      '--multihost counts the processes itself; leave out --num_processes and '
+      '--process_id'
+    )
   if args.records:
     _check_records(args)
 
 
 def _check_records(args: argparse.Namespace) -> None:
   if args.multihost or args.num_processes > 1:
-    raise ConfigError('--records is for one process; let all compute without it, then run once more with --records and '
-                      'without --multihost, --num_processes and --process_id')
+    raise ConfigError(
+      '--records is for one process; let all compute without it, then run once more '
+      'with --records and without --multihost, --num_processes and --process_id'
+    )
   if '://' in args.records:
-    raise ConfigError(f'--records={args.records} must be on a disk; copy the folder to other places afterwards')
-  if args.data.resolve() in (where := pathlib.Path(args.records).resolve(), *where.parents):
-    raise ConfigError(f'--records={args.records} lies in --data={args.data}, where its clips would count twice; name '
-                      'a folder outside')
+    raise ConfigError(
+      f'--records={args.records} must be on a disk; copy the folder to other places '
+      'afterwards'
+    )
+  if args.data.resolve() in (
+    where := pathlib.Path(args.records).resolve(),
+    *where.parents,
+  ):
+    raise ConfigError(
+      f'--records={args.records} lies in --data={args.data}, where its clips would '
+      'count twice; name a folder outside'
+    )
 
 
-def _networks(folder: str, names: Sequence[str], mesh: jax.sharding.Mesh) -> dict[str, Network]:
-  known, wanted = bundle.require(folder), {compute.NETWORKS[name]: name for name in names if not crops.side(name)}
-  missing = {component: name for component, name in wanted.items() if component not in known}
+def _networks(
+  folder: str, names: Sequence[str], mesh: jax.sharding.Mesh
+) -> dict[str, Network]:
+  known, wanted = (
+    bundle.require(folder),
+    {compute.NETWORKS[name]: name for name in names if not crops.side(name)},
+  )
+  missing = {
+    component: name for component, name in wanted.items() if component not in known
+  }
   if missing:
-    raise WeightsError(f'{folder} has no {" and no ".join(missing)}; put it there with python -m convert or by '
-                       f'training, or leave out {",".join(missing.values())} from --features')
+    raise WeightsError(
+      f'{folder} has no {" and no ".join(missing)}; put it there with python -m '
+      f'convert or by training, or leave out {",".join(missing.values())} from '
+      '--features'
+    )
   return {component: Network.load(folder, component, mesh) for component in wanted}
 
 

@@ -1,4 +1,5 @@
-"""What a training example is: which frames, which sound, which face region, how much motion.
+"""What a training example is: which frames, which sound, which face region, how much
+motion.
 
 Pure functions of arrays and a random generator; the loaders put them together.
 """
@@ -8,10 +9,10 @@ import math
 
 import numpy as np
 
-AUDIO_WINDOW = 10       # Whisper tokens per frame
-AUDIO_BEFORE = 4        # of which this many lie before the frame's own first token
-FALLBACK_BUCKETS = (8., 16.)  # the two motion buckets of the published inference
-MAX_BUCKET = 127.
+AUDIO_WINDOW = 10  # Whisper tokens per frame
+AUDIO_BEFORE = 4  # of which this many lie before the frame's own first token
+FALLBACK_BUCKETS = (8.0, 16.0)  # the two motion buckets of the published inference
+MAX_BUCKET = 127.0
 
 
 def window_span(frames: int, step: int) -> int:
@@ -19,12 +20,18 @@ def window_span(frames: int, step: int) -> int:
   return step * (frames - 1) + 1
 
 
-def window_rows(rng: np.random.Generator, length: int, frames: int, step: int = 1) -> np.ndarray:
-  """A window at a random place of a clip of `length` frames; int `[frames]`, ascending by `step`."""
+def window_rows(
+  rng: np.random.Generator, length: int, frames: int, step: int = 1
+) -> np.ndarray:
+  """A window at a random place of a clip of `length` frames; int `[frames]`,
+  ascending by `step`.
+  """
   return rng.integers(length - window_span(frames, step) + 1) + step * np.arange(frames)
 
 
-def reference_row(rng: np.random.Generator, length: int, rows: np.ndarray, stride: int = 1) -> int:
+def reference_row(
+  rng: np.random.Generator, length: int, rows: np.ndarray, stride: int = 1
+) -> int:
   """A random frame outside the window if the clip allows it, else any.
 
   Args:
@@ -38,17 +45,24 @@ def reference_row(rng: np.random.Generator, length: int, rows: np.ndarray, strid
 
 
 def visual_rows(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """What an embedder sees of a clip, `[n,*shape]`. A clip without any has no width of its own: it gets the embedder's.
+  """What an embedder sees of a clip, `[n,*shape]`.
+
+  A clip without any has no width of its own: it gets the embedder's.
 
   Args:
-    rows: as stored; no rows at all, of whatever shape, where a clip has no expressions or pixels.
+    rows: as stored; no rows at all, of whatever shape, where a clip has no expressions
+      or pixels.
     shape: of one frame, `EmbedderConfig.visual_shape`.
   """
   return rows if len(rows) else np.zeros((0, *shape), rows.dtype)
 
 
-def audio_windows(whisper: Callable[[slice], np.ndarray], tokens: int, rows: np.ndarray) -> np.ndarray:
-  """Whisper states around each frame: frame `f` sees tokens `2f-4 ... 2f+5`, zeros beyond the clip.
+def audio_windows(
+  whisper: Callable[[slice], np.ndarray], tokens: int, rows: np.ndarray
+) -> np.ndarray:
+  """Whisper states around each frame: frame `f` sees tokens `2f-4 ...
+
+  2f+5`, zeros beyond the clip.
 
   Args:
     whisper: reads a slice of the clip's states, `[n, states, width]`.
@@ -62,7 +76,7 @@ def audio_windows(whisper: Callable[[slice], np.ndarray], tokens: int, rows: np.
   start, stop = int(positions[0, 0]), int(positions[-1, -1]) + 1
   known = whisper(slice(max(start, 0), min(stop, tokens)))
   states = np.zeros((stop - start, *known.shape[1:]), np.float32)
-  states[max(start, 0) - start:][:len(known)] = known
+  states[max(start, 0) - start :][: len(known)] = known
   return states[positions - start]
 
 
@@ -89,25 +103,37 @@ def face_mask(boxes: np.ndarray, size: int, area: float) -> np.ndarray:
 
 
 def motion_bucket(value: float, median: float, fallback: float) -> float:
-  """16 is the motion of the median clip, 127 the most; `fallback` for data that does not measure it."""
+  """16 is the motion of the median clip, 127 the most; `fallback` for data that does
+  not measure it.
+  """
   return float(np.clip(16 * value / median, 0, MAX_BUCKET)) if median > 0 else fallback
 
 
-def draw_group(rng: np.random.Generator, clips: Sequence[int], count: int) -> list[tuple[int, tuple[int, int], float]]:
-  """`count` windows of one group: clip, which of how many parts of it the window starts in, and where there, in [0, 1).
+def draw_group(
+  rng: np.random.Generator, clips: Sequence[int], count: int
+) -> list[tuple[int, tuple[int, int], float]]:
+  """`count` windows of one group: clip, which of how many parts of it the window starts
+  in, and where there, in [0, 1).
 
-  All clips are used before one is used again; then the windows of one clip start in different parts of it.
+  All clips are used before one is used again; then the windows of one clip start in
+  different parts of it.
   """
   rounds = math.ceil(count / len(clips))
   order = rng.permutation(np.asarray(clips))
-  return [(int(order[k % len(order)]), (k // len(order), rounds), rng.random()) for k in range(count)]
+  return [
+    (int(order[k % len(order)]), (k // len(order), rounds), rng.random())
+    for k in range(count)
+  ]
 
 
-def group_window(have: int, length: int, min_len: int, part: tuple[int, int], place: float) -> tuple[int, int]:
+def group_window(
+  have: int, length: int, min_len: int, part: tuple[int, int], place: float
+) -> tuple[int, int]:
   """First frame and number of frames of a window that `draw_group` has drawn.
 
-  A clip that is used again gives windows of at most half of it, so that they start at different frames: positives that
-  are one and the same window teach nothing. Clips of hardly more than `min_len` frames leave no choice.
+  A clip that is used again gives windows of at most half of it, so that they start at
+  different frames: positives that are one and the same window teach nothing. Clips of
+  hardly more than `min_len` frames leave no choice.
 
   Args:
     have: frames of the clip.

@@ -1,4 +1,6 @@
-"""Faces found picture by picture become tracks of one face each; pictures become shots."""
+"""Faces found picture by picture become tracks of one face each; pictures become
+shots.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
@@ -7,18 +9,23 @@ import numpy as np
 
 from dicetalk_jax.media.image import Box
 
-_OVERLAP = .5  # least intersection over union from one find to the next
-GAP = 25       # most frames without a find
-_MEDIAN = 13   # frames of the filter over time
-_CUT = .5      # share of the colours that change from one shot to the next
+_OVERLAP = 0.5  # least intersection over union from one find to the next
+GAP = 25  # most frames without a find
+_MEDIAN = 13  # frames of the filter over time
+_CUT = 0.5  # share of the colours that change from one shot to the next
 
 
-Detector = Callable[[np.ndarray], Box | None]  # from a picture uint8 [H,W,3] to its largest face
+Detector = Callable[
+  [np.ndarray], Box | None
+]  # from a picture uint8 [H,W,3] to its largest face
 
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-  """One face in consecutive frames: `boxes` `[n,4]` as x0, y0, x1, y1 in pixels, from frame `first` on."""
+  """One face in consecutive frames: `boxes` `[n,4]` as x0, y0, x1, y1 in pixels,
+  from frame `first` on.
+  """
+
   first: int
   boxes: np.ndarray
 
@@ -27,9 +34,12 @@ class Track:
     return self.first + len(self.boxes)
 
 
-def watch(pictures: Iterable[np.ndarray], detector: Detector, every: int = 1, shots: bool = True
-          ) -> tuple[list[Box | None], list[int]]:
-  """Looks for a face in every n-th picture: what `tracks` asks for, without cuts where there are no `shots`."""
+def watch(
+  pictures: Iterable[np.ndarray], detector: Detector, every: int = 1, shots: bool = True
+) -> tuple[list[Box | None], list[int]]:
+  """Looks for a face in every n-th picture: what `tracks` asks for, without cuts
+  where there are no `shots`.
+  """
   boxes, cuts = [], []
   new_shot = ShotDetector() if shots else lambda picture: False
   for i, picture in enumerate(pictures):
@@ -47,13 +57,15 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def tracks(boxes: Sequence[Box | None], cuts: Sequence[int] = ()) -> list[Track]:
-  """Joins finds that overlap into tracks, smooths them, and keeps the longest where several exist at a time.
+  """Joins finds that overlap into tracks, smooths them, and keeps the longest where
+  several exist at a time.
 
-  Frames without a find are interpolated, up to 25 of them; before the first and after the last find the box stays where
-  it is, equally far.
+  Frames without a find are interpolated, up to 25 of them; before the first and after
+  the last find the box stays where it is, equally far.
 
   Args:
-    boxes: (left, top, width, height) of the largest face of every frame, None where there is none.
+    boxes: (left, top, width, height) of the largest face of every frame, None where
+      there is none.
     cuts: first frames of all shots but the first; no track crosses them.
 
   Returns:
@@ -65,14 +77,18 @@ def tracks(boxes: Sequence[Box | None], cuts: Sequence[int] = ()) -> list[Track]
     if box is None:
       continue
     corners = np.array([box[0], box[1], box[0] + box[2], box[1] + box[3]], np.float64)
-    open_tracks = [t for t in found if i - t[-1][0] <= GAP + 1 and shot[i] == shot[t[-1][0]]]
+    open_tracks = [
+      t for t in found if i - t[-1][0] <= GAP + 1 and shot[i] == shot[t[-1][0]]
+    ]
     best = max(open_tracks, key=lambda t: overlap(t[-1][1], corners), default=None)
     if best is not None and overlap(best[-1][1], corners) > _OVERLAP:
       best.append((i, corners))
     else:
       found.append([(i, corners)])
   kept: list[list[tuple[int, np.ndarray]]] = []
-  for track in sorted(found, key=len, reverse=True):  # stable: of equals the earlier one
+  for track in sorted(
+    found, key=len, reverse=True
+  ):  # stable: of equals the earlier one
     if all(track[-1][0] < other[0][0] or other[-1][0] < track[0][0] for other in kept):
       kept.append(track)
   kept.sort(key=lambda track: track[0][0])
@@ -89,21 +105,29 @@ def tracks(boxes: Sequence[Box | None], cuts: Sequence[int] = ()) -> list[Track]
 
 def _smooth(track: list[tuple[int, np.ndarray]], frames: np.ndarray) -> np.ndarray:
   from scipy.ndimage import median_filter
+
   at, corners = np.array([i for i, _ in track]), np.stack([box for _, box in track])
   filled = np.stack([np.interp(frames, at, column) for column in corners.T], axis=1)
   return median_filter(filled, size=(_MEDIAN, 1), mode='nearest')
 
 
 class ShotDetector:
-  """Tells where one shot ends and the next begins, by the colours of consecutive pictures."""
+  """Tells where one shot ends and the next begins, by the colours of consecutive
+  pictures.
+  """
 
   def __init__(self):
     self._before: np.ndarray | None = None
 
   def __call__(self, picture: np.ndarray) -> bool:
-    """Whether uint8 `[H,W,3]` begins a new shot, seen after the picture of the call before."""
+    """Whether uint8 `[H,W,3]` begins a new shot, seen after the picture of the call
+    before.
+    """
     import cv2
+
     small = cv2.resize(picture, (64, 64), interpolation=cv2.INTER_AREA)
-    histogram = cv2.calcHist([small], [0, 1, 2], None, [8] * 3, [0, 256] * 3).ravel() / 64 ** 2
+    histogram = (
+      cv2.calcHist([small], [0, 1, 2], None, [8] * 3, [0, 256] * 3).ravel() / 64**2
+    )
     before, self._before = self._before, histogram
     return before is not None and float(np.abs(histogram - before).sum()) / 2 > _CUT

@@ -1,4 +1,6 @@
-"""DICE-Talk (arXiv 2504.18087) in JAX: emotional talking portraits, trained, sampled and evaluated."""
+"""DICE-Talk (arXiv 2504.18087) in JAX: emotional talking portraits, trained, sampled
+and evaluated.
+"""
 
 from dicetalk_jax import literal_glob
 

@@ -58,7 +58,9 @@ def components(folder) -> dict[str, dict[str, Any]]:
 
 
 def settings(folder) -> dict[str, Any]:
-  """Values that belong to the model but to no component (`pipeline.Settings`); missing ones have their defaults."""
+  """Values that belong to the model but to no component (`pipeline.Settings`);
+  missing ones have their defaults.
+  """
   return _index(folder)['settings']
 
 
@@ -82,23 +84,27 @@ def fingerprint(config: Mapping[str, Any], params: Mapping[str, Any]) -> str:
 
 
 def save_component(
-    folder,
-    name: str,
-    config: Mapping[str, Any],
-    params: Params,
-    provenance: Mapping[str, Any],
-    priors: str | None = None,
+  folder,
+  name: str,
+  config: Mapping[str, Any],
+  params: Params,
+  provenance: Mapping[str, Any],
+  priors: str | None = None,
 ) -> None:
-  """Writes or replaces one component. In a job of several processes, all of them must call this.
+  """Writes or replaces one component.
+
+  In a job of several processes, all of them must call this.
 
   Args:
     folder: made if missing.
     name: such as 'unet'; see `models.registry.COMPONENTS`.
     config: the JSON form of its configuration.
-    params: flat parameters, wherever they live; each process writes its own shards. What a process holds alone must
-      be equal on all.
-    provenance: where the values came from: source files with SHA-256 and licence, or the run that trained them.
-    priors: of an emotion model, the fingerprint of the embedder whose priors it learned on.
+    params: flat parameters, wherever they live; each process writes its own shards.
+      What a process holds alone must be equal on all.
+    provenance: where the values came from: source files with SHA-256 and licence, or
+      the run that trained them.
+    priors: of an emotion model, the fingerprint of the embedder whose priors it learned
+      on.
   """
   folder = epath.Path(folder)
   old = _own_checkpoint(components(folder).get(name))
@@ -107,20 +113,27 @@ def save_component(
 
   # 1. Write the parameters.
   context = ocp.Context()
-  context.memory.deepcopy_host_arrays = False  # safe: this call blocks until the write is done
+  context.memory.deepcopy_host_arrays = (
+    False  # safe: this call blocks until the write is done
+  )
   if jax.process_count() > 1:  # Orbax wants global arrays, or those of the host
-    params = {k: np.asarray(x) if getattr(x, 'is_fully_addressable', True) else x for k, x in params.items()}
+    params = {
+      k: np.asarray(x) if getattr(x, 'is_fully_addressable', True) else x
+      for k, x in params.items()
+    }
   with context:
     # Overwrites what a killed run left.
-    ocp.save(orbax_paths.plain(_local(folder / checkpoint)), dict(params), overwrite=True)
+    ocp.save(
+      orbax_paths.plain(_local(folder / checkpoint)), dict(params), overwrite=True
+    )
 
   # 2. Switch the index over to them, and remove what they replace.
   entry = {
-      'config': dict(config),
-      'provenance': dict(provenance),
-      'checkpoint': checkpoint,
-      'parameters': sum(math.prod(x.shape) for x in params.values()),
-      'fingerprint': fingerprint(config, params),
+    'config': dict(config),
+    'provenance': dict(provenance),
+    'checkpoint': checkpoint,
+    'parameters': sum(math.prod(x.shape) for x in params.values()),
+    'fingerprint': fingerprint(config, params),
   }
   if priors is not None:
     entry['priors'] = priors
@@ -130,7 +143,8 @@ def save_component(
 
 
 def set_entries(folder, entries: Mapping[str, Mapping[str, Any] | None]) -> None:
-  """Sets entries of the index, or removes those that are None, with the checkpoints that they replace.
+  """Sets entries of the index, or removes those that are None, with the checkpoints
+  that they replace.
 
   Process 0 calls this alone.
   """
@@ -149,11 +163,12 @@ def set_entries(folder, entries: Mapping[str, Mapping[str, Any] | None]) -> None
 
 
 def holder(folder, name: str) -> tuple[epath.Path, dict[str, Any]]:
-  """The model folder that has the checkpoint of a component, and the component's entry there.
+  """The model folder that has the checkpoint of a component, and the component's entry
+  there.
 
   Raises:
-    WeightsError: the component is missing; or it is a reference, and the folder that it refers to has lost it or has
-      another one by now.
+    WeightsError: the component is missing; or it is a reference, and the folder that it
+      refers to has lost it or has another one by now.
   """
   entry = require(folder, name)[name]
   if 'folder' not in entry:
@@ -162,13 +177,13 @@ def holder(folder, name: str) -> tuple[epath.Path, dict[str, Any]]:
   theirs = components(place).get(name)
   if theirs is None or 'folder' in theirs:
     raise WeightsError(
-        f'{folder} takes its {name} from {place}, which has none now; put that folder '
-        f"back, or change the path in {INDEX}"
+      f'{folder} takes its {name} from {place}, which has none now; put that folder '
+      f'back, or change the path in {INDEX}'
     )
   if not same(entry, theirs):
     raise WeightsError(
-        f'{folder} takes its {name} from {place}, which has another one by now; put the '
-        'old one back, or train again with the new one'
+      f'{folder} takes its {name} from {place}, which has another one by now; put the '
+      'old one back, or train again with the new one'
     )
   return place, theirs
 
@@ -202,17 +217,21 @@ def clear_settings_and_priors(folder) -> None:
     (folder / PRIORS / f'{emotion}.npz').unlink()
 
 
-def load_component(folder, name: str, shardings: Callable[[Abstract], Shardings] | Shardings | None = None,
-                   dtype: jax.typing.DTypeLike | None = None,
-                   names: Collection[str] | None = None) -> tuple[dict[str, Any], Params]:
+def load_component(
+  folder,
+  name: str,
+  shardings: Callable[[Abstract], Shardings] | Shardings | None = None,
+  dtype: jax.typing.DTypeLike | None = None,
+  names: Collection[str] | None = None,
+) -> tuple[dict[str, Any], Params]:
   """Reads one component.
 
   Args:
     folder: the model folder.
     name: of the component.
-    shardings: by parameter name, or a function that makes them from the abstract parameters, such as
-      `functools.partial(parallel.shardings, mesh=mesh)`: each device then reads only its part. None: the default
-      device.
+    shardings: by parameter name, or a function that makes them from the abstract
+      parameters, such as `functools.partial(parallel.shardings, mesh=mesh)`: each
+      device then reads only its part. None: the default device.
     dtype: type for all floating parameters; None keeps what was saved.
     names: of the parameters to read, of those there are; None reads all.
 
@@ -226,13 +245,21 @@ def load_component(folder, name: str, shardings: Callable[[Abstract], Shardings]
   path = _local(place / entry['checkpoint'])
   saved = _shapes(path)
   try:
-    target = {k: jax.ShapeDtypeStruct(x.shape, _cast(x.dtype, dtype)) for k, x in saved.items()
-              if names is None or k in names}
+    target = {
+      k: jax.ShapeDtypeStruct(x.shape, _cast(x.dtype, dtype))
+      for k, x in saved.items()
+      if names is None or k in names
+    }
     if shardings is None:
-      shardings = dict.fromkeys(target, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+      shardings = dict.fromkeys(
+        target, jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      )
     elif callable(shardings):
       shardings = shardings(target)
-    target = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[k]) for k, x in target.items()}
+    target = {
+      k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[k])
+      for k, x in target.items()
+    }
     context = ocp.Context()
     context.pytree.loading.partial_load = names is not None
     with context:
@@ -263,34 +290,42 @@ def _shapes(path: epath.Path) -> Abstract:
 
 
 def _mend(path: epath.Path) -> None:
-  """Completes a checkpoint of an older version below an odd name (`orbax_paths.mend`)."""
+  """Completes a checkpoint of an older version below an odd name
+  (`orbax_paths.mend`).
+  """
   try:
     orbax_paths.mend(path)
   except (ValueError, OSError) as error:
     raise WeightsError(
-        f'{path} was left incomplete by an older version of this program and cannot be '
-        f'completed ({_first_line(error)}); make it writable once, or copy the model '
-        'folder again'
+      f'{path} was left incomplete by an older version of this program and cannot be '
+      f'completed ({_first_line(error)}); make it writable once, or copy the model '
+      'folder again'
     ) from error
 
 
 def require(folder, *names: str) -> dict[str, dict[str, Any]]:
-  """Checks that the components exist, without reading weights; returns `components(folder)`.
+  """Checks that the components exist, without reading weights; returns
+  `components(folder)`.
 
   Raises:
     WeightsError: names all that is missing, and what exists.
   """
   if not _exists(epath.Path(folder) / INDEX):
-    raise WeightsError(f'{folder} is no model folder (it has no {INDEX}); '
-                       'make one with python -m convert or by training')
+    raise WeightsError(
+      f'{folder} is no model folder (it has no {INDEX}); '
+      'make one with python -m convert or by training'
+    )
   known = components(folder)
   if missing := [name for name in names if name not in known]:
-    raise WeightsError(f'{folder} has no {" and no ".join(missing)}; it has: {", ".join(sorted(known)) or "nothing"}')
+    raise WeightsError(
+      f'{folder} has no {" and no ".join(missing)}; it has: '
+      f'{", ".join(sorted(known)) or "nothing"}'
+    )
   return known
 
 
 def save_priors(
-    folder, priors: Mapping[str, Prior], embedder: str = '', *, replace: bool = False
+  folder, priors: Mapping[str, Prior], embedder: str = '', *, replace: bool = False
 ) -> None:
   """Writes or replaces the Gaussians of some emotions.
 
@@ -314,14 +349,19 @@ def save_priors(
     _write_priors(place, priors, embedder)
 
 
-def _write_priors(place: epath.Path, priors: Mapping[str, Prior], embedder: str) -> None:
+def _write_priors(
+  place: epath.Path, priors: Mapping[str, Prior], embedder: str
+) -> None:
   """All or none."""
   parts = {emotion: place / f'.{emotion}.part' for emotion in priors}
   try:
     for emotion, (mu, sigma) in priors.items():
       with parts[emotion].open('wb') as file:
         np.savez(
-            file, mu=np.asarray(mu, np.float32), sigma=np.asarray(sigma, np.float32), embedder=np.array(embedder)
+          file,
+          mu=np.asarray(mu, np.float32),
+          sigma=np.asarray(sigma, np.float32),
+          embedder=np.array(embedder),
         )
     for emotion, path in parts.items():
       path.replace(place / f'{emotion}.npz')
@@ -339,16 +379,20 @@ def check_replaceable(folder, names: Collection[str], embedder: str) -> None:
     theirs = read_prior(folder, emotion)[1]
     if theirs not in ('', embedder):
       raise WeightsError(
-          f"{folder} has the emotion '{emotion}' of another embedder ({theirs}, not "
-          f'{embedder or "an unknown one"}), which is never replaced, since the emotion '
-          'model may have learned on it; choose another name, or a model folder of this '
-          'embedder'
+        f"{folder} has the emotion '{emotion}' of another embedder ({theirs}, not "
+        f'{embedder or "an unknown one"}), which is never replaced, since the emotion '
+        'model may have learned on it; choose another name, or a model folder of this '
+        'embedder'
       )
 
 
 def emotions(folder) -> list[str]:
   """Names of the emotions that the folder has a prior for, sorted."""
-  return sorted(path.stem for path in (epath.Path(folder) / PRIORS).glob('*.npz') if not path.name.startswith('.'))
+  return sorted(
+    path.stem
+    for path in (epath.Path(folder) / PRIORS).glob('*.npz')
+    if not path.name.startswith('.')
+  )
 
 
 def load_priors(folder, embedder: str = '') -> dict[str, Prior]:
@@ -368,7 +412,9 @@ def load_priors(folder, embedder: str = '') -> dict[str, Prior]:
 
 
 def learned_priors(folder) -> str:
-  """The embedder whose priors the emotion model of the folder learned on; '' if unknown."""
+  """The embedder whose priors the emotion model of the folder learned on; '' if
+  unknown.
+  """
   return components(folder).get(EMOTION_MODEL, {}).get('priors', '')
 
 
@@ -381,8 +427,8 @@ def load_prior(folder, emotion: str) -> Prior:
   """The prior of one emotion, for the emotion model of the folder.
 
   Raises:
-    WeightsError: the folder does not have it (names those it has), the file is damaged, or the emotion model learned
-      on the priors of another embedder.
+    WeightsError: the folder does not have it (names those it has), the file is damaged,
+      or the emotion model learned on the priors of another embedder.
   """
   if emotion not in emotions(folder):
     known = ', '.join(emotions(folder)) or 'none'
@@ -391,16 +437,17 @@ def load_prior(folder, emotion: str) -> Prior:
   learned_on = learned_priors(folder)
   if not readable(embedder, learned_on):
     raise WeightsError(
-        f"the emotion '{emotion}' of {folder} comes from the embedder {embedder}, but the "
-        f'emotion model there learned on priors of another one ({learned_on}) and would '
-        'misread it; train the diffusion model with this embedder, or delete '
-        f'{PRIORS}/{emotion}.npz there and use a prior that belongs to the model'
+      f"the emotion '{emotion}' of {folder} comes from the embedder {embedder}, but "
+      f'the emotion model there learned on priors of another one ({learned_on}) and '
+      'would misread it; train the diffusion model with this embedder, or delete '
+      f'{PRIORS}/{emotion}.npz there and use a prior that belongs to the model'
     )
   return prior
 
 
 def read_prior(folder, emotion: str) -> tuple[Prior, str]:
-  """A prior and the fingerprint of its embedder ('' if unknown), whatever the emotion model of the folder.
+  """A prior and the fingerprint of its embedder ('' if unknown), whatever the emotion
+  model of the folder.
 
   Raises:
     WeightsError: the file is missing or damaged.
@@ -411,7 +458,10 @@ def read_prior(folder, emotion: str) -> tuple[Prior, str]:
       prior = np.float32(arrays['mu']), np.float32(arrays['sigma'])
       return prior, str(arrays['embedder']) if 'embedder' in arrays else ''
   except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-    raise WeightsError(f'{path} is no emotion prior (two arrays, mu and sigma); copy the model folder again') from error
+    raise WeightsError(
+      f'{path} is no emotion prior (two arrays, mu and sigma); copy the model folder '
+      'again'
+    ) from error
 
 
 def _exists(path: epath.Path) -> bool:
@@ -419,8 +469,8 @@ def _exists(path: epath.Path) -> bool:
     return path.exists()
   except Exception as error:  # each kind of storage has its own errors
     raise WeightsError(
-        f'{path} cannot be reached ({_first_line(error)}); check the address and your '
-        'access to it'
+      f'{path} cannot be reached ({_first_line(error)}); check the address and your '
+      'access to it'
     ) from error
 
 
@@ -435,7 +485,9 @@ def _index(folder) -> dict[str, Any]:
   except (ValueError, KeyError, TypeError) as error:
     raise WeightsError(f'{path} is damaged; copy the model folder again') from error
   if version not in range(1, FORMAT + 1):
-    raise WeightsError(f'{path} has format {version}, this program reads {FORMAT}; update the program')
+    raise WeightsError(
+      f'{path} has format {version}, this program reads {FORMAT}; update the program'
+    )
   index['format'] = FORMAT
   return index
 
@@ -456,8 +508,8 @@ def _writing(place: epath.Path) -> Iterator[None]:
     yield
   except OSError as error:
     raise InputError(
-        f'cannot write {place}: {error.strerror or error}; check its permissions, or '
-        'choose another model folder'
+      f'cannot write {place}: {error.strerror or error}; check its permissions, or '
+      'choose another model folder'
     ) from error
 
 
@@ -467,7 +519,9 @@ def _own_checkpoint(entry: Mapping[str, Any] | None) -> str | None:
 
 
 def _unreadable(path: epath.Path, error: Exception) -> WeightsError:
-  return WeightsError(f'{path} cannot be read ({_first_line(error)}); copy the model folder again')
+  return WeightsError(
+    f'{path} cannot be read ({_first_line(error)}); copy the model folder again'
+  )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,7 @@
-"""What a person can get wrong. Each of these ends a command with one sentence and exit code 2."""
+"""What a person can get wrong.
+
+Each of these ends a command with one sentence and exit code 2.
+"""
 
 from collections.abc import Iterator
 import contextlib

@@ -1,8 +1,10 @@
-"""Atomic folders: written under another name, and moved when whole. Nobody ever finds half a model.
+"""Atomic folders: written under another name, and moved when whole.
 
-The other name is `.NAME.XXXXXXXX.part`, next to the folder NAME and locked by the process that writes it: `new` in it
-becomes the folder, `old` is what that replaces. The system drops the lock of a killed process; the next run to NAME
-clears up.
+Nobody ever finds half a model.
+
+The other name is `.NAME.XXXXXXXX.part`, next to the folder NAME and locked by the
+process that writes it: `new` in it becomes the folder, `old` is what that replaces. The
+system drops the lock of a killed process; the next run to NAME clears up.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,9 +37,14 @@ def refuse_existing(path: pathlib.Path, overwrite: bool, mark: str) -> None:
   if not path.exists() and not path.is_symlink():
     return
   if not overwrite:
-    raise InputError(f'{path} exists; choose another place, or add --overwrite to replace it')
+    raise InputError(
+      f'{path} exists; choose another place, or add --overwrite to replace it'
+    )
   if not (path / mark).is_file():
-    raise InputError(f'{path} exists and is not what would replace it (it has no {mark}); choose another place')
+    raise InputError(
+      f'{path} exists and is not what would replace it (it has no {mark}); choose '
+      'another place'
+    )
 
 
 def _remove(folder: pathlib.Path) -> None:
@@ -46,7 +53,7 @@ def _remove(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(
-    path: pathlib.Path, discard: Callable[[pathlib.Path], None] = _remove
+  path: pathlib.Path, discard: Callable[[pathlib.Path], None] = _remove
 ) -> Iterator[pathlib.Path]:
   """Gives a temporary folder next to `path`, and moves it there at the end.
 
@@ -77,12 +84,16 @@ def atomic_folder(
     raise
   except Exception as error:
     if cause := _refusal(error):
-      raise InputError(f'cannot write {path}: {cause}; choose another place or make room') from error
+      raise InputError(
+        f'cannot write {path}: {cause}; choose another place or make room'
+      ) from error
     raise
 
 
 def _refusal(error: Exception) -> str | None:
-  """What the system said, if that is the reason; libraries wrap it in errors of their own."""
+  """What the system said, if that is the reason; libraries wrap it in errors of
+  their own.
+  """
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   number = _REFUSAL.search(f'{error} {error.__context__}')
@@ -91,7 +102,9 @@ def _refusal(error: Exception) -> str | None:
 
 @contextlib.contextmanager
 def _lock(folder: pathlib.Path) -> Iterator[bool]:
-  """Marks a folder as in use while this process lives; gives whether that worked: not every file system has locks."""
+  """Marks a folder as in use while this process lives; gives whether that worked:
+  not every file system has locks.
+  """
   handle, locked = os.open(folder, os.O_RDONLY), False
   try:
     with contextlib.suppress(OSError):
@@ -103,7 +116,9 @@ def _lock(folder: pathlib.Path) -> Iterator[bool]:
 
 
 def _clear_up(path: pathlib.Path) -> None:
-  """Removes what killed runs to `path` left; the folder that one was just replacing comes back."""
+  """Removes what killed runs to `path` left; the folder that one was just replacing
+  comes back.
+  """
   name = re.compile(rf'\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.part')
   for part in [x for x in path.parent.glob('.*.part') if name.fullmatch(x.name)]:
     with contextlib.suppress(OSError), _lock(part) as locked:
@@ -125,5 +140,8 @@ def require_room(path: pathlib.Path, size: int) -> None:
     InputError: they do not.
   """
   place = next(parent for parent in path.absolute().parents if parent.exists())
-  if (free := shutil.disk_usage(place).free) < 1.05 * size:     # indexes and names besides
-    raise InputError(f'{path} needs {size / 1e9:.1f} GB, but {place} has {free / 1e9:.1f} GB left; make room')
+  if (free := shutil.disk_usage(place).free) < 1.05 * size:  # indexes and names besides
+    raise InputError(
+      f'{path} needs {size / 1e9:.1f} GB, but {place} has {free / 1e9:.1f} GB left; '
+      'make room'
+    )

@@ -1,6 +1,7 @@
 """The creator's entry: portrait, speech and emotion to a video with sound.
 
-    python -m dicetalk_jax.generate --model=DIR --image=face.jpg --audio=speech.wav --emotion=happy --output=out.mp4
+python -m dicetalk_jax.generate --model=DIR --image=face.jpg --audio=speech.wav
+--emotion=happy --output=out.mp4
 """
 
 import argparse
@@ -57,16 +58,31 @@ def _flags(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
-  """Generates one video. Everything that can be wrong is checked before weights are read."""
+  """Generates one video.
+
+  Everything that can be wrong is checked before weights are read.
+  """
   flags = _flags(argv)
-  sampling = dict(num_steps=flags.steps, g_image=flags.guidance_image, g_condition=flags.guidance_condition)
+  sampling = dict(
+    num_steps=flags.steps,
+    g_image=flags.guidance_image,
+    g_condition=flags.guidance_condition,
+  )
   sampling = {name: value for name, value in sampling.items() if value is not None}
   settings = Settings.of(flags.model, **sampling)
-  known = bundle.require(flags.model, *settings.components, *[INTERPOLATION] * bool(flags.interpolate))
+  known = bundle.require(
+    flags.model, *settings.components, *[INTERPOLATION] * bool(flags.interpolate)
+  )
   settings.check_emotion(flags.emotion is not None)
-  prior = None if flags.emotion is None else bundle.load_prior(flags.model, flags.emotion)[0]
+  prior = (
+    None if flags.emotion is None else bundle.load_prior(flags.model, flags.emotion)[0]
+  )
   image = load_image(flags.image)
-  face_box = parse_face_box(flags.face_box, image.shape[1::-1]) if flags.face_box else find_face(image)
+  face_box = (
+    parse_face_box(flags.face_box, image.shape[1::-1])
+    if flags.face_box
+    else find_face(image)
+  )
   wave = load_audio(flags.audio)
   settings.frames_of(wave)
   noise = _load_noise(flags.noise) if flags.noise else None
@@ -75,13 +91,30 @@ def main(argv: list[str]) -> None:
   _keep_compiled_programs()
   progress = _progress_bars()
   dtype = None if jax.default_backend() == 'cpu' else jnp.bfloat16
-  pipe = Pipeline.load(flags.model, None if flags.strict_order else _mesh(), dtype, strict_order=flags.strict_order,
-                       progress=progress, **sampling)
-  frames, fps = pipe.generate(image, wave, prior=prior, face_box=face_box, seed=flags.seed, noise=noise,
-                              interpolate=flags.interpolate, progress=progress)
+  pipe = Pipeline.load(
+    flags.model,
+    None if flags.strict_order else _mesh(),
+    dtype,
+    strict_order=flags.strict_order,
+    progress=progress,
+    **sampling,
+  )
+  frames, fps = pipe.generate(
+    image,
+    wave,
+    prior=prior,
+    face_box=face_box,
+    seed=flags.seed,
+    noise=noise,
+    interpolate=flags.interpolate,
+    progress=progress,
+  )
   write_video(flags.output, frames, fps, audio=wave)
   count, height, width, _ = frames.shape
-  print(f'{flags.output}: {count / fps:.1f} s, {width}x{height}, {count} frames at {fps:g} per second')
+  print(
+    f'{flags.output}: {count / fps:.1f} s, {width}x{height}, {count} frames at {fps:g} '
+    'per second'
+  )
   if flags.interpolate is None and INTERPOLATION not in known:
     print(f'{flags.model} has no {INTERPOLATION}, which would double the frame rate')
 
@@ -91,10 +124,14 @@ def _load_noise(path: str) -> np.ndarray:
   try:
     noise = np.load(path, allow_pickle=False)
   except (OSError, ValueError) as error:
-    raise InputError(f'{path} cannot be read as an array; save the noise with numpy.save') from error
+    raise InputError(
+      f'{path} cannot be read as an array; save the noise with numpy.save'
+    ) from error
   if noise.ndim != 5 or len(noise) != 1:
-    raise InputError(f'{path} has the shape {noise.shape} instead of (1, frames, 4, height/8, width/8); '
-                     'save the noise that the original program starts from')
+    raise InputError(
+      f'{path} has the shape {noise.shape} instead of (1, frames, 4, height/8, '
+      'width/8); save the noise that the original program starts from'
+    )
   return np.moveaxis(noise[0], 1, -1)
 
 
@@ -110,7 +147,9 @@ def _check_writable(output: str) -> None:
     with tempfile.TemporaryFile(dir=path.parent):
       pass
   except OSError as error:
-    raise InputError(f'cannot write {output}: {error.strerror}; choose another place') from error
+    raise InputError(
+      f'cannot write {output}: {error.strerror}; choose another place'
+    ) from error
 
 
 def _mesh() -> jax.sharding.Mesh | None:
@@ -119,9 +158,14 @@ def _mesh() -> jax.sharding.Mesh | None:
 
 
 def _keep_compiled_programs() -> None:
-  """Compiling takes minutes at full size: the next run finds it done. `JAX_COMPILATION_CACHE_DIR` moves the place."""
+  """Compiling takes minutes at full size: the next run finds it done.
+
+  `JAX_COMPILATION_CACHE_DIR` moves the place.
+  """
   if jax.config.jax_compilation_cache_dir is None:
-    cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+    cache = pathlib.Path(
+      os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    )
     jax.config.update('jax_compilation_cache_dir', str(cache / 'dicetalk_jax'))
 
 

@@ -20,13 +20,13 @@ from dicetalk_jax.files import atomic_folder, refuse_existing, require_room
 
 
 def adopt(
-    source,
-    folder,
-    *,
-    trained: Collection[str],
-    needed: Collection[str],
-    priors: bool,
-    resuming: bool,
+  source,
+  folder,
+  *,
+  trained: Collection[str],
+  needed: Collection[str],
+  priors: bool,
+  resuming: bool,
 ) -> None:
   """Lets a run's model folder refer to everything that the run does not train.
 
@@ -55,10 +55,15 @@ def adopt(
     reference = _reference(source, name, folder, name in needed)
     if reference is None:
       continue
-    if resuming and name in needed and name in old and not bundle.same(old[name], reference):
+    if (
+      resuming
+      and name in needed
+      and name in old
+      and not bundle.same(old[name], reference)
+    ):
       raise WeightsError(
-          f'this run began with another {name} than {source} has now; name the model '
-          'folder that it began with in config.model, or choose another --workdir'
+        f'this run began with another {name} than {source} has now; name the model '
+        'folder that it began with in config.model, or choose another --workdir'
       )
     new[name] = reference
   emotions = bundle.emotions(source) if source and priors else []
@@ -103,11 +108,11 @@ def _forget(folder) -> None:
 
 
 def pack(
-    folder,
-    destination: pathlib.Path,
-    *,
-    overwrite: bool = False,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+  folder,
+  destination: pathlib.Path,
+  *,
+  overwrite: bool = False,
+  progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> None:
   """Copies a model folder with everything that it refers to.
 
@@ -162,8 +167,8 @@ def _check_apart(destination: pathlib.Path, sources: list) -> None:
   for source in map(os.path.realpath, sources):
     if os.path.commonpath([target, source]) in (target, source):
       raise InputError(
-          f'{destination} overlaps with {source}, where the model comes from; choose '
-          'another place'
+        f'{destination} overlaps with {source}, where the model comes from; choose '
+        'another place'
       )
 
 

@@ -1,4 +1,6 @@
-"""One component of a model folder in memory: structure and parameters, ready to be compiled into stages."""
+"""One component of a model folder in memory: structure and parameters, ready to be
+compiled into stages.
+"""
 
 from collections.abc import Callable
 import dataclasses
@@ -25,28 +27,45 @@ class Network:
   graphdef: nnx.GraphDef
   params: core.Params
   mesh: Mesh = NO_MESH
-  _stages: dict[Callable[..., Any], Callable[..., Any]] = dataclasses.field(default_factory=dict, init=False)
+  _stages: dict[Callable[..., Any], Callable[..., Any]] = dataclasses.field(
+    default_factory=dict, init=False
+  )
 
   @classmethod
-  def load(cls, folder, name: str, mesh: Mesh | None = None, dtype=None, param_dtype=None) -> 'Network':
-    """Restores a component; `dtype` is that of the computation, `param_dtype` that of the parameters in memory.
+  def load(
+    cls, folder, name: str, mesh: Mesh | None = None, dtype=None, param_dtype=None
+  ) -> 'Network':
+    """Restores a component; `dtype` is that of the computation, `param_dtype` that of
+    the parameters in memory.
 
-    Without a mesh it lives on one device, and its stages run there whatever mesh is set around them.
+    Without a mesh it lives on one device, and its stages run there whatever mesh is set
+    around them.
 
     Raises:
-      WeightsError: the folder does not have it, or its parameters do not fit its configuration.
+      WeightsError: the folder does not have it, or its parameters do not fit its
+        configuration.
     """
     shardings = functools.partial(parallel.shardings, mesh=mesh) if mesh else None
     config, params = bundle.load_component(folder, name, shardings, param_dtype)
     graphdef, target = core.abstract(registry.builder(name, config, dtype))
-    if {k: x.shape for k, x in target.items()} != {k: x.shape for k, x in params.items()}:
-      raise WeightsError(f'{folder}: the parameters of {name} do not fit its configuration; save the component again')
+    if {k: x.shape for k, x in target.items()} != {
+      k: x.shape for k, x in params.items()
+    }:
+      raise WeightsError(
+        f'{folder}: the parameters of {name} do not fit its configuration; save the '
+        'component again'
+      )
     return cls(registry.config_of(name, config), graphdef, params, mesh or NO_MESH)
 
   def stage(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(model, *args)` compiled, with the parameters bound: call it with args. Once per function."""
+    """`function(model, *args)` compiled, with the parameters bound: call it with args.
+
+    Once per function.
+    """
     if function not in self._stages:
-      run = jax.jit(lambda params, *args: function(core.merge(self.graphdef, params), *args))
+      run = jax.jit(
+        lambda params, *args: function(core.merge(self.graphdef, params), *args)
+      )
       self._stages[function] = functools.partial(self._call, run)
     return self._stages[function]
 
@@ -56,5 +75,7 @@ class Network:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Names what the component computes: equal for equal configuration and parameters."""
+    """Names what the component computes: equal for equal configuration and
+    parameters.
+    """
     return bundle.fingerprint(self.config.to_json(), self.params)

@@ -1,6 +1,6 @@
 """Copies a model folder with everything that it refers to into one portable folder.
 
-    python -m dicetalk_jax.pack --model=runs/diffusion/model --output=models/mine
+python -m dicetalk_jax.pack --model=runs/diffusion/model --output=models/mine
 """
 
 from etils import epath
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
       bar.update(done - bar.n)
 
     model_references.pack(
-        flags.model, flags.output, overwrite=flags.overwrite, progress=progress
+      flags.model, flags.output, overwrite=flags.overwrite, progress=progress
     )
   components = ', '.join(sorted(bundle.components(flags.output)))
   print(f'wrote {flags.output}: {components}')

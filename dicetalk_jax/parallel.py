@@ -1,7 +1,8 @@
 """Devices to mesh, arrays to devices, processes to one program.
 
-Models know nothing of this file. Parameters, moving averages and optimizer state are laid out by one
-rule on name and shape; batches are split over all axes in `BATCH_AXES`, and each picture over 'sequence'.
+Models know nothing of this file. Parameters, moving averages and optimizer state are
+laid out by one rule on name and shape; batches are split over all axes in `BATCH_AXES`,
+and each picture over 'sequence'.
 """
 
 from collections.abc import Sequence
@@ -21,17 +22,26 @@ from dicetalk_jax.errors import MeshError
 
 BATCH_AXES = ('data', 'fsdp')
 PARAM_AXES = ('fsdp', 'sequence')
-VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # see `start`
+VARIABLES = (
+  'JAX_COORDINATOR_ADDRESS',
+  'JAX_NUM_PROCESSES',
+  'JAX_PROCESS_ID',
+)  # see `start`
 
-# (regular expression on the dotted parameter name, one entry of a PartitionSpec per dimension)
+# (regular expression on the dotted parameter name, one entry of a PartitionSpec per
+# dimension)
 Rules = Sequence[tuple[str, Sequence[Any]]]
 
 
-def start(multihost: bool = False, coordinator: str = '', processes: int = 0, process: int = -1) -> None:
-  """Joins the other processes of a pod or cluster; call it before anything touches a device.
+def start(
+  multihost: bool = False, coordinator: str = '', processes: int = 0, process: int = -1
+) -> None:
+  """Joins the other processes of a pod or cluster; call it before anything touches a
+  device.
 
-  TPU pods, Slurm, Kubernetes (with the `kubernetes` package) and Open MPI say by themselves who takes part. Elsewhere
-  all three of the other arguments are needed, here or in the environment (`VARIABLES`).
+  TPU pods, Slurm, Kubernetes (with the `kubernetes` package) and Open MPI say by
+  themselves who takes part. Elsewhere all three of the other arguments are needed, here
+  or in the environment (`VARIABLES`).
 
   Args:
     multihost: False: this process is alone.
@@ -40,54 +50,79 @@ def start(multihost: bool = False, coordinator: str = '', processes: int = 0, pr
     process: which one this is, from 0.
 
   Raises:
-    MeshError: `multihost` without a cluster, or what is given is incomplete or impossible. Never passed over in
-      silence: a pod that is set up wrongly would train as many separate jobs.
+    MeshError: `multihost` without a cluster, or what is given is incomplete or
+      impossible. Never passed over in silence: a pod that is set up wrongly would train
+      as many separate jobs.
   """
-  given = dict(zip(VARIABLES, (coordinator, processes or '', process if process >= 0 else '')))
-  given = {name: str(value) or os.environ.get(name, '') for name, value in given.items()}
+  given = dict(
+    zip(VARIABLES, (coordinator, processes or '', process if process >= 0 else ''))
+  )
+  given = {
+    name: str(value) or os.environ.get(name, '') for name, value in given.items()
+  }
   if not multihost:
     if coordinator or processes or process >= 0:
-      raise MeshError('a coordinator, a number of processes or a process is given, but multihost=False; '
-                      'set multihost=True to train on several machines')
+      raise MeshError(
+        'a coordinator, a number of processes or a process is given, but '
+        'multihost=False; set multihost=True to train on several machines'
+      )
     return
-  if coordinator or any(list(given.values())[1:]):  # an address alone may be what a cluster sets
+  if coordinator or any(
+    list(given.values())[1:]
+  ):  # an address alone may be what a cluster sets
     arguments, options = _by_hand(given), {'cluster_detection_method': 'deactivate'}
   else:
     arguments, options = (), {}
   try:
     jax.distributed.initialize(*arguments, **options)
   except ValueError as error:
-    raise MeshError(f'multihost=True, but no TPU pod, Slurm, Kubernetes or MPI job was found ({error}); set '
-                    'multihost=False to run on this machine alone, or say which processes there are') from error
+    raise MeshError(
+      'multihost=True, but no TPU pod, Slurm, Kubernetes or MPI job was found '
+      f'({error}); set multihost=False to run on this machine alone, or say which '
+      'processes there are'
+    ) from error
   except RuntimeError as error:
     cause = str(error).partition('\n')[0]
-    raise MeshError(f'the other processes were not joined ({cause}); start all within five minutes, where they can '
-                    'reach process 0') from error
+    raise MeshError(
+      f'the other processes were not joined ({cause}); start all within five minutes, '
+      'where they can reach process 0'
+    ) from error
 
 
 def _by_hand(given: dict[str, str]) -> tuple[str, int, int]:
   """Address, number of processes, and which one this is."""
   if missing := [name for name, value in given.items() if not value]:
-    raise MeshError(f'several processes started by hand need all of {", ".join(VARIABLES)}; '
-                    f'{" and ".join(missing)} are not set')
+    raise MeshError(
+      f'several processes started by hand need all of {", ".join(VARIABLES)}; '
+      f'{" and ".join(missing)} are not set'
+    )
   address, *numbers = given.values()
   if re.fullmatch(r'.+:\d+', address) and all(number.isdigit() for number in numbers):
     processes, process = map(int, numbers)
     if process < processes:
       return address, processes, process
-  raise MeshError(f'the coordinator must be HOST:PORT and the process a number below the number of processes, not '
-                  f'{address!r} and {numbers[1]!r} of {numbers[0]!r}')
+  raise MeshError(
+    'the coordinator must be HOST:PORT and the process a number below the number of '
+    f'processes, not {address!r} and {numbers[1]!r} of {numbers[0]!r}'
+  )
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, sequence: int = 1, *,
-              devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+  data: int = 1,
+  fsdp: int = -1,
+  sequence: int = 1,
+  *,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
   """A mesh over all devices, or those given.
 
   Args:
     data: copies of the parameters; each sees other rows of the batch.
-    fsdp: devices that share one copy of the parameters; each sees other rows of the batch.
-    sequence: devices that share the pictures of the same rows (`split_pictures`), and the copy of the parameters.
-      One of the sizes may be -1: all devices that the others leave.
+    fsdp: devices that share one copy of the parameters; each sees other rows of the
+      batch.
+    sequence: devices that share the pictures of the same rows (`split_pictures`), and
+      the copy of the parameters. One of the sizes may be -1: all devices that the
+      others leave.
     devices: default all devices of all processes.
 
   Raises:
@@ -98,30 +133,50 @@ def make_mesh(data: int = 1, fsdp: int = -1, sequence: int = 1, *,
   asked = ', '.join(f'{axis}={size}' for axis, size in sizes.items())
   free = [axis for axis, size in sizes.items() if size == -1]
   if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-    raise MeshError(f'mesh sizes {asked}: each must be positive, and only one may be -1')
-  rest, remainder = divmod(len(devices), math.prod(size for size in sizes.values() if size != -1))
+    raise MeshError(
+      f'mesh sizes {asked}: each must be positive, and only one may be -1'
+    )
+  rest, remainder = divmod(
+    len(devices), math.prod(size for size in sizes.values() if size != -1)
+  )
   if remainder or not rest or (not free and rest != 1):
-    raise MeshError(f'mesh sizes {asked} do not multiply to the {len(devices)} devices present; '
-                    'change them, or set one to -1')
+    raise MeshError(
+      f'mesh sizes {asked} do not multiply to the {len(devices)} devices present; '
+      'change them, or set one to -1'
+    )
   sizes.update({axis: rest for axis in free})
-  # Automatic axes: explicit ones reject a sharded kernel that meets a batch split over the same axis.
-  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes), devices=devices)
+  # Automatic axes: explicit ones reject a sharded kernel that meets a batch split over
+  # the same axis.
+  return jax.make_mesh(
+    tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes), devices=devices
+  )
 
 
-def param_spec(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules = (), min_size: int = 2**12) -> P:
-  """The first rule whose pattern is found in `name`; else `PARAM_AXES` over the largest dimension that divides.
+def param_spec(
+  name: str, shape: Sequence[int], mesh: Mesh, rules: Rules = (), min_size: int = 2**12
+) -> P:
+  """The first rule whose pattern is found in `name`; else `PARAM_AXES` over the largest
+  dimension that divides.
 
-  Arrays of less than `min_size` elements are copied: gathering them would cost more than it saves.
+  Arrays of less than `min_size` elements are copied: gathering them would cost more
+  than it saves.
   """
   for pattern, spec in rules:
     if re.search(pattern, name):
       return P(*spec)
-  axes = tuple(axis for axis in PARAM_AXES if mesh.shape.get(axis, 1) > 1) or PARAM_AXES[:1]
+  axes = (
+    tuple(axis for axis in PARAM_AXES if mesh.shape.get(axis, 1) > 1) or PARAM_AXES[:1]
+  )
   count = math.prod(mesh.shape[axis] for axis in axes)
   if math.prod(shape) >= min_size:
     for d in sorted(range(len(shape)), key=lambda d: -shape[d]):
       if shape[d] % count == 0:
-        return P(*((axes if len(axes) > 1 else axes[0]) if i == d else None for i in range(len(shape))))
+        return P(
+          *(
+            (axes if len(axes) > 1 else axes[0]) if i == d else None
+            for i in range(len(shape))
+          )
+        )
   return P()
 
 
@@ -132,26 +187,39 @@ def _dotted_name(path) -> str:
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
-  """A NamedSharding per leaf of flat parameters, or of a whole training state made from them."""
+  """A NamedSharding per leaf of flat parameters, or of a whole training state made
+  from them.
+  """
   return jax.tree.map_with_path(
-      lambda path, x: NamedSharding(mesh, param_spec(_dotted_name(path), x.shape, mesh, rules)), tree)
+    lambda path, x: NamedSharding(
+      mesh, param_spec(_dotted_name(path), x.shape, mesh, rules)
+    ),
+    tree,
+  )
 
 
 def with_shardings(tree: Any, shards: Any) -> Any:
   """Abstract arrays that carry their sharding: the target of restoring a checkpoint."""
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shards)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shards
+  )
 
 
 def put_params(params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
   """Places flat parameters, or a tree of them, by rule.
 
-  Arrays that one process holds whole must be equal on all processes; each then sends only its own slices.
+  Arrays that one process holds whole must be equal on all processes; each then sends
+  only its own slices.
   """
+
   def put(x, sharding):
-    if isinstance(x, jax.Array) and (sharding.is_fully_addressable or not x.is_fully_addressable):
+    if isinstance(x, jax.Array) and (
+      sharding.is_fully_addressable or not x.is_fully_addressable
+    ):
       return jax.device_put(x, sharding)
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
   return jax.tree.map(put, params, shardings(params, mesh, rules))
 
 
@@ -166,24 +234,34 @@ def batch_devices(mesh: Mesh) -> int:
 
 
 def batch_shard(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-  """(index, count) of the distinct batch slice that a process must load; default this process.
+  """(index, count) of the distinct batch slice that a process must load; default this
+  process.
 
   Processes get the same index where an axis that does not split the batch spans them.
   """
   process = jax.process_index() if process is None else process
   axes = [mesh.axis_names.index(axis) for axis in BATCH_AXES]
-  rows = np.moveaxis(mesh.devices, axes, range(len(axes))).reshape(batch_devices(mesh), -1)
+  rows = np.moveaxis(mesh.devices, axes, range(len(axes))).reshape(
+    batch_devices(mesh), -1
+  )
   groups = list(dict.fromkeys(frozenset(d.process_index for d in row) for row in rows))
-  index, = (i for i, group in enumerate(groups) if process in group)
+  (index,) = (i for i, group in enumerate(groups) if process in group)
   return index, len(groups)
 
 
 def check_batch(batch_size: int, mesh: Mesh, accum: int = 1) -> None:
-  """Raises MeshError unless every device gets the same number of rows in each of `accum` micro-batches."""
+  """Raises MeshError unless every device gets the same number of rows in each of
+  `accum` micro-batches.
+  """
   devices = batch_devices(mesh)
   if batch_size < 1 or accum < 1 or batch_size % (accum * devices):
-    parts = f'{devices} devices' + (f' times {accum} micro-batches' if accum != 1 else '')
-    raise MeshError(f'batch_size={batch_size} does not divide over {parts}; make it a multiple of {accum * devices}')
+    parts = f'{devices} devices' + (
+      f' times {accum} micro-batches' if accum != 1 else ''
+    )
+    raise MeshError(
+      f'batch_size={batch_size} does not divide over {parts}; make it a multiple of '
+      f'{accum * devices}'
+    )
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
@@ -205,14 +283,17 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     x = np.asarray(x)  # also unwraps the shared-memory arrays of Grain's workers
     check_batch(len(x) * count, mesh)
     return jax.make_array_from_process_local_data(sharding, x)
+
   return jax.tree.map(put, batch)
 
 
 def split_pictures(x: jax.Array) -> jax.Array:
-  """Shares `[B,F,H,W,C]` out: rows of the batch over `BATCH_AXES`, rows of each picture over 'sequence'. Traced.
+  """Shares `[B,F,H,W,C]` out: rows of the batch over `BATCH_AXES`, rows of each picture
+  over 'sequence'. Traced.
 
-  What follows keeps the layout by itself: convolutions exchange border rows, spatial attention gathers keys and
-  values, all that runs along time stays where it is. The number of frames, 25, would not divide.
+  What follows keeps the layout by itself: convolutions exchange border rows, spatial
+  attention gathers keys and values, all that runs along time stays where it is. The
+  number of frames, 25, would not divide.
 
   Raises:
     MeshError: the height does not divide.
@@ -221,14 +302,23 @@ def split_pictures(x: jax.Array) -> jax.Array:
   if parts == 1:
     return x
   if x.shape[2] % parts:
-    raise MeshError(f'sequence={parts} devices cannot share pictures of {x.shape[2]} rows; take a divisor of that')
+    raise MeshError(
+      f'sequence={parts} devices cannot share pictures of {x.shape[2]} rows; take a '
+      'divisor of that'
+    )
   return lax.with_sharding_constraint(x, P(BATCH_AXES, None, 'sequence'))
 
 
 def fetch(tree: Any) -> Any:
-  """NumPy arrays of whole global arrays, on every process; all processes must call it together."""
+  """NumPy arrays of whole global arrays, on every process; all processes must call
+  it together.
+  """
+
   def whole(x):
-    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+    if isinstance(x, jax.Array) and not (
+      x.is_fully_addressable or x.is_fully_replicated
+    ):
       x = multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)
+
   return jax.tree.map(whole, tree)

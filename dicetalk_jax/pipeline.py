@@ -1,11 +1,15 @@
-"""Components put together: portrait, speech and emotion become conditions, latents, frames.
+"""Components put together: portrait, speech and emotion become conditions, latents,
+frames.
 
     pipe = Pipeline.load('model')
-    frames, fps = pipe.generate(load_image('face.jpg'), load_audio('speech.wav'), emotion='happy')
+    frames, fps = pipe.generate(load_image('face.jpg'), load_audio('speech.wav'),
+    emotion='happy')
 
-Each stage is one compiled function of fixed shape; clip lengths are rounded up to buckets, so that clip after clip
-compiles nothing new. Frames come at the model's own rate, 12.5 per second as published, or, where the model folder has
-a `flownet`, at twice that. A folder of Sonic, DICE-Talk's predecessor, is used the same way, but without an emotion.
+Each stage is one compiled function of fixed shape; clip lengths are rounded up to
+buckets, so that clip after clip compiles nothing new. Frames come at the model's own
+rate, 12.5 per second as published, or, where the model folder has a `flownet`, at twice
+that. A folder of Sonic, DICE-Talk's predecessor, is used the same way, but without an
+emotion.
 """
 
 from collections.abc import Callable
@@ -29,12 +33,23 @@ from dicetalk_jax.models import core, registry, rife
 from dicetalk_jax.models.face_mask import mask_pyramid
 from dicetalk_jax.network import Network
 
-COMPONENTS = ('unet', 'vae', 'image_encoder', 'whisper', 'audio_linear', 'pose_guider', 'emo_model')
-KINDS = {'dicetalk': COMPONENTS, 'sonic': ('unet', 'vae', 'image_encoder', 'whisper', 'audio_linear', 'audio2bucket')}
-INTERPOLATION = 'flownet'    # the one component that a model folder may lack
+COMPONENTS = (
+  'unet',
+  'vae',
+  'image_encoder',
+  'whisper',
+  'audio_linear',
+  'pose_guider',
+  'emo_model',
+)
+KINDS = {
+  'dicetalk': COMPONENTS,
+  'sonic': ('unet', 'vae', 'image_encoder', 'whisper', 'audio_linear', 'audio2bucket'),
+}
+INTERPOLATION = 'flownet'  # the one component that a model folder may lack
 MASK_CHANNELS = 3
 
-Progress = Callable[[str, int, int], None]     # (stage, done, total)
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -43,15 +58,18 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Settings(core.ModelConfig):
-  """What belongs to a model but to none of its components; read from `bundle.json`, defaults as published.
+  """What belongs to a model but to none of its components; read from `bundle.json`,
+  defaults as published.
 
   Attributes:
     kind: of model, see `KINDS`.
     image_size: shorter side of the video in pixels.
-    multiple: both sides are multiples of this, because of the downsampling in autoencoder and UNet.
+    multiple: both sides are multiples of this, because of the downsampling in
+      autoencoder and UNet.
     area: growth of the face box for the mask.
     frame_step: units of 1/25 s per frame.
-    time_ids: frame rate and two motion amounts, as the network was told in training. Sonic predicts the amounts.
+    time_ids: frame rate and two motion amounts, as the network was told in training.
+      Sonic predicts the amounts.
     decode_chunk: frames that are decoded together.
     upcast_vae: encode the portrait in float32 whatever the compute type.
     retrieval: look the emotion up in the bank, instead of attending to all of it.
@@ -71,8 +89,10 @@ class Settings(core.ModelConfig):
 
   def __post_init__(self):
     if self.kind not in KINDS:
-      raise ConfigError(f'the model folder is of kind {self.kind!r}, but only {", ".join(KINDS)} are known here; '
-                        'update the program')
+      raise ConfigError(
+        f'the model folder is of kind {self.kind!r}, but only {", ".join(KINDS)} are '
+        'known here; update the program'
+      )
 
   @property
   def components(self) -> tuple[str, ...]:
@@ -88,9 +108,13 @@ class Settings(core.ModelConfig):
   def of(cls, folder, scaling_factor: float = 0.18215, **changes) -> 'Settings':
     """The settings of a model folder; `changes` are those of the sampler."""
     values = bundle.settings(folder)
-    stored = SamplerConfig.from_json(dict(windows_per_call=1) | values.get('sampler', {}))
+    stored = SamplerConfig.from_json(
+      dict(windows_per_call=1) | values.get('sampler', {})
+    )
     return dataclasses.replace(
-        cls.from_json(values), sampler=dataclasses.replace(stored, scaling_factor=scaling_factor, **changes))
+      cls.from_json(values),
+      sampler=dataclasses.replace(stored, scaling_factor=scaling_factor, **changes),
+    )
 
   def frames_of(self, wave: np.ndarray) -> int:
     """How many frames a recording fills, `[samples]` at 16 kHz.
@@ -100,77 +124,147 @@ class Settings(core.ModelConfig):
     """
     frames = audio.audio_len(len(wave)) // self.frame_step
     if not frames:
-      raise InputError(f'the recording lasts {len(wave) / audio.RATE:.2f} s, less than one frame; '
-                       f'give at least {1 / self.fps:.2f} s')
+      raise InputError(
+        f'the recording lasts {len(wave) / audio.RATE:.2f} s, less than one frame; '
+        f'give at least {1 / self.fps:.2f} s'
+      )
     return frames
 
   def check_emotion(self, given: bool) -> None:
-    """Raises InputError where an emotion is given to a model that has none, or none to one that needs it."""
+    """Raises InputError where an emotion is given to a model that has none, or none
+    to one that needs it.
+    """
     if given and 'emo_model' not in self.components:
       raise InputError('a Sonic model knows no emotions; leave --emotion out')
     if not given and 'emo_model' in self.components:
-      raise InputError("a DICE-Talk model needs an emotion; name one of the model's with --emotion")
+      raise InputError(
+        "a DICE-Talk model needs an emotion; name one of the model's with --emotion"
+      )
 
 
 class Pipeline:
   """A model in memory, ready to generate. Make it with `Pipeline.load`."""
 
-  def __init__(self, folder, networks: dict[str, Network], settings: Settings, mesh: Mesh | None = None,
-               dtype: jax.typing.DTypeLike | None = None, *, strict_order: bool = False):
-    self.folder, self.networks, self.settings, self.mesh = folder, networks, settings, mesh
+  def __init__(
+    self,
+    folder,
+    networks: dict[str, Network],
+    settings: Settings,
+    mesh: Mesh | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
+    *,
+    strict_order: bool = False,
+  ):
+    self.folder, self.networks, self.settings, self.mesh = (
+      folder,
+      networks,
+      settings,
+      mesh,
+    )
     self._strict = strict_order
     vae, scale = networks['vae'], settings.sampler.scaling_factor
     decoder = dataclasses.replace(
-        vae, graphdef=core.abstract(registry.builder('vae', vae.config.to_json(), dtype))[0])
-    self._encode = (vae if settings.upcast_vae else decoder).stage(lambda model, x: model.encode(x)[0])
-    self._decode = decoder.stage(lambda model, z: _unit_range(model.decode(self._spread(z / scale))))
+      vae,
+      graphdef=core.abstract(registry.builder('vae', vae.config.to_json(), dtype))[0],
+    )
+    self._encode = (vae if settings.upcast_vae else decoder).stage(
+      lambda model, x: model.encode(x)[0]
+    )
+    self._decode = decoder.stage(
+      lambda model, z: _unit_range(model.decode(self._spread(z / scale)))
+    )
     self._pixels = jax.jit(_pixels)
 
     def stage(name, function):
       """None where the model lacks the component."""
       return networks[name].stage(function) if name in networks else None
 
-    self._double = stage(INTERPOLATION, lambda model, previous, frames: rife.double(
-        model, jnp.concatenate([previous, frames]), len(frames), self._spread))
+    self._double = stage(
+      INTERPOLATION,
+      lambda model, previous, frames: rife.double(
+        model, jnp.concatenate([previous, frames]), len(frames), self._spread
+      ),
+    )
     self._image_token = stage('image_encoder', lambda model, x: model(x)[:, None])
     self._states = stage('whisper', lambda model, mel: model(mel))
-    self._audio_tokens = stage('audio_linear', lambda model, x: (model(x), model(jnp.zeros_like(x[:1, :1]))[0, 0]))
-    self._motion = stage('audio2bucket', lambda model, x, image_token: 16 * model(x, image_token[:, 0]) + 16)
-    self._emotion_tokens = stage('emo_model', lambda model, prior: (
-        model(prior, settings.retrieval)[0], model.null_tokens(settings.retrieval)))
-    self._guide = stage('pose_guider', lambda model, mask: model(
-        jnp.repeat(mask[:, None, ..., None], MASK_CHANNELS, -1))[:, 0])
-    self._place = NamedSharding(mesh, PartitionSpec()) if mesh else jax.local_devices()[0]
+    self._audio_tokens = stage(
+      'audio_linear',
+      lambda model, x: (model(x), model(jnp.zeros_like(x[:1, :1]))[0, 0]),
+    )
+    self._motion = stage(
+      'audio2bucket',
+      lambda model, x, image_token: 16 * model(x, image_token[:, 0]) + 16,
+    )
+    self._emotion_tokens = stage(
+      'emo_model',
+      lambda model, prior: (
+        model(prior, settings.retrieval)[0],
+        model.null_tokens(settings.retrieval),
+      ),
+    )
+    self._guide = stage(
+      'pose_guider',
+      lambda model, mask: model(
+        jnp.repeat(mask[:, None, ..., None], MASK_CHANNELS, -1)
+      )[:, 0],
+    )
+    self._place = (
+      NamedSharding(mesh, PartitionSpec()) if mesh else jax.local_devices()[0]
+    )
     self._draw = jax.jit(draw_noise, static_argnums=2)
-    make = strict.make_sampler if strict_order else functools.partial(sampler.make_sampler, mesh=mesh)
-    self._sample = functools.partial(make(networks['unet'].graphdef, settings.sampler), networks['unet'].params)
+    make = (
+      strict.make_sampler
+      if strict_order
+      else functools.partial(sampler.make_sampler, mesh=mesh)
+    )
+    self._sample = functools.partial(
+      make(networks['unet'].graphdef, settings.sampler), networks['unet'].params
+    )
 
   @classmethod
-  def load(cls, folder, mesh: Mesh | None = None, dtype: jax.typing.DTypeLike | None = None, *,
-           strict_order: bool = False, progress: Progress = _silent, **sampling) -> 'Pipeline':
+  def load(
+    cls,
+    folder,
+    mesh: Mesh | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
+    *,
+    strict_order: bool = False,
+    progress: Progress = _silent,
+    **sampling,
+  ) -> 'Pipeline':
     """Reads a model folder.
 
     Args:
       folder: see `bundle`.
-      mesh: from `parallel.make_mesh`: the windows of a clip and its chunks are spread over it.
-      dtype: compute type of UNet, decoder, image encoder and pose guider, such as bfloat16 on accelerators; None for
-        float32. Speech, emotion and interpolation are always computed in float32, and as DICE-Talk has it the
-        portrait's encoding (`Settings.upcast_vae`).
-      strict_order: work as the published program does, with everything that it repeats or throws away: one window
-        after the other, tokens projected in every call, the face guided in every frame, all padding frames decoded.
-        For comparison: the result is the same up to rounding. Without a mesh only.
+      mesh: from `parallel.make_mesh`: the windows of a clip and its chunks are spread
+        over it.
+      dtype: compute type of UNet, decoder, image encoder and pose guider, such as
+        bfloat16 on accelerators; None for float32. Speech, emotion and interpolation
+        are always computed in float32, and as DICE-Talk has it the portrait's encoding
+        (`Settings.upcast_vae`).
+      strict_order: work as the published program does, with everything that it repeats
+        or throws away: one window after the other, tokens projected in every call, the
+        face guided in every frame, all padding frames decoded. For comparison: the
+        result is the same up to rounding. Without a mesh only.
       progress: called after every component.
       **sampling: changes to the folder's `SamplerConfig`.
 
     Raises:
-      ConfigError: `strict_order` with a mesh, the folder is of an unknown kind, or the sampler cannot work as asked.
+      ConfigError: `strict_order` with a mesh, the folder is of an unknown kind, or the
+        sampler cannot work as asked.
       WeightsError: a component is missing or damaged.
     """
     if strict_order and mesh:
-      raise ConfigError('the published order of work runs on one device; leave out the mesh, or strict_order')
+      raise ConfigError(
+        'the published order of work runs on one device; leave out the mesh, or '
+        'strict_order'
+      )
     wanted = Settings.of(folder).components
     known = bundle.require(folder, *wanted)
-    halved = {name: dict(dtype=dtype, param_dtype=dtype) for name in ('unet', 'image_encoder', 'pose_guider')}
+    halved = {
+      name: dict(dtype=dtype, param_dtype=dtype)
+      for name in ('unet', 'image_encoder', 'pose_guider')
+    }
     names = [*wanted, *{INTERPOLATION} & known.keys()]
     networks = {}
     for done, name in enumerate(names):
@@ -181,25 +275,34 @@ class Pipeline:
     return cls(folder, networks, settings, mesh, dtype, strict_order=strict_order)
 
   def prior(self, emotion: str) -> np.ndarray:
-    """Mean of an emotion of the model folder; raises WeightsError with the names it has, InputError for Sonic."""
+    """Mean of an emotion of the model folder; raises WeightsError with the names it
+    has, InputError for Sonic.
+    """
     self.settings.check_emotion(given=True)
     return bundle.load_prior(self.folder, emotion)[0]
 
-  def conditions(self, image: np.ndarray, wave: np.ndarray, prior: np.ndarray | None,
-                 face_box: Box | None = None) -> tuple[Conditions, int]:
+  def conditions(
+    self,
+    image: np.ndarray,
+    wave: np.ndarray,
+    prior: np.ndarray | None,
+    face_box: Box | None = None,
+  ) -> tuple[Conditions, int]:
     """Everything that steers one clip, as a batch of one.
 
     Args:
       image: uint8 RGB `[H0, W0, 3]`.
       wave: float32 `[samples]`, 16 kHz mono.
       prior: an emotion, `[256]`; None for a model without emotions.
-      face_box: (left, top, width, height) in pixels of `image`; None to look for the face.
+      face_box: (left, top, width, height) in pixels of `image`; None to look for the
+        face.
 
     Returns:
       The conditions, padded to the clip's bucket, and the number of frames.
 
     Raises:
-      InputError: no face was found, the recording is shorter than one frame, or the model wants an emotion or none.
+      InputError: no face was found, the recording is shorter than one frame, or the
+        model wants an emotion or none.
       WeightsError: the prior does not fit the model.
     """
     length = self.settings.frames_of(wave)
@@ -207,57 +310,93 @@ class Pipeline:
     if prior is not None:
       prior = np.float32(prior).reshape(1, -1)
       if prior.shape[1] != (width := self.networks['emo_model'].config.prior_dim):
-        raise WeightsError(f'the emotion prior has {prior.shape[1]} numbers, the model wants {width}; '
-                           'use priors made by the same embedder')
+        raise WeightsError(
+          f'the emotion prior has {prior.shape[1]} numbers, the model wants {width}; '
+          'use priors made by the same embedder'
+        )
     portrait = prepare_portrait(
-        image, face_box or find_face(image), image_size=self.settings.image_size, area=self.settings.area,
-        multiple=self.settings.multiple, clip_size=self.networks['image_encoder'].config.image_size)
+      image,
+      face_box or find_face(image),
+      image_size=self.settings.image_size,
+      area=self.settings.area,
+      multiple=self.settings.multiple,
+      clip_size=self.networks['image_encoder'].config.image_size,
+    )
     with self._on_mesh():
       latents = self._encode(portrait.ref_img[None])
-      masks = mask_pyramid(portrait.mask[None], latents.shape[1:3], self.networks['unet'].config.levels)
+      masks = mask_pyramid(
+        portrait.mask[None], latents.shape[1:3], self.networks['unet'].config.levels
+      )
       image_token = self._image_token(portrait.clip_image[None])
       states = np.concatenate([self._states(mel[None]) for mel in audio.log_mel(wave)])
-      audio_tokens, null_audio = self._audio_tokens(self._audio_windows(states, wave, length))
-      emotion_tokens, null_emotion = (None, None) if prior is None else self._emotion_tokens(prior)
+      audio_tokens, null_audio = self._audio_tokens(
+        self._audio_windows(states, wave, length)
+      )
+      emotion_tokens, null_emotion = (
+        (None, None) if prior is None else self._emotion_tokens(prior)
+      )
       return Conditions(
-          reference_latents=latents, image_token=image_token, audio_tokens=audio_tokens, null_audio=null_audio,
-          emotion_tokens=emotion_tokens, null_emotion=null_emotion, masks=masks,
-          spatial=self._spatial(portrait.mask, length),
-          added_time_ids=self._time_ids(states, wave, length, image_token)), length
+        reference_latents=latents,
+        image_token=image_token,
+        audio_tokens=audio_tokens,
+        null_audio=null_audio,
+        emotion_tokens=emotion_tokens,
+        null_emotion=null_emotion,
+        masks=masks,
+        spatial=self._spatial(portrait.mask, length),
+        added_time_ids=self._time_ids(states, wave, length, image_token),
+      ), length
 
-  def sample(self, conditions: Conditions, lengths, keys: jax.Array, progress: Progress = _silent) -> jax.Array:
-    """Latents `[B, N + padding_frames, h, w, C]` of a batch of clips, float32; see `make_sampler`.
+  def sample(
+    self, conditions: Conditions, lengths, keys: jax.Array, progress: Progress = _silent
+  ) -> jax.Array:
+    """Latents `[B, N + padding_frames, h, w, C]` of a batch of clips, float32; see
+    `make_sampler`.
 
     Args:
       conditions: one or several clips, padded to the same bucket.
       lengths: int `[B]`, frames of each clip.
-      keys: `[B]`, one random key per clip: a clip's result does not depend on its neighbours.
+      keys: `[B]`, one random key per clip: a clip's result does not depend on its
+        neighbours.
       progress: called after every step.
     """
     with self._on_mesh():
       noise = self._draw(keys, conditions, self.settings.sampler.padding_frames)
     return self.denoise(noise, conditions, lengths, progress)
 
-  def denoise(self, noise, conditions: Conditions, lengths, progress: Progress = _silent) -> jax.Array:
+  def denoise(
+    self, noise, conditions: Conditions, lengths, progress: Progress = _silent
+  ) -> jax.Array:
     """Like `sample`, from noise `[B, N + padding_frames, h, w, C]`."""
     with self._on_mesh():
-      # Committed to its place, like the result of a step: one program for the first step and the others.
+      # Committed to its place, like the result of a step: one program for the first
+      # step and the others.
       x = jax.device_put(noise, self._place)
       lengths = jnp.asarray(lengths)
       steps = self.settings.sampler.steps_run
-      spans = [(0, steps)] if progress is _silent else [(i, i + 1) for i in range(steps)]    # one program for both
+      spans = (
+        [(0, steps)] if progress is _silent else [(i, i + 1) for i in range(steps)]
+      )  # one program for both
       progress('sampling', 0, steps)
       for first, last in spans:
         x = jax.block_until_ready(self._sample(x, conditions, lengths, first, last))
         progress('sampling', last, steps)
       return x
 
-  def decode(self, latents: jax.Array, length: int, progress: Progress = _silent, *, interpolate: bool = False,
-             rounded: bool = True) -> np.ndarray:
+  def decode(
+    self,
+    latents: jax.Array,
+    length: int,
+    progress: Progress = _silent,
+    *,
+    interpolate: bool = False,
+    rounded: bool = True,
+  ) -> np.ndarray:
     """Frames of one clip.
 
-    Chunks do not see each other. The last frames share theirs with padding frames, which therefore are decoded too;
-    without padding the last chunk is shorter, and one more program for each such length.
+    Chunks do not see each other. The last frames share theirs with padding frames,
+    which therefore are decoded too; without padding the last chunk is shorter, and one
+    more program for each such length.
 
     Args:
       latents: `[T, h, w, C]` from `sample`, T at least `length`.
@@ -267,7 +406,8 @@ class Pipeline:
       rounded: to pixels, `255 x` truncated as published.
 
     Returns:
-      uint8, or if not rounded float32 in [0, 1]: `[length, H, W, 3]` or, interpolated, `[2 length - 1, H, W, 3]`.
+      uint8, or if not rounded float32 in [0, 1]: `[length, H, W, 3]` or, interpolated,
+      `[2 length - 1, H, W, 3]`.
     """
     chunk = self.settings.decode_chunk
     wanted = min(len(latents), length + self.settings.sampler.padding_frames)
@@ -286,18 +426,33 @@ class Pipeline:
         decoded = decoded.reshape(-1, *decoded.shape[2:])
         kept = slice(last - first)
         if interpolate:
-          # Each frame follows the one between it and its predecessor; the very first takes itself for that.
+          # Each frame follows the one between it and its predecessor; the very first
+          # takes itself for that.
           before = decoded[:1] if previous is None else previous
-          previous, kept = decoded[last - first - 1:last - first], slice(1, 2 * (last - first) + 1)
+          previous, kept = (
+            decoded[last - first - 1 : last - first],
+            slice(1, 2 * (last - first) + 1),
+          )
           decoded = self._double(before, decoded)
         frames.append(np.asarray(self._pixels(decoded) if rounded else decoded)[kept])
     progress('decoding', len(parts), len(parts))
-    return np.concatenate(frames)[slice(1, 2 * length) if interpolate else slice(length)]
+    return np.concatenate(frames)[
+      slice(1, 2 * length) if interpolate else slice(length)
+    ]
 
-  def generate(self, image: np.ndarray, wave: np.ndarray, emotion: str | None = None, *,
-               prior: np.ndarray | None = None, face_box: Box | None = None, seed: int = 0,
-               noise: np.ndarray | None = None, interpolate: bool | None = None,
-               progress: Progress = _silent) -> tuple[np.ndarray, float]:
+  def generate(
+    self,
+    image: np.ndarray,
+    wave: np.ndarray,
+    emotion: str | None = None,
+    *,
+    prior: np.ndarray | None = None,
+    face_box: Box | None = None,
+    seed: int = 0,
+    noise: np.ndarray | None = None,
+    interpolate: bool | None = None,
+    progress: Progress = _silent,
+  ) -> tuple[np.ndarray, float]:
     """A talking portrait.
 
     Args:
@@ -305,16 +460,18 @@ class Pipeline:
       emotion: one of the model folder's, unless `prior` is given. Sonic takes neither.
       prior: an emotion as a vector, `[256]`.
       seed: the same seed gives the same video.
-      noise: in place of the seed, `[N + padding_frames, h, w, C]`, standard normal: the published program's own noise
-        gives its own video.
+      noise: in place of the seed, `[N + padding_frames, h, w, C]`, standard normal: the
+        published program's own noise gives its own video.
       interpolate: double the frame rate; None: if the model has what it takes.
       progress: called with (stage, done, total) while sampling and decoding.
 
     Returns:
-      uint8 `[N, H, W, 3]` and frames per second: as published 25, or 12.5 without interpolation.
+      uint8 `[N, H, W, 3]` and frames per second: as published 25, or 12.5 without
+      interpolation.
 
     Raises:
-      InputError, WeightsError: see `conditions` and `prior`; or the model cannot interpolate.
+      InputError, WeightsError: see `conditions` and `prior`; or the model cannot
+        interpolate.
     """
     if emotion is not None and prior is not None:
       raise ValueError('give either the name of an emotion or a prior')
@@ -327,27 +484,43 @@ class Pipeline:
     if noise is None:
       latents = self.sample(conditions, [length], jax.random.key(seed)[None], progress)
     else:
-      latents = self.denoise(self._start(noise, conditions, length), conditions, [length], progress)
+      latents = self.denoise(
+        self._start(noise, conditions, length), conditions, [length], progress
+      )
     frames = self.decode(latents[0], length, progress, interpolate=interpolate)
     return frames, self.settings.fps * (2 if interpolate else 1)
 
-  def _start(self, noise: np.ndarray, conditions: Conditions, length: int) -> np.ndarray:
+  def _start(
+    self, noise: np.ndarray, conditions: Conditions, length: int
+  ) -> np.ndarray:
     """Given noise of one clip, checked and padded to its bucket, with a batch axis."""
-    wanted = (length + self.settings.sampler.padding_frames, *conditions.reference_latents.shape[1:])
+    wanted = (
+      length + self.settings.sampler.padding_frames,
+      *conditions.reference_latents.shape[1:],
+    )
     if noise.shape != wanted:
-      raise InputError(f'the noise has the shape {noise.shape}, this clip needs {wanted} (frames with padding, height, '
-                       'width, channels); use that of the same picture, recording and settings')
+      raise InputError(
+        f'the noise has the shape {noise.shape}, this clip needs {wanted} (frames with '
+        'padding, height, width, channels); use that of the same picture, recording '
+        'and settings'
+      )
     unused = conditions.audio_tokens.shape[1] - length
     return np.pad(np.float32(noise), ((0, unused), *[(0, 0)] * 3))[None]
 
   def reconstruct(self, frames: np.ndarray) -> np.ndarray:
-    """Frames through the autoencoder and back, uint8 `[N, H, W, 3]`: the best that the model could draw."""
+    """Frames through the autoencoder and back, uint8 `[N, H, W, 3]`: the best that
+    the model could draw.
+    """
     with self._on_mesh():
-      latents = np.concatenate([self._encode(frame[None] / np.float32(127.5) - 1) for frame in frames])
+      latents = np.concatenate(
+        [self._encode(frame[None] / np.float32(127.5) - 1) for frame in frames]
+      )
     return self.decode(latents * self.settings.sampler.scaling_factor, len(frames))
 
   def _spatial(self, mask: np.ndarray, length: int) -> jax.Array | None:
-    """Features of the face mask `[H, W]`: `[1, h, w, C]`, or in the published order `[1, T, h, w, C]` of equal ones."""
+    """Features of the face mask `[H, W]`: `[1, h, w, C]`, or in the published order
+    `[1, T, h, w, C]` of equal ones.
+    """
     if self._guide is None:
       return None
     if not self._strict:
@@ -355,24 +528,38 @@ class Pipeline:
     total = length + self.settings.sampler.padding_frames
     return self._guide(np.broadcast_to(mask, (total, *mask.shape)))[None]
 
-  def _audio_windows(self, states: np.ndarray, wave: np.ndarray, length: int, clip: int = audio.CLIP) -> np.ndarray:
-    """Whisper's states `[windows, 1500, S, D]` around each frame, `[1, bucket, clip, S, D]`, zero beyond `length`."""
+  def _audio_windows(
+    self, states: np.ndarray, wave: np.ndarray, length: int, clip: int = audio.CLIP
+  ) -> np.ndarray:
+    """Whisper's states `[windows, 1500, S, D]` around each frame, `[1, bucket, clip,
+    S, D]`, zero beyond `length`.
+    """
     padded = audio.pad_states(states, audio.audio_len(len(wave)), clip)
-    windows = audio.audio_windows(padded, step=self.settings.frame_step, frames=length, clip=clip)
+    windows = audio.audio_windows(
+      padded, step=self.settings.frame_step, frames=length, clip=clip
+    )
     return np.pad(windows, ((0, self._bucket(length) - length), *[(0, 0)] * 3))[None]
 
-  def _time_ids(self, states: np.ndarray, wave: np.ndarray, length: int, image_token: jax.Array) -> jax.Array:
-    """Frame rate and two motion amounts: `[1, 3]`, or where they are predicted `[1, bucket, 3]`."""
+  def _time_ids(
+    self, states: np.ndarray, wave: np.ndarray, length: int, image_token: jax.Array
+  ) -> jax.Array:
+    """Frame rate and two motion amounts: `[1, 3]`, or where they are predicted `[1,
+    bucket, 3]`.
+    """
     fixed = jnp.float32([self.settings.time_ids])
     if self._motion is None:
       return fixed
     clip = self.networks['audio2bucket'].config.seq_len
-    motion = self._motion(self._audio_windows(states[:, :, -1:], wave, length, clip), image_token)
+    motion = self._motion(
+      self._audio_windows(states[:, :, -1:], wave, length, clip), image_token
+    )
     fps = jnp.broadcast_to(fixed[:, None, :1], (*motion.shape[:2], 1))
     return jnp.concatenate([fps, motion], axis=-1)
 
   def _bucket(self, length: int) -> int:
-    """A window, two, four, eight, ...: few programs serve all lengths, and windows beyond a clip are not computed."""
+    """A window, two, four, eight, ...: few programs serve all lengths, and windows
+    beyond a clip are not computed.
+    """
     windows = -(-length // self.settings.sampler.frames)
     return self.settings.sampler.frames * 2 ** (windows - 1).bit_length()
 

@@ -1,6 +1,7 @@
-"""Priors of data sets: the mean Gaussian of each emotion at its strongest level (paper section 4.1).
+"""Priors of data sets: the mean Gaussian of each emotion at its strongest level (paper
+section 4.1).
 
-    python -m dicetalk_jax.priors --model=DIR --data=DIR
+python -m dicetalk_jax.priors --model=DIR --data=DIR
 """
 
 import pathlib
@@ -30,7 +31,9 @@ usage: python -m dicetalk_jax.priors --model=DIR --data=DIR [--datasets=DIR,DIR]
 
 
 def main(argv: list[str]) -> None:
-  """Embeds every clip (what has been computed before is found beside the data) and averages per emotion."""
+  """Embeds every clip (what has been computed before is found beside the data) and
+  averages per emotion.
+  """
   parser = command.Parser('dicetalk_jax.priors', USAGE)
   for name in ('model', 'data'):
     parser.add_argument(f'--{name}', required=True, type=pathlib.Path)
@@ -40,10 +43,16 @@ def main(argv: list[str]) -> None:
   parser.add_argument('--output', type=pathlib.Path)
   flags = parser.parse_args(argv)
   bundle.require(flags.model, 'embedder', 'whisper')
-  sources = [ClipSource(folder, flags.split) for folder in flags.datasets or data_sets(flags.data)]
+  sources = [
+    ClipSource(folder, flags.split)
+    for folder in flags.datasets or data_sets(flags.data)
+  ]
   labelled = [source for source in sources if (source.table.emotion != UNKNOWN).any()]
   if not labelled:
-    raise DataError(f'no clip of {", ".join(map(str, sources))} has an emotion label, which priors need')
+    raise DataError(
+      f'no clip of {", ".join(map(str, sources))} has an emotion label, which priors '
+      'need'
+    )
   if flags.output:
     prior_file.make_folder(flags.output)
 
@@ -53,14 +62,20 @@ def main(argv: list[str]) -> None:
   embedder = networks['embedder'].fingerprint
   bundle.check_replaceable(flags.model, clips, embedder)
   prior_file.make_folder(flags.model / bundle.PRIORS)
-  features = [compute.Features(networks, source, flags.data / 'features').ready('prior')['prior']
-              for source in labelled]
+  features = [
+    compute.Features(networks, source, flags.data / 'features').ready('prior')['prior']
+    for source in labelled
+  ]
   priors = mean_gaussians(features, tables, flags.by_intensity)
   bundle.save_priors(flags.model, priors, embedder)
   count = np.any([*clips.values()], axis=0).sum()
-  print(f'wrote {len(priors)} priors of {count} clips to {flags.model}: {", ".join(priors)}')
+  print(
+    f'wrote {len(priors)} priors of {count} clips to {flags.model}: {", ".join(priors)}'
+  )
   if flags.output:
-    prior_file.write_all(flags.output, {name: (prior, embedder) for name, prior in priors.items()})
+    prior_file.write_all(
+      flags.output, {name: (prior, embedder) for name, prior in priors.items()}
+    )
     print(f'wrote {len(priors)} files to {flags.output}')
 
 

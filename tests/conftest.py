@@ -1,4 +1,6 @@
-"""Eight simulated CPU devices, one compilation cache for the whole run, goldens as a fixture."""
+"""Eight simulated CPU devices, one compilation cache for the whole run, goldens as a
+fixture.
+"""
 
 import os
 
@@ -6,7 +8,10 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 # Tests compile much and compute little.
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true')
+os.environ.setdefault(
+  'XLA_FLAGS',
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
+)
 
 import pathlib
 
@@ -34,6 +39,8 @@ def goldens() -> pathlib.Path:
 
 @pytest.fixture
 def mesh():
-  mesh = jax.make_mesh((2, 4), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  mesh = jax.make_mesh(
+    (2, 4), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2
+  )
   with jax.set_mesh(mesh):
     yield mesh

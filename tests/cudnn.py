@@ -21,8 +21,9 @@ def stand_in(patch: pytest.MonkeyPatch) -> None:
   detect(patch)
   rules = mlir._platform_specific_lowerings['cpu']
   for primitive, function in (
-      (fused._dot_product_attention_fwd_p, _forward),
-      (fused._dot_product_attention_bwd_p, _backward)):
+    (fused._dot_product_attention_fwd_p, _forward),
+    (fused._dot_product_attention_bwd_p, _backward),
+  ):
     lower = mlir.lower_fun(function, multiple_results=True)
     patch.setitem(rules, primitive, mlir.LoweringRuleEntry(lower, False))
 

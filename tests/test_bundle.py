@@ -1,4 +1,6 @@
-"""Model folders: round trips, replacement that cannot be caught half-way, restoring onto a mesh, clear refusals."""
+"""Model folders: round trips, replacement that cannot be caught half-way, restoring
+onto a mesh, clear refusals.
+"""
 
 import functools
 import json
@@ -11,15 +13,20 @@ import pytest
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.errors import WeightsError
 
-PARAMS = {'conv.kernel': jnp.arange(128 * 64.0).reshape(128, 64), 'conv.bias': jnp.arange(3.0),
-          'book.embedding': jnp.array([1, 2], jnp.int32)}
+PARAMS = {
+  'conv.kernel': jnp.arange(128 * 64.0).reshape(128, 64),
+  'conv.bias': jnp.arange(3.0),
+  'book.embedding': jnp.array([1, 2], jnp.int32),
+}
 CONFIG = {'widths': (8, 16), 'kind': 'tiny'}
 
 
 @pytest.fixture
 def folder(tmp_path):
   folder = tmp_path / 'model'
-  bundle.save_component(folder, 'vae', CONFIG, PARAMS, {'source': 'vae.safetensors', 'sha256': 'ab12'})
+  bundle.save_component(
+    folder, 'vae', CONFIG, PARAMS, {'source': 'vae.safetensors', 'sha256': 'ab12'}
+  )
   return folder
 
 
@@ -42,7 +49,10 @@ def test_round_trip(folder):
 
 def test_dtype_applies_to_numbers_only(folder):
   _, params = bundle.load_component(folder, 'vae', dtype=jnp.bfloat16)
-  assert params['conv.kernel'].dtype == jnp.bfloat16 and params['book.embedding'].dtype == jnp.int32
+  assert (
+    params['conv.kernel'].dtype == jnp.bfloat16
+    and params['book.embedding'].dtype == jnp.int32
+  )
 
 
 def test_components_are_replaced_one_by_one(folder):
@@ -53,7 +63,9 @@ def test_components_are_replaced_one_by_one(folder):
   assert config == {'kind': 'new'}
   assert_same(params, {'y': jnp.full(2, 6.0)})
   assert_same(bundle.load_component(folder, 'unet')[1], {'x': jnp.ones(2)})
-  assert len(list(folder.iterdir())) == 3                   # two checkpoints and the index: nothing is left behind
+  assert (
+    len(list(folder.iterdir())) == 3
+  )  # two checkpoints and the index: nothing is left behind
 
 
 def test_a_killed_save_leaves_the_old_component(folder, monkeypatch):
@@ -74,12 +86,17 @@ def test_a_killed_save_leaves_the_old_component(folder, monkeypatch):
 
 def test_restores_onto_a_mesh(folder):
   mesh = parallel.make_mesh(data=2, fsdp=4)
-  _, params = bundle.load_component(folder, 'vae', functools.partial(parallel.shardings, mesh=mesh))
+  _, params = bundle.load_component(
+    folder, 'vae', functools.partial(parallel.shardings, mesh=mesh)
+  )
   assert params['conv.kernel'].sharding.spec == jax.P('fsdp', None)
   assert params['conv.kernel'].addressable_shards[0].data.shape == (32, 64)
   assert_same(params, PARAMS)
   again = {name: x.sharding for name, x in params.items()}
-  assert bundle.load_component(folder, 'vae', again)[1]['conv.kernel'].sharding == again['conv.kernel']
+  assert (
+    bundle.load_component(folder, 'vae', again)[1]['conv.kernel'].sharding
+    == again['conv.kernel']
+  )
 
 
 def test_saves_from_a_mesh(folder):
@@ -105,7 +122,11 @@ def test_priors_and_settings(folder):
 
 def test_a_missing_folder_holds_nothing(tmp_path):
   nowhere = tmp_path / 'nowhere'
-  assert bundle.components(nowhere) == {} and bundle.settings(nowhere) == {} and bundle.emotions(nowhere) == []
+  assert (
+    bundle.components(nowhere) == {}
+    and bundle.settings(nowhere) == {}
+    and bundle.emotions(nowhere) == []
+  )
 
 
 def damage_list(folder):
@@ -117,16 +138,24 @@ def remove_checkpoint(folder):
 
 
 def other_format(folder):
-  (folder / 'bundle.json').write_text('{"format": 99, "components": {}, "settings": {}}')
+  (folder / 'bundle.json').write_text(
+    '{"format": 99, "components": {}, "settings": {}}'
+  )
 
 
 def damage_index(folder):
   (folder / 'bundle.json').write_text('[1, 2')
 
 
-@pytest.mark.parametrize('damage, sentence', [
-    (damage_list, 'cannot be read'), (remove_checkpoint, 'cannot be read'), (other_format, 'format 99'),
-    (damage_index, 'damaged')])
+@pytest.mark.parametrize(
+  'damage, sentence',
+  [
+    (damage_list, 'cannot be read'),
+    (remove_checkpoint, 'cannot be read'),
+    (other_format, 'format 99'),
+    (damage_index, 'damaged'),
+  ],
+)
 def test_damaged_folders(folder, damage, sentence):
   damage(folder)
   with pytest.raises(WeightsError, match=sentence) as info:
@@ -151,6 +180,8 @@ def test_missing_parts_are_named(folder, tmp_path):
 
 def test_pickled_priors_are_refused(folder):
   (folder / 'priors').mkdir()
-  np.savez(folder / 'priors/evil.npz', mu=np.array([{'a': 1}], dtype=object), sigma=np.ones(1))
+  np.savez(
+    folder / 'priors/evil.npz', mu=np.array([{'a': 1}], dtype=object), sigma=np.ones(1)
+  )
   with pytest.raises(WeightsError, match='no emotion prior'):
     bundle.load_prior(folder, 'evil')

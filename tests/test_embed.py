@@ -21,8 +21,19 @@ from dicetalk_jax.models import core, registry
 from dicetalk_jax.network import Network
 from tests import tiny
 
-EMBEDDER = dict(expr_dim=64, whisper_dim=8, whisper_states=2, width=6, heads=2, mlp_dim=8, visual_layers=1,
-                audio_layers=1, fusion_layers=1, dropout=0.0, max_len=10)
+EMBEDDER = dict(
+  expr_dim=64,
+  whisper_dim=8,
+  whisper_states=2,
+  width=6,
+  heads=2,
+  mlp_dim=8,
+  visual_layers=1,
+  audio_layers=1,
+  fusion_layers=1,
+  dropout=0.0,
+  max_len=10,
+)
 FRAMES = 20  # of tiny.speech()
 
 
@@ -37,8 +48,12 @@ def clip(tmp_path_factory):
   """Files of one clip."""
   folder = tmp_path_factory.mktemp('clip')
   tiny.write_speech(folder / 'speech.wav')
-  write_video(folder / 'clip.mp4', np.zeros((FRAMES, 16, 16, 3), np.uint8), 25, tiny.speech())
-  np.save(folder / 'expression.npy', np.random.default_rng(3).normal(size=(FRAMES + 1, 64)))
+  write_video(
+    folder / 'clip.mp4', np.zeros((FRAMES, 16, 16, 3), np.uint8), 25, tiny.speech()
+  )
+  np.save(
+    folder / 'expression.npy', np.random.default_rng(3).normal(size=(FRAMES + 1, 64))
+  )
   return folder
 
 
@@ -46,9 +61,13 @@ def save_model(folder, embedder):
   """What embedding needs, and two emotions."""
   for name, config in (('embedder', embedder), ('whisper', tiny.CONFIGS['whisper'])):
     params = core.numpy_params(core.abstract(registry.builder(name, config))[1])
-    bundle.save_component(folder, name, registry.config_of(name, config).to_json(), params, {})
+    bundle.save_component(
+      folder, name, registry.config_of(name, config).to_json(), params, {}
+    )
   rng = np.random.default_rng(0)
-  bundle.save_priors(folder, {name: (5 + rng.normal(size=6), np.ones(6)) for name in tiny.EMOTIONS})
+  bundle.save_priors(
+    folder, {name: (5 + rng.normal(size=6), np.ones(6)) for name in tiny.EMOTIONS}
+  )
   return folder
 
 
@@ -60,63 +79,94 @@ def model(tmp_path):
 @pytest.fixture
 def seeing(tmp_path):
   """The model folder of an embedder that reads pictures."""
-  return save_model(tmp_path / 'seeing', EMBEDDER | dict(visual='crops', crop_size=8, crop_channels=(4,)))
+  return save_model(
+    tmp_path / 'seeing',
+    EMBEDDER | dict(visual='crops', crop_size=8, crop_channels=(4,)),
+  )
 
 
 @pytest.fixture(scope='module')
 def portrait(tmp_path_factory):
   """A rendered person who speaks, as a video with sound and one without."""
   folder = tmp_path_factory.mktemp('portrait')
-  person = make_clip(1, 'happy', 3, 0, size=128, max_seconds=.4)
+  person = make_clip(1, 'happy', 3, 0, size=128, max_seconds=0.4)
   write_video(folder / 'clip.mp4', person.frames, 25, person.audio)
   write_video(folder / 'mute.mp4', person.frames, 25)
   return folder, person
 
 
 def call(monkeypatch, module, **flags):
-  spelled = lambda name, value: f'--{name}' if value is True else f'--{name}={value}'
-  monkeypatch.setattr(sys, 'argv', [module.__name__, *(spelled(*flag) for flag in flags.items())])
+  def spelled(name, value):
+    return f'--{name}' if value is True else f'--{name}={value}'
+
+  monkeypatch.setattr(
+    sys, 'argv', [module.__name__, *(spelled(*flag) for flag in flags.items())]
+  )
   command.run(module.main, module.USAGE)
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
   """run(module, **flags) -> what the command prints."""
+
   def run(module, **flags):
     call(monkeypatch, module, **flags)
     return capsys.readouterr().out
+
   return run
 
 
 @pytest.fixture
 def refuses(monkeypatch, capsys):
   """refuses(sentence, module, **flags): one line and exit code 2."""
+
   def refuses(sentence, module, **flags):
     with pytest.raises(SystemExit) as stop:
       call(monkeypatch, module, **flags)
     err = capsys.readouterr().err
     assert stop.value.code == 2
     assert err.startswith('error: ') and err.count('\n') == 1 and sentence in err, err
+
   return refuses
 
 
 def test_both_modalities_into_model_folder_and_file(model, clip, run, tmp_path):
-  out = run(embed, model=model, audio=clip / 'speech.wav', expression=clip / 'expression.npy', save='me',
-            output=tmp_path / 'new' / 'me.npy')
+  out = run(
+    embed,
+    model=model,
+    audio=clip / 'speech.wav',
+    expression=clip / 'expression.npy',
+    save='me',
+    output=tmp_path / 'new' / 'me.npy',
+  )
   assert 'prior of 0.8 s of expressions and speech' in out and '--emotion=me' in out
   mu, sigma = bundle.load_prior(model, 'me')
   network = {name: Network.load(model, name) for name in ('embedder', 'whisper')}
   states = compute.speech_states(network['whisper'], tiny.speech(), FRAMES)
   expression = np.load(clip / 'expression.npy').astype(np.float32)[:FRAMES]
-  halves = [compute.gaussian(network['embedder'], expression[i:i + 10], states[2 * i:2 * i + 20]) for i in (0, 10)]
-  np.testing.assert_allclose([mu, sigma], np.mean(halves, axis=0), rtol=1e-3, atol=1e-4)  # the file has 16 bits
-  np.testing.assert_array_equal(prior_file.read(tmp_path / 'new' / 'me.npy')[0], [mu, sigma])
+  halves = [
+    compute.gaussian(
+      network['embedder'], expression[i : i + 10], states[2 * i : 2 * i + 20]
+    )
+    for i in (0, 10)
+  ]
+  np.testing.assert_allclose(
+    [mu, sigma], np.mean(halves, axis=0), rtol=1e-3, atol=1e-4
+  )  # the file has 16 bits
+  np.testing.assert_array_equal(
+    prior_file.read(tmp_path / 'new' / 'me.npy')[0], [mu, sigma]
+  )
 
 
-@pytest.mark.parametrize('flags, parts', [
-    (dict(audio='speech.wav'), 'speech'), (dict(expression='expression.npy'), 'expressions'),
+@pytest.mark.parametrize(
+  'flags, parts',
+  [
+    (dict(audio='speech.wav'), 'speech'),
+    (dict(expression='expression.npy'), 'expressions'),
     (dict(video='clip.mp4'), 'speech'),
-    (dict(video='clip.mp4', expression='expression.npy'), 'expressions and speech')])
+    (dict(video='clip.mp4', expression='expression.npy'), 'expressions and speech'),
+  ],
+)
 def test_any_modality(model, clip, run, flags, parts):
   out = run(embed, model=model, **{name: clip / file for name, file in flags.items()})
   assert f' of {parts}: ' in out and 'nearest emotions: ' in out
@@ -127,63 +177,146 @@ def test_any_modality(model, clip, run, flags, parts):
 def test_a_prior_from_a_plain_video(seeing, portrait, run, tmp_path):
   folder, person = portrait
   frames = len(person.frames)
-  out = run(embed, model=seeing, video=folder / 'clip.mp4', output=tmp_path / 'both.npy', save='me')
+  out = run(
+    embed,
+    model=seeing,
+    video=folder / 'clip.mp4',
+    output=tmp_path / 'both.npy',
+    save='me',
+  )
   assert f'the face is seen from 0.00 s to {frames / 25:.2f} s' in out
-  assert f'prior of {frames / 25:.1f} s of pictures and speech' in out and '--emotion=me' in out
-  assert ' s of pictures: ' in run(embed, model=seeing, video=folder / 'mute.mp4', output=tmp_path / 'mute.npy')
-  assert ' s of speech: ' in run(embed, model=seeing, audio=folder / 'clip.mp4', output=tmp_path / 'heard.npy')
-  both, mute, heard = (np.array(prior_file.read(tmp_path / f'{name}.npy')[0]) for name in ('both', 'mute', 'heard'))
-  assert min(np.abs(a - b).max() for a, b in ((both, mute), (both, heard), (mute, heard))) > 1e-3
-  faces = np.stack([crops.cut(picture, 128 * box, 8) for picture, box in zip(person.frames, person.bbox)])
+  assert (
+    f'prior of {frames / 25:.1f} s of pictures and speech' in out
+    and '--emotion=me' in out
+  )
+  assert ' s of pictures: ' in run(
+    embed, model=seeing, video=folder / 'mute.mp4', output=tmp_path / 'mute.npy'
+  )
+  assert ' s of speech: ' in run(
+    embed, model=seeing, audio=folder / 'clip.mp4', output=tmp_path / 'heard.npy'
+  )
+  both, mute, heard = (
+    np.array(prior_file.read(tmp_path / f'{name}.npy')[0])
+    for name in ('both', 'mute', 'heard')
+  )
+  assert (
+    min(np.abs(a - b).max() for a, b in ((both, mute), (both, heard), (mute, heard)))
+    > 1e-3
+  )
+  faces = np.stack(
+    [
+      crops.cut(picture, 128 * box, 8)
+      for picture, box in zip(person.frames, person.bbox)
+    ]
+  )
   seen, _ = crops.of_video(folder / 'mute.mp4', 8)
   assert np.corrcoef(faces.ravel(), seen.ravel())[0, 1] > 0.9  # whole pictures: 0.6
-  want = compute.gaussian(Network.load(seeing, 'embedder'), seen, np.zeros((0, 2, 8), np.float32))
+  want = compute.gaussian(
+    Network.load(seeing, 'embedder'), seen, np.zeros((0, 2, 8), np.float32)
+  )
   np.testing.assert_allclose(mute, want, rtol=1e-3, atol=1e-4)
 
 
-def test_videos_and_files_that_an_embedder_of_pictures_cannot_read(seeing, clip, refuses, tmp_path):
+def test_videos_and_files_that_an_embedder_of_pictures_cannot_read(
+  seeing, clip, refuses, tmp_path
+):
   refuses('no face was found in', embed, model=seeing, video=clip / 'clip.mp4')
-  refuses('trained on face crops and reads no expression coefficients; leave out --expression, and give a --video',
-          embed, model=seeing, audio=clip / 'speech.wav', expression=clip / 'expression.npy')
+  refuses(
+    'trained on face crops and reads no expression coefficients; leave out '
+    '--expression, and give a --video',
+    embed,
+    model=seeing,
+    audio=clip / 'speech.wav',
+    expression=clip / 'expression.npy',
+  )
   refuses('does not exist', embed, model=seeing, video=tmp_path / 'nowhere.mp4')
   (tmp_path / 'junk.mp4').write_bytes(b'junk')
   refuses('cannot be read as a video', embed, model=seeing, video=tmp_path / 'junk.mp4')
 
 
-@pytest.mark.parametrize('modalities, other, sentence, parts', [
-    ('video', dict(audio='speech.wav'), 'on expressions alone and hears nothing; give --expression', 'expressions'),
-    ('video', dict(video='clip.mp4'), 'on expressions alone and hears nothing; give --expression', 'expressions'),
-    ('audio', dict(expression='expression.npy'), 'on speech alone and sees nothing; give --audio', 'speech')])
-def test_embedders_of_one_modality(clip, run, refuses, tmp_path, modalities, other, sentence, parts):
-  """Files of the other one alone make no prior, and are not counted where they change nothing."""
+@pytest.mark.parametrize(
+  'modalities, other, sentence, parts',
+  [
+    (
+      'video',
+      dict(audio='speech.wav'),
+      'on expressions alone and hears nothing; give --expression',
+      'expressions',
+    ),
+    (
+      'video',
+      dict(video='clip.mp4'),
+      'on expressions alone and hears nothing; give --expression',
+      'expressions',
+    ),
+    (
+      'audio',
+      dict(expression='expression.npy'),
+      'on speech alone and sees nothing; give --audio',
+      'speech',
+    ),
+  ],
+)
+def test_embedders_of_one_modality(
+  clip, run, refuses, tmp_path, modalities, other, sentence, parts
+):
+  """Files of the other one alone make no prior, and are not counted where they
+  change nothing.
+  """
   model = save_model(tmp_path / 'model', EMBEDDER | dict(modalities=modalities))
-  refuses(sentence, embed, model=model, save='me', **{name: clip / file for name, file in other.items()})
+  refuses(
+    sentence,
+    embed,
+    model=model,
+    save='me',
+    **{name: clip / file for name, file in other.items()},
+  )
   assert 'me' not in bundle.emotions(model)
-  out = run(embed, model=model, audio=clip / 'speech.wav', expression=clip / 'expression.npy')
+  out = run(
+    embed, model=model, audio=clip / 'speech.wav', expression=clip / 'expression.npy'
+  )
   assert f' s of {parts}: ' in out
 
 
 def test_an_embedder_of_pictures_alone(clip, refuses, tmp_path):
-  model = save_model(tmp_path / 'model', EMBEDDER | dict(visual='crops', crop_size=8, crop_channels=(4,),
-                                                         modalities='video'))
-  refuses('trained on pictures alone and hears nothing; give a --video', embed, model=model, audio=clip / 'speech.wav')
+  model = save_model(
+    tmp_path / 'model',
+    EMBEDDER
+    | dict(visual='crops', crop_size=8, crop_channels=(4,), modalities='video'),
+  )
+  refuses(
+    'trained on pictures alone and hears nothing; give a --video',
+    embed,
+    model=model,
+    audio=clip / 'speech.wav',
+  )
 
 
 def test_columns_and_rate_of_expressions(model, run, tmp_path):
   np.save(tmp_path / 'wide.npy', np.random.default_rng(3).normal(size=(2 * FRAMES, 70)))
-  out = run(embed, model=model, expression=tmp_path / 'wide.npy', expression_columns='3:67', expression_fps=50,
-            output=tmp_path / 'a.npy')
+  out = run(
+    embed,
+    model=model,
+    expression=tmp_path / 'wide.npy',
+    expression_columns='3:67',
+    expression_fps=50,
+    output=tmp_path / 'a.npy',
+  )
   assert 'prior of 0.8 s of expressions' in out
   np.save(tmp_path / 'plain.npy', np.load(tmp_path / 'wide.npy')[::2, 3:67])
   run(embed, model=model, expression=tmp_path / 'plain.npy', output=tmp_path / 'b.npy')
-  np.testing.assert_array_equal(*(prior_file.read(tmp_path / name)[0] for name in ('a.npy', 'b.npy')))
+  np.testing.assert_array_equal(
+    *(prior_file.read(tmp_path / name)[0] for name in ('a.npy', 'b.npy'))
+  )
 
 
 def test_nearest_is_told_without_what_all_emotions_share():
   rng = np.random.default_rng(1)
   shared = 100 * rng.normal(size=8)
   means = {name: shared + rng.normal(size=8) for name in ('happy', 'sad', 'fear')}
-  known = {name: (mean, mean) for name, mean in means.items()} | {'wide': (np.ones(9), np.ones(9))}
+  known = {name: (mean, mean) for name, mean in means.items()} | {
+    'wide': (np.ones(9), np.ones(9))
+  }
   near = embed.nearest(means['sad'] + 0.1, known)
   assert [name for name, _ in near][0] == 'sad' and len(near) == 3
   assert near[0][1] > 0.9 > 0.5 > near[1][1]
@@ -204,12 +337,21 @@ def test_priors_of_another_embedder_are_never_replaced(model, clip, run, refuses
   theirs = bundle.load_prior(model, 'happy')
   bundle.save_priors(model, {'happy': theirs}, 'abc')
   sentence = "has the emotion 'happy' of another embedder (abc, not "
-  refuses(sentence, embed, model=model, audio=clip / 'speech.wav', save='happy', overwrite=True)
+  refuses(
+    sentence,
+    embed,
+    model=model,
+    audio=clip / 'speech.wav',
+    save='happy',
+    overwrite=True,
+  )
   refuses(sentence, priors, model=model, data=data)
   np.testing.assert_array_equal(bundle.load_prior(model, 'happy'), theirs)
 
 
-def test_priors_name_their_embedder_and_the_emotion_model_that_cannot_read_them(model, clip, run):
+def test_priors_name_their_embedder_and_the_emotion_model_that_cannot_read_them(
+  model, clip, run
+):
   embedder = bundle.components(model)['embedder']['fingerprint']
   assert embedder == Network.load(model, 'embedder').fingerprint
   bundle.save_component(model, 'emo_model', {}, {'x': np.zeros(1)}, {}, priors=embedder)
@@ -218,8 +360,13 @@ def test_priors_name_their_embedder_and_the_emotion_model_that_cannot_read_them(
   assert bundle.read_prior(model, 'me')[1] == embedder
   bundle.load_prior(model, 'me')
   bundle.save_component(model, 'emo_model', {}, {'x': np.zeros(1)}, {}, priors='abc')
-  assert 'learned on priors of another embedder: train the diffusion model' in run(embed, **flags)
-  with pytest.raises(WeightsError, match=f"'me' of .* comes from the embedder {embedder}, .* .abc. and would misread"):
+  assert 'learned on priors of another embedder: train the diffusion model' in run(
+    embed, **flags
+  )
+  with pytest.raises(
+    WeightsError,
+    match=f"'me' of .* comes from the embedder {embedder}, .* .abc. and would misread",
+  ):
     bundle.load_prior(model, 'me')
 
 
@@ -227,20 +374,36 @@ def array(values):
   return lambda path: np.save(path, values)
 
 
-@pytest.mark.parametrize('make, sentence', [
+@pytest.mark.parametrize(
+  'make, sentence',
+  [
     (None, 'cannot be read as numbers'),
     (lambda path: path.write_bytes(b'junk'), 'cannot be read as numbers'),
     (lambda path: path.write_bytes(b'PK junk'), 'cannot be read as numbers'),
-    (lambda path: np.save(path, {'mu': 1}, allow_pickle=True), 'cannot be read as numbers'),
+    (
+      lambda path: np.save(path, {'mu': 1}, allow_pickle=True),
+      'cannot be read as numbers',
+    ),
     (array(np.zeros((FRAMES, 70))), 'has 70 columns, the embedder wants the 64'),
     (array(np.zeros((0, 64))), 'holds [0, 64]'),
     (array(np.full((FRAMES, 64), np.nan)), 'not finite'),
     (array(np.full((FRAMES, 64), 'a')), 'cannot be read as numbers'),
-    (array(np.zeros((FRAMES * 6 // 5, 64))), 'the expressions last 0.96 s at their rate, the sound 0.80 s')])
+    (
+      array(np.zeros((FRAMES * 6 // 5, 64))),
+      'the expressions last 0.96 s at their rate, the sound 0.80 s',
+    ),
+  ],
+)
 def test_bad_expressions(model, clip, refuses, tmp_path, make, sentence):
   if make:
     make(tmp_path / 'x.npy')
-  refuses(sentence, embed, model=model, audio=clip / 'speech.wav', expression=tmp_path / 'x.npy')
+  refuses(
+    sentence,
+    embed,
+    model=model,
+    audio=clip / 'speech.wav',
+    expression=tmp_path / 'x.npy',
+  )
 
 
 def test_bad_flags(model, clip, refuses, tmp_path):
@@ -254,8 +417,20 @@ def test_bad_flags(model, clip, refuses, tmp_path):
   refuses('there is no recording', embed, **good | dict(audio='nowhere.wav'))
   tiny.write_speech(tmp_path / 'blip.wav', tiny.speech(0.03))
   refuses('shorter than a frame', embed, **good | dict(audio=tmp_path / 'blip.wav'))
-  refuses('--expression_fps=0 is no rate', embed, **good, expression=clip / 'expression.npy', expression_fps=0)
-  refuses('--expression_columns', embed, **good, expression=clip / 'expression.npy', expression_columns='5')
+  refuses(
+    '--expression_fps=0 is no rate',
+    embed,
+    **good,
+    expression=clip / 'expression.npy',
+    expression_fps=0,
+  )
+  refuses(
+    '--expression_columns',
+    embed,
+    **good,
+    expression=clip / 'expression.npy',
+    expression_columns='5',
+  )
   refuses('--what', embed, **good, what=1)
 
 
@@ -271,8 +446,13 @@ def test_no_arguments_show_the_usage(module, monkeypatch, capsys):
 def data(tmp_path_factory):
   """A person in every emotion, at two levels but for neutral."""
   folder = tmp_path_factory.mktemp('data')
-  prepare_synthetic(folder, SyntheticConfig(
-      train=1, val=0, test=0, clips=16, seconds=0.4, levels=(1, 3), content='embedder'), workers=1)
+  prepare_synthetic(
+    folder,
+    SyntheticConfig(
+      train=1, val=0, test=0, clips=16, seconds=0.4, levels=(1, 3), content='embedder'
+    ),
+    workers=1,
+  )
   return folder
 
 
@@ -280,59 +460,126 @@ def test_priors_of_a_data_set(model, data, run, tmp_path):
   out = run(priors, model=model, data=data, by_intensity=True, output=tmp_path / 'npy')
   assert 'wrote 22 priors of 16 clips' in out
   names = bundle.emotions(model)
-  assert len(names) == 22 and {'neutral', 'happy', 'happy_1', 'happy_3'} <= set(names) and 'neutral_1' not in names
+  assert (
+    len(names) == 22
+    and {'neutral', 'happy', 'happy_1', 'happy_3'} <= set(names)
+    and 'neutral_1' not in names
+  )
   source = ClipSource(next(data.rglob('dataset_info.json')).parent)
   embedder, whisper = (Network.load(model, name) for name in ('embedder', 'whisper'))
-  own = [compute.gaussian(embedder, record['expression'], compute.speech_states(
-      whisper, record['audio'].astype(np.float32) / 32767, len(record['expression'])))
-      for record, emotion, level in zip(source, source.table.emotion, source.table.intensity)
-      if (emotion, level) == ('happy', 1)]
+  own = [
+    compute.gaussian(
+      embedder,
+      record['expression'],
+      compute.speech_states(
+        whisper, record['audio'].astype(np.float32) / 32767, len(record['expression'])
+      ),
+    )
+    for record, emotion, level in zip(
+      source, source.table.emotion, source.table.intensity
+    )
+    if (emotion, level) == ('happy', 1)
+  ]
   assert len(own) == 1
-  np.testing.assert_allclose(bundle.load_prior(model, 'happy_1'), np.mean(own, axis=0), rtol=1e-5, atol=1e-6)
-  np.testing.assert_array_equal(bundle.load_prior(model, 'happy'), bundle.load_prior(model, 'happy_3'))
+  np.testing.assert_allclose(
+    bundle.load_prior(model, 'happy_1'), np.mean(own, axis=0), rtol=1e-5, atol=1e-6
+  )
+  np.testing.assert_array_equal(
+    bundle.load_prior(model, 'happy'), bundle.load_prior(model, 'happy_3')
+  )
   for name in names:
-    np.testing.assert_array_equal(prior_file.read(tmp_path / 'npy' / f'{name}.npy')[0], bundle.load_prior(model, name))
+    np.testing.assert_array_equal(
+      prior_file.read(tmp_path / 'npy' / f'{name}.npy')[0],
+      bundle.load_prior(model, name),
+    )
 
 
 def test_priors_of_several_data_sets(model, data, run, refuses, tmp_path):
-  """Clips of all sets count alike, those without labels do not, and training finds what was computed."""
+  """Clips of all sets count alike, those without labels do not, and training finds
+  what was computed.
+  """
   one = next(data.rglob('dataset_info.json')).parent
-  assert 'wrote 8 priors of 9 clips' in run(priors, model=model, data=tmp_path, datasets=one)  # two are neutral
-  sad = lambda: np.stack(bundle.load_prior(model, 'sad'))
+  assert 'wrote 8 priors of 9 clips' in run(
+    priors, model=model, data=tmp_path, datasets=one
+  )  # two are neutral
+
+  def sad():
+    return np.stack(bundle.load_prior(model, 'sad'))
+
   alone = sad()
-  other = prepare_synthetic(tmp_path, SyntheticConfig(
-      train=2, val=0, test=0, clips=8, seconds=0.4, seed=1, levels=(3,), content='embedder'), workers=1)
+  other = prepare_synthetic(
+    tmp_path,
+    SyntheticConfig(
+      train=2,
+      val=0,
+      test=0,
+      clips=8,
+      seconds=0.4,
+      seed=1,
+      levels=(3,),
+      content='embedder',
+    ),
+    workers=1,
+  )
   shutil.copytree(data / 'synthetic', tmp_path / 'synthetic', dirs_exist_ok=True)
   assert 'wrote 8 priors of 25 clips' in run(priors, model=model, data=tmp_path)
   merged = sad()
   run(priors, model=model, data=tmp_path, datasets=other)
   np.testing.assert_allclose(merged, (alone + 2 * sad()) / 3, rtol=1e-5, atol=1e-6)
   table = ClipSource(other).table
-  dataclasses.replace(table, emotion=np.full(len(table), UNKNOWN)).save(other / 'clips-train.npz')
+  dataclasses.replace(table, emotion=np.full(len(table), UNKNOWN)).save(
+    other / 'clips-train.npz'
+  )
   assert 'wrote 8 priors of 9 clips' in run(priors, model=model, data=tmp_path)
-  refuses('has an emotion label, which priors need', priors, model=model, data=tmp_path, datasets=other)
+  refuses(
+    'has an emotion label, which priors need',
+    priors,
+    model=model,
+    data=tmp_path,
+    datasets=other,
+  )
   assert not list(other.rglob('features')) and list((tmp_path / 'features').iterdir())
 
 
 @pytest.mark.parametrize('kind', ['a file', 'below a file', 'unwritable'])
-def test_a_place_that_cannot_be_written_is_refused_before_embedding(model, data, refuses, tmp_path, monkeypatch, kind):
+def test_a_place_that_cannot_be_written_is_refused_before_embedding(
+  model, data, refuses, tmp_path, monkeypatch, kind
+):
   monkeypatch.setattr(compute.Features, 'ready', lambda *_: pytest.fail('computed'))
   (tmp_path / 'file').write_bytes(b'mine')
-  place = {'a file': tmp_path / 'file', 'below a file': tmp_path / 'file' / 'npy', 'unwritable': pathlib.Path('/proc')}
-  refuses(f'cannot write into {place[kind]}: ', priors, model=model, data=data, output=place[kind])
-  assert (tmp_path / 'file').read_bytes() == b'mine' and bundle.emotions(model) == sorted(tiny.EMOTIONS)
+  place = {
+    'a file': tmp_path / 'file',
+    'below a file': tmp_path / 'file' / 'npy',
+    'unwritable': pathlib.Path('/proc'),
+  }
+  refuses(
+    f'cannot write into {place[kind]}: ',
+    priors,
+    model=model,
+    data=data,
+    output=place[kind],
+  )
+  assert (tmp_path / 'file').read_bytes() == b'mine' and bundle.emotions(
+    model
+  ) == sorted(tiny.EMOTIONS)
 
 
 def test_bad_data_sets(model, data, refuses, tmp_path):
   refuses('no prepared data set below', priors, model=model, data=tmp_path)
   refuses("has no split 'test'", priors, model=model, data=data, split='test')
   refuses('no model folder', priors, model=tmp_path, data=data)
-  refuses('is itself a data set; name it with --datasets', priors, model=model,
-          data=next(data.rglob('dataset_info.json')).parent)
+  refuses(
+    'is itself a data set; name it with --datasets',
+    priors,
+    model=model,
+    data=next(data.rglob('dataset_info.json')).parent,
+  )
   refuses('--data', priors, model=model)
 
 
-def test_a_model_that_cannot_be_written_is_refused_before_embedding(model, data, refuses, monkeypatch):
+def test_a_model_that_cannot_be_written_is_refused_before_embedding(
+  model, data, refuses, monkeypatch
+):
   monkeypatch.setattr(compute.Features, 'ready', lambda *_: pytest.fail('computed'))
   shutil.rmtree(model / 'priors')
   (model / 'priors').write_bytes(b'mine')

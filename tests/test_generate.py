@@ -1,4 +1,6 @@
-"""The creator's command: a video with sound for good inputs; one sentence and exit code 2 for each bad one."""
+"""The creator's command: a video with sound for good inputs; one sentence and exit
+code 2 for each bad one.
+"""
 
 import sys
 
@@ -28,51 +30,82 @@ def inputs(tmp_path_factory):
   Image.fromarray(tiny.portrait()).save(folder / 'face.png')
   tiny.write_speech(folder / 'speech.wav')
   x, y, width, height = tiny.FACE_BOX
-  return dict(model=tiny.shared_model(tmp_path_factory), image=folder / 'face.png', audio=folder / 'speech.wav',
-              emotion='happy', face_box=f'{x},{y},{x + width},{y + height}')
+  return dict(
+    model=tiny.shared_model(tmp_path_factory),
+    image=folder / 'face.png',
+    audio=folder / 'speech.wav',
+    emotion='happy',
+    face_box=f'{x},{y},{x + width},{y + height}',
+  )
 
 
 def command(monkeypatch, **flags):
   """Runs the command like a shell does."""
-  spelled = lambda name, value: f'--{name}' if value is True else f'--{name}={value}'
-  argv = ['generate', *(spelled(name, value) for name, value in flags.items() if value is not None)]
+
+  def spelled(name, value):
+    return f'--{name}' if value is True else f'--{name}={value}'
+
+  argv = [
+    'generate',
+    *(spelled(name, value) for name, value in flags.items() if value is not None),
+  ]
   monkeypatch.setattr(sys, 'argv', argv)
   generate.run()
 
 
 def test_writes_a_video_with_sound(inputs, tmp_path, monkeypatch, capsys):
-  assert generate._mesh().size == 8            # all devices; here one, whose programs other tests have compiled
+  assert (
+    generate._mesh().size == 8
+  )  # all devices; here one, whose programs other tests have compiled
   monkeypatch.setattr(generate, '_mesh', lambda: None)
   output = tmp_path / 'new' / 'out.mp4'
   command(monkeypatch, **inputs, output=output, seed=3)
   captured = capsys.readouterr()
   assert captured.out == f'{output}: 0.8 s, 16x20, 19 frames at 25 per second\n'
-  assert all(f'{stage}: 100%' in captured.err for stage in ('loading', 'sampling', 'decoding'))
-  assert captured.err.count('\n') == 3          # a bar each
+  assert all(
+    f'{stage}: 100%' in captured.err for stage in ('loading', 'sampling', 'decoding')
+  )
+  assert captured.err.count('\n') == 3  # a bar each
   assert [p.name for p in output.parent.iterdir()] == ['out.mp4']
   video = read_video(output)
   assert video.frames.shape == (19, 20, 16, 3) and video.fps == 25
-  sound = video.audio                           # ends with the last picture, half a frame before the recording
-  assert np.corrcoef(sound, tiny.speech()[:len(sound)])[0, 1] > 0.9
+  sound = video.audio  # ends with the last picture, half a frame before the recording
+  assert np.corrcoef(sound, tiny.speech()[: len(sound)])[0, 1] > 0.9
 
 
-@pytest.mark.parametrize('flags, lines', [
-    ({}, ['10 frames at 12.5 per second', 'has no flownet, which would double the frame rate']),
+@pytest.mark.parametrize(
+  'flags, lines',
+  [
+    (
+      {},
+      [
+        '10 frames at 12.5 per second',
+        'has no flownet, which would double the frame rate',
+      ],
+    ),
     ({'no-interpolate': True}, ['10 frames at 12.5 per second']),
-    ({'no-interpolate': True, 'strict_order': True}, ['10 frames at 12.5 per second'])])
+    ({'no-interpolate': True, 'strict_order': True}, ['10 frames at 12.5 per second']),
+  ],
+)
 def test_without_interpolation(inputs, tmp_path, monkeypatch, capsys, flags, lines):
   """A model that cannot says so, unless nobody asked."""
   monkeypatch.setattr(generate, '_mesh', lambda: None)
   (tmp_path / 'model').mkdir()
   model = tiny.model_without(inputs['model'], tmp_path / 'model', 'flownet')
-  command(monkeypatch, **{**inputs, 'model': model}, **flags, output=tmp_path / 'out.mp4')
+  command(
+    monkeypatch, **{**inputs, 'model': model}, **flags, output=tmp_path / 'out.mp4'
+  )
   out = capsys.readouterr().out.splitlines()
   assert len(out) == len(lines) and all(map(str.endswith, out, lines))
 
 
 def test_sonic(inputs, tmp_path, tmp_path_factory, monkeypatch, capsys):
   """Takes no emotion, and says so."""
-  sonic = {**inputs, 'model': tiny.shared_sonic(tmp_path_factory), 'output': tmp_path / 'out.mp4'}
+  sonic = {
+    **inputs,
+    'model': tiny.shared_sonic(tmp_path_factory),
+    'output': tmp_path / 'out.mp4',
+  }
   with monkeypatch.context() as patch:
     refuses(patch, capsys, tmp_path, 'knows no emotions; leave --emotion out', sonic)
   monkeypatch.setattr(generate, '_mesh', lambda: None)
@@ -83,15 +116,23 @@ def test_sonic(inputs, tmp_path, tmp_path_factory, monkeypatch, capsys):
 
 
 def test_noise_of_the_original_program(inputs, tmp_path, monkeypatch):
-  """Laid out as that program has it; what is drawn from a seed, given so, makes the same video."""
+  """Laid out as that program has it; what is drawn from a seed, given so, makes the
+  same video.
+  """
   pipe = Pipeline.load(inputs['model'])
   given = tiny.portrait(), tiny.speech(), pipe.prior('happy'), tiny.FACE_BOX
   conditions, length = pipe.conditions(*given)
-  noise = np.asarray(draw_noise(jax.random.key(3)[None], conditions, 4))[:, :length + 4]
+  noise = np.asarray(draw_noise(jax.random.key(3)[None], conditions, 4))[
+    :, : length + 4
+  ]
   np.save(tmp_path / 'noise.npy', np.moveaxis(noise, -1, 2))
   written = []
   monkeypatch.setattr(generate, '_mesh', lambda: None)
-  monkeypatch.setattr(generate, 'write_video', lambda path, frames, *args, **kwargs: written.append(frames))
+  monkeypatch.setattr(
+    generate,
+    'write_video',
+    lambda path, frames, *args, **kwargs: written.append(frames),
+  )
   for flags in (dict(seed=3), dict(noise=tmp_path / 'noise.npy')):
     command(monkeypatch, **inputs, **flags, output=tmp_path / 'out.mp4')
   np.testing.assert_array_equal(*written)
@@ -102,8 +143,13 @@ def test_noise_of_the_original_program(inputs, tmp_path, monkeypatch):
 def test_insisting_on_interpolation(inputs, tmp_path, monkeypatch, capsys):
   (tmp_path / 'model').mkdir()
   model = tiny.model_without(inputs['model'], tmp_path / 'model', 'flownet')
-  refuses(monkeypatch, capsys, tmp_path, 'has no flownet',
-          {**inputs, 'model': model, 'output': tmp_path / 'out.mp4', 'interpolate': True})
+  refuses(
+    monkeypatch,
+    capsys,
+    tmp_path,
+    'has no flownet',
+    {**inputs, 'model': model, 'output': tmp_path / 'out.mp4', 'interpolate': True},
+  )
 
 
 def test_no_arguments_show_the_usage(monkeypatch, capsys):
@@ -112,7 +158,16 @@ def test_no_arguments_show_the_usage(monkeypatch, capsys):
     generate.run()
   usage = capsys.readouterr().err
   assert info.value.code == 2 and len(usage.splitlines()) < 24
-  for flag in ('model', 'image', 'audio', 'emotion', 'output', 'face_box', 'seed', 'steps'):
+  for flag in (
+    'model',
+    'image',
+    'audio',
+    'emotion',
+    'output',
+    'face_box',
+    'seed',
+    'steps',
+  ):
     assert f'--{flag}' in usage
 
 
@@ -149,7 +204,9 @@ def no_components(path):
   bundle.save_settings(path, {})
 
 
-@pytest.mark.parametrize('flag, make, name, sentence', [
+@pytest.mark.parametrize(
+  'flag, make, name, sentence',
+  [
     ('image', None, 'none.png', 'does not exist'),
     ('image', rubbish, 'face.png', 'cannot be read'),
     ('image', cut_picture, 'face.png', 'cannot be read'),
@@ -166,15 +223,24 @@ def no_components(path):
     ('noise', flat_noise, 'noise.npy', 'has the shape (3, 4) instead of (1, frames'),
     ('output', empty, 'file/out.mp4', 'cannot write'),
     ('output', None, 'out.avi', 'end the name in .mp4'),
-])
+  ],
+)
 def test_bad_files(inputs, tmp_path, monkeypatch, capsys, flag, make, name, sentence):
   path = tmp_path / name
   if make is not None:
     make(path.parent if flag == 'output' else path)
-  refuses(monkeypatch, capsys, tmp_path, sentence, {**inputs, 'output': tmp_path / 'out.mp4', flag: path})
+  refuses(
+    monkeypatch,
+    capsys,
+    tmp_path,
+    sentence,
+    {**inputs, 'output': tmp_path / 'out.mp4', flag: path},
+  )
 
 
-@pytest.mark.parametrize('changes, sentence', [
+@pytest.mark.parametrize(
+  'changes, sentence',
+  [
     (dict(emotion='bored'), 'it has: happy, sad'),
     (dict(emotion='../unet'), 'it has: happy, sad'),
     (dict(emotion=None), '--emotion'),
@@ -184,20 +250,31 @@ def test_bad_files(inputs, tmp_path, monkeypatch, capsys, flag, make, name, sent
     (dict(steps=0), 'at least one step'),
     (dict(steps='many'), '--steps'),
     (dict(stepz=5), '--stepz'),
-])
+  ],
+)
 def test_bad_flags(inputs, tmp_path, monkeypatch, capsys, changes, sentence):
-  refuses(monkeypatch, capsys, tmp_path, sentence, {**inputs, 'output': tmp_path / 'out.mp4', **changes})
+  refuses(
+    monkeypatch,
+    capsys,
+    tmp_path,
+    sentence,
+    {**inputs, 'output': tmp_path / 'out.mp4', **changes},
+  )
 
 
 def refuses(monkeypatch, capsys, folder, sentence, flags):
   """One line, exit code 2, before any weights are read, and no output."""
+
   def load(*args, **kwargs):
     raise AssertionError('weights were read before the inputs were checked')
+
   monkeypatch.setattr(Pipeline, 'load', load)
   before = sorted(folder.rglob('*'))
   with pytest.raises(SystemExit) as info:
     command(monkeypatch, **flags)
   message = capsys.readouterr().err
   assert info.value.code == 2
-  assert message.startswith('error: ') and message.count('\n') == 1 and sentence in message, message
+  assert (
+    message.startswith('error: ') and message.count('\n') == 1 and sentence in message
+  ), message
   assert sorted(folder.rglob('*')) == before

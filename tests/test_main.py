@@ -16,22 +16,31 @@ WORKDIR = '--workdir=unused'
 
 # name -> (arguments, what the sentence says)
 MISTAKES = {
-    'no config': ([WORKDIR], '--config is missing'),
-    'no workdir': ([TINY], '--workdir is missing'),
-    'no such file': (['--config=configs/nope.py', WORKDIR], "configs/nope.py"),
-    'no such file, with override': (['--config=configs/nope.py', '--config.seed=1', WORKDIR], 'configs/nope.py'),
-    'no such preset': (['--config=configs/embedder.py:huge', WORKDIR], "unknown preset 'huge'"),
-    'unknown key': ([TINY, '--config.optim.lrr=1', WORKDIR], 'Did you mean "lr"'),
-    'unknown parent': ([TINY, '--config.nope.lr=1', WORKDIR], "'nope'"),
-    'wrong type': ([TINY, '--config.total_steps=many', WORKDIR], 'total_steps=many'),
-    'unknown flag': ([TINY, '--wordir=unused'], 'workdir'),
-    'stray argument': ([TINY, WORKDIR, 'stray'], "'stray'"),
-    'unknown task': ([TINY, '--config.task=dance', WORKDIR], 'autoencoder, embedder, diffusion'),
-    'no cluster': ([TINY, '--config.multihost=True', WORKDIR], 'multihost=False'),
+  'no config': ([WORKDIR], '--config is missing'),
+  'no workdir': ([TINY], '--workdir is missing'),
+  'no such file': (['--config=configs/nope.py', WORKDIR], 'configs/nope.py'),
+  'no such file, with override': (
+    ['--config=configs/nope.py', '--config.seed=1', WORKDIR],
+    'configs/nope.py',
+  ),
+  'no such preset': (
+    ['--config=configs/embedder.py:huge', WORKDIR],
+    "unknown preset 'huge'",
+  ),
+  'unknown key': ([TINY, '--config.optim.lrr=1', WORKDIR], 'Did you mean "lr"'),
+  'unknown parent': ([TINY, '--config.nope.lr=1', WORKDIR], "'nope'"),
+  'wrong type': ([TINY, '--config.total_steps=many', WORKDIR], 'total_steps=many'),
+  'unknown flag': ([TINY, '--wordir=unused'], 'workdir'),
+  'stray argument': ([TINY, WORKDIR, 'stray'], "'stray'"),
+  'unknown task': (
+    [TINY, '--config.task=dance', WORKDIR],
+    'autoencoder, embedder, diffusion',
+  ),
+  'no cluster': ([TINY, '--config.multihost=True', WORKDIR], 'multihost=False'),
 }
 
 # Each case in a fork: flags can be parsed only once, and imports are shared.
-DRIVER = '''
+DRIVER = """
 import json, os, sys
 from dicetalk_jax import main
 for name, arguments in json.loads(sys.argv[1]).items():
@@ -42,19 +51,37 @@ for name, arguments in json.loads(sys.argv[1]).items():
     sys.argv = ['main', *arguments]
     main.run()
   sys.stderr.write(f'code {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\\n')
-'''
+"""
 
 
 def run(*command):
   env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
-  return subprocess.run([sys.executable, *command], cwd=ROOT, env=env, text=True, capture_output=True, timeout=120)
+  return subprocess.run(
+    [sys.executable, *command],
+    cwd=ROOT,
+    env=env,
+    text=True,
+    capture_output=True,
+    timeout=120,
+  )
 
 
 @pytest.fixture(scope='module')
 def outcomes():
-  result = run('-W', 'ignore', '-c', DRIVER, json.dumps({name: arguments for name, (arguments, _) in MISTAKES.items()}))
+  result = run(
+    '-W',
+    'ignore',
+    '-c',
+    DRIVER,
+    json.dumps({name: arguments for name, (arguments, _) in MISTAKES.items()}),
+  )
   assert result.stdout == ''
-  return {name: lines for name, *lines in (part.strip().split('\n') for part in result.stderr.split('== ')[1:])}
+  return {
+    name: lines
+    for name, *lines in (
+      part.strip().split('\n') for part in result.stderr.split('== ')[1:]
+    )
+  }
 
 
 @pytest.mark.parametrize('name', MISTAKES)

@@ -20,7 +20,9 @@ PRIOR = np.arange(4, dtype=np.float32), np.ones(4, np.float32)
 
 def save(folder, name, value=0.0, **kwargs):
   params = {key: x + np.float32(value) for key, x in PARAMS.items()}
-  bundle.save_component(folder, name, {'width': 3}, params, {'source': 'test'}, **kwargs)
+  bundle.save_component(
+    folder, name, {'width': 3}, params, {'source': 'test'}, **kwargs
+  )
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def run(tmp_path):
 
 def adopt(source, run, trained=('unet',), needed=('vae',), priors=True, resuming=False):
   model_references.adopt(
-      source, run, trained=trained, needed=needed, priors=priors, resuming=resuming
+    source, run, trained=trained, needed=needed, priors=priors, resuming=resuming
   )
 
 
@@ -86,7 +88,9 @@ def test_relative_folders_are_found_from_anywhere(source, run, tmp_path, monkeyp
 def test_a_component_that_was_replaced_is_refused(source, run):
   adopt(source, run)
   save(source, 'vae', 5)
-  with pytest.raises(WeightsError, match='takes its vae from .*, which has another one by'):
+  with pytest.raises(
+    WeightsError, match='takes its vae from .*, which has another one by'
+  ):
     bundle.load_component(run, 'vae')
   save(source, 'vae', 0)  # the same values again
   np.testing.assert_array_equal(kernel(run, 'vae'), PARAMS['kernel'])
@@ -95,14 +99,18 @@ def test_a_component_that_was_replaced_is_refused(source, run):
 def test_a_folder_that_is_gone_is_named(source, run, tmp_path):
   adopt(source, run)
   source.rename(tmp_path / 'elsewhere')
-  with pytest.raises(WeightsError, match='takes its vae from .*source, which has none now'):
+  with pytest.raises(
+    WeightsError, match='takes its vae from .*source, which has none now'
+  ):
     bundle.load_component(run, 'vae')
 
 
 def test_a_resumed_run_keeps_what_it_began_with(source, run):
   adopt(source, run)
   save(source, 'vae', 5)
-  with pytest.raises(WeightsError, match='this run began with another vae than .*source'):
+  with pytest.raises(
+    WeightsError, match='this run began with another vae than .*source'
+  ):
     adopt(source, run, resuming=True)
   adopt(source, run)  # nothing was trained yet: it may begin with another one
   np.testing.assert_array_equal(kernel(run, 'vae'), PARAMS['kernel'] + 5)
@@ -118,7 +126,7 @@ def test_a_run_that_begins_again_forgets_what_it_referred_to(source, run, tmp_pa
 
 
 def test_a_run_that_begins_again_takes_settings_and_priors_of_the_new_model_alone(
-    source, run, tmp_path
+  source, run, tmp_path
 ):
   adopt(source, run)
   other = tmp_path / 'other'
@@ -148,7 +156,9 @@ def test_what_a_run_does_not_compute_with_does_not_stop_it(source, run, tmp_path
   save(source, 'embedder', 5)  # no longer the one of `first`
   adopt(first, run, resuming=True)
   np.testing.assert_array_equal(kernel(run, 'vae'), PARAMS['kernel'])
-  with pytest.raises(WeightsError, match='takes its embedder from .*another one by now'):
+  with pytest.raises(
+    WeightsError, match='takes its embedder from .*another one by now'
+  ):
     adopt(first, run, needed=('vae', 'embedder'), resuming=True)
 
 
@@ -160,7 +170,9 @@ def test_a_damaged_prior_is_found_before_anything_is_written(source, run):
 
 
 def test_priors_of_unknown_embedders_do_not_replace_known_ones(source):
-  with pytest.raises(WeightsError, match='of another embedder .abc, not an unknown one'):
+  with pytest.raises(
+    WeightsError, match='of another embedder .abc, not an unknown one'
+  ):
     bundle.save_priors(source, {'happy': PRIOR})
   bundle.save_priors(source, {'happy': PRIOR}, 'abc')
 
@@ -168,8 +180,8 @@ def test_priors_of_unknown_embedders_do_not_replace_known_ones(source):
 def test_a_folder_that_cannot_be_written_is_told_in_a_sentence(tmp_path):
   (tmp_path / 'file').write_text('x')
   for write in (
-      lambda: bundle.save_priors(tmp_path / 'file', {'happy': PRIOR}),
-      lambda: bundle.save_settings(tmp_path / 'file', {'a': 1}),
+    lambda: bundle.save_priors(tmp_path / 'file', {'happy': PRIOR}),
+    lambda: bundle.save_settings(tmp_path / 'file', {'a': 1}),
   ):
     with pytest.raises(InputError, match='cannot write .*; check its permissions'):
       write()
@@ -243,7 +255,9 @@ def pack_command(monkeypatch, *args):
   command.run(pack.main, pack.USAGE)
 
 
-def test_a_packed_copy_needs_no_other_folder(source, run, tmp_path, monkeypatch, capsys):
+def test_a_packed_copy_needs_no_other_folder(
+  source, run, tmp_path, monkeypatch, capsys
+):
   adopt(source, run)
   save(run, 'unet', 9)
   packed = tmp_path / 'models/packed'

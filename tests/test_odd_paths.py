@@ -45,9 +45,7 @@ PARAMS = {'kernel': jnp.arange(64 * 128.0).reshape(64, 128), 'bias': jnp.arange(
 def place(request, tmp_path):
   """A folder of each name, next to one that its name matches as a pattern."""
   for decoy in ('try 1', 'aXbY'):
-    bundle.save_priors(
-      tmp_path / decoy / 'model', {'decoy': (np.zeros(4), np.ones(4))}
-    )
+    bundle.save_priors(tmp_path / decoy / 'model', {'decoy': (np.zeros(4), np.ones(4))})
   (folder := tmp_path / request.param).mkdir()
   return folder
 
@@ -207,7 +205,9 @@ def test_model_folders_of_older_versions(tmp_path, unmended, name):
 def test_lost_arrays_are_told(tmp_path, unmended):
   unmended(lambda: bundle.save_component(tmp_path / '[1]', 'vae', {}, PARAMS, {}))
   shutil.rmtree(tmp_path / '[1]/vae.0/state/ocdbt.process_0/d')
-  with pytest.raises(WeightsError, match='left incomplete by an older version .* copy the model'):
+  with pytest.raises(
+    WeightsError, match='left incomplete by an older version .* copy the model'
+  ):
     bundle.load_component(tmp_path / '[1]', 'vae')
 
 
@@ -216,7 +216,10 @@ def test_lost_arrays_are_told(tmp_path, unmended):
 def test_runs_resume_to_the_bit(tmp_path, whole, unmended, name, old):
   """Also those that older versions began."""
   run = tmp_path / name / 'run'
-  begin = lambda: train(Interrupted, toy_config(4), run, mesh=ONE)
+
+  def begin():
+    return train(Interrupted, toy_config(4), run, mesh=ONE)
+
   with pytest.raises(RuntimeError, match='broken off'):
     unmended(begin) if old else begin()
   assert (run / 'checkpoints/2/state' / orbax_paths.INDEX).exists() is not old

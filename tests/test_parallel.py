@@ -9,17 +9,35 @@ from dicetalk_jax import parallel
 from dicetalk_jax.errors import MeshError
 
 
-@pytest.mark.parametrize(('sizes', 'shape'), [
-    ({}, (1, 8, 1)), ({'data': 2}, (2, 4, 1)), ({'data': -1, 'fsdp': 1}, (8, 1, 1)),
-    ({'data': 2, 'fsdp': 4}, (2, 4, 1)), ({'sequence': 2}, (1, 4, 2))])
+@pytest.mark.parametrize(
+  ('sizes', 'shape'),
+  [
+    ({}, (1, 8, 1)),
+    ({'data': 2}, (2, 4, 1)),
+    ({'data': -1, 'fsdp': 1}, (8, 1, 1)),
+    ({'data': 2, 'fsdp': 4}, (2, 4, 1)),
+    ({'sequence': 2}, (1, 4, 2)),
+  ],
+)
 def test_make_mesh(sizes, shape):
-  assert dict(parallel.make_mesh(**sizes).shape) == dict(zip(('data', 'fsdp', 'sequence'), shape))
+  assert dict(parallel.make_mesh(**sizes).shape) == dict(
+    zip(('data', 'fsdp', 'sequence'), shape)
+  )
 
 
-@pytest.mark.parametrize('sizes', [{'data': 3}, {'data': 2, 'fsdp': 2}, {'data': -1}, {'data': 0}, {'data': 16},
-                                   {'data': 2, 'sequence': 3}])
+@pytest.mark.parametrize(
+  'sizes',
+  [
+    {'data': 3},
+    {'data': 2, 'fsdp': 2},
+    {'data': -1},
+    {'data': 0},
+    {'data': 16},
+    {'data': 2, 'sequence': 3},
+  ],
+)
 def test_mesh_that_does_not_fit_names_sizes(sizes):
-  with pytest.raises(MeshError, match=f"data={sizes['data']}"):
+  with pytest.raises(MeshError, match=f'data={sizes["data"]}'):
     parallel.make_mesh(**sizes)
 
 
@@ -29,7 +47,9 @@ def test_mesh_over_some_devices():
 
 
 def test_param_spec_takes_largest_dimension_that_divides(mesh):
-  assert parallel.param_spec('a.kernel', (3, 3, 64, 128), mesh) == P(None, None, None, 'fsdp')
+  assert parallel.param_spec('a.kernel', (3, 3, 64, 128), mesh) == P(
+    None, None, None, 'fsdp'
+  )
   assert parallel.param_spec('a.kernel', (64, 127), mesh) == P('fsdp', None)
   assert parallel.param_spec('a.kernel', (127, 63), mesh) == P()
   assert parallel.param_spec('a.bias', (64,), mesh) == P()
@@ -37,19 +57,30 @@ def test_param_spec_takes_largest_dimension_that_divides(mesh):
 
 def test_devices_that_share_pictures_share_parameters_too():
   mesh = parallel.make_mesh(fsdp=4, sequence=2)
-  assert parallel.param_spec('a.kernel', (64, 128), mesh) == P(None, ('fsdp', 'sequence'))
+  assert parallel.param_spec('a.kernel', (64, 128), mesh) == P(
+    None, ('fsdp', 'sequence')
+  )
   assert parallel.param_spec('a.kernel', (3, 3, 130, 68), mesh) == P()
 
 
 def test_rules_see_dotted_names_anywhere_in_a_state(mesh):
   rules = [(r'^unet\..*kernel$', ('fsdp', None))]
-  tree = {'opt': ({'unet.a.kernel': np.zeros((8, 8))}, np.zeros(())), 'ema': {'vae.a.kernel': np.zeros((8, 8))}}
+  tree = {
+    'opt': ({'unet.a.kernel': np.zeros((8, 8))}, np.zeros(())),
+    'ema': {'vae.a.kernel': np.zeros((8, 8))},
+  }
   specs = jax.tree.map(lambda s: s.spec, parallel.shardings(tree, mesh, rules))
-  assert specs == {'opt': ({'unet.a.kernel': P('fsdp', None)}, P()), 'ema': {'vae.a.kernel': P()}}
+  assert specs == {
+    'opt': ({'unet.a.kernel': P('fsdp', None)}, P()),
+    'ema': {'vae.a.kernel': P()},
+  }
 
 
 def test_put_params_keeps_values_and_splits(mesh):
-  params = {'a.kernel': np.arange(8192, dtype=np.float32).reshape(64, 128), 'a.bias': jax.numpy.ones(3)}
+  params = {
+    'a.kernel': np.arange(8192, dtype=np.float32).reshape(64, 128),
+    'a.bias': jax.numpy.ones(3),
+  }
   placed = parallel.put_params(params, mesh)
   assert placed['a.kernel'].addressable_shards[0].data.shape == (64, 32)
   jax.tree.map(np.testing.assert_array_equal, placed, params)
@@ -60,7 +91,9 @@ def test_put_batch_splits_rows_over_all_devices(mesh):
   placed = parallel.put_batch(batch, mesh)['x']
   assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
   np.testing.assert_array_equal(placed, batch['x'])
-  with pytest.raises(MeshError, match='batch_size=12 .* 8 devices; make it a multiple of 8'):
+  with pytest.raises(
+    MeshError, match='batch_size=12 .* 8 devices; make it a multiple of 8'
+  ):
     parallel.put_batch({'x': np.zeros((12, 3))}, mesh)
 
 
@@ -85,8 +118,12 @@ def test_pictures_are_split_between_devices_of_a_sequence():
 
 def _layout(processes, **shape):
   """A mesh as `batch_shard` sees it: devices that know their process."""
-  devices = np.array([types.SimpleNamespace(process_index=p) for p in processes], object)
-  return types.SimpleNamespace(devices=devices.reshape(tuple(shape.values())), shape=shape, axis_names=tuple(shape))
+  devices = np.array(
+    [types.SimpleNamespace(process_index=p) for p in processes], object
+  )
+  return types.SimpleNamespace(
+    devices=devices.reshape(tuple(shape.values())), shape=shape, axis_names=tuple(shape)
+  )
 
 
 def test_batch_shard_of_processes():
@@ -97,28 +134,59 @@ def test_batch_shard_of_processes():
   assert [parallel.batch_shard(mesh, p) for p in (0, 1)] == [(0, 1), (0, 1)]
 
 
-@pytest.mark.parametrize(('arguments', 'environment', 'sentence'), [
+@pytest.mark.parametrize(
+  ('arguments', 'environment', 'sentence'),
+  [
     (dict(multihost=True), {}, 'no TPU pod, Slurm, Kubernetes or MPI job was found'),
     (dict(coordinator='host:1234'), {}, 'multihost=False; set multihost=True'),
-    (dict(multihost=True, process=0), {}, 'JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES are not set'),
-    (dict(multihost=True), {'JAX_PROCESS_ID': '0'}, 'JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES are not set'),
-    (dict(multihost=True, coordinator='host', processes=2, process=0), {}, "HOST:PORT .* not 'host' and '0' of '2'"),
-    (dict(multihost=True, coordinator='host:1', processes=2, process=2), {}, "'2' of '2'"),
-    (dict(multihost=True, coordinator='host:1', processes=2), {'JAX_PROCESS_ID': 'x'}, "'x' of '2'"),
-])
-def test_a_start_that_cannot_work_is_refused(monkeypatch, arguments, environment, sentence):
+    (
+      dict(multihost=True, process=0),
+      {},
+      'JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES are not set',
+    ),
+    (
+      dict(multihost=True),
+      {'JAX_PROCESS_ID': '0'},
+      'JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES are not set',
+    ),
+    (
+      dict(multihost=True, coordinator='host', processes=2, process=0),
+      {},
+      "HOST:PORT .* not 'host' and '0' of '2'",
+    ),
+    (
+      dict(multihost=True, coordinator='host:1', processes=2, process=2),
+      {},
+      "'2' of '2'",
+    ),
+    (
+      dict(multihost=True, coordinator='host:1', processes=2),
+      {'JAX_PROCESS_ID': 'x'},
+      "'x' of '2'",
+    ),
+  ],
+)
+def test_a_start_that_cannot_work_is_refused(
+  monkeypatch, arguments, environment, sentence
+):
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
+
   def refuse():
     raise ValueError('coordinator_address should be defined.')
-  monkeypatch.setattr(jax.distributed, 'initialize', refuse)  # as without a cluster; devices are in use here
+
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', refuse
+  )  # as without a cluster; devices are in use here
   with pytest.raises(MeshError, match=sentence):
     parallel.start(**arguments)
 
 
 def test_start_by_hand_takes_arguments_before_the_environment(monkeypatch):
   calls = []
-  monkeypatch.setattr(jax.distributed, 'initialize', lambda *args, **kwargs: calls.append(args))
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda *args, **kwargs: calls.append(args)
+  )
   for name, value in zip(parallel.VARIABLES, ('host:1234', '4', '3')):
     monkeypatch.setenv(name, value)
   parallel.start()

@@ -1,4 +1,6 @@
-"""The pipeline on a tiny model: stages put together, buckets, meshes, decoding in chunks, interpolation."""
+"""The pipeline on a tiny model: stages put together, buckets, meshes, decoding in
+chunks, interpolation.
+"""
 
 import dataclasses
 
@@ -34,34 +36,58 @@ def pipe(folder):
 @pytest.fixture(scope='module')
 def video(pipe):
   calls = []
-  frames, fps = pipe.generate(tiny.portrait(), tiny.speech(), emotion='happy', face_box=tiny.FACE_BOX, seed=3,
-                              interpolate=False, progress=lambda *call: calls.append(call))
+  frames, fps = pipe.generate(
+    tiny.portrait(),
+    tiny.speech(),
+    emotion='happy',
+    face_box=tiny.FACE_BOX,
+    seed=3,
+    interpolate=False,
+    progress=lambda *call: calls.append(call),
+  )
   return frames, fps, calls
 
 
 def programs(pipe):
   """How many programs the sampler and the decoder have been compiled to."""
-  return [program._cache_size() for program in (pipe._sample.func, pipe._decode.args[0])]
+  return [
+    program._cache_size() for program in (pipe._sample.func, pipe._decode.args[0])
+  ]
 
 
 def test_generates(video):
   frames, fps, calls = video
-  assert frames.shape == (10, 20, 16, 3) and frames.dtype == np.uint8 and fps == 12.5     # 0.8 s; 80x64 pixels
+  assert (
+    frames.shape == (10, 20, 16, 3) and frames.dtype == np.uint8 and fps == 12.5
+  )  # 0.8 s; 80x64 pixels
   assert frames.std() > 1
-  assert [c for c in calls if c[0] == 'sampling'] == [('sampling', i, 2) for i in range(3)]
-  assert calls[-1] == ('decoding', 4, 4)                   # 10 frames need 12, in chunks of 3
+  assert [c for c in calls if c[0] == 'sampling'] == [
+    ('sampling', i, 2) for i in range(3)
+  ]
+  assert calls[-1] == ('decoding', 4, 4)  # 10 frames need 12, in chunks of 3
 
 
 def test_seed_emotion_and_speech_matter(pipe, video):
-  """The same seed gives the same video, with or without progress; each condition changes it."""
+  """The same seed gives the same video, with or without progress; each condition
+  changes it.
+  """
+
   def again(wave=None, emotion='happy', seed=3, box=tiny.FACE_BOX):
     wave = tiny.speech() if wave is None else wave
-    return pipe.generate(tiny.portrait(), wave, emotion=emotion, face_box=box, seed=seed, interpolate=False)[0]
+    return pipe.generate(
+      tiny.portrait(), wave, emotion=emotion, face_box=box, seed=seed, interpolate=False
+    )[0]
+
   np.testing.assert_allclose(again().astype(int), video[0].astype(int), atol=1)
-  for other in (again(seed=4), again(emotion='sad'), again(wave=tiny.speech()[::-1]), again(box=(0., 0., 9., 9.))):
+  for other in (
+    again(seed=4),
+    again(emotion='sad'),
+    again(wave=tiny.speech()[::-1]),
+    again(box=(0.0, 0.0, 9.0, 9.0)),
+  ):
     assert (other != video[0]).mean() > 0.01
   assert len(again(wave=tiny.speech(1.2))) == 15
-  assert programs(pipe) == [1, 1]                          # for all of this, and the video with progress
+  assert programs(pipe) == [1, 1]  # for all of this, and the video with progress
 
 
 def test_lengths_of_a_bucket_share_programs(pipe):
@@ -69,61 +95,108 @@ def test_lengths_of_a_bucket_share_programs(pipe):
   assert [pipe._bucket(n) for n in (1, 4, 5, 8, 9, 17)] == [4, 4, 8, 8, 16, 32]
   shapes = set()
   for seconds in (0.75, 0.8, 1.2):
-    conditions, length = pipe.conditions(tiny.portrait(), tiny.speech(seconds), pipe.prior('sad'), tiny.FACE_BOX)
+    conditions, length = pipe.conditions(
+      tiny.portrait(), tiny.speech(seconds), pipe.prior('sad'), tiny.FACE_BOX
+    )
     assert length == int(seconds * 12.5)
     shapes.add(str(jax.tree.map(jnp.shape, conditions)))
   assert len(shapes) == 1
 
 
 def test_conditions_follow_the_settings(pipe, folder):
-  conditions, _ = pipe.conditions(tiny.portrait(), tiny.speech(), pipe.prior('sad'), tiny.FACE_BOX)
+  conditions, _ = pipe.conditions(
+    tiny.portrait(), tiny.speech(), pipe.prior('sad'), tiny.FACE_BOX
+  )
   assert conditions.added_time_ids.tolist() == [[12.5, 8, 16]]
   assert conditions.reference_latents.shape == (1, 10, 8, 4)
   assert [m.shape for m in conditions.masks] == [(1, 80)]
-  assert pipe.settings.sampler.scaling_factor == 0.5 and pipe.settings.sampler.num_steps == 2
+  assert (
+    pipe.settings.sampler.scaling_factor == 0.5 and pipe.settings.sampler.num_steps == 2
+  )
   changed = Settings.of(folder, num_steps=7)
-  assert changed.sampler == dataclasses.replace(pipe.settings.sampler, num_steps=7, scaling_factor=0.18215)
+  assert changed.sampler == dataclasses.replace(
+    pipe.settings.sampler, num_steps=7, scaling_factor=0.18215
+  )
   assert Settings.of(folder / 'nowhere') == Settings()
 
 
 def test_decodes_in_chunks_with_padding_frames(pipe, folder):
-  """Chunks of 3 from frame 0, each by itself; the last one may be cut by the end of the latents."""
+  """Chunks of 3 from frame 0, each by itself; the last one may be cut by the end of
+  the latents.
+  """
   graphdef, _ = core.abstract(registry.builder('vae', tiny.CONFIGS['vae']))
   params = bundle.load_component(folder, 'vae')[1]
-  decode = jax.jit(lambda params, z: core.merge(graphdef, params).decode(z[None] / 0.5)[0])
+  decode = jax.jit(
+    lambda params, z: core.merge(graphdef, params).decode(z[None] / 0.5)[0]
+  )
   z = np.float32(np.random.default_rng(0).normal(size=(7, 10, 8, 4)))
   for length, frames in ((3, 7), (7, 7), (4, 6)):
-    expected = np.concatenate([decode(params, z[i:min(i + 3, frames)]) for i in range(0, frames, 3)])[:length]
+    expected = np.concatenate(
+      [decode(params, z[i : min(i + 3, frames)]) for i in range(0, frames, 3)]
+    )[:length]
     expected = 255 * np.clip(expected * 0.5 + 0.5, 0, 1)
     ours = pipe.decode(z[:frames], length)
     assert ours.shape == (length, 20, 16, 3)
-    assert np.abs(ours - np.floor(expected)).max() <= 1 and (ours == np.floor(expected)).mean() > 0.99
+    assert (
+      np.abs(ours - np.floor(expected)).max() <= 1
+      and (ours == np.floor(expected)).mean() > 0.99
+    )
 
 
 def test_interpolates(pipe, folder, video):
-  """Between every two frames, those of neighbouring chunks too, one more; half the pictures are those without."""
-  frames, fps = pipe.generate(tiny.portrait(), tiny.speech(), emotion='happy', face_box=tiny.FACE_BOX, seed=3)
+  """Between every two frames, those of neighbouring chunks too, one more; half the
+  pictures are those without.
+  """
+  frames, fps = pipe.generate(
+    tiny.portrait(), tiny.speech(), emotion='happy', face_box=tiny.FACE_BOX, seed=3
+  )
   assert frames.shape == (19, 20, 16, 3) and frames.dtype == np.uint8 and fps == 25
   np.testing.assert_array_equal(frames[::2], video[0])
   graphdef, _ = core.abstract(registry.builder('flownet', tiny.CONFIGS['flownet']))
   params = bundle.load_component(folder, 'flownet')[1]
-  expected = jax.jit(lambda params, x: rife.double(core.merge(graphdef, params), x))(params, video[0] / np.float32(255))
-  assert np.abs(frames - 255 * expected).max() < 3             # those were computed from whole levels
-  assert pipe.decode(np.zeros((4, 10, 8, 4), np.float32), 1, interpolate=True).shape == (1, 20, 16, 3)
+  expected = jax.jit(lambda params, x: rife.double(core.merge(graphdef, params), x))(
+    params, video[0] / np.float32(255)
+  )
+  assert (
+    np.abs(frames - 255 * expected).max() < 3
+  )  # those were computed from whole levels
+  assert pipe.decode(
+    np.zeros((4, 10, 8, 4), np.float32), 1, interpolate=True
+  ).shape == (1, 20, 16, 3)
 
 
 def test_the_published_order_of_work_agrees(pipe, folder):
-  """What the default leaves out changes nothing but the last bits. All 14 frames are decoded."""
+  """What the default leaves out changes nothing but the last bits.
+
+  All 14 frames are decoded.
+  """
   plain, calls = Pipeline.load(folder, strict_order=True), []
   given = tiny.portrait(), tiny.speech(), pipe.prior('happy'), tiny.FACE_BOX
   (ours, length), (published, _) = pipe.conditions(*given), plain.conditions(*given)
-  assert published.spatial.shape == (1, 14, 10, 8, 8) and ours.spatial.shape == (1, 10, 8, 8)
-  noise = np.float32(np.random.default_rng(0).normal(size=(1, 20, 10, 8, 4)))       # a bucket of 16 frames
-  latents = [np.asarray(p.denoise(noise, c, [length]))[:, :14] for p, c in ((pipe, ours), (plain, published))]
-  rounding = np.spacing(700 * np.abs(noise).max())             # of the latents at the first noise level
+  assert published.spatial.shape == (1, 14, 10, 8, 8) and ours.spatial.shape == (
+    1,
+    10,
+    8,
+    8,
+  )
+  noise = np.float32(
+    np.random.default_rng(0).normal(size=(1, 20, 10, 8, 4))
+  )  # a bucket of 16 frames
+  latents = [
+    np.asarray(p.denoise(noise, c, [length]))[:, :14]
+    for p, c in ((pipe, ours), (plain, published))
+  ]
+  rounding = np.spacing(
+    700 * np.abs(noise).max()
+  )  # of the latents at the first noise level
   np.testing.assert_allclose(*latents, atol=rounding)
-  decode = lambda p, *watch: p.decode(latents[0][0], length, *watch, rounded=False)
-  np.testing.assert_array_equal(decode(plain, lambda *call: calls.append(call)), decode(pipe))
+
+  def decode(p, *watch):
+    return p.decode(latents[0][0], length, *watch, rounded=False)
+
+  np.testing.assert_array_equal(
+    decode(plain, lambda *call: calls.append(call)), decode(pipe)
+  )
   assert calls[-1] == ('decoding', 5, 5)
   with pytest.raises(ConfigError, match='one device'):
     Pipeline.load(folder, parallel.make_mesh(data=-1, fsdp=1), strict_order=True)
@@ -135,18 +208,28 @@ def test_reconstructs(pipe):
 
 
 def test_half_precision_over_a_mesh(folder, video):
-  """Windows and chunks over eight devices, in bfloat16 but for the latents: rounding, not another picture."""
+  """Windows and chunks over eight devices, in bfloat16 but for the latents:
+  rounding, not another picture.
+  """
   pipe = Pipeline.load(folder, parallel.make_mesh(data=-1, fsdp=1), jnp.bfloat16)
   assert pipe.networks['unet'].params['conv_in.kernel'].dtype == jnp.bfloat16
   assert pipe.networks['whisper'].params['encoder.conv1.kernel'].dtype == jnp.float32
   assert pipe.networks['flownet'].params['block0.conv0.0.0.kernel'].dtype == jnp.float32
-  frames, _ = pipe.generate(tiny.portrait(), tiny.speech(), emotion='happy', face_box=tiny.FACE_BOX, seed=3,
-                            progress=lambda *_: None)
+  frames, _ = pipe.generate(
+    tiny.portrait(),
+    tiny.speech(),
+    emotion='happy',
+    face_box=tiny.FACE_BOX,
+    seed=3,
+    progress=lambda *_: None,
+  )
   assert programs(pipe) == [1, 1] and len(frames) == 19
   squared = np.square(frames[::2].astype(float) - video[0]).mean(axis=(1, 2, 3))
-  psnr = 10 * np.log10(255 ** 2 / squared)
-  assert psnr.min() > 36                      # dB; measured 37.9, and 39.5 over all frames
-  conditions, length = pipe.conditions(tiny.portrait(), tiny.speech(), pipe.prior('happy'), tiny.FACE_BOX)
+  psnr = 10 * np.log10(255**2 / squared)
+  assert psnr.min() > 36  # dB; measured 37.9, and 39.5 over all frames
+  conditions, length = pipe.conditions(
+    tiny.portrait(), tiny.speech(), pipe.prior('happy'), tiny.FACE_BOX
+  )
   assert pipe.sample(conditions, [length], jax.random.key(3)[None]).dtype == jnp.float32
 
 
@@ -158,13 +241,18 @@ def test_refusals(pipe, folder, tmp_path):
   with pytest.raises(WeightsError, match='prior has 9 numbers, the model wants 6'):
     pipe.conditions(tiny.portrait(), tiny.speech(), np.zeros(9), tiny.FACE_BOX)
   with pytest.raises(InputError, match='less than one frame'):
-    pipe.conditions(tiny.portrait(), tiny.speech(0.05), pipe.prior('sad'), tiny.FACE_BOX)
+    pipe.conditions(
+      tiny.portrait(), tiny.speech(0.05), pipe.prior('sad'), tiny.FACE_BOX
+    )
   with pytest.raises(InputError, match='no face'):
     pipe.conditions(tiny.portrait(), tiny.speech(), pipe.prior('sad'))
   with pytest.raises(WeightsError, match='no model folder'):
     Pipeline.load(tmp_path)
-  less = Pipeline(tiny.model_without(folder, tmp_path, 'flownet'),
-                  {name: network for name, network in pipe.networks.items() if name != 'flownet'}, pipe.settings)
+  less = Pipeline(
+    tiny.model_without(folder, tmp_path, 'flownet'),
+    {name: network for name, network in pipe.networks.items() if name != 'flownet'},
+    pipe.settings,
+  )
   with pytest.raises(WeightsError, match='has no flownet'):
     less.generate(tiny.portrait(), tiny.speech(), emotion='happy', interpolate=True)
 

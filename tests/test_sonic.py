@@ -1,4 +1,6 @@
-"""Sonic through the pipeline: no emotion, no padding, time ids of every window from speech and portrait."""
+"""Sonic through the pipeline: no emotion, no padding, time ids of every window from
+speech and portrait.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +45,14 @@ def test_generates(pipe):
   def video(wave=None, seed=3):
     wave = tiny.speech() if wave is None else wave
     return pipe.generate(tiny.portrait(), wave, face_box=tiny.FACE_BOX, seed=seed)
+
   frames, fps = video()
-  assert frames.shape == (10, 20, 16, 3) and frames.dtype == np.uint8 and fps == 12.5 and frames.std() > 1
+  assert (
+    frames.shape == (10, 20, 16, 3)
+    and frames.dtype == np.uint8
+    and fps == 12.5
+    and frames.std() > 1
+  )
   np.testing.assert_array_equal(video()[0], frames)
   for other in (video(seed=4), video(tiny.speech()[::-1])):
     assert (other[0] != frames).mean() > 0.01
@@ -53,36 +61,54 @@ def test_generates(pipe):
 
 def test_conditions(clip):
   conditions, length = clip
-  assert length == 10 and conditions.audio_tokens.shape[1] == conditions.added_time_ids.shape[1] == 16
-  assert conditions.emotion_tokens is conditions.null_emotion is conditions.spatial is None
+  assert (
+    length == 10
+    and conditions.audio_tokens.shape[1] == conditions.added_time_ids.shape[1] == 16
+  )
+  assert (
+    conditions.emotion_tokens is conditions.null_emotion is conditions.spatial is None
+  )
   assert [m.shape for m in conditions.masks] == [(1, 80)]
 
 
 def test_time_ids(pipe, folder, clip):
-  """For each frame: 50 positions of Whisper's last state, 24 of them before its own, and the CLIP embedding."""
+  """For each frame: 50 positions of Whisper's last state, 24 of them before its own,
+  and the CLIP embedding.
+  """
   wave = tiny.speech()
-  states = np.asarray(model(folder, 'whisper')(audio.log_mel(wave)))[0, :2 * audio.audio_len(len(wave)), -1]
+  states = np.asarray(model(folder, 'whisper')(audio.log_mel(wave)))[
+    0, : 2 * audio.audio_len(len(wave)), -1
+  ]
   padded = np.concatenate([np.zeros((24, 8)), states, np.zeros((26, 8))])
   predict, image = model(folder, 'audio2bucket'), np.asarray(clip[0].image_token)[:, 0]
-  for i, ids in enumerate(np.asarray(clip[0].added_time_ids)[0, :clip[1]]):
-    motion = predict(jnp.float32(padded[None, None, 4 * i:4 * i + 50]), image)[0, 0]
+  for i, ids in enumerate(np.asarray(clip[0].added_time_ids)[0, : clip[1]]):
+    motion = predict(jnp.float32(padded[None, None, 4 * i : 4 * i + 50]), image)[0, 0]
     np.testing.assert_allclose(ids, [12.5, *(16 * motion + 16)], rtol=1e-5)
 
 
 def test_nothing_is_sampled_behind_the_clip(pipe, clip):
   conditions, length = clip
   latents = pipe.sample(conditions, [length], jax.random.key(0)[None])
-  assert latents.shape == (1, 16, 10, 8, 4) and np.any(latents[0, 9]) and not np.any(latents[0, 10:])
+  assert (
+    latents.shape == (1, 16, 10, 8, 4)
+    and np.any(latents[0, 9])
+    and not np.any(latents[0, 10:])
+  )
   assert pipe.decode(latents[0], length).shape == (10, 20, 16, 3)
 
 
 def test_the_portrait_is_encoded_in_the_compute_type(pipe, tmp_path_factory, folder):
   """In float32 by DICE-Talk, whose tiny autoencoder is the same."""
   pixels = np.float32(tiny.portrait()[None] / 127.5 - 1)
-  encode = lambda folder: np.asarray(Pipeline.load(folder, dtype=jnp.bfloat16)._encode(pixels))
+
+  def encode(folder):
+    return np.asarray(Pipeline.load(folder, dtype=jnp.bfloat16)._encode(pixels))
+
   exact = np.asarray(pipe._encode(pixels))
   np.testing.assert_array_equal(encode(tiny.shared_model(tmp_path_factory)), exact)
-  assert 1e-3 < np.sqrt(np.square(encode(folder) - exact).mean()) / exact.std() < 0.05     # measured 0.017
+  assert (
+    1e-3 < np.sqrt(np.square(encode(folder) - exact).mean()) / exact.std() < 0.05
+  )  # measured 0.017
 
 
 def test_refusals(pipe, folder, tmp_path):
@@ -93,5 +119,7 @@ def test_refusals(pipe, folder, tmp_path):
   with pytest.raises(WeightsError, match='has no audio2bucket'):
     Pipeline.load(tiny.model_without(folder, tmp_path, 'audio2bucket'))
   bundle.save_settings(tmp_path, {'kind': 'opera'})
-  with pytest.raises(ConfigError, match="kind 'opera', but only dicetalk, sonic are known"):
+  with pytest.raises(
+    ConfigError, match="kind 'opera', but only dicetalk, sonic are known"
+  ):
     Settings.of(tmp_path)

@@ -1,4 +1,6 @@
-"""Model folders of DICE-Talk and Sonic, as small as they go (compiling takes the time), and inputs for them."""
+"""Model folders of DICE-Talk and Sonic, as small as they go (compiling takes the
+time), and inputs for them.
+"""
 
 import contextlib
 import json
@@ -14,40 +16,85 @@ EMOTIONS = ('happy', 'sad')
 FACE_BOX = (12.0, 10.0, 40.0, 44.0)
 
 CONFIGS = {
-    'unet': dict(
-        block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, num_attention_heads=(2,),
-        cross_attention_dim=8, addition_time_embed_dim=4, projection_class_embeddings_input_dim=12,
-        down_block_types=('DownBlockSpatioTemporal',), up_block_types=('UpBlockSpatioTemporal',)),
-    'vae': dict(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=0.5),
-    'image_encoder': dict(hidden_size=16, intermediate_size=16, projection_dim=8, num_hidden_layers=1,
-                          num_attention_heads=2, image_size=28, patch_size=14),
-    'whisper': dict(d_model=8, encoder_layers=1, encoder_attention_heads=1, encoder_ffn_dim=8),
-    'audio_linear': dict(blocks=2, channels=8, intermediate_dim=8, output_dim=8, context_tokens=2),
-    'pose_guider': dict(conditioning_embedding_channels=8, block_out_channels=(4, 4)),
-    'emo_model': dict(prior_dim=6, dim=8, intermediate_dim=8, tokens=2, codebook_size=4, num_heads=2,
-                      classifier_in=8, classifier_hidden=(8, 8), num_classes=3),
-    'flownet': dict(c=4),
+  'unet': dict(
+    block_out_channels=(8,),
+    norm_num_groups=4,
+    layers_per_block=1,
+    num_attention_heads=(2,),
+    cross_attention_dim=8,
+    addition_time_embed_dim=4,
+    projection_class_embeddings_input_dim=12,
+    down_block_types=('DownBlockSpatioTemporal',),
+    up_block_types=('UpBlockSpatioTemporal',),
+  ),
+  'vae': dict(
+    block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=0.5
+  ),
+  'image_encoder': dict(
+    hidden_size=16,
+    intermediate_size=16,
+    projection_dim=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    image_size=28,
+    patch_size=14,
+  ),
+  'whisper': dict(
+    d_model=8, encoder_layers=1, encoder_attention_heads=1, encoder_ffn_dim=8
+  ),
+  'audio_linear': dict(
+    blocks=2, channels=8, intermediate_dim=8, output_dim=8, context_tokens=2
+  ),
+  'pose_guider': dict(conditioning_embedding_channels=8, block_out_channels=(4, 4)),
+  'emo_model': dict(
+    prior_dim=6,
+    dim=8,
+    intermediate_dim=8,
+    tokens=2,
+    codebook_size=4,
+    num_heads=2,
+    classifier_in=8,
+    classifier_hidden=(8, 8),
+    num_classes=3,
+  ),
+  'flownet': dict(c=4),
 }
 SONIC_CONFIGS = {
-    **{name: CONFIGS[name] for name in ('vae', 'image_encoder', 'whisper', 'audio_linear')},
-    'unet': CONFIGS['unet'] | dict(adapters=1),
-    'audio2bucket': dict(channels=8, clip_dim=8, intermediate_dim=8),
+  **{
+    name: CONFIGS[name] for name in ('vae', 'image_encoder', 'whisper', 'audio_linear')
+  },
+  'unet': CONFIGS['unet'] | dict(adapters=1),
+  'audio2bucket': dict(channels=8, clip_dim=8, intermediate_dim=8),
 }
-SETTINGS = dict(image_size=16, multiple=2, decode_chunk=3,
-                sampler=dict(num_steps=2, frames=4, shift=1, g_image=1.5, g_condition=2.0))
+SETTINGS = dict(
+  image_size=16,
+  multiple=2,
+  decode_chunk=3,
+  sampler=dict(num_steps=2, frames=4, shift=1, g_image=1.5, g_condition=2.0),
+)
 
 
-SONIC_SETTINGS = SETTINGS | dict(kind='sonic', upcast_vae=False, sampler=SETTINGS['sampler'] | dict(padding=False))
+SONIC_SETTINGS = SETTINGS | dict(
+  kind='sonic', upcast_vae=False, sampler=SETTINGS['sampler'] | dict(padding=False)
+)
 
 
 def save_model(folder, configs=CONFIGS, settings=SETTINGS, emotions=EMOTIONS) -> None:
   """Writes the folder."""
   for name, config in configs.items():
     params = core.numpy_params(core.abstract(registry.builder(name, config))[1])
-    bundle.save_component(folder, name, registry.config_of(name, config).to_json(), params, {'source': 'test'})
+    bundle.save_component(
+      folder,
+      name,
+      registry.config_of(name, config).to_json(),
+      params,
+      {'source': 'test'},
+    )
   bundle.save_settings(folder, settings)
   rng = np.random.default_rng(0)
-  bundle.save_priors(folder, {name: (rng.normal(size=6), np.ones(6)) for name in emotions})
+  bundle.save_priors(
+    folder, {name: (rng.normal(size=6), np.ones(6)) for name in emotions}
+  )
 
 
 def shared_model(tmp_path_factory):
@@ -67,7 +114,9 @@ def shared_sonic(tmp_path_factory):
 
 
 def model_without(folder, place, component: str):
-  """A model folder in `place` that shares all files of `folder` but lacks one component."""
+  """A model folder in `place` that shares all files of `folder` but lacks one
+  component.
+  """
   for path in folder.iterdir():
     if path.name != bundle.INDEX:
       (place / path.name).symlink_to(path)

@@ -75,7 +75,9 @@ def _timed(
   context.save(program.facts())
   check_finite(program.call(params, *args), 'the output')
 
-  call = lambda: jax.block_until_ready(program.call(params, *args))
+  def call():
+    return jax.block_until_ready(program.call(params, *args))
+
   repeats = 5 if context.reduced else 20
   times = floors.against(tflop, laps(call, repeats), floors.here(context.out))
   return (

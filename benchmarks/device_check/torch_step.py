@@ -36,7 +36,10 @@ def run(context: Context) -> dict[str, Any]:
   step = make_step(sizes, fill_for(context))
   tflop = arithmetic.tflop(step.call, step.params, *step.inputs)
   program = compiled(step.call, step.params, *step.inputs)
-  ours = lambda: program.call(step.params, *step.inputs).block_until_ready()
+
+  def ours():
+    return program.call(step.params, *step.inputs).block_until_ready()
+
   expected = np.asarray(ours(), np.float32)
   facts = {
     'compared': COMPARED,

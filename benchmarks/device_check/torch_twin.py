@@ -61,7 +61,10 @@ def attend(
 ) -> torch.Tensor:
   """q `[n,T,C]`, k and v `[groups,S,C]` where `groups` divides n; returns `[n,T,C]`."""
   groups, _, channels = k.shape
-  split = lambda x: x.reshape(groups, -1, heads, channels // heads).transpose(1, 2)
+
+  def split(x):
+    return x.reshape(groups, -1, heads, channels // heads).transpose(1, 2)
+
   return sdpa(split(q), split(k), split(v)).transpose(1, 2).reshape(q.shape)
 
 

@@ -86,7 +86,10 @@ def values(
 ) -> tuple[Any, ...]:
   """Arrays of these shapes, made on the device: random weights, and a random batch."""
   params = fill(state.params)
-  zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+
+  def zeros(tree):
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+
   full = TrainState(
     step=zeros(state.step),
     params=params,

@@ -1,7 +1,8 @@
 """TFDS builders of the real corpora: one builder, a walker for each corpus.
 
-Clips are prepared first, by many processes, into a cache of finished clips; then their records are written. With a Beam
-runner each of the two is a pipeline, of the same functions.
+Clips are prepared first, by many processes, into a cache of finished clips; then their
+records are written. With a Beam runner each of the two is a pipeline, of the same
+functions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from dicetalk_jax.errors import ConfigError, DataError, InputError
 @dataclasses.dataclass(eq=False, repr=False)
 class BuilderConfig(tfds.core.BuilderConfig):
   """Carries the settings; a data set's folder is named after them and the clips."""
+
   settings: CorpusConfig | None = None
 
   def __repr__(self) -> str:
@@ -40,7 +42,9 @@ class BuilderConfig(tfds.core.BuilderConfig):
 
 
 class _Writer(ExampleWriter):
-  """ArrayRecord's writer knows disks only: shards for other places are written on one and copied."""
+  """ArrayRecord's writer knows disks only: shards for other places are written on
+  one and copied.
+  """
 
   def write(self, path, examples):
     if '://' not in os.fspath(path):
@@ -53,13 +57,18 @@ class _Writer(ExampleWriter):
 
 
 class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Records `talking_clip` of a real corpus. `worker`, `clips` and `counts` are set before it is prepared."""
+  """Records `talking_clip` of a real corpus.
+
+  `worker`, `clips` and `counts` are set before it is prepared.
+  """
 
   VERSION = tfds.core.Version('1.0.0')
   worker: Worker
-  clips: Mapping[str, list[ClipFile]]     # by split
-  counts: Mapping[str, int]               # of records by split, for the bar
-  manifests: Mapping[str, str] | None = None  # by split, where a Beam pipeline writes the records
+  clips: Mapping[str, list[ClipFile]]  # by split
+  counts: Mapping[str, int]  # of records by split, for the bar
+  manifests: Mapping[str, str] | None = (
+    None  # by split, where a Beam pipeline writes the records
+  )
 
   @property
   def settings(self) -> CorpusConfig:
@@ -67,8 +76,10 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
-        builder=self, features=self.settings.spec.features(),
-        metadata=tfds.core.MetadataDict(settings=dataclasses.asdict(self.settings)))
+      builder=self,
+      features=self.settings.spec.features(),
+      metadata=tfds.core.MetadataDict(settings=dataclasses.asdict(self.settings)),
+    )
 
   def _example_writer(self) -> ExampleWriter:
     return _Writer(self.info.file_format)
@@ -78,11 +89,18 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return {split: self._generate_examples(split) for split in self.clips}
 
   def _generate_examples(self, split: str) -> Any:
-    """(key, record) of all clips of a split: a generator, or a Beam transform that makes them."""
+    """(key, record) of all clips of a split: a generator, or a Beam transform that
+    makes them.
+    """
     if not self.manifests:
-      records = (example for clip in self.clips[split] for example in self.worker.examples(clip))
-      return tqdm.tqdm(records, f'records of {split}', self.counts[split], unit='clip', mininterval=1)
+      records = (
+        example for clip in self.clips[split] for example in self.worker.examples(clip)
+      )
+      return tqdm.tqdm(
+        records, f'records of {split}', self.counts[split], unit='clip', mininterval=1
+      )
     import apache_beam as beam
+
     return _clips(self.manifests[split]) | beam.FlatMap(self.worker.examples)
 
 
@@ -106,8 +124,13 @@ BUILDERS = {'mead': Mead, 'hdtf': Hdtf, 'voxceleb2': Voxceleb2, 'folder': Folder
 
 
 def _manifest(cache: ClipCache, name: str, clips: Sequence[ClipFile]) -> str:
-  """Writes one JSON line per clip, since a pipeline has no room for a million clips; returns the path."""
-  return cache.write_text(f'{name}.jsonl', ''.join(f'{json.dumps(dataclasses.asdict(clip))}\n' for clip in clips))
+  """Writes one JSON line per clip, since a pipeline has no room for a million clips;
+  returns the path.
+  """
+  return cache.write_text(
+    f'{name}.jsonl',
+    ''.join(f'{json.dumps(dataclasses.asdict(clip))}\n' for clip in clips),
+  )
 
 
 def _read_clip(line: str) -> ClipFile:
@@ -118,29 +141,40 @@ def _read_clip(line: str) -> ClipFile:
 def _clips(manifest: str) -> Any:
   """A Beam transform: the clips of a manifest."""
   import apache_beam as beam
+
   return (
-      beam.io.ReadFromText(manifest)
-      | beam.Map(_read_clip)
-      | beam.Reshuffle())  # one clip may go to one worker, whatever the size of the list
+    beam.io.ReadFromText(manifest) | beam.Map(_read_clip) | beam.Reshuffle()
+  )  # one clip may go to one worker, whatever the size of the list
 
 
-def prepare_corpus(plan: Plan, data_dir: str | os.PathLike, *, workers: int | None = None, beam_runner: str = '',
-                   beam_options: str = '', keep_work: bool = False) -> tuple[epath.Path, Report]:
-  """Prepares a corpus as ArrayRecord files, or finds it where it has been prepared before.
+def prepare_corpus(
+  plan: Plan,
+  data_dir: str | os.PathLike,
+  *,
+  workers: int | None = None,
+  beam_runner: str = '',
+  beam_options: str = '',
+  keep_work: bool = False,
+) -> tuple[epath.Path, Report]:
+  """Prepares a corpus as ArrayRecord files, or finds it where it has been prepared
+  before.
 
-  A killed run resumes: clips that are done lie in `<data_dir>/<corpus>/work` until the data set is whole.
+  A killed run resumes: clips that are done lie in `<data_dir>/<corpus>/work` until the
+  data set is whole.
 
   Args:
     plan: which clips, and how.
     data_dir: root of all data sets. For Beam, a place that all workers reach.
-    workers: processes, all cores by default; they start anew, so a script must call this under
-      `if __name__ == '__main__'`. 1 works in the process that calls. The records do not depend on it.
+    workers: processes, all cores by default; they start anew, so a script must call
+      this under `if __name__ == '__main__'`. 1 works in the process that calls. The
+      records do not depend on it.
     beam_runner: such as 'DirectRunner'; '' works without Beam.
     beam_options: flags of the Beam pipeline in one string.
     keep_work: leaves the finished clips for another preparation with the same settings.
 
   Returns:
-    The folder of the data set, for `ClipSource`, with `report.json` and `skipped.csv`; and the report.
+    The folder of the data set, for `ClipSource`, with `report.json` and `skipped.csv`;
+    and the report.
 
   Raises:
     InputError: `data_dir` cannot be written, or a disk is full.
@@ -150,34 +184,65 @@ def prepare_corpus(plan: Plan, data_dir: str | os.PathLike, *, workers: int | No
   data_dir = write.make_root(data_dir)
   corpus = plan.config.corpus
   builder = BUILDERS[corpus](
-      data_dir=data_dir, config=BuilderConfig(name=plan.name, settings=plan.config), file_format='array_record')
+    data_dir=data_dir,
+    config=BuilderConfig(name=plan.name, settings=plan.config),
+    file_format='array_record',
+  )
   folder = epath.Path(builder.data_dir)
   if (folder / 'dataset_info.json').exists() and (folder / 'report.json').exists():
     report = Report.load(folder)
-    return folder, dataclasses.replace(report, notes=(
-        *report.notes, 'this data set was prepared before; files that changed and kept their sizes are not noticed: '
-                       f'to prepare it anew, delete {folder}'))
-  with _room(data_dir), write.alone(f'{data_dir}/{corpus}', f'{plan.name}/incomplete.*_{builder.version}'):
-    return folder, _prepare(builder, plan, data_dir, workers, beam_runner, beam_options, keep_work)
+    return folder, dataclasses.replace(
+      report,
+      notes=(
+        *report.notes,
+        'this data set was prepared before; files that changed and kept their sizes '
+        f'are not noticed: to prepare it anew, delete {folder}',
+      ),
+    )
+  with (
+    _room(data_dir),
+    write.alone(f'{data_dir}/{corpus}', f'{plan.name}/incomplete.*_{builder.version}'),
+  ):
+    return folder, _prepare(
+      builder, plan, data_dir, workers, beam_runner, beam_options, keep_work
+    )
 
 
-def _prepare(builder: Corpus, plan: Plan, data_dir: str, workers: int | None, beam_runner: str, beam_options: str,
-             keep_work: bool) -> Report:
+def _prepare(
+  builder: Corpus,
+  plan: Plan,
+  data_dir: str,
+  workers: int | None,
+  beam_runner: str,
+  beam_options: str,
+  keep_work: bool,
+) -> Report:
   corpus, folder = plan.config.corpus, epath.Path(builder.data_dir)
   cache = ClipCache(f'{data_dir}/{corpus}/work/{plan.work_name}')
   worker = builder.worker = Worker(plan.config, plan.tree, plan.expressions, cache)
   config = _beam_config(beam_runner, beam_options) if beam_runner else {}
-  run = functools.partial(_run_in_beam, **config) if config else functools.partial(corpus_work.run, processes=workers)
+  run = (
+    functools.partial(_run_in_beam, **config)
+    if config
+    else functools.partial(corpus_work.run, processes=workers)
+  )
   outcomes = dict(_work(worker, plan, run))
   report = Report.of(plan, outcomes)
   if 'train' not in report.splits:
     path = cache.write_text('skipped.csv', report.csv())
-    raise DataError(f'no clip of {corpus} could be prepared for training ({reasons(report.skipped)}); see {path}')
-  builder.clips = {split: [clip for clip in plan.clips[split] if outcomes[clip.clip_id].keys]
-                   for split in report.splits}
+    raise DataError(
+      f'no clip of {corpus} could be prepared for training '
+      f'({reasons(report.skipped)}); see {path}'
+    )
+  builder.clips = {
+    split: [clip for clip in plan.clips[split] if outcomes[clip.clip_id].keys]
+    for split in report.splits
+  }
   builder.counts = {split: part['clips'] for split, part in report.splits.items()}
   if config:
-    builder.manifests = {split: _manifest(cache, split, clips) for split, clips in builder.clips.items()}
+    builder.manifests = {
+      split: _manifest(cache, split, clips) for split, clips in builder.clips.items()
+    }
   write.write(builder, builder.clips, **config)
   report.save(folder)
   if not keep_work:
@@ -193,8 +258,10 @@ def _room(data_dir: str) -> Iterator[None]:
   except OSError as error:
     if error.errno not in NO_ROOM:
       raise
-    raise InputError(f'there is no room left in {data_dir} or {tempfile.gettempdir()} ({error}); make room, and the '
-                     'same command goes on') from error
+    raise InputError(
+      f'there is no room left in {data_dir} or {tempfile.gettempdir()} ({error}); make '
+      'room, and the same command goes on'
+    ) from error
 
 
 _Run = Callable[[Worker, Sequence[ClipFile]], Iterator[tuple[ClipFile, Outcome]]]
@@ -203,13 +270,17 @@ _Run = Callable[[Worker, Sequence[ClipFile]], Iterator[tuple[ClipFile, Outcome]]
 def _work(worker: Worker, plan: Plan, run: _Run) -> Iterator[tuple[str, Outcome]]:
   """All clips, with a bar; those done in an earlier run are not given to `run`.
 
-  Clips that met an unexpected error are tried again after all others, since a network or a disk may have failed for
-  some minutes.
+  Clips that met an unexpected error are tried again after all others, since a network
+  or a disk may have failed for some minutes.
   """
   clips = [clip for clips in plan.clips.values() for clip in clips]
-  with tqdm.tqdm(total=len(clips), desc=plan.config.corpus, unit='clip', mininterval=1) as bar:
+  with tqdm.tqdm(
+    total=len(clips), desc=plan.config.corpus, unit='clip', mininterval=1
+  ) as bar:
     left = []
-    for clip, outcome in zip(clips, worker.cache.outcomes([worker.name(clip) for clip in clips])):
+    for clip, outcome in zip(
+      clips, worker.cache.outcomes([worker.name(clip) for clip in clips])
+    ):
       if outcome and outcome.final:
         bar.update()
         yield clip.clip_id, outcome
@@ -231,18 +302,28 @@ def _beam_config(runner: str, options: str) -> dict[str, Any]:
   try:
     from apache_beam.options.pipeline_options import PipelineOptions
   except ImportError as error:
-    raise ConfigError('--beam_runner needs Apache Beam, in an environment of its own: '
-                      'pip install -r requirements-beam.txt') from error
+    raise ConfigError(
+      '--beam_runner needs Apache Beam, in an environment of its own: '
+      'pip install -r requirements-beam.txt'
+    ) from error
   return {'beam_runner': runner, 'beam_options': PipelineOptions(shlex.split(options))}
 
 
-def _run_in_beam(worker: Worker, clips: Sequence[ClipFile], beam_runner: str, beam_options: Any
-                 ) -> Iterator[tuple[ClipFile, Outcome]]:
+def _run_in_beam(
+  worker: Worker, clips: Sequence[ClipFile], beam_runner: str, beam_options: Any
+) -> Iterator[tuple[ClipFile, Outcome]]:
   """Prepares clips in a pipeline, which ends before the first is given."""
   if not clips:
     return
   import apache_beam as beam
+
   with beam.Pipeline(beam_runner, copy.deepcopy(beam_options)) as pipeline:
-    _ = pipeline | _clips(_manifest(worker.cache, 'work', clips)) | 'Prepare' >> beam.Map(worker.__call__)
-  for clip, outcome in zip(clips, worker.cache.outcomes([worker.name(clip) for clip in clips])):
+    _ = (
+      pipeline
+      | _clips(_manifest(worker.cache, 'work', clips))
+      | 'Prepare' >> beam.Map(worker.__call__)
+    )
+  for clip, outcome in zip(
+    clips, worker.cache.outcomes([worker.name(clip) for clip in clips])
+  ):
     yield clip, outcome or worker(clip)

@@ -18,7 +18,10 @@ from data_pipelines.record import FPS
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """Splits that are not empty, with numbers of clips, hours, people and labels; and everything left out."""
+  """Splits that are not empty, with numbers of clips, hours, people and labels; and
+  everything left out.
+  """
+
   corpus: str
   splits: Mapping[str, Mapping[str, Any]]
   skipped: tuple[Skipped, ...]
@@ -39,19 +42,35 @@ class Report:
           count, frames = count + len(outcome.keys), frames + sum(outcome.frames)
           without += outcome.without_expression
       if count:
-        parts[split] = {'clips': count, 'hours': round(frames / FPS / 3600, 4), 'people': len(people),
-                        'emotions': dict(sorted(emotions.items())), 'without_expression': without}
+        parts[split] = {
+          'clips': count,
+          'hours': round(frames / FPS / 3600, 4),
+          'people': len(people),
+          'emotions': dict(sorted(emotions.items())),
+          'without_expression': without,
+        }
     notes = list(plan.notes)
     if failed := sum(skip.reason == UNEXPECTED for skip in skipped):
-      notes.append(f'{failed} clips met errors that may pass, see skipped.csv; to try them again, delete the folder of '
-                   'the data set and give the same command')
+      notes.append(
+        f'{failed} clips met errors that may pass, see skipped.csv; to try them again, '
+        'delete the folder of the data set and give the same command'
+      )
     return cls(plan.config.corpus, parts, tuple(skipped), tuple(notes))
 
   def summary(self) -> str:
     """A few lines for the terminal."""
-    lines = [f'{split:5} {part["clips"]:7} clips {part["hours"]:9.2f} h {part["people"]:5} people'
-             for split, part in self.splits.items()]
-    return '\n'.join([*lines, f'left out: {reasons(self.skipped)}', *(f'note: {note}' for note in self.notes)])
+    lines = [
+      f'{split:5} {part["clips"]:7} clips {part["hours"]:9.2f} h {part["people"]:5} '
+      'people'
+      for split, part in self.splits.items()
+    ]
+    return '\n'.join(
+      [
+        *lines,
+        f'left out: {reasons(self.skipped)}',
+        *(f'note: {note}' for note in self.notes),
+      ]
+    )
 
   def csv(self) -> str:
     """One line per clip or file that was left out."""

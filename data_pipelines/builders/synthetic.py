@@ -1,4 +1,6 @@
-"""TFDS builder of the synthetic talking faces: people x emotions x levels x sentences, rendered on all cores."""
+"""TFDS builder of the synthetic talking faces: people x emotions x levels x
+sentences, rendered on all cores.
+"""
 
 from collections.abc import Iterator
 import dataclasses
@@ -17,6 +19,7 @@ from data_pipelines.builders.synthetic_clips import SyntheticConfig
 @dataclasses.dataclass(eq=False, repr=False)
 class BuilderConfig(tfds.core.BuilderConfig):
   """Carries the settings; a data set's folder is named after them."""
+
   settings: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
 
   def __repr__(self) -> str:
@@ -24,7 +27,10 @@ class BuilderConfig(tfds.core.BuilderConfig):
 
 
 class Synthetic(tfds.core.GeneratorBasedBuilder):
-  """Records `talking_clip` with the exact truth of every frame. Splits share neither people nor sentences."""
+  """Records `talking_clip` with the exact truth of every frame.
+
+  Splits share neither people nor sentences.
+  """
 
   VERSION = tfds.core.Version('1.0.0')
   workers: int = 1  # processes that render; the result does not depend on it
@@ -35,16 +41,22 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
-        builder=self, features=self.settings.spec.features(),
-        metadata=tfds.core.MetadataDict(settings=dataclasses.asdict(self.settings)))
+      builder=self,
+      features=self.settings.spec.features(),
+      metadata=tfds.core.MetadataDict(settings=dataclasses.asdict(self.settings)),
+    )
 
-  def _split_generators(self, dl_manager) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+  def _split_generators(
+    self, dl_manager
+  ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
     del dl_manager  # nothing is downloaded
     return {split: self._generate_examples(split) for split in self.settings.splits}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     jobs = synthetic_clips.jobs(self.settings, split)
-    bar = tqdm.tqdm(total=len(jobs), desc=f'synthetic {split}', unit='clip', mininterval=1)
+    bar = tqdm.tqdm(
+      total=len(jobs), desc=f'synthetic {split}', unit='clip', mininterval=1
+    )
     workers = min(self.workers, len(jobs))
     with bar:
       if workers == 1:
@@ -54,24 +66,34 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
         return
       # spawn, since forking a process that runs JAX's threads may hang
       with multiprocessing.get_context('spawn').Pool(workers) as pool:
-        for example in pool.imap(synthetic_clips.render, jobs, chunksize=max(1, min(8, len(jobs) // (4 * workers)))):
+        for example in pool.imap(
+          synthetic_clips.render,
+          jobs,
+          chunksize=max(1, min(8, len(jobs) // (4 * workers))),
+        ):
           bar.update()
           yield example
 
 
 def prepare_synthetic(
-    data_dir: str | os.PathLike, config: SyntheticConfig | None = None, *, workers: int | None = None) -> pathlib.Path:
-  """Generates a synthetic data set as ArrayRecord files, or finds it where it has been generated before.
+  data_dir: str | os.PathLike,
+  config: SyntheticConfig | None = None,
+  *,
+  workers: int | None = None,
+) -> pathlib.Path:
+  """Generates a synthetic data set as ArrayRecord files, or finds it where it has been
+  generated before.
 
   Args:
     data_dir: root of all data sets.
     config: what to generate; 24 people of 24 clips of 2.4 s by default.
-    workers: processes that render, all cores by default; they start anew, so a script that calls this with more
-      than one must do so under `if __name__ == '__main__'`. The records do not depend on it.
+    workers: processes that render, all cores by default; they start anew, so a script
+      that calls this with more than one must do so under `if __name__ == '__main__'`.
+      The records do not depend on it.
 
   Returns:
-    The folder of the data set, for `ClipSource`. It appears when whole: a killed run leaves only a folder
-    marked incomplete.
+    The folder of the data set, for `ClipSource`. It appears when whole: a killed run
+    leaves only a folder marked incomplete.
 
   Raises:
     InputError: `data_dir` cannot be written.
@@ -79,6 +101,9 @@ def prepare_synthetic(
   config = config or SyntheticConfig()
   write.make_root(data_dir)
   builder = Synthetic(
-      data_dir=data_dir, config=BuilderConfig(name=config.name, settings=config), file_format='array_record')
+    data_dir=data_dir,
+    config=BuilderConfig(name=config.name, settings=config),
+    file_format='array_record',
+  )
   builder.workers = workers or os.cpu_count() or 1
   return pathlib.Path(write.write(builder, config.splits))

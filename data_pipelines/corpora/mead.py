@@ -3,9 +3,9 @@
     <ID>/video/<view>/<emotion>/level_<1|2|3>/<nnn>.mp4
     <ID>/audio/<emotion>/level_<1|2|3>/<nnn>.m4a
 
-Paths are read by what stands in them and not by their depth, so that trees with an extra `<ID>_video/`, sound by view,
-`.wav`, `<emotion>_level_<k>` and the flat names of other projects (`M003_ang_3_004`,
-`M003_front_angry_level3_004`) are found alike.
+Paths are read by what stands in them and not by their depth, so that trees with an
+extra `<ID>_video/`, sound by view, `.wav`, `<emotion>_level_<k>` and the flat names of
+other projects (`M003_ang_3_004`, `M003_front_angry_level3_004`) are found alike.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,11 +20,18 @@ from data_pipelines.record import EMOTIONS
 LAYOUT = '<ID>/video/<view>/<emotion>/level_<1|2|3>/<nnn>.mp4'
 VIEWS = ('front', 'down', 'top', 'left_30', 'left_60', 'right_30', 'right_60')
 
-_OTHER_NAMES = {'anger': 'angry', 'disgust': 'disgusted', 'happiness': 'happy', 'sadness': 'sad',
-                'surprise': 'surprised'}
+_OTHER_NAMES = {
+  'anger': 'angry',
+  'disgust': 'disgusted',
+  'happiness': 'happy',
+  'sadness': 'sad',
+  'surprise': 'surprised',
+}
 _NAMES = {**{e: e for e in EMOTIONS}, **_OTHER_NAMES, **{e[:3]: e for e in EMOTIONS}}
 _PERSON = re.compile(r'(?<![A-Za-z0-9])([MW]\d{3})(?![A-Za-z0-9])')
-_EMOTION = re.compile(rf'(?<![a-z])({"|".join(sorted(_NAMES, key=len, reverse=True))})(?![a-z])')
+_EMOTION = re.compile(
+  rf'(?<![a-z])({"|".join(sorted(_NAMES, key=len, reverse=True))})(?![a-z])'
+)
 _LEVEL = re.compile(r'level_?([123])(?!\d)')
 _FLAT_LEVEL = re.compile(r'[a-z]_([123])_\d+$')
 _VIEW = re.compile(r'(?<![a-z])(?:(left|right)_?(30|60)|front|down|top)(?![a-z0-9])')
@@ -33,6 +40,7 @@ _NUMBER = re.compile(r'(\d+)$')
 
 class Take(NamedTuple):
   """What a path says; `view` is '' where it says none."""
+
   person: str
   emotion: str
   level: int
@@ -41,9 +49,15 @@ class Take(NamedTuple):
 
 
 def parse(path: str) -> Take | None:
-  """Reads a path without its extension; None where person, emotion, level or number is missing."""
+  """Reads a path without its extension; None where person, emotion, level or number
+  is missing.
+  """
   lower = path.lower()
-  person, emotion, number = _PERSON.search(path), _EMOTION.findall(lower), _NUMBER.search(path)
+  person, emotion, number = (
+    _PERSON.search(path),
+    _EMOTION.findall(lower),
+    _NUMBER.search(path),
+  )
   level = _LEVEL.search(lower) or _FLAT_LEVEL.search(lower)
   if not (person and emotion and level and number):
     return None
@@ -55,14 +69,18 @@ def parse(path: str) -> Take | None:
 def _index(tree: Tree, extensions: Sequence[str]) -> dict[Take, str]:
   """Files of these kinds by what their paths say."""
   paths = [path for path in tree.files if files.extension(path) in extensions]
-  return {take: path for path in paths if (take := parse(path[:-len(files.extension(path))]))}
+  return {
+    take: path for path in paths if (take := parse(path[: -len(files.extension(path))]))
+  }
 
 
 def walk(
-    tree: Tree, expressions: Tree | None = None, views: Sequence[str] = ('front',)) -> Iterator[ClipFile | Skipped]:
+  tree: Tree, expressions: Tree | None = None, views: Sequence[str] = ('front',)
+) -> Iterator[ClipFile | Skipped]:
   """Finds the clips of these views; other views are left out silently.
 
-  The sound comes from the audio tree, which holds one file for all views, or else from the video.
+  The sound comes from the audio tree, which holds one file for all views, or else from
+  the video.
   """
   sounds = _index(tree, AUDIO)
   features = _index(expressions, FEATURES) if expressions else {}
@@ -73,7 +91,7 @@ def walk(
     if ending not in VIDEO:
       yield Skipped(path, 'no video file', ending)
       continue
-    take = parse(path[:-len(ending)])
+    take = parse(path[: -len(ending)])
     if take is None:
       yield Skipped(path, 'path not understood', f'expected {LAYOUT}')
       continue
@@ -83,6 +101,13 @@ def walk(
     bare = take._replace(view='')
     recording = f'{take.person}_{take.emotion}_{take.level}_{take.number}'
     yield ClipFile(
-        clip_id=f'{take.person}_{take.view}_{take.emotion}_{take.level}_{take.number}', video_id=recording,
-        identity=f'mead/{take.person}', dataset='mead', emotion=take.emotion, intensity=take.level, video=path,
-        audio=sounds.get(take) or sounds.get(bare, ''), expression=features.get(take) or features.get(bare, ''))
+      clip_id=f'{take.person}_{take.view}_{take.emotion}_{take.level}_{take.number}',
+      video_id=recording,
+      identity=f'mead/{take.person}',
+      dataset='mead',
+      emotion=take.emotion,
+      intensity=take.level,
+      video=path,
+      audio=sounds.get(take) or sounds.get(bare, ''),
+      expression=features.get(take) or features.get(bare, ''),
+    )

@@ -29,13 +29,17 @@ class Tree:
       self.fs, self.root = fsspec.core.url_to_fs(os.fspath(root))
       found = self.fs.isdir(self.root)
     except (ImportError, ValueError) as error:
-      raise InputError(f'{flag}={root} cannot be opened ({error}); give a folder') from error
+      raise InputError(
+        f'{flag}={root} cannot be opened ({error}); give a folder'
+      ) from error
     if not found:
       raise InputError(f'{flag}={root} is no folder; check the path')
     self.address = os.fspath(root)
 
   def __reduce__(self):
-    return Tree, (self.fs.unstrip_protocol(self.root),)  # whole, for workers in another folder
+    return Tree, (
+      self.fs.unstrip_protocol(self.root),
+    )  # whole, for workers in another folder
 
   def __contains__(self, path: str) -> bool:
     return path in self._sizes
@@ -53,8 +57,11 @@ class Tree:
       for name in [name for name in folders if name.startswith('.')]:
         folders.pop(name)
       inside = posixpath.relpath(folder, self.root)
-      found |= {posixpath.normpath(posixpath.join(inside, name)): facts.get('size') for name, facts in files.items()
-                if name and name[0] != '.'}
+      found |= {
+        posixpath.normpath(posixpath.join(inside, name)): facts.get('size')
+        for name, facts in files.items()
+        if name and name[0] != '.'
+      }
     return found
 
   @functools.cached_property
@@ -66,7 +73,9 @@ class Tree:
     return table
 
   def find(self, stem: str, extensions: tuple[str, ...]) -> str:
-    """The file of that path without extension, with the earliest of `extensions`; '' where there is none."""
+    """The file of that path without extension, with the earliest of `extensions`; ''
+    where there is none.
+    """
     found = {extension(path): path for path in self.by_stem.get(stem, ())}
     return next((found[e] for e in extensions if e in found), '')
 
@@ -82,11 +91,14 @@ class Tree:
 
   def read_text(self, path: str) -> str:
     """A text file; a byte-order mark is dropped."""
-    return self.fs.cat_file(posixpath.join(self.root, path)).decode('utf-8-sig', errors='replace')
+    return self.fs.cat_file(posixpath.join(self.root, path)).decode(
+      'utf-8-sig', errors='replace'
+    )
 
   @contextlib.contextmanager
   def local(self, path: str) -> Iterator[str]:
-    """A path that decoders can open; a remote file is copied and the copy removed afterwards.
+    """A path that decoders can open; a remote file is copied and the copy removed
+    afterwards.
 
     Raises:
       FileNotFoundError

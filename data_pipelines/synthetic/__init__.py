@@ -1,1 +1,3 @@
-"""Procedural talking faces: identity x emotion x intensity x speech, with exact truth for every frame. Pure numpy."""
+"""Procedural talking faces: identity x emotion x intensity x speech, with exact
+truth for every frame. Pure numpy.
+"""

@@ -16,30 +16,50 @@ from data_pipelines.synthetic.projection import Pose
 from data_pipelines.synthetic.renderer import Renderer
 from dicetalk_jax.errors import InputError
 
-_BROW_FLASH = .15         # brows rise on loud syllables
-_VIEW = (.5, .5)          # where the camera's picture lies in the whole, between left and right, top and bottom
+_BROW_FLASH = 0.15  # brows rise on loud syllables
+_VIEW = (
+  0.5,
+  0.5,
+  # where the camera's picture lies in the whole, between left and right, top and bottom
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """N frames at 25 per second. All truth comes from the geometry that was painted, never from a detector."""
-  frames: np.ndarray       # uint8 [N, size, size, 3]; N = 0 without rendering
-  audio: np.ndarray        # float32 [N * 640], 16 kHz
-  expression: np.ndarray   # float32 [N, 64]
-  bbox: np.ndarray         # float32 [N, 4] x1, y1, x2, y2 in [0, 1]
-  landmarks: np.ndarray    # float32 [N, 68, 2] in [0, 1]
-  au: np.ndarray           # float32 [N, 26] activations that were painted, speech included
-  opening: np.ndarray      # float32 [N] true mouth opening, face units
-  viseme: np.ndarray       # float32 [N, 6]
-  phoneme: np.ndarray      # int32 [N] index into PHONEMES
-  pose: np.ndarray         # float32 [N, 5] yaw, pitch, roll, tx, ty
-  blink: np.ndarray        # float32 [N]
+  """N frames at 25 per second.
+
+  All truth comes from the geometry that was painted, never from a detector.
+  """
+
+  frames: np.ndarray  # uint8 [N, size, size, 3]; N = 0 without rendering
+  audio: np.ndarray  # float32 [N * 640], 16 kHz
+  expression: np.ndarray  # float32 [N, 64]
+  bbox: np.ndarray  # float32 [N, 4] x1, y1, x2, y2 in [0, 1]
+  landmarks: np.ndarray  # float32 [N, 68, 2] in [0, 1]
+  au: np.ndarray  # float32 [N, 26] activations that were painted, speech included
+  opening: np.ndarray  # float32 [N] true mouth opening, face units
+  viseme: np.ndarray  # float32 [N, 6]
+  phoneme: np.ndarray  # int32 [N] index into PHONEMES
+  pose: np.ndarray  # float32 [N, 5] yaw, pitch, roll, tx, ty
+  blink: np.ndarray  # float32 [N]
   text: str
 
 
-def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: int = 64, take: int = 0,
-              motion: float = 1., articulation: float = 1., zoom: float = 1., drift: float = 0.,
-              max_seconds: float | None = None, render: bool = True) -> Clip:
+def make_clip(
+  identity: int,
+  emotion: str,
+  level: int,
+  sentence: int,
+  *,
+  size: int = 64,
+  take: int = 0,
+  motion: float = 1.0,
+  articulation: float = 1.0,
+  zoom: float = 1.0,
+  drift: float = 0.0,
+  max_seconds: float | None = None,
+  render: bool = True,
+) -> Clip:
   """A person says a sentence in an emotion. Every value is a function of the arguments.
 
   Args:
@@ -52,7 +72,8 @@ def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: i
     motion: factor on head motion; 0 leaves only the posture of the emotion.
     articulation: factor on how far speech opens the mouth.
     zoom: of the camera: 1 shows head and shoulders, 1.25 the head alone.
-    drift: slow errors of the face tracker, in units of activations, see `emotions.expression`.
+    drift: slow errors of the face tracker, in units of activations, see
+      `emotions.expression`.
     max_seconds: cuts the finished clip after this time, to whole frames.
     render: False leaves `frames` empty, which is several times faster.
 
@@ -62,25 +83,41 @@ def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: i
   _check(emotion, level)
   level = 0 if emotion == 'neutral' else level
   performance = (identity, EMOTIONS.index(emotion), level, sentence, take)
-  stream = lambda name: np.random.default_rng([zlib.crc32(name.encode()), *performance])
+
+  def stream(name):
+    return np.random.default_rng([zlib.crc32(name.encode()), *performance])
+
   person, strength = make_identity(identity), emotions.intensity(emotion, level)
 
   words = phonemes.sentence(sentence)
-  utterance = speech.synthesise(words, person.voice, speech.prosody(emotion, strength), stream('speech'))
+  utterance = speech.synthesise(
+    words, person.voice, speech.prosody(emotion, strength), stream('speech')
+  )
   track = visemes.viseme_track(utterance)
   loud = loudness(utterance.audio)
   strengths = emotions.envelope(utterance.frames, stream('envelope'))[:, None]
   jaw_gain = articulation * person.jaw_gain * emotions.speech_jaw(emotion, level)
   au = activations(strengths * emotions.preset(emotion, level), track, loud, jaw_gain)
-  pose = head_motion(strengths * emotions.head_pose(emotion, level), loud, motion, stream('pose'))
+  pose = head_motion(
+    strengths * emotions.head_pose(emotion, level), loud, motion, stream('pose')
+  )
   blink = blinks(utterance.frames, stream('blink'))
   expression = emotions.expression(identity, au, stream('tracker'), drift=drift)
 
-  n = utterance.frames if max_seconds is None else min(utterance.frames, int(max_seconds * FPS + 1e-6))
+  n = (
+    utterance.frames
+    if max_seconds is None
+    else min(utterance.frames, int(max_seconds * FPS + 1e-6))
+  )
   if n < 1:
-    raise InputError(f'max_seconds={max_seconds} leaves no frame; ask for at least {1 / FPS} s')
+    raise InputError(
+      f'max_seconds={max_seconds} leaves no frame; ask for at least {1 / FPS} s'
+    )
   poses = [Pose(*row) for row in pose[:n].tolist()]
-  faces = [make_face(person, au[i], track.viseme[i], blink[i], _gaze(poses[i])) for i in range(n)]
+  faces = [
+    make_face(person, au[i], track.viseme[i], blink[i], _gaze(poses[i]))
+    for i in range(n)
+  ]
   frames = np.zeros((n if render else 0, size, size, 3), np.uint8)
   camera = _Camera(size, zoom)
   if render:
@@ -89,15 +126,28 @@ def make_clip(identity: int, emotion: str, level: int, sentence: int, *, size: i
     for i, (face, at) in enumerate(zip(faces, poses)):
       frames[i] = camera.cut(draw(face, at, first + i))
   return Clip(
-      frames=frames, audio=utterance.audio[:n * SAMPLES_PER_FRAME], expression=expression[:n],
-      bbox=camera.see(np.stack([face_box(f, at) for f, at in zip(faces, poses)])),
-      landmarks=camera.see(np.stack([landmarks(f, at) for f, at in zip(faces, poses)])),
-      au=au[:n], opening=np.array([f.mouth.opening for f in faces], np.float32), viseme=track.viseme[:n],
-      phoneme=track.phoneme[:n], pose=pose[:n], blink=blink[:n], text=phonemes.text(words))
+    frames=frames,
+    audio=utterance.audio[: n * SAMPLES_PER_FRAME],
+    expression=expression[:n],
+    bbox=camera.see(np.stack([face_box(f, at) for f, at in zip(faces, poses)])),
+    landmarks=camera.see(np.stack([landmarks(f, at) for f, at in zip(faces, poses)])),
+    au=au[:n],
+    opening=np.array([f.mouth.opening for f in faces], np.float32),
+    viseme=track.viseme[:n],
+    phoneme=track.phoneme[:n],
+    pose=pose[:n],
+    blink=blink[:n],
+    text=phonemes.text(words),
+  )
 
 
-def make_portrait(identity: int, size: int = 256, emotion: str = 'neutral', level: int = 3,
-                  zoom: float = 1.) -> tuple[np.ndarray, np.ndarray]:
+def make_portrait(
+  identity: int,
+  size: int = 256,
+  emotion: str = 'neutral',
+  level: int = 3,
+  zoom: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:
   """A frontal portrait, mouth closed where the emotion allows, eyes open.
 
   Returns:
@@ -105,9 +155,14 @@ def make_portrait(identity: int, size: int = 256, emotion: str = 'neutral', leve
   """
   _check(emotion, level)
   person = make_identity(identity)
-  face, pose = make_face(person, emotions.preset(emotion, level), np.zeros(len(visemes.CHANNELS))), Pose()
+  face, pose = (
+    make_face(person, emotions.preset(emotion, level), np.zeros(len(visemes.CHANNELS))),
+    Pose(),
+  )
   camera = _Camera(size, zoom)
-  return camera.cut(Renderer(person, camera.rendered)(face, pose)), camera.see(face_box(face, pose))
+  return camera.cut(Renderer(person, camera.rendered)(face, pose)), camera.see(
+    face_box(face, pose)
+  )
 
 
 class _Camera:
@@ -119,32 +174,46 @@ class _Camera:
     self._size = size
 
   def cut(self, frame: np.ndarray) -> np.ndarray:
-    return frame[self._top:self._top + self._size, self._left:self._left + self._size]
+    return frame[
+      self._top : self._top + self._size, self._left : self._left + self._size
+    ]
 
   def see(self, points: np.ndarray) -> np.ndarray:
-    """Coordinates (x, y, ...) of the whole picture -> of the part, both in [0, 1] where inside."""
-    corner = np.resize(np.array([self._left, self._top], np.float32) / self.rendered, points.shape[-1])
+    """Coordinates (x, y, ...) of the whole picture -> of the part, both in [0, 1]
+    where inside.
+    """
+    corner = np.resize(
+      np.array([self._left, self._top], np.float32) / self.rendered, points.shape[-1]
+    )
     return (points - corner) * np.float32(self.rendered / self._size)
 
 
 def _check(emotion: str, level: int) -> None:
   if emotion not in EMOTIONS:
-    raise InputError(f'emotion {emotion!r} is not known; choose one of {", ".join(EMOTIONS)}')
+    raise InputError(
+      f'emotion {emotion!r} is not known; choose one of {", ".join(EMOTIONS)}'
+    )
   if emotion != 'neutral' and level not in LEVELS:
     raise InputError(f'emotion level {level} is not known; choose 1, 2 or 3')
 
 
-def activations(au: np.ndarray, track: visemes.VisemeTrack, loud: np.ndarray, jaw_gain: float) -> np.ndarray:
-  """Emotion [N, 26] plus speech: jaw and lip parting are mixed, brows flash on loud syllables [N]."""
+def activations(
+  au: np.ndarray, track: visemes.VisemeTrack, loud: np.ndarray, jaw_gain: float
+) -> np.ndarray:
+  """Emotion [N, 26] plus speech: jaw and lip parting are mixed, brows flash on loud
+  syllables [N].
+  """
   au = au.copy()
   flash = _BROW_FLASH * np.clip(2 * loud - 1, 0, 1)
   for name in ('1', '2'):
     au[:, AU[name]] = np.minimum(1, au[:, AU[name]] + flash)
-  jaw, parting = visemes.mix(au[:, AU['26']], au[:, AU['25']], track.viseme, track.activity, jaw_gain)
+  jaw, parting = visemes.mix(
+    au[:, AU['26']], au[:, AU['25']], track.viseme, track.activity, jaw_gain
+  )
   au[:, AU['26']], au[:, AU['25']] = jaw, parting
   return au
 
 
 def _gaze(pose: Pose) -> tuple[float, float]:
   """The eyes stay on the camera while the head turns."""
-  return -.7 * pose.yaw, -.6 * pose.pitch
+  return -0.7 * pose.yaw, -0.6 * pose.pitch

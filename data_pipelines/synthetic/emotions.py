@@ -1,7 +1,9 @@
-"""Emotions as facial action units (AUs), and the expression vector that a face tracker would deliver.
+"""Emotions as facial action units (AUs), and the expression vector that a face tracker
+would deliver.
 
-The vector mixes emotion with identity on purpose: each identity has its own strength and resting level per AU, and a
-nuisance code. Removing that mixture is what the emotion embedder has to learn.
+The vector mixes emotion with identity on purpose: each identity has its own strength
+and resting level per AU, and a nuisance code. Removing that mixture is what the emotion
+embedder has to learn.
 """
 
 import functools
@@ -10,38 +12,119 @@ import numpy as np
 
 from data_pipelines.record import FPS
 
-# FACS numbers; L and R are the viewer's left and right. 43 droops the lids, 64 lowers the gaze. 2 and 10 act on both
-# sides; 2R and 10R add to the right side alone.
-AUS = ('1', '2', '2R', '4', '5', '6', '7', '9', '10', '10R', '12L', '12R', '14L', '14R', '15', '16', '17', '18', '20',
-       '22', '23', '24', '25', '26', '43', '64')
+# FACS numbers; L and R are the viewer's left and right. 43 droops the lids, 64 lowers
+# the gaze. 2 and 10 act on both sides; 2R and 10R add to the right side alone.
+AUS = (
+  '1',
+  '2',
+  '2R',
+  '4',
+  '5',
+  '6',
+  '7',
+  '9',
+  '10',
+  '10R',
+  '12L',
+  '12R',
+  '14L',
+  '14R',
+  '15',
+  '16',
+  '17',
+  '18',
+  '20',
+  '22',
+  '23',
+  '24',
+  '25',
+  '26',
+  '43',
+  '64',
+)
 AU = {name: i for i, name in enumerate(AUS)}
 
 PRESETS: dict[str, dict[str, float]] = {
-    'angry': {'4': 1, '5': .55, '7': .75, '9': .3, '10': .25, '23': .75, '24': .5, '25': .35, '17': .35},
-    'contempt': {'14R': 1, '12R': .95, '10R': .45, '2R': .6, '43': .5, '17': .3, '24': .3},
-    'disgusted': {'9': 1, '10': 1, '4': .55, '7': .55, '15': .55, '6': .35, '17': .75, '16': .2, '25': .12},
-    'fear': {'1': .95, '2': .55, '4': .55, '5': 1, '20': .9, '25': .5, '26': .3, '7': .15},
-    'happy': {'6': 1, '12L': 1, '12R': 1, '25': .65, '26': .18},
-    'neutral': {},
-    'sad': {'1': 1, '4': .5, '15': 1, '17': .6, '43': .28, '64': .7},
-    'surprised': {'1': 1, '2': 1, '5': .95, '25': .5, '26': .9}}
+  'angry': {
+    '4': 1,
+    '5': 0.55,
+    '7': 0.75,
+    '9': 0.3,
+    '10': 0.25,
+    '23': 0.75,
+    '24': 0.5,
+    '25': 0.35,
+    '17': 0.35,
+  },
+  'contempt': {
+    '14R': 1,
+    '12R': 0.95,
+    '10R': 0.45,
+    '2R': 0.6,
+    '43': 0.5,
+    '17': 0.3,
+    '24': 0.3,
+  },
+  'disgusted': {
+    '9': 1,
+    '10': 1,
+    '4': 0.55,
+    '7': 0.55,
+    '15': 0.55,
+    '6': 0.35,
+    '17': 0.75,
+    '16': 0.2,
+    '25': 0.12,
+  },
+  'fear': {
+    '1': 0.95,
+    '2': 0.55,
+    '4': 0.55,
+    '5': 1,
+    '20': 0.9,
+    '25': 0.5,
+    '26': 0.3,
+    '7': 0.15,
+  },
+  'happy': {'6': 1, '12L': 1, '12R': 1, '25': 0.65, '26': 0.18},
+  'neutral': {},
+  'sad': {'1': 1, '4': 0.5, '15': 1, '17': 0.6, '43': 0.28, '64': 0.7},
+  'surprised': {'1': 1, '2': 1, '5': 0.95, '25': 0.5, '26': 0.9},
+}
 # Yaw, pitch and roll in radians at full intensity; positive pitch lowers the head.
 HEAD: dict[str, tuple[float, float, float]] = {
-    'angry': (0, .10, 0), 'contempt': (.14, -.13, .08), 'disgusted': (-.10, -.03, .05), 'fear': (0, -.07, 0),
-    'happy': (0, -.02, .05), 'neutral': (0, 0, 0), 'sad': (.04, .14, -.05), 'surprised': (0, -.09, 0)}
-_INTENSITY = {1: .38, 2: .68, 3: 1.}
-_SPEECH_JAW = {'angry': 1.1, 'happy': 1.1, 'surprised': 1.1, 'fear': 1., 'neutral': .9, 'disgusted': .9, 'contempt': .8,
-               'sad': .75}
+  'angry': (0, 0.10, 0),
+  'contempt': (0.14, -0.13, 0.08),
+  'disgusted': (-0.10, -0.03, 0.05),
+  'fear': (0, -0.07, 0),
+  'happy': (0, -0.02, 0.05),
+  'neutral': (0, 0, 0),
+  'sad': (0.04, 0.14, -0.05),
+  'surprised': (0, -0.09, 0),
+}
+_INTENSITY = {1: 0.38, 2: 0.68, 3: 1.0}
+_SPEECH_JAW = {
+  'angry': 1.1,
+  'happy': 1.1,
+  'surprised': 1.1,
+  'fear': 1.0,
+  'neutral': 0.9,
+  'disgusted': 0.9,
+  'contempt': 0.8,
+  'sad': 0.75,
+}
 
-LEAKAGE = 1.                   # how strongly identity enters the expression vector (lambda)
+LEAKAGE = 1.0  # how strongly identity enters the expression vector (lambda)
 EXPRESSION_DIM = 64
 _NUISANCE_DIM = 20
-_SCALE = .72                   # brings the overall standard deviation near 0.5, as in real coefficient files
+_SCALE = (
+  0.72  # brings the overall standard deviation near 0.5, as in real coefficient files
+)
 
 
 def intensity(emotion: str, level: int) -> float:
   """Factor of a level (1, 2, 3) on the preset; neutral has none."""
-  return 0. if emotion == 'neutral' else _INTENSITY[level]
+  return 0.0 if emotion == 'neutral' else _INTENSITY[level]
 
 
 def preset(emotion: str, level: int = 3) -> np.ndarray:
@@ -65,49 +148,66 @@ def speech_jaw(emotion: str, level: int) -> float:
 
 def envelope(frames: int, rng: np.random.Generator) -> np.ndarray:
   """Slow variation of intensity inside a clip, 1 - .15 sin^2: float32 [frames]."""
-  phase, hertz = rng.uniform(0, np.pi), rng.uniform(.15, .35)
-  return (1 - .15 * np.sin(phase + np.pi * hertz * np.arange(frames) / FPS) ** 2).astype(np.float32)
+  phase, hertz = rng.uniform(0, np.pi), rng.uniform(0.15, 0.35)
+  return (
+    1 - 0.15 * np.sin(phase + np.pi * hertz * np.arange(frames) / FPS) ** 2
+  ).astype(np.float32)
 
 
 @functools.cache
 def _basis() -> np.ndarray:
   """The fixed orthonormal matrix that hides which coordinate is which AU: [64, 64]."""
-  q, r = np.linalg.qr(np.random.default_rng(0xD1CE).standard_normal((EXPRESSION_DIM, EXPRESSION_DIM)))
+  q, r = np.linalg.qr(
+    np.random.default_rng(0xD1CE).standard_normal((EXPRESSION_DIM, EXPRESSION_DIM))
+  )
   return q * np.sign(np.diag(r))
 
 
 def _drift(frames: int, rng: np.random.Generator) -> np.ndarray:
-  """Stationary noise of variance 1 that forgets by a factor e in a second: [frames, AUs]."""
+  """Stationary noise of variance 1 that forgets by a factor e in a second: [frames,
+  AUs].
+  """
   keep = np.exp(-1 / FPS)
   noise = rng.standard_normal((frames, len(AUS)))
   for now, before in zip(noise[1:], noise):
-    now *= np.sqrt(1 - keep ** 2)
+    now *= np.sqrt(1 - keep**2)
     now += keep * before
   return noise
 
 
-def expression(identity: int, au: np.ndarray, rng: np.random.Generator, leakage: float = LEAKAGE,
-               drift: float = 0.) -> np.ndarray:
-  """Q [3 (a (1 + l (s - 1)) + l b + d); .45 l v + n1; n2] with s, b and v fixed by the identity.
+def expression(
+  identity: int,
+  au: np.ndarray,
+  rng: np.random.Generator,
+  leakage: float = LEAKAGE,
+  drift: float = 0.0,
+) -> np.ndarray:
+  """Q [3 (a (1 + l (s - 1)) + l b + d); .45 l v + n1; n2] with s, b and v fixed by the
+  identity.
 
   Args:
     identity: seed of the person.
     au: [N, 26] activations a, speech included.
     rng: source of the tracker noise.
     leakage: l; 0 removes identity from the vector.
-    drift: standard deviation of d, errors of the tracker that last about a second and so do not average out.
+    drift: standard deviation of d, errors of the tracker that last about a second and
+      so do not average out.
 
   Returns:
     float32 [N, 64].
   """
   person = np.random.default_rng([0x1DE7, identity])
-  strength = np.exp(person.normal(0, .35, len(AUS)))
-  rest = np.abs(person.normal(0, .10, len(AUS)))
+  strength = np.exp(person.normal(0, 0.35, len(AUS)))
+  rest = np.abs(person.normal(0, 0.10, len(AUS)))
   nuisance = person.standard_normal(_NUISANCE_DIM)
   n = len(au)
-  face = au * (1 + leakage * (strength - 1)) + leakage * rest + rng.normal(0, .03, au.shape)
-  code = .45 * leakage * nuisance + rng.normal(0, .25, (n, _NUISANCE_DIM))
-  other = rng.normal(0, .15, (n, EXPRESSION_DIM - len(AUS) - _NUISANCE_DIM))
+  face = (
+    au * (1 + leakage * (strength - 1)) + leakage * rest + rng.normal(0, 0.03, au.shape)
+  )
+  code = 0.45 * leakage * nuisance + rng.normal(0, 0.25, (n, _NUISANCE_DIM))
+  other = rng.normal(0, 0.15, (n, EXPRESSION_DIM - len(AUS) - _NUISANCE_DIM))
   if drift:  # drawn last: the other noise does not depend on it
     face += drift * _drift(n, rng)
-  return (_SCALE * np.concatenate([3 * face, code, other], axis=-1) @ _basis().T).astype(np.float32)
+  return (
+    _SCALE * np.concatenate([3 * face, code, other], axis=-1) @ _basis().T
+  ).astype(np.float32)

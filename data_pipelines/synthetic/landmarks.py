@@ -1,4 +1,6 @@
-"""The 68 facial points and the face box of a frame, from the same curves that the renderer paints."""
+"""The 68 facial points and the face box of a frame, from the same curves that the
+renderer paints.
+"""
 
 import numpy as np
 
@@ -6,34 +8,50 @@ from data_pipelines.synthetic import geometry, projection
 from data_pipelines.synthetic.geometry import Face
 from data_pipelines.synthetic.projection import Pose
 
-FOREHEAD_Y = -.85       # top of the face box: the hairline, not the crown
+FOREHEAD_Y = -0.85  # top of the face box: the hairline, not the crown
 _BOX_STEPS = np.linspace(0, 1, 48)
-_JAW_STEPS = np.sin(np.linspace(0, np.pi / 2, 60))       # dense towards the chin, where the outline turns
+_JAW_STEPS = np.sin(
+  np.linspace(0, np.pi / 2, 60)
+)  # dense towards the chin, where the outline turns
 _BROW_STEPS = np.linspace(0, 1, 5)
-_LID_STEPS = np.array([-1., -.38, .38, 1.])
+_LID_STEPS = np.array([-1.0, -0.38, 0.38, 1.0])
 _OUTER_STEPS, _INNER_STEPS = np.linspace(-1, 1, 7), np.linspace(-1, 1, 5)
 
 
 def landmarks(face: Face, pose: Pose) -> np.ndarray:
   """68 points in the usual order, image coordinates in [0, 1]: float32 [68, 2].
 
-  17 on the outline from the viewer's left to right at equal arc, 5 per brow, 9 on the nose, 6 per eye, 12 on the outer
-  and 8 on the inner edge of the lips.
+  17 on the outline from the viewer's left to right at equal arc, 5 per brow, 9 on the
+  nose, 6 per eye, 12 on the outer and 8 on the inner edge of the lips.
   """
-  points = [_jaw(face), *map(_brow, face.brows), _nose(face), *map(_eye, face.eyes), _mouth(face)]
+  points = [
+    _jaw(face),
+    *map(_brow, face.brows),
+    _nose(face),
+    *map(_eye, face.eyes),
+    _mouth(face),
+  ]
   return _project(face, pose, np.concatenate(points))
 
 
 def face_box(face: Face, pose: Pose) -> np.ndarray:
-  """x1, y1, x2, y2 of the face from hairline to chin, hair and ears left out: float32 [4], image coordinates."""
+  """x1, y1, x2, y2 of the face from hairline to chin, hair and ears left out:
+  float32 [4], image coordinates.
+  """
   y = FOREHEAD_Y + (face.person.chin - FOREHEAD_Y) * _BOX_STEPS
   x = geometry.outline(face.person, y)
-  points = _project(face, pose, np.stack([np.concatenate([x, -x]), face.stretch(np.concatenate([y, y]))], -1))
+  points = _project(
+    face,
+    pose,
+    np.stack([np.concatenate([x, -x]), face.stretch(np.concatenate([y, y]))], -1),
+  )
   return np.concatenate([points.min(0), points.max(0)])
 
 
 def _project(face: Face, pose: Pose, points: np.ndarray) -> np.ndarray:
-  return np.stack(projection.project(face.person, pose, points[:, 0], points[:, 1]), -1).astype(np.float32)
+  return np.stack(
+    projection.project(face.person, pose, points[:, 0], points[:, 1]), -1
+  ).astype(np.float32)
 
 
 def _jaw(face: Face) -> np.ndarray:
@@ -55,10 +73,10 @@ def _brow(brow: geometry.Brow) -> np.ndarray:
 
 def _nose(face: Face) -> np.ndarray:
   p, tip = face.person, projection.nose_tip(face.person)
-  lift = .025 * face.sneer
+  lift = 0.025 * face.sneer
   bridge = np.stack([np.zeros(4), np.linspace(p.eye_y, tip - lift, 4)], -1)
-  x = p.nose_width * np.linspace(-.9, .9, 5)
-  base = tip - lift + .085 - .03 * np.abs(np.linspace(-1, 1, 5))
+  x = p.nose_width * np.linspace(-0.9, 0.9, 5)
+  base = tip - lift + 0.085 - 0.03 * np.abs(np.linspace(-1, 1, 5))
   return np.concatenate([bridge, np.stack([x, base], -1)])
 
 
@@ -83,7 +101,10 @@ def _mouth(face: Face) -> np.ndarray:
     return x, m.y + np.stack(m.inner(u, corner)), np.stack(m.thickness(u))
 
   x, lip, thick = edges(_OUTER_STEPS)
-  top, bottom = np.stack([x, lip[0] - thick[0]], -1), np.stack([x, lip[1] + thick[1]], -1)
+  top, bottom = (
+    np.stack([x, lip[0] - thick[0]], -1),
+    np.stack([x, lip[1] + thick[1]], -1),
+  )
   x, lip, _ = edges(_INNER_STEPS)
   upper, lower = np.stack([x, lip[0]], -1), np.stack([x, lip[1]], -1)
   return np.concatenate([top, bottom[-2:0:-1], upper, lower[-2:0:-1]])

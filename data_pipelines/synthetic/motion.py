@@ -1,24 +1,33 @@
-"""Head motion, blinks and the small gestures that follow the voice. Independent of identity by construction."""
+"""Head motion, blinks and the small gestures that follow the voice.
+
+Independent of identity by construction.
+"""
 
 import numpy as np
 
 from data_pipelines.record import FPS, SAMPLES_PER_FRAME
 
-_HERTZ = (.23, .51, 1.1)
-_SWAY = np.array([.07, .035, .035])          # yaw, pitch, roll in radians
-_DRIFT = np.array([.012, .008])              # image heights
-_NOD = .05
-_BLINK = .220                                # seconds
+_HERTZ = (0.23, 0.51, 1.1)
+_SWAY = np.array([0.07, 0.035, 0.035])  # yaw, pitch, roll in radians
+_DRIFT = np.array([0.012, 0.008])  # image heights
+_NOD = 0.05
+_BLINK = 0.220  # seconds
 
 
 def loudness(audio: np.ndarray) -> np.ndarray:
-  """Smoothed level of each frame, relative to the clip's loud syllables: [N] in [0, 1]."""
+  """Smoothed level of each frame, relative to the clip's loud syllables: [N] in [0,
+  1].
+  """
   level = np.sqrt(np.mean(audio.reshape(-1, SAMPLES_PER_FRAME) ** 2, axis=1))
-  level = np.convolve(np.pad(level, 2, mode='edge'), [.1, .25, .3, .25, .1], mode='valid')
-  return np.clip(level / max(np.quantile(level, .95), 1e-4), 0, 1)
+  level = np.convolve(
+    np.pad(level, 2, mode='edge'), [0.1, 0.25, 0.3, 0.25, 0.1], mode='valid'
+  )
+  return np.clip(level / max(np.quantile(level, 0.95), 1e-4), 0, 1)
 
 
-def head_motion(offset: np.ndarray, loud: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
+def head_motion(
+  offset: np.ndarray, loud: np.ndarray, amount: float, rng: np.random.Generator
+) -> np.ndarray:
   """Yaw, pitch, roll (radians) and tx, ty (image heights): float32 [N, 5].
 
   Args:
@@ -27,10 +36,12 @@ def head_motion(offset: np.ndarray, loud: np.ndarray, amount: float, rng: np.ran
     amount: factor on sway, drift and nod.
     rng: source of the phases.
   """
-  time = (np.arange(len(loud)) + .5) / FPS
-  weights = np.array([.5, .3, .2])
+  time = (np.arange(len(loud)) + 0.5) / FPS
+  weights = np.array([0.5, 0.3, 0.2])
   phases = rng.uniform(0, 2 * np.pi, (5, 3, 1))
-  waves = np.einsum('k,ckn->nc', weights, np.sin(2 * np.pi * np.array(_HERTZ)[:, None] * time + phases))
+  waves = np.einsum(
+    'k,ckn->nc', weights, np.sin(2 * np.pi * np.array(_HERTZ)[:, None] * time + phases)
+  )
   motion = amount * waves * np.concatenate([_SWAY, _DRIFT])
   motion[:, :3] += offset
   motion[:, 1] -= amount * _NOD * (loud - loud.mean())
@@ -38,10 +49,12 @@ def head_motion(offset: np.ndarray, loud: np.ndarray, amount: float, rng: np.ran
 
 
 def blinks(frames: int, rng: np.random.Generator) -> np.ndarray:
-  """Lid closure: triangles of 220 ms with gaps of 0.8 s plus an exponential: float32 [N] in [0, 1]."""
-  time = (np.arange(frames) + .5) / FPS
-  closed, at = np.zeros(frames), rng.exponential(1.2) + .3
+  """Lid closure: triangles of 220 ms with gaps of 0.8 s plus an exponential: float32
+  [N] in [0, 1].
+  """
+  time = (np.arange(frames) + 0.5) / FPS
+  closed, at = np.zeros(frames), rng.exponential(1.2) + 0.3
   while at < time[-1]:
-    closed = np.maximum(closed, 1 - abs(time - at) / (.5 * _BLINK))
-    at += _BLINK + .8 + rng.exponential(2.2)
+    closed = np.maximum(closed, 1 - abs(time - at) / (0.5 * _BLINK))
+    at += _BLINK + 0.8 + rng.exponential(2.2)
   return np.clip(1.25 * closed, 0, 1).astype(np.float32)

@@ -1,6 +1,9 @@
-"""Small tools of the painter: smooth steps, noise, textures and patches of the canvas. Everything stays float32.
+"""Small tools of the painter: smooth steps, noise, textures and patches of the canvas.
 
-A canvas is [3, H, W] with values in [0, 1]; whole planes keep the inner loops of numpy long.
+Everything stays float32.
+
+A canvas is [3, H, W] with values in [0, 1]; whole planes keep the inner loops of numpy
+long.
 """
 
 import functools
@@ -33,7 +36,9 @@ def band(d, width: float) -> np.ndarray:
 
 @functools.cache
 def _lattice() -> np.ndarray:
-  """Random values; a stored table instead of a hash, so that no maths library decides about pixels."""
+  """Random values; a stored table instead of a hash, so that no maths library
+  decides about pixels.
+  """
   return np.random.default_rng(0x5EED).random((256, 256), np.float32)
 
 
@@ -57,11 +62,16 @@ def dots(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
   """Soft spots, at most one per lattice cell: coverage in [0, 1]; x and y in cells."""
   table = _lattice()
   ix, iy = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
-  value = lambda k: table[(iy + 37 * k + seed) & 255, (ix + 91 * k) & 255]
-  dx, dy = x - ix - .2 - .6 * value(0), y - iy - .2 - .6 * value(1)
-  radius = .10 + .18 * value(2)
+
+  def value(k):
+    return table[(iy + 37 * k + seed) & 255, (ix + 91 * k) & 255]
+
+  dx, dy = x - ix - 0.2 - 0.6 * value(0), y - iy - 0.2 - 0.6 * value(1)
+  radius = 0.10 + 0.18 * value(2)
   r = np.sqrt(dx * dx + dy * dy) / radius
-  return (smooth(1.2, .6, r) * (value(3) > .45) * (.4 + .6 * value(4))).astype(np.float32)
+  return (smooth(1.2, 0.6, r) * (value(3) > 0.45) * (0.4 + 0.6 * value(4))).astype(
+    np.float32
+  )
 
 
 def tint(colour) -> np.ndarray:
@@ -72,16 +82,24 @@ def tint(colour) -> np.ndarray:
 class Texture:
   """Channels over a rectangle of the face plane, read with bilinear interpolation."""
 
-  def __init__(self, channels: np.ndarray, origin: tuple[float, float], resolution: float):
-    """`channels` [C, h, w]; `origin` is the corner's (x, y); `resolution` in texels per face unit."""
+  def __init__(
+    self, channels: np.ndarray, origin: tuple[float, float], resolution: float
+  ):
+    """`channels` [C, h, w]; `origin` is the corner's (x, y); `resolution` in texels
+    per face unit.
+    """
     self._depth, self._height, self._width = channels.shape
     self._texels = np.ascontiguousarray(channels, np.float32).reshape(self._depth, -1)
     self._origin, self._resolution = origin, resolution
 
   def sample(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Values at (x, y), both [h, w] -> [C, h, w]; clamped at the border."""
-    u = np.clip((x - self._origin[0]) * self._resolution - .5, 0, self._width - 1.001).ravel()
-    v = np.clip((y - self._origin[1]) * self._resolution - .5, 0, self._height - 1.001).ravel()
+    u = np.clip(
+      (x - self._origin[0]) * self._resolution - 0.5, 0, self._width - 1.001
+    ).ravel()
+    v = np.clip(
+      (y - self._origin[1]) * self._resolution - 0.5, 0, self._height - 1.001
+    ).ravel()
     iu, iv = u.astype(np.intp), v.astype(np.intp)
     u -= iu.astype(np.float32)
     v -= iv.astype(np.float32)
@@ -100,27 +118,46 @@ class Texture:
 class Patch:
   """A rectangle of the canvas with its face coordinates."""
 
-  def __init__(self, view: np.ndarray, x: np.ndarray, y: np.ndarray, corner: tuple[int, int], pixel: float):
-    """`view` [3, h, w] is painted in place and begins at `corner` (row, column) of the image; `x` and `y` are [h, w].
+  def __init__(
+    self,
+    view: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    corner: tuple[int, int],
+    pixel: float,
+  ):
+    """`view` [3, h, w] is painted in place and begins at `corner` (row, column) of the
+    image; `x` and `y` are [h, w].
 
     `pixel` is the size of a pixel in face units.
     """
     self.view, self.x, self.y, self.corner, self.pixel = view, x, y, corner, pixel
 
   def inside(self, distance: np.ndarray) -> np.ndarray:
-    """Coverage of the region where the signed distance (face units) is negative, antialiased."""
-    return unit(.5 - distance * (1 / self.pixel))
+    """Coverage of the region where the signed distance (face units) is negative,
+    antialiased.
+    """
+    return unit(0.5 - distance * (1 / self.pixel))
 
   def part(self, span: tuple[slice, slice]) -> tuple[slice, slice]:
-    """Rows and columns of the image as rows and columns of this patch, at least one pixel."""
-    inside = lambda s, start, n: slice(min(max(s.start - start, 0), n - 1), max(1, min(s.stop - start, n)))
-    return tuple(inside(s, start, n) for s, start, n in zip(span, self.corner, self.x.shape))
+    """Rows and columns of the image as rows and columns of this patch, at least one
+    pixel.
+    """
+
+    def inside(s, start, n):
+      return slice(min(max(s.start - start, 0), n - 1), max(1, min(s.stop - start, n)))
+
+    return tuple(
+      inside(s, start, n) for s, start, n in zip(span, self.corner, self.x.shape)
+    )
 
   def cut(self, span: tuple[slice, slice]) -> 'Patch':
     """The part of this patch inside these rows and columns of the image."""
     rows, columns = at = self.part(span)
     corner = self.corner[0] + rows.start, self.corner[1] + columns.start
-    return Patch(self.view[:, rows, columns], self.x[at], self.y[at], corner, self.pixel)
+    return Patch(
+      self.view[:, rows, columns], self.x[at], self.y[at], corner, self.pixel
+    )
 
   def paint(self, colour, alpha: np.ndarray) -> None:
     """Blends a colour (tuple, or [3, h, w]) over the canvas."""

@@ -1,4 +1,6 @@
-"""The Euler sampler's noise levels and its step (published: EulerDiscreteScheduler with Karras sigmas)."""
+"""The Euler sampler's noise levels and its step (published: EulerDiscreteScheduler
+with Karras sigmas).
+"""
 
 import jax
 import numpy as np
@@ -6,7 +8,9 @@ import numpy as np
 from dicetalk_jax.diffusion import edm
 
 
-def karras_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 700.0, rho: float = 7.0) -> np.ndarray:
+def karras_sigmas(
+  steps: int, sigma_min: float = 0.002, sigma_max: float = 700.0, rho: float = 7.0
+) -> np.ndarray:
   """Falling noise levels with a final zero, EDM (arXiv 2206.00364) equation 5.
 
   Returns:
@@ -18,11 +22,15 @@ def karras_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 700.0
 
 
 def timesteps(sigmas: np.ndarray) -> np.ndarray:
-  """What the time embedding sees at each step: `0.25 ln s`, float32 `[steps]` for `[steps + 1]` levels."""
+  """What the time embedding sees at each step: `0.25 ln s`, float32 `[steps]` for
+  `[steps + 1]` levels.
+  """
   return (0.25 * np.log(sigmas[:-1])).astype(np.float32)
 
 
-def euler_step(z: jax.Array, v: jax.Array, sigma: jax.Array, sigma_next: jax.Array) -> jax.Array:
+def euler_step(
+  z: jax.Array, v: jax.Array, sigma: jax.Array, sigma_next: jax.Array
+) -> jax.Array:
   """One Euler step of the probability flow, EDM algorithm 1 without churn; float32.
 
   Args:

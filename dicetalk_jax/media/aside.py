@@ -10,7 +10,8 @@ from dicetalk_jax.errors import InputError
 
 @contextlib.contextmanager
 def written_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Gives a temporary file beside `path`; moves it there at the end, or removes it on failure.
+  """Gives a temporary file beside `path`; moves it there at the end, or removes it on
+  failure.
 
   Missing parent folders are made.
 
@@ -25,7 +26,9 @@ def written_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part.touch()
   except OSError as error:
-    raise InputError(f'cannot write {path}: {error.strerror}; choose another place') from error
+    raise InputError(
+      f'cannot write {path}: {error.strerror}; choose another place'
+    ) from error
   try:
     yield part
     os.replace(part, path)

@@ -1,7 +1,8 @@
-"""Audio files to 16 kHz waves, log-mel windows for Whisper, and its states cut per video frame.
+"""Audio files to 16 kHz waves, log-mel windows for Whisper, and its states cut per
+video frame.
 
-Clocks: 16000 samples, 100 mel frames, 50 Whisper positions, 25 units of `audio_len`, and (with step 2) 12.5 video
-frames per second.
+Clocks: 16000 samples, 100 mel frames, 50 Whisper positions, 25 units of `audio_len`,
+and (with step 2) 12.5 video frames per second.
 """
 
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ HOP = 160  # samples per mel frame
 FFT = 400  # samples per analysis window of the STFT
 MEL_SHAPE = (WINDOW // HOP, 80)  # mel frames of a Whisper window, and bands
 UNIT = 640  # samples per unit of `audio_len`
-CLIP = 10  # Whisper positions around a video frame; one less than half of them lie before its own
+# Whisper positions around a video frame; one less than half of them lie before its own
+CLIP = 10
 SILENCE = 1e-3  # peak (-60 dB) below which a recording counts as silent
 
 
@@ -48,8 +50,8 @@ def load_audio(path: str | os.PathLike) -> np.ndarray:
     float32 `[samples]` in [-1,1], 16 kHz mono.
 
   Raises:
-    InputError: the file is missing, its audio cannot be decoded, is empty, holds numbers
-      that are not finite or (SilentError) is silent.
+    InputError: the file is missing, its audio cannot be decoded, is empty, holds
+      numbers that are not finite or (SilentError) is silent.
   """
   wave = load_span(path)
   if not wave.size:
@@ -60,7 +62,7 @@ def load_audio(path: str | os.PathLike) -> np.ndarray:
 
 
 def load_span(
-    path: str | os.PathLike, start: float = 0.0, end: float = math.inf
+  path: str | os.PathLike, start: float = 0.0, end: float = math.inf
 ) -> np.ndarray:
   """Reads from `start` to `end` seconds and holds nothing else in memory.
 
@@ -79,7 +81,7 @@ def load_span(
   last = sys.maxsize if math.isinf(end) else round(end * RATE)
   kept, done = [np.zeros(0, np.float32)], 0
   for wave in _waves(path):
-    part = wave[max(0, first - done):max(0, last - done)]
+    part = wave[max(0, first - done) : max(0, last - done)]
     if len(part):
       kept.append(part.copy())  # a view would hold the block
     done += len(wave)
@@ -112,15 +114,19 @@ def _resampled(waves: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:
 def begin_at(wave: np.ndarray, seconds: float) -> np.ndarray:
   """A 16 kHz wave from that time on; before its beginning there is silence."""
   samples = round(seconds * RATE)
-  return np.pad(wave, (max(0, -samples), 0))[max(0, samples):]
+  return np.pad(wave, (max(0, -samples), 0))[max(0, samples) :]
 
 
 def audio_len(samples: int) -> int:
-  """Length in 25 Hz units of a 16 kHz wave; half of it, rounded down, is the number of video frames at step 2."""
+  """Length in 25 Hz units of a 16 kHz wave; half of it, rounded down, is the number
+  of video frames at step 2.
+  """
   return samples // UNIT
 
 
-_importing = threading.Lock()  # transformers fails when two threads import from it for the first time
+_importing = (
+  threading.Lock()
+)  # transformers fails when two threads import from it for the first time
 
 
 @functools.cache
@@ -131,7 +137,8 @@ def _extractor():
 
 
 def log_mel(wave: np.ndarray) -> np.ndarray:
-  """Whisper's log-mel spectrogram of each window of 30 s, the last one padded with zeros.
+  """Whisper's log-mel spectrogram of each window of 30 s, the last one padded with
+  zeros.
 
   Args:
     wave: float32 `[samples]`, 16 kHz.
@@ -139,12 +146,15 @@ def log_mel(wave: np.ndarray) -> np.ndarray:
   Returns:
     float32 `[windows,3000,80]`.
   """
-  return np.stack([_log_mel_window(wave[i:i + WINDOW]) for i in range(0, len(wave), WINDOW)])
+  return np.stack(
+    [_log_mel_window(wave[i : i + WINDOW]) for i in range(0, len(wave), WINDOW)]
+  )
 
 
 def _log_mel_window(wave: np.ndarray) -> np.ndarray:
-  # All columns of pure padding are equal: compute one of them and repeat it. The extractor's NumPy path is named
-  # because its public call switches to torch where that is installed, with slightly other results.
+  # All columns of pure padding are equal: compute one of them and repeat it. The
+  # extractor's NumPy path is named because its public call switches to torch where that
+  # is installed, with slightly other results.
   samples = min(WINDOW, HOP * -(-(len(wave) + FFT) // HOP))
   padded = np.pad(wave, (0, samples - len(wave)))
   mel = _extractor()._np_extract_fbank_features([padded], device='cpu')[0].T
@@ -152,7 +162,8 @@ def _log_mel_window(wave: np.ndarray) -> np.ndarray:
 
 
 def pad_states(states: np.ndarray, audio_len: int, clip: int = CLIP) -> np.ndarray:
-  """Joins the windows of Whisper's states, cuts them to the recording and pads both ends with zeros.
+  """Joins the windows of Whisper's states, cuts them to the recording and pads both
+  ends with zeros.
 
   Args:
     states: `[windows,1500,S,D]`.
@@ -165,12 +176,21 @@ def pad_states(states: np.ndarray, audio_len: int, clip: int = CLIP) -> np.ndarr
   states = np.asarray(states)
   joined = states.reshape(-1, *states.shape[2:])
   if len(joined) < 2 * audio_len:
-    raise ValueError(f'{len(joined)} positions cannot hold a recording of {audio_len} units')
-  return np.pad(joined[:2 * audio_len], ((clip // 2 - 1, clip // 2 + 1), (0, 0), (0, 0)))
+    raise ValueError(
+      f'{len(joined)} positions cannot hold a recording of {audio_len} units'
+    )
+  return np.pad(
+    joined[: 2 * audio_len], ((clip // 2 - 1, clip // 2 + 1), (0, 0), (0, 0))
+  )
 
 
-def audio_windows(padded: np.ndarray, step: int = 2, start: int = 0, frames: int | None = None,
-                  clip: int = CLIP) -> np.ndarray:
+def audio_windows(
+  padded: np.ndarray,
+  step: int = 2,
+  start: int = 0,
+  frames: int | None = None,
+  clip: int = CLIP,
+) -> np.ndarray:
   """The Whisper positions around each video frame.
 
   Args:
@@ -181,7 +201,8 @@ def audio_windows(padded: np.ndarray, step: int = 2, start: int = 0, frames: int
     clip: positions around a frame, as in `pad_states`.
 
   Returns:
-    `[frames,clip,S,D]`; frame i holds positions `2*step*i` to `2*step*i+clip-1` of `padded`.
+    `[frames,clip,S,D]`; frame i holds positions `2*step*i` to `2*step*i+clip-1` of
+    `padded`.
   """
   if frames is None:
     frames = (len(padded) - clip) // (2 * step) - start

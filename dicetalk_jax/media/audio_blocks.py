@@ -37,24 +37,22 @@ def mono_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
           raise part.error
   except OSError as error:
     raise InputError(
-        f'{path} cannot be read ({error.strerror}); check its permissions and the disk'
+      f'{path} cannot be read ({error.strerror}); check its permissions and the disk'
     ) from error
 
 
-def _mono(
-    part: FilePart, path: str | os.PathLike
-) -> Iterator[tuple[np.ndarray, int]]:
+def _mono(part: FilePart, path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
   try:
     for block, rate in _decoded(part, path):
       if not np.isfinite(block).all():
         raise InputError(
-            f'the recording {path} holds samples that are not numbers; export it again'
+          f'the recording {path} holds samples that are not numbers; export it again'
         )
       yield block.mean(axis=1), rate
   except (soundfile.LibsndfileError, av.FFmpegError) as error:
     raise InputError(
-        f'{path} cannot be decoded as audio; '
-        'check that it is whole, or convert it to wav, flac, mp3 or m4a'
+      f'{path} cannot be decoded as audio; '
+      'check that it is whole, or convert it to wav, flac, mp3 or m4a'
     ) from (part.error or error)
 
 
@@ -70,7 +68,7 @@ class _Forward(soundfile.SoundFile):
 
 
 def _decoded(
-    part: FilePart, path: str | os.PathLike
+  part: FilePart, path: str | os.PathLike
 ) -> Iterator[tuple[np.ndarray, int]]:
   """(float32 `[samples,channels]`, rate) by libsndfile, or else by FFmpeg."""
   try:
@@ -90,7 +88,7 @@ def _decoded(
 
 
 def _by_ffmpeg(
-    part: FilePart, path: str | os.PathLike
+  part: FilePart, path: str | os.PathLike
 ) -> Iterator[tuple[np.ndarray, int]]:
   """The first audio track of a container (mp4, m4a, mkv, ...) or stream (aac)."""
   with open_container(part) as container:

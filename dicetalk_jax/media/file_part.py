@@ -50,8 +50,8 @@ class FilePart(io.RawIOBase):
     in_file = self._position - len(self._head)
     try:
       if in_file < 0:
-        piece = self._head[self._position:self._position + len(view)]
-        view[:len(piece)] = piece
+        piece = self._head[self._position : self._position + len(view)]
+        view[: len(piece)] = piece
         count = len(piece)
       else:
         self._file.seek(self._start + in_file)

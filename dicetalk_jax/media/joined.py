@@ -16,15 +16,15 @@ from dicetalk_jax.media.file_part import FilePart, open_container
 
 # How a file begins: long enough that the data of another file do not hold it by chance.
 _BEGINNINGS = [
-    re.compile(pattern, re.DOTALL)
-    for pattern in (
-        rb'RIFF....WAVE',
-        rb'RF64....WAVE',
-        rb'FORM....AIF[CF]',
-        rb'fLaC[\0\x80]\0\0\x22',
-        rb'OggS\0[\x02\x06].{12}\0\0\0\0',  # page 0 of a stream
-        rb'\x1a\x45\xdf\xa3.{1,40}?\x42\x82.(?:matroska|webm)',
-    )
+  re.compile(pattern, re.DOTALL)
+  for pattern in (
+    rb'RIFF....WAVE',
+    rb'RF64....WAVE',
+    rb'FORM....AIF[CF]',
+    rb'fLaC[\0\x80]\0\0\x22',
+    rb'OggS\0[\x02\x06].{12}\0\0\0\0',  # page 0 of a stream
+    rb'\x1a\x45\xdf\xa3.{1,40}?\x42\x82.(?:matroska|webm)',
+  )
 ]
 _LONGEST = 64  # bytes; no beginning is longer
 _CHUNK = 1 << 20
@@ -157,6 +157,6 @@ def _part(file: BinaryIO, start: int, end: int) -> FilePart:
 def _is_chunk(header: bytes, rest: int) -> bool:
   """Whether 8 bytes are name and length of a WAV chunk, not samples."""
   return (
-      re.match(rb'[ -~]{4}', header) is not None
-      and int.from_bytes(header[4:], 'little') <= rest
+    re.match(rb'[ -~]{4}', header) is not None
+    and int.from_bytes(header[4:], 'little') <= rest
   )

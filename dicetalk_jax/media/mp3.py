@@ -1,10 +1,11 @@
 """The frames of an MP3 file, counted one by one.
 
 libsndfile stops at the length that the header frame (Xing or Info) claims. Of a file
-that was joined or extended later, this is only the beginning. Without a header frame, or
-with Fraunhofer's (VBRI), which it takes for a frame of silence, it guesses the length
-from the first frame. That fails at variable bit rates. Here all frames are counted, and
-each recording in the file gets a header frame that claims them all if it has none.
+that was joined or extended later, this is only the beginning. Without a header frame,
+or with Fraunhofer's (VBRI), which it takes for a frame of silence, it guesses the
+length from the first frame. That fails at variable bit rates. Here all frames are
+counted, and each recording in the file gets a header frame that claims them all if it
+has none.
 """
 
 from collections.abc import Iterator
@@ -28,8 +29,8 @@ _SEARCHED = 1 << 13  # bytes before the first frame at most, not counting tags
 _IN_A_ROW = 4  # frames that random bytes do not hold by chance
 # How files of other formats begin, which may hold MP3 frames as well.
 _OTHERS = re.compile(
-    rb'RIFF|riff|RF64|FORM|caff|fLaC|OggS|\x1a\x45\xdf\xa3|\0\0\x01\xba|.{4}ftyp',
-    re.DOTALL,
+  rb'RIFF|riff|RF64|FORM|caff|fLaC|OggS|\x1a\x45\xdf\xa3|\0\0\x01\xba|.{4}ftyp',
+  re.DOTALL,
 )
 
 
@@ -212,7 +213,7 @@ def _info_of(file: BinaryIO, frame: Frame) -> bytes | None:
   """A header frame from its letters on, or None for a frame of audio."""
   file.seek(frame.start + 4)
   content = file.read(frame.size - 4)
-  blank, info = content[:frame.tag - 4], content[frame.tag - 4:]
+  blank, info = content[: frame.tag - 4], content[frame.tag - 4 :]
   return info if info[:4] in (b'Xing', b'Info') and not any(blank) else None
 
 
@@ -222,7 +223,7 @@ def _read_info(info: bytes) -> tuple[int | None, int]:
   claimed = int.from_bytes(info[8:12]) if flags & 1 else None
   # Number of frames, number of bytes, table of contents and quality are optional.
   lame = 8 + sum(size for bit, size in enumerate((4, 4, 100, 4)) if flags >> bit & 1)
-  return claimed, int.from_bytes(info[lame + 21:lame + 24]) >> 12
+  return claimed, int.from_bytes(info[lame + 21 : lame + 24]) >> 12
 
 
 def _info_frame(frame: Frame, count: int, delay: int) -> bytes:
@@ -230,7 +231,7 @@ def _info_frame(frame: Frame, count: int, delay: int) -> bytes:
   info = b'Info' + struct.pack('>II', 1, count) + b'LAME3.100'.ljust(21, b'\0')
   info += (delay << 12).to_bytes(3)
   whole = bytearray(_empty_frame(frame, _INFO_KBITS))
-  whole[frame.tag:frame.tag + len(info)] = info
+  whole[frame.tag : frame.tag + len(info)] = info
   return bytes(whole)
 
 

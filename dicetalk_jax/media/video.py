@@ -17,7 +17,10 @@ from dicetalk_jax.media.file_part import FilePart, open_container
 from dicetalk_jax.media.stream import facts
 
 AUDIO_RATE = 16000
-AI_GENERATED = {'comment': 'AI-generated', 'ai_generated': 'true'}  # provenance, on every file by default
+AI_GENERATED = {
+  'comment': 'AI-generated',
+  'ai_generated': 'true',
+}  # provenance, on every file by default
 
 _BT709 = 1  # the code point of BT.709 for matrix, primaries and transfer alike
 _AAC_CHUNK = 1024
@@ -34,15 +37,25 @@ def fit_length(audio: np.ndarray, samples: int) -> np.ndarray:
   return np.pad(audio[:samples], (0, max(0, samples - len(audio))))
 
 
-def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float, audio: np.ndarray | None = None, *,
-                sample_rate: int = AUDIO_RATE, crf: int = 18, metadata: Mapping[str, str] = AI_GENERATED) -> None:
+def write_video(
+  path: str | os.PathLike,
+  frames: np.ndarray,
+  fps: float,
+  audio: np.ndarray | None = None,
+  *,
+  sample_rate: int = AUDIO_RATE,
+  crf: int = 18,
+  metadata: Mapping[str, str] = AI_GENERATED,
+) -> None:
   """Writes an MP4 with constant frame rate; the file appears only when it is whole.
 
   Args:
     path: where; must end in `.mp4`. Missing folders are made.
-    frames: uint8 [N,H,W,3]. Odd sizes grow by one repeated row or column, as 4:2:0 chroma wants.
+    frames: uint8 [N,H,W,3]. Odd sizes grow by one repeated row or column, as 4:2:0
+      chroma wants.
     fps: frames per second; frame i is shown from i / fps on.
-    audio: float [samples] in [-1,1], mono; cut or padded with silence to the length of the pictures.
+    audio: float [samples] in [-1,1], mono; cut or padded with silence to the length of
+      the pictures.
     sample_rate: of `audio`, in Hz; one that AAC knows (8000 ... 96000).
     crf: H.264 quality; smaller is better and larger on disk. 18 is visually lossless.
     metadata: tags of the file; by default they say that it was generated.
@@ -53,25 +66,49 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float, audio: 
   if not str(path).lower().endswith('.mp4'):
     raise InputError(f'{path}: videos are written as MP4; end the name in .mp4')
   frames = np.asarray(frames)
-  if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
-    raise ValueError(f'frames must be uint8 [N,H,W,3] and not empty, not {frames.dtype} {list(frames.shape)}')
-  frames = np.pad(frames, [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)], mode='edge')
+  if (
+    frames.dtype != np.uint8
+    or frames.ndim != 4
+    or frames.shape[-1] != 3
+    or not frames.size
+  ):
+    raise ValueError(
+      f'frames must be uint8 [N,H,W,3] and not empty, not {frames.dtype} '
+      f'{list(frames.shape)}'
+    )
+  frames = np.pad(
+    frames,
+    [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)],
+    mode='edge',
+  )
   rate = fractions.Fraction(fps).limit_denominator(1001)
 
-  with written_aside(path) as part, av.open(
-      os.path.abspath(part), 'w', format='mp4', options={'movflags': 'use_metadata_tags+faststart'}) as container:
+  with (
+    written_aside(path) as part,
+    av.open(
+      os.path.abspath(part),
+      'w',
+      format='mp4',
+      options={'movflags': 'use_metadata_tags+faststart'},
+    ) as container,
+  ):
     container.metadata.update(metadata)
     tracks = [_encode_pictures(container, frames, rate, crf)]
     if audio is not None:
-      audio = fit_length(np.asarray(audio, np.float32), round(len(frames) / rate * sample_rate))
+      audio = fit_length(
+        np.asarray(audio, np.float32), round(len(frames) / rate * sample_rate)
+      )
       tracks.append(_encode_sound(container, audio.clip(-1, 1), sample_rate))
     container.start_encoding()
-    for packet in heapq.merge(*tracks, key=lambda packet: packet.dts * packet.time_base):
+    for packet in heapq.merge(
+      *tracks, key=lambda packet: packet.dts * packet.time_base
+    ):
       container.mux(packet)
 
 
 def read_video(path: str | os.PathLike) -> Video:
-  """Reads all pictures, and the first sound track as 16 kHz mono cut or padded to the length of the pictures.
+  """Reads all pictures, and the first sound track as 16 kHz mono cut or padded to the
+  length of the pictures.
 
   Raises:
     InputError: the file is missing, is no video or is damaged.
@@ -89,10 +126,14 @@ def read_video(path: str | os.PathLike) -> Video:
       has_audio = bool(container.streams.audio)
       for packet in container.demux(stream):
         if packet.is_corrupt:
-          raise InputError(f'{path} breaks off in the middle; copy or download it again')
+          raise InputError(
+            f'{path} breaks off in the middle; copy or download it again'
+          )
         pictures += [frame.to_ndarray(format='rgb24') for frame in packet.decode()]
   except (av.error.FFmpegError, OSError) as error:
-    raise InputError(f'{path} cannot be read as a video ({error.strerror}); is it whole?') from error
+    raise InputError(
+      f'{path} cannot be read as a video ({error.strerror}); is it whole?'
+    ) from error
   if not pictures or not rate:
     raise InputError(f'{path} holds no pictures; give a video file')
 
@@ -100,10 +141,14 @@ def read_video(path: str | os.PathLike) -> Video:
   if not has_audio:
     return Video(frames, float(rate), None)
   wave = begin_at(load_span(path), -facts(path).sound_delay)
-  return Video(frames, float(rate), fit_length(wave, round(len(frames) / rate * AUDIO_RATE)))
+  return Video(
+    frames, float(rate), fit_length(wave, round(len(frames) / rate * AUDIO_RATE))
+  )
 
 
-def _encode_pictures(container, frames: np.ndarray, rate: fractions.Fraction, crf: int) -> Iterator[av.Packet]:
+def _encode_pictures(
+  container, frames: np.ndarray, rate: fractions.Fraction, crf: int
+) -> Iterator[av.Packet]:
   """Adds the track at once; the packets come as they are asked for."""
   stream = container.add_stream('libx264', rate=rate, options={'crf': str(crf)})
   stream.height, stream.width = frames.shape[1:3]
@@ -124,12 +169,16 @@ def _encode_pictures(container, frames: np.ndarray, rate: fractions.Fraction, cr
   return packets()
 
 
-def _encode_sound(container, audio: np.ndarray, sample_rate: int) -> Iterator[av.Packet]:
+def _encode_sound(
+  container, audio: np.ndarray, sample_rate: int
+) -> Iterator[av.Packet]:
   stream = container.add_stream('aac', rate=sample_rate, layout='mono')
 
   def packets():
     for start in range(0, len(audio), _AAC_CHUNK):
-      chunk = av.AudioFrame.from_ndarray(audio[None, start:start + _AAC_CHUNK], format='fltp', layout='mono')
+      chunk = av.AudioFrame.from_ndarray(
+        audio[None, start : start + _AAC_CHUNK], format='fltp', layout='mono'
+      )
       chunk.sample_rate = sample_rate
       chunk.pts, chunk.time_base = start, fractions.Fraction(1, sample_rate)
       yield from stream.encode(chunk)

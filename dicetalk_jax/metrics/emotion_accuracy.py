@@ -1,4 +1,6 @@
-"""Does a clip show the emotion it was asked for? (The counterpart of the paper's Emo-Score.)"""
+"""Does a clip show the emotion it was asked for? (The counterpart of the paper's
+Emo-Score.)
+"""
 
 from collections.abc import Sequence
 
@@ -6,29 +8,38 @@ import numpy as np
 
 
 def clip_vote(log_probs: np.ndarray) -> int:
-  """The emotion of a clip: the largest mean over frames of log probabilities [N, emotions]."""
+  """The emotion of a clip: the largest mean over frames of log probabilities [N,
+  emotions].
+  """
   return int(np.mean(log_probs, axis=0).argmax())
 
 
-def emotion_accuracy(log_probs: Sequence[np.ndarray], emotions: Sequence[int],
-                     levels: Sequence[int] | None = None) -> dict[str, float]:
+def emotion_accuracy(
+  log_probs: Sequence[np.ndarray],
+  emotions: Sequence[int],
+  levels: Sequence[int] | None = None,
+) -> dict[str, float]:
   """Share of clips whose vote is the requested emotion.
 
   Args:
     log_probs: per clip, log probabilities per frame [N_i, emotions].
     emotions: per clip, the index of the requested emotion.
-    levels: per clip, its intensity 1-3. Level 1 is meant to be subtle and is hard to tell from neutral.
+    levels: per clip, its intensity 1-3. Level 1 is meant to be subtle and is hard to
+      tell from neutral.
 
   Returns:
-    'emo_acc' over all clips; with `levels` also 'emo_acc_level_<n>' and, as the headline, 'emo_acc_strong' (levels
-    2 and 3).
+    'emo_acc' over all clips; with `levels` also 'emo_acc_level_<n>' and, as the
+    headline, 'emo_acc_strong' (levels 2 and 3).
   """
   emotions = np.asarray(emotions)
   right = np.array([clip_vote(clip) for clip in log_probs]) == emotions
   scores = {'emo_acc': float(right.mean())}
   if levels is not None:
     levels = np.asarray(levels)
-    scores |= {f'emo_acc_level_{level}': float(right[levels == level].mean()) for level in np.unique(levels)}
+    scores |= {
+      f'emo_acc_level_{level}': float(right[levels == level].mean())
+      for level in np.unique(levels)
+    }
     if (levels >= 2).any():
       scores['emo_acc_strong'] = float(right[levels >= 2].mean())
   return scores

@@ -1,4 +1,6 @@
-"""Do lips follow the sound? Correlation of mouth opening with a reference over time shifts."""
+"""Do lips follow the sound? Correlation of mouth opening with a reference over time
+shifts.
+"""
 
 from typing import NamedTuple
 
@@ -10,28 +12,34 @@ class LipSync(NamedTuple):
 
   Attributes:
     correlation: Pearson correlation without a shift, in [-1,1] (Sync-r).
-    offset: shift in frames at which the correlation is largest; positive where the lips come after the sound.
+    offset: shift in frames at which the correlation is largest; positive where the lips
+      come after the sound.
     offset_seconds: the same in seconds.
-    confidence: largest correlation minus the median over all shifts (Sync-conf); near 0 where lips and sound have
-      nothing to do with each other.
+    confidence: largest correlation minus the median over all shifts (Sync-conf); near 0
+      where lips and sound have nothing to do with each other.
   """
+
   correlation: float
   offset: int
   offset_seconds: float
   confidence: float
 
 
-def lip_sync(opening: np.ndarray, truth: np.ndarray, fps: float, max_shift: float = .4) -> LipSync:
+def lip_sync(
+  opening: np.ndarray, truth: np.ndarray, fps: float, max_shift: float = 0.4
+) -> LipSync:
   """Compares the mouth of a clip with the truth, or with what the sound asks for.
 
-  c(L) = corr(opening[t + L], truth[t]), after SyncNet's offset and confidence (Chung and Zisserman, 2016), with the
-  known opening in place of learned embeddings. A mouth that never moves has correlation 0 everywhere.
+  c(L) = corr(opening[t + L], truth[t]), after SyncNet's offset and confidence (Chung
+  and Zisserman, 2016), with the known opening in place of learned embeddings. A mouth
+  that never moves has correlation 0 everywhere.
 
   Args:
     opening: [N] mouth opening seen in the clip.
     truth: [N] reference.
     fps: frames per second of both.
-    max_shift: largest shift in seconds either way; clips should last five times as long.
+    max_shift: largest shift in seconds either way; clips should last five times as
+      long.
 
   Raises:
     ValueError: lengths differ, or are too short for the shifts.
@@ -39,18 +47,35 @@ def lip_sync(opening: np.ndarray, truth: np.ndarray, fps: float, max_shift: floa
   opening, truth = np.asarray(opening, np.float64), np.asarray(truth, np.float64)
   largest = round(max_shift * fps)
   if opening.shape != truth.shape or opening.ndim != 1:
-    raise ValueError(f'opening {opening.shape} and truth {truth.shape} must be two tracks of one length')
+    raise ValueError(
+      f'opening {opening.shape} and truth {truth.shape} must be two tracks of one '
+      'length'
+    )
   if len(opening) < largest + 3:
-    raise ValueError(f'{len(opening)} frames are too few for shifts of {largest} frames')
+    raise ValueError(
+      f'{len(opening)} frames are too few for shifts of {largest} frames'
+    )
   shifts = np.arange(-largest, largest + 1)
-  scores = np.array([_correlation(opening[max(0, s):len(opening) + min(0, s)], truth[max(0, -s):len(truth) - max(0, s)])
-                     for s in shifts])
+  scores = np.array(
+    [
+      _correlation(
+        opening[max(0, s) : len(opening) + min(0, s)],
+        truth[max(0, -s) : len(truth) - max(0, s)],
+      )
+      for s in shifts
+    ]
+  )
   best = np.lexsort((np.abs(shifts), -scores))[0]  # of equal scores the smallest shift
   offset = int(shifts[best])
-  return LipSync(float(scores[largest]), offset, offset / fps, float(scores[best] - np.median(scores)))
+  return LipSync(
+    float(scores[largest]),
+    offset,
+    offset / fps,
+    float(scores[best] - np.median(scores)),
+  )
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
   a, b = a - a.mean(), b - b.mean()
   norm = np.sqrt((a @ a) * (b @ b))
-  return float(a @ b / norm) if norm > 1e-12 else 0.
+  return float(a @ b / norm) if norm > 1e-12 else 0.0

@@ -1,4 +1,6 @@
-"""Sync-C and Sync-D of SyncNet (Chung and Zisserman, 2016) from the embeddings of its two towers."""
+"""Sync-C and Sync-D of SyncNet (Chung and Zisserman, 2016) from the embeddings of
+its two towers.
+"""
 
 from typing import NamedTuple
 
@@ -11,19 +13,25 @@ class Sync(NamedTuple):
   """Scores of one clip.
 
   Attributes:
-    confidence: Sync-C, median minus minimum of the mean distances over all shifts; higher is better.
+    confidence: Sync-C, median minus minimum of the mean distances over all shifts;
+      higher is better.
     distance: Sync-D, their minimum; lower is better.
     offset: shift in frames that has it; positive where the sound comes after the lips.
   """
+
   confidence: float
   distance: float
   offset: int
 
 
-def sync_scores(lips: np.ndarray, sound: np.ndarray, max_shift: int = MAX_SHIFT) -> Sync:
-  """Compares every window of lips with the sound up to `max_shift` frames earlier and later.
+def sync_scores(
+  lips: np.ndarray, sound: np.ndarray, max_shift: int = MAX_SHIFT
+) -> Sync:
+  """Compares every window of lips with the sound up to `max_shift` frames earlier and
+  later.
 
-  d(s) = mean_t |lips[t] - sound[t + s]|, Euclidean; beyond its ends the sound is zero, as in the published evaluation.
+  d(s) = mean_t |lips[t] - sound[t + s]|, Euclidean; beyond its ends the sound is zero,
+  as in the published evaluation.
 
   Args:
     lips: `[N,D]` embeddings of windows of five frames, one for each frame at 25 fps.
@@ -35,8 +43,19 @@ def sync_scores(lips: np.ndarray, sound: np.ndarray, max_shift: int = MAX_SHIFT)
   """
   lips, sound = np.asarray(lips, np.float64), np.asarray(sound, np.float64)
   if lips.ndim != 2 or lips.shape != sound.shape or not len(lips):
-    raise ValueError(f'lips {lips.shape} and sound {sound.shape} must be of one shape [N,D], N at least 1')
+    raise ValueError(
+      f'lips {lips.shape} and sound {sound.shape} must be of one shape [N,D], N at '
+      'least 1'
+    )
   padded = np.pad(sound, ((max_shift, max_shift), (0, 0)))
-  means = np.array([np.linalg.norm(lips - padded[shift:shift + len(lips)], axis=1).mean()
-                    for shift in range(2 * max_shift + 1)])
-  return Sync(float(np.median(means) - means.min()), float(means.min()), int(means.argmin()) - max_shift)
+  means = np.array(
+    [
+      np.linalg.norm(lips - padded[shift : shift + len(lips)], axis=1).mean()
+      for shift in range(2 * max_shift + 1)
+    ]
+  )
+  return Sync(
+    float(np.median(means) - means.min()),
+    float(means.min()),
+    int(means.argmin()) - max_shift,
+  )

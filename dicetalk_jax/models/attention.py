@@ -13,14 +13,22 @@ from dicetalk_jax.models.target import Target, current
 
 # Bytes of float32 logits that may exist at once on a device; beyond that, queries are
 # taken in chunks.
-LOGITS_LIMIT = 2 ** 29
+LOGITS_LIMIT = 2**29
 
 KeyValue = tuple[jax.Array, jax.Array]
 
 
 def choose(
-    target: Target, dtype: jnp.dtype, t: int, s: int, d: int, *,
-    logits: int, whole: bool, training: bool) -> str:
+  target: Target,
+  dtype: jnp.dtype,
+  t: int,
+  s: int,
+  d: int,
+  *,
+  logits: int,
+  whole: bool,
+  training: bool,
+) -> str:
   """The kernel for attention of `t` queries to `s` keys in heads of `d` channels.
 
   Args:
@@ -53,7 +61,8 @@ def _shared_axes() -> dict[str, int]:
   """
   mesh = jax.sharding.get_abstract_mesh()
   return {
-      axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes}
+    axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes
+  }
 
 
 def _devices() -> int:
@@ -72,7 +81,7 @@ def _query_bytes(q: jax.Array, k: jax.Array) -> int:
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = 'auto'
+  q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = 'auto'
 ) -> jax.Array:
   """softmax(q k^T / sqrt(d)) v per head, softmax in float32.
 
@@ -90,8 +99,15 @@ def attend(
     return _run(implementation, q, k, v)
   b, t, _, d = q.shape
   kernel = functools.partial(
-      choose, current(), q.dtype, t, k.shape[1], d, logits=t * _query_bytes(q, k),
-      whole=b % _devices() == 0 and not _pictures_are_split())
+    choose,
+    current(),
+    q.dtype,
+    t,
+    k.shape[1],
+    d,
+    logits=t * _query_bytes(q, k),
+    whole=b % _devices() == 0 and not _pictures_are_split(),
+  )
   inference = kernel(training=False)
   training = kernel(training=True)
   if inference == training:
@@ -131,13 +147,16 @@ _by_use.defvjp(_by_use_forward, _by_use_backward)
 def _chunked(q: jax.Array, k: jax.Array, v: jax.Array, *, chunk: int) -> jax.Array:
   """Logits exist for `chunk` queries at a time, in the backward pass too.
 
-  Query `i` is in chunk `i % count`: devices that share the queries keep their own in every chunk.
+  Query `i` is in chunk `i % count`: devices that share the queries keep their own in
+  every chunk.
   """
   b, t, heads, d = q.shape
   count = -(-t // chunk)
   chunk = -(-t // count)  # equal chunks need the least padding
   q = jnp.pad(q, ((0, 0), (0, count * chunk - t), (0, 0), (0, 0)))
-  one = jax.checkpoint(lambda q: jax.nn.dot_product_attention(q, k, v, implementation='xla'))
+  one = jax.checkpoint(
+    lambda q: jax.nn.dot_product_attention(q, k, v, implementation='xla')
+  )
   out = lax.map(one, jnp.moveaxis(q.reshape(b, chunk, count, heads, d), 2, 0))
   return jnp.moveaxis(out, 0, 2).reshape(b, count * chunk, heads, d)[:, :t]
 
@@ -154,30 +173,50 @@ class SelfAttention(nnx.Module):
     self.heads = heads
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """x `[...,T,C]`, attention along T; returns the same shape, without the residual."""
-    split = lambda y: y.reshape(-1, y.shape[-2], self.heads, y.shape[-1] // self.heads)
+    """x `[...,T,C]`, attention along T; returns the same shape, without the
+    residual.
+    """
+
+    def split(y):
+      return y.reshape(-1, y.shape[-2], self.heads, y.shape[-1] // self.heads)
+
     y = attend(split(self.to_q(x)), split(self.to_k(x)), split(self.to_v(x)))
     return self.to_out[0](y.reshape(x.shape))
 
 
 class Adapters(nnx.Module):
-  """Key and value projections of the decoupled adapters (published name `processor`)."""
+  """Key and value projections of the decoupled adapters (published name
+  `processor`).
+  """
 
   def __init__(self, context_dim: int, channels: int, count: int, *, dtype=None, rngs):
-    linear = functools.partial(nnx.Linear, context_dim, channels, use_bias=False, dtype=dtype, rngs=rngs)
+    linear = functools.partial(
+      nnx.Linear, context_dim, channels, use_bias=False, dtype=dtype, rngs=rngs
+    )
     self.to_k_ip = nnx.List([linear() for _ in range(count)])
     self.to_v_ip = nnx.List([linear() for _ in range(count)])
 
 
 class CrossAttention(nnx.Module):
-  """Attention to the image, plus one decoupled attention per adapter with the same queries (`attn2`).
+  """Attention to the image, plus one decoupled attention per adapter with the same
+  queries (`attn2`).
 
-  u = SDPA(q, K_image, V_image) + sum_i M SDPA(q, K_i, V_i); output to_out(u). Adapter 0 is audio, 1 emotion (paper
-  section 3.4; the published scheme is that of IP-Adapter). Keys and values come from `context_kv`: they depend
-  neither on the noise nor on the pixel, so they are made once per clip.
+  u = SDPA(q, K_image, V_image) + sum_i M SDPA(q, K_i, V_i); output to_out(u). Adapter 0
+  is audio, 1 emotion (paper section 3.4; the published scheme is that of IP-Adapter).
+  Keys and values come from `context_kv`: they depend neither on the noise nor on the
+  pixel, so they are made once per clip.
   """
 
-  def __init__(self, channels: int, heads: int, context_dim: int, adapters: int, *, dtype=None, rngs):
+  def __init__(
+    self,
+    channels: int,
+    heads: int,
+    context_dim: int,
+    adapters: int,
+    *,
+    dtype=None,
+    rngs,
+  ):
     linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
     self.to_q = linear(channels, channels, use_bias=False)
     self.to_k = linear(context_dim, channels, use_bias=False)
@@ -186,25 +225,37 @@ class CrossAttention(nnx.Module):
     self.processor = Adapters(context_dim, channels, adapters, dtype=dtype, rngs=rngs)
     self.heads = heads
 
-  def context_kv(self, contexts: Sequence[jax.Array | None]) -> tuple[KeyValue | None, ...]:
-    """Projects the image tokens and each adapter's tokens, all `[B,F',T,D]`, to keys and values `[B,F',T,C]`.
+  def context_kv(
+    self, contexts: Sequence[jax.Array | None]
+  ) -> tuple[KeyValue | None, ...]:
+    """Projects the image tokens and each adapter's tokens, all `[B,F',T,D]`, to keys
+    and values `[B,F',T,C]`.
 
     None stays None: that adapter is off.
     """
-    projections = [(self.to_k, self.to_v), *zip(self.processor.to_k_ip, self.processor.to_v_ip)]
-    return tuple(None if tokens is None else (to_k(tokens), to_v(tokens))
-                 for (to_k, to_v), tokens in zip(projections, contexts, strict=True))
+    projections = [
+      (self.to_k, self.to_v),
+      *zip(self.processor.to_k_ip, self.processor.to_v_ip),
+    ]
+    return tuple(
+      None if tokens is None else (to_k(tokens), to_v(tokens))
+      for (to_k, to_v), tokens in zip(projections, contexts, strict=True)
+    )
 
-  def __call__(self, x: jax.Array, kv: Sequence[KeyValue | None], mask: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, kv: Sequence[KeyValue | None], mask: jax.Array | None = None
+  ) -> jax.Array:
     """Attends to the contexts.
 
     Args:
       x: `[B,F,T,C]`.
-      kv: `context_kv` of image and adapters, `[B,F',S,C]`; F' is F, or 1 if all frames share it.
+      kv: `context_kv` of image and adapters, `[B,F',S,C]`; F' is F, or 1 if all frames
+        share it.
       mask: `[B,T]` weights of the adapters' contribution, or None for 1.
 
     Returns:
-      `[B,F,T,C]`, or something that broadcasts to it when all queries get the same answer.
+      `[B,F,T,C]`, or something that broadcasts to it when all queries get the same
+      answer.
     """
     image, *adapters = kv
     q = self.to_q(x)
@@ -217,10 +268,17 @@ class CrossAttention(nnx.Module):
     return self.to_out[0](u)
 
   def _sdpa(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Frames that share keys become more queries to the same keys: nothing is copied."""
+    """Frames that share keys become more queries to the same keys: nothing is
+    copied.
+    """
     b, frames, s, c = k.shape
-    if turned := _pictures_are_split() and frames == 1:  # what is split goes first, or joining would gather it
+    if (
+      turned := _pictures_are_split() and frames == 1
+    ):  # what is split goes first, or joining would gather it
       q = q.swapaxes(1, 2)
-    split = lambda y: y.reshape(b * frames, -1, self.heads, c // self.heads)
+
+    def split(y):
+      return y.reshape(b * frames, -1, self.heads, c // self.heads)
+
     y = attend(split(q), split(k), split(v)).reshape(q.shape)
     return y.swapaxes(1, 2) if turned else y

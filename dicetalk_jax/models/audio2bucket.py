@@ -1,4 +1,6 @@
-"""From speech features and the portrait to the amount of motion of one video frame (Sonic)."""
+"""From speech features and the portrait to the amount of motion of one video frame
+(Sonic).
+"""
 
 import dataclasses
 import functools
@@ -26,7 +28,9 @@ class AudioToBucket(nnx.Module):
 
   def __init__(self, config: AudioToBucketConfig, *, dtype=None, rngs):
     linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
-    self.proj1 = linear(config.seq_len * config.channels + config.clip_dim, config.intermediate_dim)
+    self.proj1 = linear(
+      config.seq_len * config.channels + config.clip_dim, config.intermediate_dim
+    )
     self.proj2 = linear(config.intermediate_dim, config.intermediate_dim)
     self.proj3 = linear(config.intermediate_dim, config.output_dim)
 
@@ -34,11 +38,13 @@ class AudioToBucket(nnx.Module):
     """Predicts motion.
 
     Args:
-      x: `[B,F,seq_len,channels]`, or with the last axes already flattened in this order.
+      x: `[B,F,seq_len,channels]`, or with the last axes already flattened in this
+        order.
       image: `[B,clip_dim]`, the portrait's CLIP embedding.
 
     Returns:
-      `[B,F,output_dim]`, raw: the motion ids that the UNet is given are `16 y + 16` (see `pipeline`).
+      `[B,F,output_dim]`, raw: the motion ids that the UNet is given are `16 y + 16`
+      (see `pipeline`).
     """
     x = x.reshape(*x.shape[:2], -1)
     image = jnp.broadcast_to(image[:, None], (*x.shape[:2], image.shape[-1]))

@@ -23,21 +23,28 @@ class AudioProjectionConfig(ModelConfig):
 
 
 class AudioProjection(nnx.Module):
-  """Three linear layers and a norm (published `audio_linear`; with other sizes two parts of the emotion model)."""
+  """Three linear layers and a norm (published `audio_linear`; with other sizes two
+  parts of the emotion model).
+  """
 
   def __init__(self, config: AudioProjectionConfig, *, dtype=None, rngs):
     linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
     self.config = config
-    self.proj1 = linear(config.seq_len * config.blocks * config.channels, config.intermediate_dim)
+    self.proj1 = linear(
+      config.seq_len * config.blocks * config.channels, config.intermediate_dim
+    )
     self.proj2 = linear(config.intermediate_dim, config.intermediate_dim)
-    self.proj3 = linear(config.intermediate_dim, config.context_tokens * config.output_dim)
+    self.proj3 = linear(
+      config.intermediate_dim, config.context_tokens * config.output_dim
+    )
     self.norm = LayerNorm(config.output_dim, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Projects the features of each frame to tokens.
 
     Args:
-      x: `[B,F,seq_len,blocks,channels]`, or with the last axes already flattened in this order.
+      x: `[B,F,seq_len,blocks,channels]`, or with the last axes already flattened in
+        this order.
 
     Returns:
       `[B,F,context_tokens,output_dim]`. Zeros in give the unconditional tokens.
@@ -46,4 +53,6 @@ class AudioProjection(nnx.Module):
     x = nnx.relu(self.proj1(x))
     x = nnx.relu(self.proj2(x))
     x = self.proj3(x)
-    return self.norm(x.reshape(*x.shape[:2], self.config.context_tokens, self.config.output_dim))
+    return self.norm(
+      x.reshape(*x.shape[:2], self.config.context_tokens, self.config.output_dim)
+    )

@@ -16,7 +16,9 @@ ACTIVATIONS = {'gelu': gelu, 'quick_gelu': lambda x: x * nnx.sigmoid(1.702 * x)}
 
 @dataclasses.dataclass(frozen=True)
 class CLIPVisionConfig(ModelConfig):
-  """Reads the published `config.json` of an image encoder; the defaults are ViT-H/14."""
+  """Reads the published `config.json` of an image encoder; the defaults are
+  ViT-H/14.
+  """
 
   hidden_size: int = 1280
   intermediate_size: int = 5120
@@ -38,24 +40,42 @@ class Embeddings(nnx.Module):
     normal = nnx.initializers.normal(stddev=0.02)
     self.class_embedding = nnx.Param(normal(rngs.params(), (width,)))
     self.patch_embedding = nnx.Conv(
-        config.num_channels, width, patch, strides=patch, padding='VALID', use_bias=False, dtype=dtype, rngs=rngs)
+      config.num_channels,
+      width,
+      patch,
+      strides=patch,
+      padding='VALID',
+      use_bias=False,
+      dtype=dtype,
+      rngs=rngs,
+    )
     self.position_embedding = nnx.Embed(
-        (config.image_size // config.patch_size) ** 2 + 1, width, embedding_init=normal, dtype=dtype, rngs=rngs)
+      (config.image_size // config.patch_size) ** 2 + 1,
+      width,
+      embedding_init=normal,
+      dtype=dtype,
+      rngs=rngs,
+    )
 
   def __call__(self, pixels: jax.Array) -> jax.Array:
     """pixels `[B,S,S,3]`; returns `[B,1+patches,C]`, patches row by row."""
     patches = self.patch_embedding(pixels)
     b, _, _, width = patches.shape
-    first = jnp.broadcast_to(self.class_embedding[...].astype(patches.dtype), (b, 1, width))
+    first = jnp.broadcast_to(
+      self.class_embedding[...].astype(patches.dtype), (b, 1, width)
+    )
     tokens = jnp.concatenate([first, patches.reshape(b, -1, width)], axis=1)
     return tokens + self.position_embedding(jnp.arange(tokens.shape[1]))
 
 
 class MLP(nnx.Module):
-
   def __init__(self, config: CLIPVisionConfig, *, dtype=None, rngs):
-    self.fc1 = nnx.Linear(config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs)
-    self.fc2 = nnx.Linear(config.intermediate_size, config.hidden_size, dtype=dtype, rngs=rngs)
+    self.fc1 = nnx.Linear(
+      config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs
+    )
+    self.fc2 = nnx.Linear(
+      config.intermediate_size, config.hidden_size, dtype=dtype, rngs=rngs
+    )
     self.hidden_act = config.hidden_act
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -66,9 +86,17 @@ class EncoderLayer(nnx.Module):
   """Pre-norm transformer layer."""
 
   def __init__(self, config: CLIPVisionConfig, *, dtype=None, rngs):
-    norm = functools.partial(LayerNorm, config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
+    norm = functools.partial(
+      LayerNorm,
+      config.hidden_size,
+      epsilon=config.layer_norm_eps,
+      dtype=dtype,
+      rngs=rngs,
+    )
     self.layer_norm1 = norm()
-    self.self_attn = EncoderAttention(config.hidden_size, config.num_attention_heads, dtype=dtype, rngs=rngs)
+    self.self_attn = EncoderAttention(
+      config.hidden_size, config.num_attention_heads, dtype=dtype, rngs=rngs
+    )
     self.layer_norm2 = norm()
     self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
@@ -79,9 +107,13 @@ class EncoderLayer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-
   def __init__(self, config: CLIPVisionConfig, *, dtype=None, rngs):
-    self.layers = nnx.List([EncoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)])
+    self.layers = nnx.List(
+      [
+        EncoderLayer(config, dtype=dtype, rngs=rngs)
+        for _ in range(config.num_hidden_layers)
+      ]
+    )
 
   def __call__(self, x: jax.Array) -> jax.Array:
     for layer in self.layers:
@@ -93,7 +125,13 @@ class VisionTransformer(nnx.Module):
   """The tower without its projection."""
 
   def __init__(self, config: CLIPVisionConfig, *, dtype=None, rngs):
-    norm = functools.partial(LayerNorm, config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
+    norm = functools.partial(
+      LayerNorm,
+      config.hidden_size,
+      epsilon=config.layer_norm_eps,
+      dtype=dtype,
+      rngs=rngs,
+    )
     self.embeddings = Embeddings(config, dtype=dtype, rngs=rngs)
     self.pre_layrnorm = norm()  # the published spelling
     self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
@@ -111,13 +149,15 @@ class CLIPVision(nnx.Module):
   def __init__(self, config: CLIPVisionConfig, *, dtype=None, rngs):
     self.vision_model = VisionTransformer(config, dtype=dtype, rngs=rngs)
     self.visual_projection = nnx.Linear(
-        config.hidden_size, config.projection_dim, use_bias=False, dtype=dtype, rngs=rngs)
+      config.hidden_size, config.projection_dim, use_bias=False, dtype=dtype, rngs=rngs
+    )
 
   def __call__(self, pixels: jax.Array) -> jax.Array:
     """Embeds pictures.
 
     Args:
-      pixels: `[B,image_size,image_size,num_channels]`, normalised with CLIP's mean and deviation.
+      pixels: `[B,image_size,image_size,num_channels]`, normalised with CLIP's mean and
+        deviation.
 
     Returns:
       `[B,projection_dim]`, not normalised to unit length.

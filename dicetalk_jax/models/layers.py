@@ -1,4 +1,6 @@
-"""Flax layers with PyTorch's conventions, and the few functions that every model shares."""
+"""Flax layers with PyTorch's conventions, and the few functions that every model
+shares.
+"""
 
 import functools
 import math
@@ -7,17 +9,19 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-# Flax's defaults are not PyTorch's: two-pass variance and an explicit epsilon, everywhere.
+# Flax's defaults are not PyTorch's: two-pass variance and an explicit epsilon,
+# everywhere.
 LayerNorm = functools.partial(nnx.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
 gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
 class GroupNorm(nnx.GroupNorm):
-  """Group normalisation with two-pass statistics in float32 over all axes between the first and the last.
+  """Group normalisation with two-pass statistics in float32 over all axes between the
+  first and the last.
 
-  Statistics are taken per channel first and then per group: a view with the channels of a group as its last axis,
-  which the base class reduces over, is slow on every device.
+  Statistics are taken per channel first and then per group: a view with the channels of
+  a group as its last axis, which the base class reduces over, is slow on every device.
   """
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -30,12 +34,15 @@ class GroupNorm(nnx.GroupNorm):
       return jnp.expand_dims(jnp.repeat(mean, self.group_size, axis=1), axes)
 
     centred = exact - per_group(exact)
-    scale = jax.lax.rsqrt(per_group(jnp.square(centred)) + self.epsilon) * self.scale[...]
+    scale = (
+      jax.lax.rsqrt(per_group(jnp.square(centred)) + self.epsilon) * self.scale[...]
+    )
     return (centred * scale + self.bias[...]).astype(self.dtype or x.dtype)
 
 
 def sinusoid(x: jax.Array, width: int) -> jax.Array:
-  """Sinusoidal embedding, cosine first, as in diffusers with `flip_sin_to_cos`, shift 0.
+  """Sinusoidal embedding, cosine first, as in diffusers with `flip_sin_to_cos`, shift
+  0.
 
   Args:
     x: any shape; real numbers (timesteps, ids or frame indices).

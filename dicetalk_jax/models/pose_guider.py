@@ -1,4 +1,6 @@
-"""The pose guider: the face box as an image becomes features that join the UNet after its first convolution."""
+"""The pose guider: the face box as an image becomes features that join the UNet
+after its first convolution.
+"""
 
 import dataclasses
 import itertools
@@ -12,27 +14,42 @@ from dicetalk_jax.models.resnet import Conv3x3
 
 @dataclasses.dataclass(frozen=True)
 class PoseGuiderConfig(ModelConfig):
-  """Reduces height and width by 2**(len(block_out_channels) - 1), which must be the VAE's factor."""
+  """Reduces height and width by 2**(len(block_out_channels) - 1), which must be the
+  VAE's factor.
+  """
+
   conditioning_embedding_channels: int = 320
   conditioning_channels: int = 3
   block_out_channels: tuple[int, ...] = (16, 32, 96, 256)
 
 
 class PoseGuider(nnx.Module):
-  """Convolutions frame by frame (published file `pose_guider.pth`); zero at construction, so it starts harmless."""
+  """Convolutions frame by frame (published file `pose_guider.pth`); zero at
+  construction, so it starts harmless.
+  """
 
   def __init__(self, config: PoseGuiderConfig, *, dtype=None, rngs):
     widths, zeros = config.block_out_channels, nnx.initializers.zeros
-    self.conv_in = Conv3x3(config.conditioning_channels, widths[0], dtype=dtype, rngs=rngs)
+    self.conv_in = Conv3x3(
+      config.conditioning_channels, widths[0], dtype=dtype, rngs=rngs
+    )
     self.blocks = nnx.List([])
     for cin, cout in itertools.pairwise(widths):
       self.blocks.append(Conv3x3(cin, cin, dtype=dtype, rngs=rngs))
       self.blocks.append(Conv3x3(cin, cout, strides=2, dtype=dtype, rngs=rngs))
-    self.conv_out = Conv3x3(widths[-1], config.conditioning_embedding_channels, kernel_init=zeros, bias_init=zeros,
-                            dtype=dtype, rngs=rngs)
+    self.conv_out = Conv3x3(
+      widths[-1],
+      config.conditioning_embedding_channels,
+      kernel_init=zeros,
+      bias_init=zeros,
+      dtype=dtype,
+      rngs=rngs,
+    )
 
   def __call__(self, mask: jax.Array) -> jax.Array:
-    """mask `[B,F,H,W,3]` in [0,1]; returns `[B,F,H/8,W/8,320]` for the published widths."""
+    """mask `[B,F,H,W,3]` in [0,1]; returns `[B,F,H/8,W/8,320]` for the published
+    widths.
+    """
     x = nnx.silu(self.conv_in(mask))
     for block in self.blocks:
       x = nnx.silu(block(x))

@@ -21,16 +21,16 @@ from dicetalk_jax.models.vae import VAE, VAEConfig
 from dicetalk_jax.models.whisper import WhisperConfig, WhisperEncoder
 
 COMPONENTS: dict[str, tuple[type[ModelConfig], type[nnx.Module]]] = {
-    'unet': (UNetConfig, UNet),
-    'vae': (VAEConfig, VAE),
-    'image_encoder': (CLIPVisionConfig, CLIPVision),
-    'whisper': (WhisperConfig, WhisperEncoder),
-    'audio_linear': (AudioProjectionConfig, AudioProjection),
-    'audio2bucket': (AudioToBucketConfig, AudioToBucket),
-    'pose_guider': (PoseGuiderConfig, PoseGuider),
-    'emo_model': (EmotionConfig, EmotionModel),
-    'flownet': (RIFEConfig, IFNet),
-    'embedder': (EmbedderConfig, Embedder),
+  'unet': (UNetConfig, UNet),
+  'vae': (VAEConfig, VAE),
+  'image_encoder': (CLIPVisionConfig, CLIPVision),
+  'whisper': (WhisperConfig, WhisperEncoder),
+  'audio_linear': (AudioProjectionConfig, AudioProjection),
+  'audio2bucket': (AudioToBucketConfig, AudioToBucket),
+  'pose_guider': (PoseGuiderConfig, PoseGuider),
+  'emo_model': (EmotionConfig, EmotionModel),
+  'flownet': (RIFEConfig, IFNet),
+  'embedder': (EmbedderConfig, Embedder),
 }
 
 
@@ -39,11 +39,17 @@ def config_of(name: str, mapping: Mapping[str, Any]) -> ModelConfig:
   return COMPONENTS[name][0].from_json(mapping)
 
 
-def builder(name: str, mapping: Mapping[str, Any],
-            dtype: jax.typing.DTypeLike | None = None) -> Callable[..., nnx.Module]:
-  """`builder(name, config)(rngs=...)` constructs the component; see `core.abstract` and `core.init_params`.
+def builder(
+  name: str, mapping: Mapping[str, Any], dtype: jax.typing.DTypeLike | None = None
+) -> Callable[..., nnx.Module]:
+  """`builder(name, config)(rngs=...)` constructs the component; see `core.abstract` and
+  `core.init_params`.
 
-  `dtype` is the compute type of its layers; None and 'float32' leave it to the parameters and the input.
+  `dtype` is the compute type of its layers; None and 'float32' leave it to the
+  parameters and the input.
   """
-  return functools.partial(COMPONENTS[name][1], config_of(name, mapping),
-                           dtype=None if dtype in (None, 'float32') else jnp.dtype(dtype))
+  return functools.partial(
+    COMPONENTS[name][1],
+    config_of(name, mapping),
+    dtype=None if dtype in (None, 'float32') else jnp.dtype(dtype),
+  )

@@ -1,4 +1,6 @@
-"""The autoencoder of Stable Video Diffusion: an image encoder and a decoder that mixes frames in time."""
+"""The autoencoder of Stable Video Diffusion: an image encoder and a decoder that
+mixes frames in time.
+"""
 
 import dataclasses
 import functools
@@ -11,12 +13,21 @@ import jax.numpy as jnp
 from dicetalk_jax.models.attention import attend
 from dicetalk_jax.models.core import ModelConfig
 from dicetalk_jax.models.layers import GroupNorm
-from dicetalk_jax.models.resnet import Conv3x3, Downsample, ResnetBlock, SpatioTemporalResBlock, TemporalConv, Upsample
+from dicetalk_jax.models.resnet import (
+  Conv3x3,
+  Downsample,
+  ResnetBlock,
+  SpatioTemporalResBlock,
+  TemporalConv,
+  Upsample,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig(ModelConfig):
-  """Reads the published `config.json` of AutoencoderKLTemporalDecoder, whose values are the defaults."""
+  """Reads the published `config.json` of AutoencoderKLTemporalDecoder, whose values
+  are the defaults.
+  """
 
   in_channels: int = 3
   out_channels: int = 3
@@ -30,12 +41,19 @@ class VAEConfig(ModelConfig):
 
   def to_json(self) -> dict[str, Any]:
     """Adds what the published file says of the blocks, one entry per width."""
-    return super().to_json() | {'down_block_types': ('DownEncoderBlock2D',) * len(self.block_out_channels)}
+    return super().to_json() | {
+      'down_block_types': ('DownEncoderBlock2D',) * len(self.block_out_channels)
+    }
 
 
 def _run(block: nnx.Module, x: jax.Array, remat: bool) -> jax.Array:
-  """Calls a block; with `remat` its activations are computed again in the backward pass."""
-  call = lambda block, x: block(x)
+  """Calls a block; with `remat` its activations are computed again in the backward
+  pass.
+  """
+
+  def call(block, x):
+    return block(x)
+
   return (jax.checkpoint(call) if remat else call)(block, x)
 
 
@@ -44,7 +62,9 @@ class Attention(nnx.Module):
 
   def __init__(self, channels: int, groups: int, *, dtype=None, rngs):
     linear = functools.partial(nnx.Linear, channels, channels, dtype=dtype, rngs=rngs)
-    self.group_norm = GroupNorm(channels, num_groups=groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
+    self.group_norm = GroupNorm(
+      channels, num_groups=groups, epsilon=1e-6, dtype=dtype, rngs=rngs
+    )
     self.to_q = linear()
     self.to_k = linear()
     self.to_v = linear()
@@ -53,13 +73,18 @@ class Attention(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """x `[...,H,W,C]`, leading axes are frames; returns the same shape."""
     tokens = self.group_norm(x.reshape(-1, x.shape[-3] * x.shape[-2], x.shape[-1]))
-    head = lambda layer: layer(tokens)[:, :, None]
+
+    def head(layer):
+      return layer(tokens)[:, :, None]
+
     y = attend(head(self.to_q), head(self.to_k), head(self.to_v))
     return x + self.to_out[0](y).reshape(x.shape)
 
 
 class Stage(nnx.Module):
-  """Residual blocks of one width, then in all stages but the last a change of resolution."""
+  """Residual blocks of one width, then in all stages but the last a change of
+  resolution.
+  """
 
   def __init__(self, resnets, *, downsampler=None, upsampler=None):
     self.resnets = nnx.List(resnets)
@@ -91,21 +116,34 @@ class Encoder(nnx.Module):
 
   def __init__(self, config: VAEConfig, *, dtype=None, rngs):
     conv = functools.partial(Conv3x3, dtype=dtype, rngs=rngs)
-    resnet = functools.partial(ResnetBlock, groups=config.norm_num_groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
+    resnet = functools.partial(
+      ResnetBlock, groups=config.norm_num_groups, epsilon=1e-6, dtype=dtype, rngs=rngs
+    )
     # The published encoder pads its strided convolutions at the right and bottom only.
-    down = functools.partial(Downsample, padding=((0, 1), (0, 1)), dtype=dtype, rngs=rngs)
+    down = functools.partial(
+      Downsample, padding=((0, 1), (0, 1)), dtype=dtype, rngs=rngs
+    )
     widths = config.block_out_channels
     self.conv_in = conv(config.in_channels, widths[0])
     self.down_blocks = nnx.List()
     for i, (cin, cout) in enumerate(zip((widths[0], *widths), widths)):
-      self.down_blocks.append(Stage(
+      self.down_blocks.append(
+        Stage(
           [resnet(cout if j else cin, cout) for j in range(config.layers_per_block)],
-          downsampler=down(cout) if i < len(widths) - 1 else None))
+          downsampler=down(cout) if i < len(widths) - 1 else None,
+        )
+      )
     self.mid_block = MidBlock(
-        [resnet(widths[-1], widths[-1]) for _ in range(2)],
-        Attention(widths[-1], config.norm_num_groups, dtype=dtype, rngs=rngs))
+      [resnet(widths[-1], widths[-1]) for _ in range(2)],
+      Attention(widths[-1], config.norm_num_groups, dtype=dtype, rngs=rngs),
+    )
     self.conv_norm_out = GroupNorm(
-        widths[-1], num_groups=config.norm_num_groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
+      widths[-1],
+      num_groups=config.norm_num_groups,
+      epsilon=1e-6,
+      dtype=dtype,
+      rngs=rngs,
+    )
     self.conv_out = conv(widths[-1], 2 * config.latent_channels)
 
   def __call__(self, x: jax.Array, remat: bool = False) -> jax.Array:
@@ -117,29 +155,59 @@ class Encoder(nnx.Module):
 
 
 class TemporalDecoder(nnx.Module):
-  """Latents to frames; residual blocks and the last convolution also look at neighbouring frames."""
+  """Latents to frames; residual blocks and the last convolution also look at
+  neighbouring frames.
+  """
 
   def __init__(self, config: VAEConfig, *, dtype=None, rngs):
     conv = functools.partial(Conv3x3, dtype=dtype, rngs=rngs)
     resnet = functools.partial(
-        SpatioTemporalResBlock, groups=config.norm_num_groups, epsilon=1e-6, temporal_epsilon=1e-5, mix_factor=0.0,
-        switched=True, dtype=dtype, rngs=rngs)
+      SpatioTemporalResBlock,
+      groups=config.norm_num_groups,
+      epsilon=1e-6,
+      temporal_epsilon=1e-5,
+      mix_factor=0.0,
+      switched=True,
+      dtype=dtype,
+      rngs=rngs,
+    )
     widths = config.block_out_channels[::-1]
     self.conv_in = conv(config.latent_channels, widths[0])
     self.mid_block = MidBlock(
-        [resnet(widths[0], widths[0]) for _ in range(2)],
-        Attention(widths[0], config.norm_num_groups, dtype=dtype, rngs=rngs))
+      [resnet(widths[0], widths[0]) for _ in range(2)],
+      Attention(widths[0], config.norm_num_groups, dtype=dtype, rngs=rngs),
+    )
     self.up_blocks = nnx.List()
     for i, (cin, cout) in enumerate(zip((widths[0], *widths), widths)):
-      self.up_blocks.append(Stage(
-          [resnet(cout if j else cin, cout) for j in range(config.layers_per_block + 1)],
-          upsampler=Upsample(cout, dtype=dtype, rngs=rngs) if i < len(widths) - 1 else None))
+      self.up_blocks.append(
+        Stage(
+          [
+            resnet(cout if j else cin, cout) for j in range(config.layers_per_block + 1)
+          ],
+          upsampler=Upsample(cout, dtype=dtype, rngs=rngs)
+          if i < len(widths) - 1
+          else None,
+        )
+      )
     self.conv_norm_out = GroupNorm(
-        widths[-1], num_groups=config.norm_num_groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
+      widths[-1],
+      num_groups=config.norm_num_groups,
+      epsilon=1e-6,
+      dtype=dtype,
+      rngs=rngs,
+    )
     self.conv_out = conv(widths[-1], config.out_channels)
-    unchanged = lambda key, shape: jnp.eye(shape[-1]).reshape(shape)
+
+    def unchanged(key, shape):
+      return jnp.eye(shape[-1]).reshape(shape)
+
     self.time_conv_out = TemporalConv(
-        config.out_channels, config.out_channels, kernel_init=unchanged, dtype=dtype, rngs=rngs)
+      config.out_channels,
+      config.out_channels,
+      kernel_init=unchanged,
+      dtype=dtype,
+      rngs=rngs,
+    )
 
   def __call__(self, z: jax.Array, remat: bool = False) -> jax.Array:
     """z `[B,F,h,w,latent_channels]`; returns `[B,F,H,W,out_channels]`."""
@@ -164,18 +232,21 @@ class VAE(nnx.Module):
     """The Gaussian of the latents of each image.
 
     Args:
-      x: `[B,H,W,in_channels]` in [-1,1]; height and width multiples of 2^(stages-1), 8 as published.
+      x: `[B,H,W,in_channels]` in [-1,1]; height and width multiples of 2^(stages-1), 8
+        as published.
       remat: compute activations again in the backward pass.
 
     Returns:
-      mean and log-variance, float32, both `[B,h,w,latent_channels]`; not multiplied by `scaling_factor`.
+      mean and log-variance, float32, both `[B,h,w,latent_channels]`; not multiplied by
+      `scaling_factor`.
     """
     moments = self.quant_conv(self.encoder(x, remat)).astype(jnp.float32)
     mean, logvar = jnp.split(moments, 2, axis=-1)
     return mean, jnp.clip(logvar, -30, 20)
 
   def decode(self, z: jax.Array, remat: bool = False) -> jax.Array:
-    """Decodes clips; frames of one clip influence each other, so its length matters (published chunks: 10).
+    """Decodes clips; frames of one clip influence each other, so its length matters
+    (published chunks: 10).
 
     Args:
       z: `[B,F,h,w,latent_channels]`, already divided by `scaling_factor`.

@@ -1,4 +1,6 @@
-"""Whisper's encoder, with all its hidden states (Radford et al. 2022, arXiv:2212.04356)."""
+"""Whisper's encoder, with all its hidden states (Radford et al. 2022,
+arXiv:2212.04356).
+"""
 
 import dataclasses
 import functools
@@ -26,9 +28,13 @@ class WhisperConfig(ModelConfig):
 
 
 def position_table(positions: int, width: int) -> jax.Array:
-  """Whisper's fixed sinusoids, sines first, wavelengths from 2 pi to 10000 * 2 pi: float32 `[positions,width]`."""
+  """Whisper's fixed sinusoids, sines first, wavelengths from 2 pi to 10000 * 2 pi:
+  float32 `[positions,width]`.
+  """
   half = width // 2
-  frequency = jnp.exp(-math.log(10000) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
+  frequency = jnp.exp(
+    -math.log(10000) / (half - 1) * jnp.arange(half, dtype=jnp.float32)
+  )
   angle = jnp.arange(positions, dtype=jnp.float32)[:, None] * frequency
   return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
 
@@ -39,7 +45,8 @@ class EncoderLayer(nnx.Module):
   def __init__(self, config: WhisperConfig, *, dtype=None, rngs):
     width = config.d_model
     self.self_attn = EncoderAttention(
-        width, config.encoder_attention_heads, key_bias=False, dtype=dtype, rngs=rngs)
+      width, config.encoder_attention_heads, key_bias=False, dtype=dtype, rngs=rngs
+    )
     self.self_attn_layer_norm = LayerNorm(width, dtype=dtype, rngs=rngs)
     self.fc1 = nnx.Linear(width, config.encoder_ffn_dim, dtype=dtype, rngs=rngs)
     self.fc2 = nnx.Linear(config.encoder_ffn_dim, width, dtype=dtype, rngs=rngs)
@@ -56,12 +63,24 @@ class Encoder(nnx.Module):
 
   def __init__(self, config: WhisperConfig, *, dtype=None, rngs):
     width, positions = config.d_model, config.max_source_positions
-    conv = functools.partial(nnx.Conv, kernel_size=(3,), padding=1, dtype=dtype, rngs=rngs)
+    conv = functools.partial(
+      nnx.Conv, kernel_size=(3,), padding=1, dtype=dtype, rngs=rngs
+    )
     self.conv1 = conv(config.num_mel_bins, width)
     self.conv2 = conv(width, width, strides=2)
     self.embed_positions = nnx.Embed(
-        positions, width, embedding_init=lambda *_: position_table(positions, width), dtype=dtype, rngs=rngs)
-    self.layers = nnx.List([EncoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.encoder_layers)])
+      positions,
+      width,
+      embedding_init=lambda *_: position_table(positions, width),
+      dtype=dtype,
+      rngs=rngs,
+    )
+    self.layers = nnx.List(
+      [
+        EncoderLayer(config, dtype=dtype, rngs=rngs)
+        for _ in range(config.encoder_layers)
+      ]
+    )
     self.layer_norm = LayerNorm(width, dtype=dtype, rngs=rngs)
 
   def __call__(self, log_mel: jax.Array) -> jax.Array:
@@ -86,10 +105,11 @@ class WhisperEncoder(nnx.Module):
     """Encodes log-mel windows.
 
     Args:
-      log_mel: `[B,frames,num_mel_bins]`, 100 frames per second, at most twice `max_source_positions`.
+      log_mel: `[B,frames,num_mel_bins]`, 100 frames per second, at most twice
+        `max_source_positions`.
 
     Returns:
-      `[B,frames/2,encoder_layers+1,d_model]`: the embedding, then what each layer gives; the last one after the final
-      norm.
+      `[B,frames/2,encoder_layers+1,d_model]`: the embedding, then what each layer
+      gives; the last one after the final norm.
     """
     return self.encoder(log_mel)

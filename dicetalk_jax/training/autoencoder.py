@@ -1,4 +1,6 @@
-"""Task: the temporal autoencoder (AutoencoderKLTemporalDecoder), from scratch or fine-tuned."""
+"""Task: the temporal autoencoder (AutoencoderKLTemporalDecoder), from scratch or
+fine-tuned.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,9 @@ from dicetalk_jax.training.task import Task
 
 
 class AutoencoderTask(Task):
-  """Reconstruction (absolute and squared error) plus a small KL term on the posterior."""
+  """Reconstruction (absolute and squared error) plus a small KL term on the
+  posterior.
+  """
 
   name = 'autoencoder'
 
@@ -32,8 +36,11 @@ class AutoencoderTask(Task):
     if self.config.init_from:
       return core.prefixed('vae', sources.initial(self.config, 'vae', self.target))
     params = core.init_params(self.build, key)
-    # The posterior begins narrow: at deviation 1 its noise would drown the untrained mean.
-    params['quant_conv.bias'] = params['quant_conv.bias'].at[self.config.vae.latent_channels:].set(-6.0)
+    # The posterior begins narrow: at deviation 1 its noise would drown the untrained
+    # mean.
+    params['quant_conv.bias'] = (
+      params['quant_conv.bias'].at[self.config.vae.latent_channels :].set(-6.0)
+    )
     return core.prefixed('vae', params)
 
   def loss(self, params, frozen, batch, key, step):
@@ -53,19 +60,38 @@ class AutoencoderTask(Task):
   def batches(self):
     data = self.config.data
     index, count = parallel.batch_shard(self.mesh)
-    return iter(loader.frames_loader(
-        self.train, batch=self.config.batch_size // count, frames=data.frames, step=data.step, seed=self.config.seed,
-        shard=(index, count), workers=data.workers))
+    return iter(
+      loader.frames_loader(
+        self.train,
+        batch=self.config.batch_size // count,
+        frames=data.frames,
+        step=data.step,
+        seed=self.config.seed,
+        shard=(index, count),
+        workers=data.workers,
+      )
+    )
 
   def _reconstruct(self, params, video):
     vae = core.merge(self.graphdef, core.under('vae', params))
     mean, _ = vae.encode(video.reshape(-1, *video.shape[2:]))
-    return mean, vae.decode(mean.reshape(*video.shape[:2], *mean.shape[1:])).astype(jnp.float32)
+    return mean, vae.decode(mean.reshape(*video.shape[:2], *mean.shape[1:])).astype(
+      jnp.float32
+    )
 
   def evaluate(self, params, frozen) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """PSNR in dB on unseen identities, and a picture: truth above reconstruction."""
-    video = next(iter(loader.frames_loader(self.val, batch=8, frames=self.config.data.frames,
-                                           step=self.config.data.step, seed=1)))['video']
+    video = next(
+      iter(
+        loader.frames_loader(
+          self.val,
+          batch=8,
+          frames=self.config.data.frames,
+          step=self.config.data.step,
+          seed=1,
+        )
+      )
+    )['video']
     out = parallel.fetch(self.reconstruct(params, video)[1])
     mse = float(np.mean((out - video) ** 2))
     rows = [video[:, 0], np.clip(out[:, 0], -1, 1)]
@@ -74,17 +100,27 @@ class AutoencoderTask(Task):
   def export(self, params) -> None:
     """Writes `vae` with a scaling factor, whatever `config.vae.scaling_factor` is.
 
-    That of `init_from`, which the denoisers trained on such latents expect; of a new one what gives its latents unit
-    deviation.
+    That of `init_from`, which the denoisers trained on such latents expect; of a new
+    one what gives its latents unit deviation.
     """
     if self.config.init_from:
       old = bundle.require(self.config.init_from, 'vae')['vae']['config']
       scaling_factor = registry.config_of('vae', old).scaling_factor
     else:
-      batch = next(iter(loader.frames_loader(self.train, batch=32, frames=1, step=1, seed=2)))['video']
+      batch = next(
+        iter(loader.frames_loader(self.train, batch=32, frames=1, step=1, seed=2))
+      )['video']
       measured = 1 / np.std(parallel.fetch(self.reconstruct(params, batch)[0]))
-      # Five digits, as those published have: another device must not give another model.
+      # Five digits, as those published have: another device must not give another
+      # model.
       scaling_factor = float(f'{measured:.5g}')
-    config = registry.config_of('vae', self.config.vae.to_dict() | {'scaling_factor': scaling_factor})
-    bundle.save_component(self.model_dir, 'vae', config.to_json(), core.under('vae', params),
-                          sources.provenance(self))
+    config = registry.config_of(
+      'vae', self.config.vae.to_dict() | {'scaling_factor': scaling_factor}
+    )
+    bundle.save_component(
+      self.model_dir,
+      'vae',
+      config.to_json(),
+      core.under('vae', params),
+      sources.provenance(self),
+    )

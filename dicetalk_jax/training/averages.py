@@ -14,8 +14,9 @@ SIGMA_EDGES = (0.3, 1.0, 3.0, 10.0)
 def mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   """Means over rows with the same names, `loss` first, the others by name.
 
-  A value is a scalar, or a pair `[sum, weight]` of something that not every row has as much of: its mean is the sum
-  of sums over the sum of weights. Nothing is said of a pair without any weight.
+  A value is a scalar, or a pair `[sum, weight]` of something that not every row has as
+  much of: its mean is the sum of sums over the sum of weights. Nothing is said of a
+  pair without any weight.
   """
   means = {}
   for name in sorted(rows[0], key=lambda name: (name != 'loss', name)):
@@ -26,7 +27,9 @@ def mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   return means
 
 
-def by_sigma(name: str, values: jax.Array, sigma: jax.Array, counted: jax.Array | bool = True) -> dict[str, jax.Array]:
+def by_sigma(
+  name: str, values: jax.Array, sigma: jax.Array, counted: jax.Array | bool = True
+) -> dict[str, jax.Array]:
   """Pairs for `mean`, one per range of noise levels: `denoise/sigma_1_3` and so on.
 
   Args:
@@ -37,7 +40,11 @@ def by_sigma(name: str, values: jax.Array, sigma: jax.Array, counted: jax.Array 
   """
   which = jnp.searchsorted(jnp.array(SIGMA_EDGES), sigma, side='right')
   pairs = {}
-  for i, (low, high) in enumerate(zip((0, *SIGMA_EDGES), (*SIGMA_EDGES, math.inf), strict=True)):
+  for i, (low, high) in enumerate(
+    zip((0, *SIGMA_EDGES), (*SIGMA_EDGES, math.inf), strict=True)
+  ):
     inside = (which == i) & counted
-    pairs[f'{name}/sigma_{low:g}_{high:g}'] = jnp.stack([jnp.where(inside, values, 0).mean(), inside.mean()])
+    pairs[f'{name}/sigma_{low:g}_{high:g}'] = jnp.stack(
+      [jnp.where(inside, values, 0).mean(), inside.mean()]
+    )
   return pairs

@@ -1,4 +1,7 @@
-"""Checkpoints of a run. The only file of the training package that knows Orbax's training interface."""
+"""Checkpoints of a run.
+
+The only file of the training package that knows Orbax's training interface.
+"""
 
 import copy
 
@@ -14,32 +17,54 @@ keep_policies = ocp.training.preservation_policies
 
 
 def has_checkpoint(folder: epath.Path) -> bool:
-  """Whether there is one to restore. Only looks; opening `Checkpoints` tidies up after killed runs."""
+  """Whether there is one to restore.
+
+  Only looks; opening `Checkpoints` tidies up after killed runs.
+  """
   folder = epath.Path(folder)
   return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 class Checkpoints:
-  """State and data position of one run, by step. Use as a context: leaving it waits for the last save.
+  """State and data position of one run, by step.
 
-  A checkpoint appears under its final name only when it is whole, so a killed run leaves the previous one.
+  Use as a context: leaving it waits for the last save.
+
+  A checkpoint appears under its final name only when it is whole, so a killed run
+  leaves the previous one.
   """
 
   def __init__(self, folder: epath.Path, keep: int = 2, with_best: bool = False):
-    """Opens or creates `folder`. Keeps the latest `keep` checkpoints and, if asked, the one with the lowest score."""
+    """Opens or creates `folder`.
+
+    Keeps the latest `keep` checkpoints and, if asked, the one with the lowest score.
+    """
     kept = [keep_policies.LatestN(keep)]
     if with_best:
-      kept.append(keep_policies.BestN(get_metric_fn=lambda metrics: metrics['score'], reverse=True, n=1,
-                                      keep_checkpoints_without_metrics=False))
+      kept.append(
+        keep_policies.BestN(
+          get_metric_fn=lambda metrics: metrics['score'],
+          reverse=True,
+          n=1,
+          keep_checkpoints_without_metrics=False,
+        )
+      )
     handlers = ocp.handlers.local_registry()
-    handlers.add(ocp.handlers.JsonHandler, checkpointable_name='data')  # one position for all processes
+    handlers.add(
+      ocp.handlers.JsonHandler, checkpointable_name='data'
+    )  # one position for all processes
     context = ocp.Context()
     context.checkpointables.registry = handlers
     self._folder = epath.Path(folder)
     self._orbax = ocp.training.Checkpointer(
-        orbax_paths.plain(self._folder), context=context, preservation_policy=keep_policies.AnyPreservationPolicy(kept),
-        save_decision_policy=save_policies.FixedIntervalPolicy(1),  # the loop decides when
-        cleanup_tmp_directories=True)
+      orbax_paths.plain(self._folder),
+      context=context,
+      preservation_policy=keep_policies.AnyPreservationPolicy(kept),
+      save_decision_policy=save_policies.FixedIntervalPolicy(
+        1
+      ),  # the loop decides when
+      cleanup_tmp_directories=True,
+    )
 
   def __enter__(self):
     return self
@@ -56,19 +81,33 @@ class Checkpoints:
   def latest(self) -> int | None:
     return max(self.steps, default=None)
 
-  def save(self, step: int, state: TrainState, data: grain.DatasetIterator, score: float | None = None) -> None:
-    """Copies state and data position now, writes them in the background. All processes call it together.
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    data: grain.DatasetIterator,
+    score: float | None = None,
+  ) -> None:
+    """Copies state and data position now, writes them in the background.
+
+    All processes call it together.
 
     The position must be the same on all of them, as that of `data_pipelines.loader` is.
     """
     self._orbax.save_checkpointables_async(
-        step, dict(state=state, data=copy.deepcopy(data.get_state())),
-        metrics=None if score is None else {'score': float(score)})
+      step,
+      dict(state=state, data=copy.deepcopy(data.get_state())),
+      metrics=None if score is None else {'score': float(score)},
+    )
 
-  def restore(self, target: TrainState, data: grain.DatasetIterator, step: int | None = None) -> TrainState:
-    """The state of `step` (default the latest) as `target` says: abstract arrays, with shardings.
+  def restore(
+    self, target: TrainState, data: grain.DatasetIterator, step: int | None = None
+  ) -> TrainState:
+    """The state of `step` (default the latest) as `target` says: abstract arrays, with
+    shardings.
 
-    Mesh and number of processes may differ from those that saved. `data` is set to its saved position in place.
+    Mesh and number of processes may differ from those that saved. `data` is set to its
+    saved position in place.
     """
     step = self.latest if step is None else step
     orbax_paths.mend(self._folder / str(step))

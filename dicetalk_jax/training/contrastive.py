@@ -1,4 +1,6 @@
-"""Contrastive training of the emotion embedder: modality dropout, pairs and InfoNCE (paper section 3.1)."""
+"""Contrastive training of the emotion embedder: modality dropout, pairs and InfoNCE
+(paper section 3.1).
+"""
 
 from typing import NamedTuple
 
@@ -13,40 +15,61 @@ OTHER_PEOPLE = ('negative', 'ignored', 'positive')
 
 
 class Pairs(NamedTuple):
-  """Bool `[B,B]`. Pairs that are neither positive nor negative are ignored; both are symmetric, False for i = j."""
+  """Bool `[B,B]`.
+
+  Pairs that are neither positive nor negative are ignored; both are symmetric, False
+  for i = j.
+  """
 
   positive: jax.Array
   negative: jax.Array
 
 
-def make_pairs(identity: jax.Array, emotion: jax.Array, video: jax.Array, level: jax.Array | None = None,
-               other_people: str = 'negative') -> Pairs:
+def make_pairs(
+  identity: jax.Array,
+  emotion: jax.Array,
+  video: jax.Array,
+  level: jax.Array | None = None,
+  other_people: str = 'negative',
+) -> Pairs:
   """Says which samples attract and which repel each other (paper sections 3.1 and 4.1).
 
-  Emotional clips of a person are positives if the emotion is the same, negatives if not. Windows of one unlabelled
-  video are positives; other unlabelled clips of a person are ignored, as their emotion may or may not be the same.
-  Different people are negatives, but see `other_people`.
+  Emotional clips of a person are positives if the emotion is the same, negatives if
+  not. Windows of one unlabelled video are positives; other unlabelled clips of a person
+  are ignored, as their emotion may or may not be the same. Different people are
+  negatives, but see `other_people`.
 
   Args:
     identity: int `[B]`; equal numbers are the same person, over all data sets.
     emotion: int `[B]`, -1 for unlabelled clips.
     video: int `[B]`; equal numbers are the same recording.
-    level: int `[B]` intensities; if given, positives among labelled clips must share it, and clips of one emotion
-      but different levels are ignored.
-    other_people: what clips of one emotion but of different people are: 'negative', as published, so that the prior
-      has to tell people apart; 'ignored', so that it need not; or 'positive', so that it must not.
+    level: int `[B]` intensities; if given, positives among labelled clips must share
+      it, and clips of one emotion but different levels are ignored.
+    other_people: what clips of one emotion but of different people are: 'negative', as
+      published, so that the prior has to tell people apart; 'ignored', so that it need
+      not; or 'positive', so that it must not.
 
   Raises:
     ConfigError: `other_people` is something else.
   """
   if other_people not in OTHER_PEOPLE:
-    raise ConfigError(f'other_people={other_people!r} is unknown; choose one of {", ".join(OTHER_PEOPLE)}')
-  same = lambda x: x[:, None] == x[None]
+    raise ConfigError(
+      f'other_people={other_people!r} is unknown; choose one of '
+      f'{", ".join(OTHER_PEOPLE)}'
+    )
+
+  def same(x):
+    return x[:, None] == x[None]
+
   labelled = emotion >= 0
   both, neither = (known[:, None] & known[None] for known in (labelled, ~labelled))
   alike = same(emotion) if level is None else same(emotion) & same(level)
   person = same(identity)
-  positive = person & ((both & alike) | (neither & same(video))) & ~jnp.eye(len(identity), dtype=bool)
+  positive = (
+    person
+    & ((both & alike) | (neither & same(video)))
+    & ~jnp.eye(len(identity), dtype=bool)
+  )
   negative = ~person | (both & ~same(emotion))
   if other_people != 'negative':
     negative &= ~(both & same(emotion))
@@ -58,14 +81,18 @@ def make_pairs(identity: jax.Array, emotion: jax.Array, video: jax.Array, level:
 def similarity_matrix(s: jax.Array, similarity: str = 'cosine') -> jax.Array:
   """zeta of all pairs of rows of s `[B,D]`: float32 `[B,B]`.
 
-  'cosine' is the paper's; 'inv_dist' is 1 / (1 + |s_i - s_j|), which saturates for distant pairs.
+  'cosine' is the paper's; 'inv_dist' is 1 / (1 + |s_i - s_j|), which saturates for
+  distant pairs.
   """
   if similarity not in SIMILARITIES:
-    raise ConfigError(f'similarity={similarity!r} is unknown; choose one of {", ".join(SIMILARITIES)}')
+    raise ConfigError(
+      f'similarity={similarity!r} is unknown; choose one of {", ".join(SIMILARITIES)}'
+    )
   s = s.astype(jnp.float32)
   products = jnp.matmul(s, s.T, precision='highest')
   square = jnp.square(s).sum(axis=1)
-  # The floors keep slopes finite: a root's is infinite at 0, which equal rows (and i = j) reach.
+  # The floors keep slopes finite: a root's is infinite at 0, which equal rows (and i =
+  # j) reach.
   if similarity == 'cosine':
     scale = lax.rsqrt(jnp.maximum(square, 1e-12))
     return products * scale[:, None] * scale[None]
@@ -73,12 +100,18 @@ def similarity_matrix(s: jax.Array, similarity: str = 'cosine') -> jax.Array:
   return 1 / (1 + distance)
 
 
-def info_nce(s: jax.Array, pairs: Pairs, *, tau: float = 0.1, sim_offset: float = 1.0,
-             similarity: str = 'cosine') -> jax.Array:
+def info_nce(
+  s: jax.Array,
+  pairs: Pairs,
+  *,
+  tau: float = 0.1,
+  sim_offset: float = 1.0,
+  similarity: str = 'cosine',
+) -> jax.Array:
   """InfoNCE with one positive at a time in the denominator (paper equations 7 and 8).
 
-  Averages over the positives of each anchor, then over anchors with a positive and a negative. Call it on the global
-  batch, so that samples of all devices meet.
+  Averages over the positives of each anchor, then over anchors with a positive and a
+  negative. Call it on the global batch, so that samples of all devices meet.
 
   Args:
     s: `[B,D]`, samples of the priors (or their means).
@@ -91,8 +124,8 @@ def info_nce(s: jax.Array, pairs: Pairs, *, tau: float = 0.1, sim_offset: float 
     float32 scalar; 0 for a batch without any anchor.
   """
   logit = (similarity_matrix(s, similarity) + sim_offset) / tau
-  # With n = logsumexp over negatives, -log(e^p / (e^p + e^n)) = softplus(n - p). Masks are large but finite numbers,
-  # so that neither value nor gradient can be NaN.
+  # With n = logsumexp over negatives, -log(e^p / (e^p + e^n)) = softplus(n - p). Masks
+  # are large but finite numbers, so that neither value nor gradient can be NaN.
   n = jax.nn.logsumexp(jnp.where(pairs.negative, logit, -1e30), axis=1)
   each = jnp.where(pairs.positive, jax.nn.softplus(n[:, None] - logit), 0)
   positives = pairs.positive.sum(axis=1)
@@ -101,13 +134,21 @@ def info_nce(s: jax.Array, pairs: Pairs, *, tau: float = 0.1, sim_offset: float 
   return jnp.where(anchor, mean, 0).sum() / jnp.maximum(anchor.sum(), 1)
 
 
-def modality_dropout(key: jax.Array, has_video: jax.Array, has_audio: jax.Array, *, video: float = 0.2,
-                     audio: float = 0.2) -> tuple[jax.Array, jax.Array]:
-  """Drops video or audio, never both (paper sections 3.1 and 4.1): one uniform draw per sample.
+def modality_dropout(
+  key: jax.Array,
+  has_video: jax.Array,
+  has_audio: jax.Array,
+  *,
+  video: float = 0.2,
+  audio: float = 0.2,
+) -> tuple[jax.Array, jax.Array]:
+  """Drops video or audio, never both (paper sections 3.1 and 4.1): one uniform draw per
+  sample.
 
   Args:
     key: of the draw.
-    has_video, has_audio: bool `[B]`, what each clip has; its only modality is never dropped.
+    has_video, has_audio: bool `[B]`, what each clip has; its only modality is never
+      dropped.
     video, audio: probability that this one is dropped.
 
   Returns:

@@ -25,9 +25,10 @@ class _OnMesh:
 
 
 def prefetched(batches: grain.DatasetIterator, mesh: Mesh) -> grain.DatasetIterator:
-  """Global arrays of each batch, made by a thread `AHEAD` batches ahead; close it before `batches`.
+  """Global arrays of each batch, made by a thread `AHEAD` batches ahead; close it
+  before `batches`.
 
-  Its state is that of the batch it gave last, not of those in preparation: a run that resumes from it repeats none
-  and leaves none out.
+  Its state is that of the batch it gave last, not of those in preparation: a run that
+  resumes from it repeats none and leaves none out.
   """
   return grain.experimental.ThreadPrefetchDatasetIterator(_OnMesh(batches, mesh), AHEAD)

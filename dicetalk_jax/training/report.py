@@ -1,7 +1,8 @@
-"""What a run tells: terminal lines, `metrics.jsonl`, pictures, videos, TensorBoard, and curves at the end.
+"""What a run tells: terminal lines, `metrics.jsonl`, pictures, videos, TensorBoard, and
+curves at the end.
 
-A metric whose name has a slash, such as `denoise/sigma_1_3`, is a detail of the one before the slash: it is written and
-drawn, but left out of the terminal's line.
+A metric whose name has a slash, such as `denoise/sigma_1_3`, is a detail of the one
+before the slash: it is written and drawn, but left out of the terminal's line.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,7 +42,10 @@ class Writer(Protocol):
 
 
 class JsonLinesWriter:
-  """One JSON object per call: `{"step": 50, "train/loss": 0.5, ...}`. Numbers survive to the bit."""
+  """One JSON object per call: `{"step": 50, "train/loss": 0.5, ...}`.
+
+  Numbers survive to the bit.
+  """
 
   def __init__(self, path: epath.Path):
     self.path = epath.Path(path)
@@ -65,7 +69,9 @@ class JsonLinesWriter:
 
 
 def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
-  """The rows of a `metrics.jsonl`, without the half line that a killed process may leave at the end."""
+  """The rows of a `metrics.jsonl`, without the half line that a killed process may
+  leave at the end.
+  """
   path = epath.Path(path)
   lines = path.read_text().split('\n')[:-1] if path.exists() else []
   return [json.loads(line) for line in lines]
@@ -74,8 +80,8 @@ def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
 class Meter:
   """Means of the step metrics between two reports; see `averages.mean`.
 
-  Values are fetched one step late, so the host prepares the next step while the device works on this one, and
-  never runs further ahead than that.
+  Values are fetched one step late, so the host prepares the next step while the device
+  works on this one, and never runs further ahead than that.
   """
 
   def __init__(self):
@@ -92,13 +98,20 @@ class Meter:
       self._fetch()
 
   def means(self) -> tuple[dict[str, float], float | None]:
-    """(means, steps per second or None) since the last call. Raises DivergedError, naming the step."""
+    """(means, steps per second or None) since the last call.
+
+    Raises DivergedError, naming the step.
+    """
     self._fetch()
     values, self._values = self._values, []
-    return averages.mean(values), self._timed / (time.monotonic() - self._since) if self._timed else None
+    return averages.mean(values), self._timed / (
+      time.monotonic() - self._since
+    ) if self._timed else None
 
   def left(self) -> tuple[int, dict[str, float]] | None:
-    """(last step, means) of the good steps since the last call of `means`, where the run breaks off; or None."""
+    """(last step, means) of the good steps since the last call of `means`, where the
+    run breaks off; or None.
+    """
     return (self._last, averages.mean(self._values)) if self._values else None
 
   def restart_clock(self) -> None:
@@ -111,9 +124,11 @@ class Meter:
     (step, metrics), self._pending = self._pending, None
     values = jax.device_get(metrics)
     if not (math.isfinite(values['loss']) and math.isfinite(values['grad_norm'])):
-      raise DivergedError(f'training diverged at step {step} (loss {values["loss"]:g}, gradient norm '
-                          f'{values["grad_norm"]:g}); the last checkpoint before it is kept: lower optim.lr, or look '
-                          'for bad data')
+      raise DivergedError(
+        f'training diverged at step {step} (loss {values["loss"]:g}, gradient norm '
+        f'{values["grad_norm"]:g}); the last checkpoint before it is kept: lower '
+        'optim.lr, or look for bad data'
+      )
     self._values.append(values)
     self._last = step
     if self._since is None:
@@ -125,8 +140,13 @@ class Meter:
 class Report:
   """Writes on process 0 only; on the others every call does nothing."""
 
-  def __init__(self, workdir: epath.Path, make_writer: Callable[[epath.Path], Writer] | None, first_step: int,
-               total_steps: int):
+  def __init__(
+    self,
+    workdir: epath.Path,
+    make_writer: Callable[[epath.Path], Writer] | None,
+    first_step: int,
+    total_steps: int,
+  ):
     self._active = jax.process_index() == 0
     self._workdir, self._total = workdir, total_steps
     if self._active:
@@ -150,8 +170,12 @@ class Report:
     self.say('  '.join(parts))
     self._write(step, scalars)
 
-  def evaluation(self, step: int, metrics: dict[str, float], pictures: Mapping[str, Picture]) -> None:
-    """Scalars `eval/...`; pictures go to the writer and to `pictures/NAME_STEP.png`, videos to `.mp4` beside them."""
+  def evaluation(
+    self, step: int, metrics: dict[str, float], pictures: Mapping[str, Picture]
+  ) -> None:
+    """Scalars `eval/...`; pictures go to the writer and to `pictures/NAME_STEP.png`,
+    videos to `.mp4` beside them.
+    """
     if not self._active:
       return
     self.say(self._line(step, metrics, 'evaluation'))
@@ -175,8 +199,13 @@ class Report:
         writer.flush()
 
   def _line(self, step: int, values: dict[str, float], *words: str) -> str:
-    return '  '.join([f'step {step:{len(str(self._total))}}/{self._total}', *words,
-                      *(f'{name} {value:.4g}' for name, value in values.items() if '/' not in name)])
+    return '  '.join(
+      [
+        f'step {step:{len(str(self._total))}}/{self._total}',
+        *words,
+        *(f'{name} {value:.4g}' for name, value in values.items() if '/' not in name),
+      ]
+    )
 
   def _write(self, step, scalars):
     for writer in self._writers:
@@ -184,7 +213,9 @@ class Report:
 
 
 def draw_curves(workdir: epath.Path) -> None:
-  """`curves.png` with one panel per metric, its details in the same one; nothing if there is no metric yet."""
+  """`curves.png` with one panel per metric, its details in the same one; nothing if
+  there is no metric yet.
+  """
   rows = read_json_lines(workdir / 'metrics.jsonl')
   panels: dict[str, list[str]] = {}
   for name in dict.fromkeys(name for row in rows for name in row if name != 'step'):
@@ -194,12 +225,23 @@ def draw_curves(workdir: epath.Path) -> None:
   columns = min(len(panels), 4)
   height = -(-len(panels) // columns)
   figure = Figure(figsize=(4 * columns, 3 * height))
-  figure.subplots_adjust(0.16 / columns, 0.1 / height, 1 - 0.08 / columns, 1 - 0.12 / height, wspace=0.25, hspace=0.3)
+  figure.subplots_adjust(
+    0.16 / columns,
+    0.1 / height,
+    1 - 0.08 / columns,
+    1 - 0.12 / height,
+    wspace=0.25,
+    hspace=0.3,
+  )
   for i, (panel, names) in enumerate(panels.items(), 1):
     axes = figure.add_subplot(height, columns, i, title=panel)
     for name in names:
       points = [(row['step'], row[name]) for row in rows if name in row]
-      axes.plot(*zip(*points), marker='.' if len(points) < 20 else '', label=name.removeprefix(panel)[1:] or 'all')
+      axes.plot(
+        *zip(*points),
+        marker='.' if len(points) < 20 else '',
+        label=name.removeprefix(panel)[1:] or 'all',
+      )
     axes.grid(alpha=0.3)
     if len(names) > 1:
       axes.legend(fontsize='x-small')
@@ -220,4 +262,10 @@ def _write_video(path: epath.Path, video: Video) -> None:
 def _duration(seconds: float) -> str:
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
-  return f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s'
+  return (
+    f'{hours} h {minutes:02d} min'
+    if hours
+    else f'{minutes} min {seconds:02d} s'
+    if minutes
+    else f'{seconds} s'
+  )

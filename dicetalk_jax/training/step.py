@@ -15,19 +15,34 @@ from dicetalk_jax.training.optimizer import ema_decay
 from dicetalk_jax.training.state import TrainState
 
 # (params, frozen, batch, key, step) -> (mean loss, parts to log)
-Loss = Callable[[Params, Any, Any, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+Loss = Callable[
+  [Params, Any, Any, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
+]
 # (state, rows, key) -> (state, more to log)
-AfterUpdate = Callable[[TrainState, dict[str, jax.Array], jax.Array], tuple[TrainState, dict[str, jax.Array]]]
-UPDATE = 2**31 - 1  # folded into a step's key for what follows the update; no micro-batch has this number
+AfterUpdate = Callable[
+  [TrainState, dict[str, jax.Array], jax.Array], tuple[TrainState, dict[str, jax.Array]]
+]
+UPDATE = (
+  2**31 - 1
+  # folded into a step's key for what follows the update; no micro-batch has this number
+)
 
 
-def make_train_step(loss_fn: Loss, tx: optax.GradientTransformation, state_shardings: TrainState, *,
-                    accum: int = 1, ema: float = 0.0, after_update: AfterUpdate = lambda state, rows, key: (state, {}),
-                    ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-  """Compiles `train_step(state, frozen, batch, key) -> (state, metrics)`; call it with the mesh set.
+def make_train_step(
+  loss_fn: Loss,
+  tx: optax.GradientTransformation,
+  state_shardings: TrainState,
+  *,
+  accum: int = 1,
+  ema: float = 0.0,
+  after_update: AfterUpdate = lambda state, rows, key: (state, {}),
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  """Compiles `train_step(state, frozen, batch, key) -> (state, metrics)`; call it with
+  the mesh set.
 
-  The state is donated. `key` is the same for all steps: the step's own key is `fold_in(key, state.step)`, and of
-  micro-batch i `fold_in(that, i)`. Metrics are `loss`, the parts of the loss, and `grad_norm` before clipping.
+  The state is donated. `key` is the same for all steps: the step's own key is
+  `fold_in(key, state.step)`, and of micro-batch i `fold_in(that, i)`. Metrics are
+  `loss`, the parts of the loss, and `grad_norm` before clipping.
 
   Args:
     loss_fn: a mean over the rows of its batch.
@@ -37,9 +52,13 @@ def make_train_step(loss_fn: Loss, tx: optax.GradientTransformation, state_shard
     ema: final decay of the moving average; 0 where the state has none.
     after_update: see `Task.after_update`.
   """
+
   def whole_loss(params, frozen, *args):
-    # Gathered here, or their layout would spread to activations, which would then be sent around in every layer.
-    whole = lambda tree: jax.tree.map(lambda x: lax.with_sharding_constraint(x, P()), tree)
+    # Gathered here, or their layout would spread to activations, which would then be
+    # sent around in every layer.
+    def whole(tree):
+      return jax.tree.map(lambda x: lax.with_sharding_constraint(x, P()), tree)
+
     return loss_fn(whole(params), whole(frozen), *args)
 
   def value_and_grad(params, *args):
@@ -48,18 +67,24 @@ def make_train_step(loss_fn: Loss, tx: optax.GradientTransformation, state_shard
 
   def accumulated(params, frozen, batch, key, step):
     # Strided split: each device keeps its own rows, so no data moves.
-    micro = jax.tree.map(lambda x: x.reshape(-1, accum, *x.shape[1:]).swapaxes(0, 1), batch)
+    micro = jax.tree.map(
+      lambda x: x.reshape(-1, accum, *x.shape[1:]).swapaxes(0, 1), batch
+    )
     micro = lax.with_sharding_constraint(micro, P(None, BATCH_AXES))
 
     def body(total, xs):
       i, part = xs
-      metrics, grads = value_and_grad(params, frozen, part, jax.random.fold_in(key, i), step)
+      metrics, grads = value_and_grad(
+        params, frozen, part, jax.random.fold_in(key, i), step
+      )
       return jax.tree.map(jnp.add, total, grads), metrics
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     grads, metrics = lax.scan(body, zeros, (jnp.arange(accum), micro))
     loss, parts = metrics
-    rows = {name: x.reshape(-1, *x.shape[2:]) for name, x in parts.pop('per_row', {}).items()}
+    rows = {
+      name: x.reshape(-1, *x.shape[2:]) for name, x in parts.pop('per_row', {}).items()
+    }
     loss, parts = jax.tree.map(lambda x: x.mean(0), (loss, parts))
     return (loss, parts | {'per_row': rows}), jax.tree.map(lambda x: x / accum, grads)
 
@@ -71,11 +96,18 @@ def make_train_step(loss_fn: Loss, tx: optax.GradientTransformation, state_shard
     params = optax.apply_updates(state.params, updates)
     average = state.ema
     if ema:
-      average = optax.incremental_update(params, state.ema, 1 - ema_decay(ema, state.step))
+      average = optax.incremental_update(
+        params, state.ema, 1 - ema_decay(ema, state.step)
+      )
     rows = parts.pop('per_row', {})
-    state, more = after_update(TrainState(state.step + 1, params, average, opt_state, state.extra), rows,
-                               jax.random.fold_in(key, UPDATE))
+    state, more = after_update(
+      TrainState(state.step + 1, params, average, opt_state, state.extra),
+      rows,
+      jax.random.fold_in(key, UPDATE),
+    )
     return state, {'loss': loss, **parts, **more, 'grad_norm': optax.tree.norm(grads)}
 
   replicated = state_shardings.step
-  return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, replicated))
+  return jax.jit(
+    train_step, donate_argnums=0, out_shardings=(state_shardings, replicated)
+  )

@@ -19,27 +19,34 @@ from dicetalk_jax.training.state import TrainState
 
 
 class Task(abc.ABC):
-  """A model with its loss, data and evaluation; the loop owns steps, optimizer, averages and checkpoints.
+  """A model with its loss, data and evaluation; the loop owns steps, optimizer,
+  averages and checkpoints.
 
-  The loop calls `init` once, reads `frozen`, calls `batches` once, then `loss` (traced), `evaluate` and
-  finally `export`. Where several processes train together, all of them call all methods alike.
+  The loop calls `init` once, reads `frozen`, calls `batches` once, then `loss`
+  (traced), `evaluate` and finally `export`. Where several processes train together, all
+  of them call all methods alike.
 
-  Everything random in `loss` comes from `key`, which derives from (seed, step); everything random in the data
-  comes from the seed and the iterator's state. Nothing else may be random, or a resumed run would differ
-  from an uninterrupted one.
+  Everything random in `loss` comes from `key`, which derives from (seed, step);
+  everything random in the data comes from the seed and the iterator's state. Nothing
+  else may be random, or a resumed run would differ from an uninterrupted one.
 
   Attributes:
     name: 'autoencoder', 'embedder' or 'diffusion'; equals `config.task`.
-    best: the key of `evaluate`'s metrics that decides which checkpoint is kept as the best one, lower is
-      better; '' keeps the latest ones only.
-    sets: what a name in `config.trainable` stands for: regular expressions on dotted parameter names.
-    new_modules: patterns of what no pretrained model has; learns at `optim.new_module_lr_mult` times the rate.
-    constants: patterns of parameters that are never trained, such as statistics of the data.
+    best: the key of `evaluate`'s metrics that decides which checkpoint is kept as the
+      best one, lower is better; '' keeps the latest ones only.
+    sets: what a name in `config.trainable` stands for: regular expressions on dotted
+      parameter names.
+    new_modules: patterns of what no pretrained model has; learns at
+      `optim.new_module_lr_mult` times the rate.
+    constants: patterns of parameters that are never trained, such as statistics of the
+      data.
     config: the whole resolved configuration.
     mesh: the devices; see `parallel.py`.
-    workdir: folder of this run; the task may write below it, but not into 'checkpoints' or 'pictures'.
-    frozen: second argument of `loss` and `evaluate`, a tree of arrays (or flat Params); read after `init`.
-      Never differentiated, optimised or saved in checkpoints; so `init` must reproduce it.
+    workdir: folder of this run; the task may write below it, but not into 'checkpoints'
+      or 'pictures'.
+    frozen: second argument of `loss` and `evaluate`, a tree of arrays (or flat Params);
+      read after `init`. Never differentiated, optimised or saved in checkpoints; so
+      `init` must reproduce it.
   """
 
   name: ClassVar[str]
@@ -56,7 +63,9 @@ class Task(abc.ABC):
 
   @property
   def model_dir(self) -> epath.Path:
-    """The model folder of this run: trained components go there; frozen ones are referred to, in `config.model`."""
+    """The model folder of this run: trained components go there; frozen ones are
+    referred to, in `config.model`.
+    """
     return self.workdir / 'model'
 
   def trained(self) -> tuple[str, ...]:
@@ -68,20 +77,22 @@ class Task(abc.ABC):
     return ()
 
   def _adopt_model(self) -> None:
-    """Lets the model folder of this run refer to what `config.model` has and the run does not train."""
+    """Lets the model folder of this run refer to what `config.model` has and the run
+    does not train.
+    """
     source = self.config.model
     if source and os.path.realpath(source) == os.path.realpath(self.model_dir):
       raise ConfigError(
-          f'config.model={source} is the folder that this run writes; name the model '
-          'folder that it reads, such as that of the run before'
+        f'config.model={source} is the folder that this run writes; name the model '
+        'folder that it reads, such as that of the run before'
       )
     model_references.adopt(
-        source,
-        self.model_dir,
-        trained=self.trained(),
-        needed=self.needed(),
-        priors='embedder' not in self.trained(),
-        resuming=has_checkpoint(self.workdir / 'checkpoints'),
+      source,
+      self.model_dir,
+      trained=self.trained(),
+      needed=self.needed(),
+      priors='embedder' not in self.trained(),
+      resuming=has_checkpoint(self.workdir / 'checkpoints'),
     )
 
   @property
@@ -91,38 +102,50 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def init(self, key: jax.Array) -> Params:
-    """All parameters that `config.trainable` may choose from, prefixed by component ('vae.encoder.conv_in.kernel').
+    """All parameters that `config.trainable` may choose from, prefixed by component
+    ('vae.encoder.conv_in.kernel').
 
-    Called eagerly, also when a run resumes. Returns concrete arrays, NumPy or jax; the loop lays them out with
-    `parallel.put_params` and takes them over (they are donated: keep no reference). A model too large for one host
-    returns arrays that `parallel.shardings` has laid out already.
+    Called eagerly, also when a run resumes. Returns concrete arrays, NumPy or jax; the
+    loop lays them out with `parallel.put_params` and takes them over (they are donated:
+    keep no reference). A model too large for one host returns arrays that
+    `parallel.shardings` has laid out already.
     """
 
   @abc.abstractmethod
-  def loss(self, params: Params, frozen: Any, batch: Any, key: jax.Array, step: jax.Array
-           ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean loss of a batch, and its parts. Pure; traced under `jax.jit`, with the mesh set.
+  def loss(
+    self, params: Params, frozen: Any, batch: Any, key: jax.Array, step: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean loss of a batch, and its parts.
+
+    Pure; traced under `jax.jit`, with the mesh set.
 
     Args:
       params: every name that `init` returned, trained or not.
       frozen: `self.frozen`.
-      batch: a batch (one of `config.accum` micro-batches) as global arrays `[rows, ...]`.
+      batch: a batch (one of `config.accum` micro-batches) as global arrays `[rows,
+        ...]`.
       key: for this step and micro-batch alone.
       step: int32 scalar, updates made so far.
 
     Returns:
-      A float32 scalar, a mean over the rows (accumulation averages it; of a term that only some rows have, it makes
-      the mean of the micro-batches' means), and what to log: float32 scalars, or pairs that `averages.mean` explains.
-      Among these, `per_row` may be a dict of arrays `[rows, ...]` for `after_update`.
+      A float32 scalar, a mean over the rows (accumulation averages it; of a term that
+      only some rows have, it makes the mean of the micro-batches' means), and what to
+      log: float32 scalars, or pairs that `averages.mean` explains. Among these,
+      `per_row` may be a dict of arrays `[rows, ...]` for `after_update`.
     """
 
   def extra_state(self, params: Params) -> Params:
-    """Arrays that change from step to step and are no parameters; from the initial trained ones. Traced."""
+    """Arrays that change from step to step and are no parameters; from the initial
+    trained ones. Traced.
+    """
     return {}
 
-  def after_update(self, state: TrainState, rows: dict[str, jax.Array], key: jax.Array
-                   ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Changes the state after the optimizer did, and adds float32 scalars to log. Pure; traced with the step.
+  def after_update(
+    self, state: TrainState, rows: dict[str, jax.Array], key: jax.Array
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Changes the state after the optimizer did, and adds float32 scalars to log.
+
+    Pure; traced with the step.
 
     Args:
       state: after the update; `state.step` updates have been made.
@@ -133,17 +156,26 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def batches(self) -> grain.DatasetIterator:
-    """Endless batches of this process: trees of NumPy arrays `[batch_size // count, ...]`.
+    """Endless batches of this process: trees of NumPy arrays `[batch_size // count,
+    ...]`.
 
-    `index, count = parallel.batch_shard(self.mesh)` tells which share of each global batch this process reads.
-    The iterator's state goes into the checkpoint as JSON. Neither batches nor state may depend on the number of
-    devices or processes: the state of one process is restored on all of another job (see `data_pipelines.deal`).
+    `index, count = parallel.batch_shard(self.mesh)` tells which share of each global
+    batch this process reads. The iterator's state goes into the checkpoint as JSON.
+    Neither batches nor state may depend on the number of devices or processes: the
+    state of one process is restored on all of another job (see `data_pipelines.deal`).
     """
 
   @abc.abstractmethod
-  def evaluate(self, params: Params, frozen: Any) -> tuple[dict[str, float], dict[str, Picture]]:
-    """Metrics, and uint8 pictures `[H,W,3]` or videos by name, from averaged parameters (complete, as in `loss`)."""
+  def evaluate(
+    self, params: Params, frozen: Any
+  ) -> tuple[dict[str, float], dict[str, Picture]]:
+    """Metrics, and uint8 pictures `[H,W,3]` or videos by name, from averaged
+    parameters (complete, as in `loss`).
+    """
 
   @abc.abstractmethod
   def export(self, params: Params) -> None:
-    """Writes the trained components into the model folder. `params` as in `evaluate`."""
+    """Writes the trained components into the model folder.
+
+    `params` as in `evaluate`.
+    """

@@ -109,7 +109,8 @@ def test_a_failure_keeps_what_was_saved_and_the_end_of_its_traceback(tmp_path):
     (
       ModuleNotFoundError('x', name='cv2'),
       'not run',
-      'the package opencv-python-headless is missing here; pip install opencv-python-headless',
+      'the package opencv-python-headless is missing here; pip install '
+      'opencv-python-headless',
     ),
     (
       ModuleNotFoundError('x', name='diffusers.models'),
@@ -259,11 +260,16 @@ def test_convolutions_count_their_kernels():
 
 
 def test_loops_branches_and_recomputation_count():
-  square = lambda x: x @ x
+  def square(x):
+    return x @ x
+
   one = 2 * 4**3
   assert count(lambda x: lax.fori_loop(0, 5, lambda i, y: y @ y, x), (4, 4)) == 5 * one
   assert count(lambda x: lax.cond(x[0, 0] > 0, square, lambda x: x, x), (4, 4)) == one
-  loss = lambda x: jnp.sum(jnp.sin(jnp.sin(x @ x) @ x))
+
+  def loss(x):
+    return jnp.sum(jnp.sin(jnp.sin(x @ x) @ x))
+
   plain, again = (count(jax.grad(f), (4, 4)) for f in (loss, jax.checkpoint(loss)))
   assert plain == 6 * one and again == 8 * one
   with pytest.raises(ValueError, match='unknown length'):
@@ -294,7 +300,10 @@ def test_full_size_step_is_the_stated_arithmetic():
   build = functools.partial(UNet, FULL.config, dtype=FULL.dtype)
   graphdef, params = core.abstract(build)
   inputs, _ = jax.eval_shape(lambda p: make_inputs(graphdef, p, FULL), params)
-  step = lambda params, *inputs: core.merge(graphdef, params)(*inputs)[0]
+
+  def step(params, *inputs):
+    return core.merge(graphdef, params)(*inputs)[0]
+
   counted = arithmetic.tflop(step, params, *inputs)
   assert counted == pytest.approx(STEP_TFLOP, rel=0.005)
   assert counted < PUBLISHED_TFLOP

@@ -15,33 +15,80 @@ from dicetalk_jax.models import core, registry
 
 # The published classes have 32 groups per norm, so widths are multiples of 32.
 UNET = dict(
-    block_out_channels=[32, 64], layers_per_block=1, num_attention_heads=[2, 2], cross_attention_dim=16,
-    down_block_types=['CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'],
-    up_block_types=['UpBlockSpatioTemporal', 'CrossAttnUpBlockSpatioTemporal'], addition_time_embed_dim=8,
-    projection_class_embeddings_input_dim=24)
-VAE = dict(block_out_channels=[32, 32], layers_per_block=2, down_block_types=['DownEncoderBlock2D'] * 2)
-CLIP = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28,
-            patch_size=14, projection_dim=16, hidden_act='gelu')
-WHISPER = dict(d_model=8, encoder_layers=2, encoder_attention_heads=1, encoder_ffn_dim=8, decoder_layers=1,
-               decoder_attention_heads=1, decoder_ffn_dim=8, vocab_size=9, pad_token_id=1,
-               bos_token_id=1, eos_token_id=1, decoder_start_token_id=1)
+  block_out_channels=[32, 64],
+  layers_per_block=1,
+  num_attention_heads=[2, 2],
+  cross_attention_dim=16,
+  down_block_types=['CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'],
+  up_block_types=['UpBlockSpatioTemporal', 'CrossAttnUpBlockSpatioTemporal'],
+  addition_time_embed_dim=8,
+  projection_class_embeddings_input_dim=24,
+)
+VAE = dict(
+  block_out_channels=[32, 32],
+  layers_per_block=2,
+  down_block_types=['DownEncoderBlock2D'] * 2,
+)
+CLIP = dict(
+  hidden_size=16,
+  intermediate_size=16,
+  num_hidden_layers=1,
+  num_attention_heads=2,
+  image_size=28,
+  patch_size=14,
+  projection_dim=16,
+  hidden_act='gelu',
+)
+WHISPER = dict(
+  d_model=8,
+  encoder_layers=2,
+  encoder_attention_heads=1,
+  encoder_ffn_dim=8,
+  decoder_layers=1,
+  decoder_attention_heads=1,
+  decoder_ffn_dim=8,
+  vocab_size=9,
+  pad_token_id=1,
+  bos_token_id=1,
+  eos_token_id=1,
+  decoder_start_token_id=1,
+)
 DICETALK = {
-    'unet': UNET | dict(adapters=2),
-    'audio_linear': dict(blocks=3, channels=8, intermediate_dim=8, output_dim=16, context_tokens=2),
-    'pose_guider': dict(conditioning_embedding_channels=32, block_out_channels=[4, 4]),
-    'emo_model': dict(prior_dim=6, dim=16, intermediate_dim=8, tokens=2, codebook_size=4, num_heads=2,
-                      classifier_in=8, classifier_hidden=[8, 8], num_classes=3),
-    'flownet': dict(c=4),
+  'unet': UNET | dict(adapters=2),
+  'audio_linear': dict(
+    blocks=3, channels=8, intermediate_dim=8, output_dim=16, context_tokens=2
+  ),
+  'pose_guider': dict(conditioning_embedding_channels=32, block_out_channels=[4, 4]),
+  'emo_model': dict(
+    prior_dim=6,
+    dim=16,
+    intermediate_dim=8,
+    tokens=2,
+    codebook_size=4,
+    num_heads=2,
+    classifier_in=8,
+    classifier_hidden=[8, 8],
+    num_classes=3,
+  ),
+  'flownet': dict(c=4),
 }
 SONIC = {
-    'unet': UNET | dict(adapters=1),
-    'audio_linear': DICETALK['audio_linear'],
-    'audio2bucket': dict(channels=8, clip_dim=16, intermediate_dim=8),
-    'flownet': DICETALK['flownet'],
+  'unet': UNET | dict(adapters=1),
+  'audio_linear': DICETALK['audio_linear'],
+  'audio2bucket': dict(channels=8, clip_dim=16, intermediate_dim=8),
+  'flownet': DICETALK['flownet'],
 }
 SIZES = dict(dicetalk=DICETALK, sonic=SONIC)
-SCHEDULER = dict(prediction_type='v_prediction', use_karras_sigmas=True, timestep_type='continuous', sigma_min=0.002,
-                 sigma_max=700.0, timestep_spacing='leading', steps_offset=1, beta_schedule='scaled_linear')
+SCHEDULER = dict(
+  prediction_type='v_prediction',
+  use_karras_sigmas=True,
+  timestep_type='continuous',
+  sigma_min=0.002,
+  sigma_max=700.0,
+  timestep_spacing='leading',
+  steps_offset=1,
+  beta_schedule='scaled_linear',
+)
 
 
 def lively(module: torch.nn.Module) -> torch.nn.Module:
@@ -56,9 +103,12 @@ def lively(module: torch.nn.Module) -> torch.nn.Module:
 def svd_modules() -> dict[str, torch.nn.Module]:
   torch.manual_seed(0)
   return {
-      'unet': lively(diffusers.UNetSpatioTemporalConditionModel(**UNET)),
-      'vae': lively(diffusers.AutoencoderKLTemporalDecoder(**VAE)),
-      'image_encoder': lively(transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**CLIP)))}
+    'unet': lively(diffusers.UNetSpatioTemporalConditionModel(**UNET)),
+    'vae': lively(diffusers.AutoencoderKLTemporalDecoder(**VAE)),
+    'image_encoder': lively(
+      transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**CLIP))
+    ),
+  }
 
 
 def save_svd(folder: pathlib.Path, half: bool = False, **options) -> pathlib.Path:
@@ -70,9 +120,13 @@ def save_svd(folder: pathlib.Path, half: bool = False, **options) -> pathlib.Pat
 
 
 def save_whisper(folder: pathlib.Path, pickled: bool = False) -> pathlib.Path:
-  """A folder of Whisper, saved like the published one from the class with a head: keys start with `model.`."""
+  """A folder of Whisper, saved like the published one from the class with a head:
+  keys start with `model.`.
+  """
   torch.manual_seed(0)
-  module = lively(transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**WHISPER)))
+  module = lively(
+    transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**WHISPER))
+  )
   module.save_pretrained(folder)
   if pickled:
     (folder / 'model.safetensors').unlink()
@@ -82,7 +136,9 @@ def save_whisper(folder: pathlib.Path, pickled: bool = False) -> pathlib.Path:
 
 @functools.cache
 def _params(name: str, kind: str) -> dict[str, np.ndarray]:
-  return naming.to_torch(core.numpy_params(core.abstract(registry.builder(name, SIZES[kind][name]))[1]))
+  return naming.to_torch(
+    core.numpy_params(core.abstract(registry.builder(name, SIZES[kind][name]))[1])
+  )
 
 
 def state_dict(name: str, kind: str = 'dicetalk') -> dict[str, torch.Tensor]:
@@ -91,15 +147,23 @@ def state_dict(name: str, kind: str = 'dicetalk') -> dict[str, torch.Tensor]:
 
 
 def save_rife(folder: pathlib.Path) -> pathlib.Path:
-  """The folder of RIFE: a file of the old format whose keys have a prefix, among others that the program ignores."""
+  """The folder of RIFE: a file of the old format whose keys have a prefix, among
+  others that the program ignores.
+  """
   folder.mkdir()
   state = {f'module.{key}': x for key, x in state_dict('flownet').items()}
-  torch.save(state | {'epoch': torch.zeros(1)}, folder / layouts.FLOWNET, _use_new_zipfile_serialization=False)
+  torch.save(
+    state | {'epoch': torch.zeros(1)},
+    folder / layouts.FLOWNET,
+    _use_new_zipfile_serialization=False,
+  )
   return folder
 
 
 def save_release(folder: pathlib.Path, kind: str) -> pathlib.Path:
-  """The release folder; the sizes beside it are ours, since the published files have the published sizes."""
+  """The release folder; the sizes beside it are ours, since the published files have
+  the published sizes.
+  """
   release = layouts.RELEASES[kind]
   folder.mkdir(parents=True)
   for name, file in release.files.items():
@@ -117,5 +181,7 @@ def adapters_from(base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
   out = {}
   for key, value in base.items():
     if found := re.fullmatch(r'(.*attn2)\.to_([kv])\.weight', key):
-      out |= {f'{found[1]}.processor.to_{found[2]}_ip.{i}.weight': value for i in range(2)}
+      out |= {
+        f'{found[1]}.processor.to_{found[2]}_ip.{i}.weight': value for i in range(2)
+      }
   return out

@@ -1,4 +1,6 @@
-"""Published layouts to a model folder and back: bit-equal, in every layout, loaded strictly by the live classes."""
+"""Published layouts to a model folder and back: bit-equal, in every layout, loaded
+strictly by the live classes.
+"""
 
 import json
 
@@ -36,8 +38,18 @@ def downloads(tmp_path_factory):
 def model(downloads, tmp_path_factory):
   """Everything in one model folder."""
   model = tmp_path_factory.mktemp('models') / 'dicetalk'
-  assert call('dicetalk', downloads / 'dicetalk', model, '--svd', downloads / 'svd',
-              '--whisper', downloads / 'whisper') == 0
+  assert (
+    call(
+      'dicetalk',
+      downloads / 'dicetalk',
+      model,
+      '--svd',
+      downloads / 'svd',
+      '--whisper',
+      downloads / 'whisper',
+    )
+    == 0
+  )
   return model
 
 
@@ -56,8 +68,15 @@ def assert_equal(actual, expected):
 
 def test_the_model_folder_is_complete(model):
   known = bundle.require(model, *COMPONENTS)
-  assert known['unet']['provenance']['licence'] == 'CC BY-NC-SA 4.0; Stability AI community licence'
-  assert {len(digest) for entry in known.values() for digest in entry['provenance']['files'].values()} == {64}
+  assert (
+    known['unet']['provenance']['licence']
+    == 'CC BY-NC-SA 4.0; Stability AI community licence'
+  )
+  assert {
+    len(digest)
+    for entry in known.values()
+    for digest in entry['provenance']['files'].values()
+  } == {64}
   assert Settings.of(model).sampler.sigma_max == 700.0
   assert not list(model.parent.glob('.*'))
 
@@ -65,85 +84,147 @@ def test_the_model_folder_is_complete(model):
 @pytest.mark.parametrize('name', layouts.DICETALK)
 def test_dicetalk_files_come_back(downloads, exported, name):
   file = layouts.DICETALK[name]
-  assert_equal(published.load(exported / file), published.load(downloads / 'dicetalk' / file))
+  assert_equal(
+    published.load(exported / file), published.load(downloads / 'dicetalk' / file)
+  )
 
 
 @pytest.mark.parametrize('name', ['vae', 'image_encoder'])
 def test_diffusers_folders_come_back(downloads, exported, name):
   place = exported / 'stable-video-diffusion-img2vid-xt' / name
-  assert_equal(published.load(published.weights_in(place)),
-               published.load(published.weights_in(downloads / 'svd' / name)))
+  assert_equal(
+    published.load(published.weights_in(place)),
+    published.load(published.weights_in(downloads / 'svd' / name)),
+  )
 
 
 def test_whisper_comes_back(downloads, exported):
   """With the decoder, which no module here reads."""
   before, after = downloads / 'whisper', exported / 'whisper-tiny'
-  assert_equal(published.load(after / 'model.safetensors'), published.load(before / 'model.safetensors'))
-  assert published.read_json(after / 'config.json') == published.read_json(before / 'config.json')
+  assert_equal(
+    published.load(after / 'model.safetensors'),
+    published.load(before / 'model.safetensors'),
+  )
+  assert published.read_json(after / 'config.json') == published.read_json(
+    before / 'config.json'
+  )
 
 
 def test_live_classes_load_the_export(exported):
   """Strictly, from the exported configuration, by the ordinary loaders."""
   svd = exported / 'stable-video-diffusion-img2vid-xt'
-  kinds = dict(unet=diffusers.UNetSpatioTemporalConditionModel, vae=diffusers.AutoencoderKLTemporalDecoder,
-               image_encoder=transformers.CLIPVisionModelWithProjection)
+  kinds = dict(
+    unet=diffusers.UNetSpatioTemporalConditionModel,
+    vae=diffusers.AutoencoderKLTemporalDecoder,
+    image_encoder=transformers.CLIPVisionModelWithProjection,
+  )
   for name, kind in kinds.items():
     module, report = kind.from_pretrained(svd / name, output_loading_info=True)
     assert not any(report.values()), (name, report)
-    module.load_state_dict(published.load(published.weights_in(svd / name)), strict=True)
-  assert diffusers.EulerDiscreteScheduler.from_pretrained(svd / 'scheduler').config.sigma_max == 700
-  whisper, report = transformers.WhisperModel.from_pretrained(exported / 'whisper-tiny', output_loading_info=True)
+    module.load_state_dict(
+      published.load(published.weights_in(svd / name)), strict=True
+    )
+  assert (
+    diffusers.EulerDiscreteScheduler.from_pretrained(svd / 'scheduler').config.sigma_max
+    == 700
+  )
+  whisper, report = transformers.WhisperModel.from_pretrained(
+    exported / 'whisper-tiny', output_loading_info=True
+  )
   assert not any(report.values()), report
   own = published.load(exported / 'whisper-tiny' / 'model.safetensors')
   whisper.load_state_dict(layouts.without_prefix(own, 'model.'), strict=True)
-  assert transformers.WhisperFeatureExtractor.from_pretrained(exported / 'whisper-tiny').hop_length == 160
+  assert (
+    transformers.WhisperFeatureExtractor.from_pretrained(
+      exported / 'whisper-tiny'
+    ).hop_length
+    == 160
+  )
 
 
 def test_the_way_back_gives_the_same_model(model, exported, tmp_path):
   again = tmp_path / 'again'
-  assert call('dicetalk', exported, again, '--svd', exported / 'stable-video-diffusion-img2vid-xt',
-              '--whisper', exported / 'whisper-tiny') == 0
+  assert (
+    call(
+      'dicetalk',
+      exported,
+      again,
+      '--svd',
+      exported / 'stable-video-diffusion-img2vid-xt',
+      '--whisper',
+      exported / 'whisper-tiny',
+    )
+    == 0
+  )
   assert bundle.settings(again) == bundle.settings(model)
   for name, entry in bundle.components(model).items():
     config, params = bundle.load_component(again, name)
     assert config == entry['config']
-    jax.tree.map(np.testing.assert_array_equal, params, bundle.load_component(model, name)[1])
+    jax.tree.map(
+      np.testing.assert_array_equal, params, bundle.load_component(model, name)[1]
+    )
 
 
-@pytest.mark.parametrize('options', [dict(variant='fp16'), dict(max_shard_size='1MB'),
-                                     dict(variant='fp16', max_shard_size='400KB')])
+@pytest.mark.parametrize(
+  'options',
+  [
+    dict(variant='fp16'),
+    dict(max_shard_size='1MB'),
+    dict(variant='fp16', max_shard_size='400KB'),
+  ],
+)
 def test_every_layout_of_svd(tmp_path, options):
   folders.save_svd(tmp_path / 'svd', half='variant' in options, **options)
   shards = list((tmp_path / 'svd/unet').glob('*-of-*'))
   assert len(shards) > 1 or 'max_shard_size' not in options
   assert call('svd', tmp_path / 'svd', tmp_path / 'model') == 0
-  assert bundle.components(tmp_path / 'model').keys() == {'unet', 'vae', 'image_encoder'}
+  assert bundle.components(tmp_path / 'model').keys() == {
+    'unet',
+    'vae',
+    'image_encoder',
+  }
   dtype = jnp.float16 if 'variant' in options else jnp.float32
-  assert {x.dtype for x in bundle.shapes(tmp_path / 'model', 'unet').values()} == {jnp.dtype(dtype)}
+  assert {x.dtype for x in bundle.shapes(tmp_path / 'model', 'unet').values()} == {
+    jnp.dtype(dtype)
+  }
   assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
   half = 'variant' in options
-  before = {key: x.half() if half else x for key, x in folders.svd_modules()['unet'].state_dict().items()}
+  before = {
+    key: x.half() if half else x
+    for key, x in folders.svd_modules()['unet'].state_dict().items()
+  }
   out = tmp_path / 'out/stable-video-diffusion-img2vid-xt/unet'
   assert_equal(published.load(published.weights_in(out)), before)
-  assert not (tmp_path / 'out/unet.pth').exists()      # no adapters: plain Stable Video Diffusion
+  assert not (
+    tmp_path / 'out/unet.pth'
+  ).exists()  # no adapters: plain Stable Video Diffusion
 
 
 def test_pickled_whisper(downloads, tmp_path):
   folders.save_whisper(tmp_path / 'bin', pickled=True)
   assert call('whisper', tmp_path / 'bin', tmp_path / 'from_bin') == 0
   assert call('whisper', downloads / 'whisper', tmp_path / 'from_safetensors') == 0
-  jax.tree.map(np.testing.assert_array_equal, *(
-      bundle.load_component(tmp_path / name, 'whisper')[1] for name in ('from_bin', 'from_safetensors')))
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    *(
+      bundle.load_component(tmp_path / name, 'whisper')[1]
+      for name in ('from_bin', 'from_safetensors')
+    ),
+  )
   assert call('export', tmp_path / 'from_bin', tmp_path / 'out') == 0
-  assert_equal(published.load(tmp_path / 'out/whisper-tiny/model.safetensors'),
-               published.load(tmp_path / 'bin/pytorch_model.bin'))
+  assert_equal(
+    published.load(tmp_path / 'out/whisper-tiny/model.safetensors'),
+    published.load(tmp_path / 'bin/pytorch_model.bin'),
+  )
 
 
 @pytest.mark.parametrize('legacy', [False, True])
 def test_bfloat16_and_old_files_are_kept_to_the_bit(downloads, tmp_path, legacy):
   release = folders.save_dicetalk(tmp_path / 'release')
   state = {key: x.bfloat16() for key, x in folders.state_dict('pose_guider').items()}
-  torch.save(state, release / 'pose_guider.pth', _use_new_zipfile_serialization=not legacy)
+  torch.save(
+    state, release / 'pose_guider.pth', _use_new_zipfile_serialization=not legacy
+  )
   assert call('dicetalk', release, tmp_path / 'model') == 0
   assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
   assert_equal(published.load(tmp_path / 'out/pose_guider.pth'), state)
@@ -153,15 +234,25 @@ def test_dtype_is_chosen(downloads, tmp_path, capsys):
   assert call('svd', downloads / 'svd', tmp_path / 'model', '--dtype', 'bfloat16') == 0
   assert 'bfloat16' in capsys.readouterr().out
   _, params = bundle.load_component(tmp_path / 'model', 'vae')
-  expected = published.load(downloads / 'svd/vae/diffusion_pytorch_model.safetensors')['quant_conv.bias'].bfloat16()
-  assert_equal({'x': published.to_torch(np.array(params['quant_conv.bias']))}, {'x': expected})
+  expected = published.load(downloads / 'svd/vae/diffusion_pytorch_model.safetensors')[
+    'quant_conv.bias'
+  ].bfloat16()
+  assert_equal(
+    {'x': published.to_torch(np.array(params['quant_conv.bias']))}, {'x': expected}
+  )
 
 
 def test_unet_is_laid_over_the_base(downloads, tmp_path, capsys):
-  """Not strict, as the original: the base fills gaps, adapters begin as copies, surplus is reported."""
+  """Not strict, as the original: the base fills gaps, adapters begin as copies,
+  surplus is reported.
+  """
   release = folders.save_dicetalk(tmp_path / 'release')
   whole = folders.state_dict('unet')
-  partial = {key: x for key, x in whole.items() if 'down_blocks' in key and '.processor.' not in key}
+  partial = {
+    key: x
+    for key, x in whole.items()
+    if 'down_blocks' in key and '.processor.' not in key
+  }
   torch.save(partial | {'unknown.weight': torch.zeros(3)}, release / 'unet.pth')
   assert call('dicetalk', release, tmp_path / 'model', '--svd', downloads / 'svd') == 0
   out = capsys.readouterr().out
@@ -169,7 +260,10 @@ def test_unet_is_laid_over_the_base(downloads, tmp_path, capsys):
   assert 'unet: not known to the model and left aside: unknown.weight' in out
   assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
   base = published.load(downloads / 'svd/unet/diffusion_pytorch_model.safetensors')
-  assert_equal(published.load(tmp_path / 'out/unet.pth'), folders.adapters_from(base) | base | partial)
+  assert_equal(
+    published.load(tmp_path / 'out/unet.pth'),
+    folders.adapters_from(base) | base | partial,
+  )
 
 
 def test_emotion_model_is_laid_over_initial_values(tmp_path, capsys):
@@ -181,26 +275,50 @@ def test_emotion_model_is_laid_over_initial_values(tmp_path, capsys):
     assert call('dicetalk', release, tmp_path / again) == 0
   out = capsys.readouterr().out
   assert 'drawn at random: 6 (classifier.fc1.' in out and 'left aside: extra' in out
-  one, two = (bundle.load_component(tmp_path / again, 'emo_model')[1] for again in ('one', 'two'))
+  one, two = (
+    bundle.load_component(tmp_path / again, 'emo_model')[1] for again in ('one', 'two')
+  )
   jax.tree.map(np.testing.assert_array_equal, one, two)
-  np.testing.assert_array_equal(one['codebook.codebook.embedding'], whole['codebook.codebook.weight'])
+  np.testing.assert_array_equal(
+    one['codebook.codebook.embedding'], whole['codebook.codebook.weight']
+  )
 
 
 @pytest.mark.parametrize('file', [False, True])
 def test_frame_interpolation(tmp_path, file, capsys):
-  release, rife = folders.save_dicetalk(tmp_path / 'release'), folders.save_rife(tmp_path / 'RIFE')
-  assert call('dicetalk', release, tmp_path / 'model', '--rife', rife / layouts.FLOWNET if file else rife) == 0
-  assert 'flownet: not known to the model and left aside: epoch' in capsys.readouterr().out
+  release, rife = (
+    folders.save_dicetalk(tmp_path / 'release'),
+    folders.save_rife(tmp_path / 'RIFE'),
+  )
+  assert (
+    call(
+      'dicetalk',
+      release,
+      tmp_path / 'model',
+      '--rife',
+      rife / layouts.FLOWNET if file else rife,
+    )
+    == 0
+  )
+  assert (
+    'flownet: not known to the model and left aside: epoch' in capsys.readouterr().out
+  )
   assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
-  assert_equal(published.load(tmp_path / 'out/RIFE/flownet.pkl'),
-               {f'module.{key}': x for key, x in folders.state_dict('flownet').items()})
+  assert_equal(
+    published.load(tmp_path / 'out/RIFE/flownet.pkl'),
+    {f'module.{key}': x for key, x in folders.state_dict('flownet').items()},
+  )
 
 
 def test_what_was_not_given_is_told(tmp_path, capsys):
   release = folders.save_dicetalk(tmp_path / 'release')
   assert call('dicetalk', release, tmp_path / 'model') == 0
   out = capsys.readouterr().out
-  assert 'vae, image_encoder: not converted; add --svd' in out and 'add --whisper' in out and 'add --priors' in out
+  assert (
+    'vae, image_encoder: not converted; add --svd' in out
+    and 'add --whisper' in out
+    and 'add --priors' in out
+  )
 
 
 def test_report(downloads, tmp_path, capsys):
@@ -210,12 +328,15 @@ def test_report(downloads, tmp_path, capsys):
   rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
   assert rows['whisper'][:3] == ['37', '37', '0'] and rows['whisper'][-1] == 'float32'
   assert rows['whisper_decoder'][:3] == [str(rest), str(rest), '0']
-  digest = published.sha256([downloads / 'whisper' / 'model.safetensors'])['whisper/model.safetensors']
+  digest = published.sha256([downloads / 'whisper' / 'model.safetensors'])[
+    'whisper/model.safetensors'
+  ]
   assert f'sha256 {digest}  whisper/model.safetensors' in out
   assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
   out = capsys.readouterr().out
-  assert next(line.split()[1:4] for line in out.splitlines() if line.startswith('whisper ')) == [
-      str(37 + rest), str(37 + rest), '0']
+  assert next(
+    line.split()[1:4] for line in out.splitlines() if line.startswith('whisper ')
+  ) == [str(37 + rest), str(37 + rest), '0']
   assert f'sha256 {digest}  whisper/model.safetensors (source of whisper)' in out
 
 
@@ -224,8 +345,13 @@ def test_inspect_tells_the_same_of_model_and_files(downloads, model, exported, c
   of_model = capsys.readouterr().out
   assert call('inspect', exported) == 0
   of_files = capsys.readouterr().out
-  rows = lambda text: {tuple(line.split()) for line in text.splitlines() if 'float32' in line}
-  assert len(rows(of_model) & rows(of_files)) == len(COMPONENTS) - 1      # Whisper's file has two components
+
+  def rows(text):
+    return {tuple(line.split()) for line in text.splitlines() if 'float32' in line}
+
+  assert (
+    len(rows(of_model) & rows(of_files)) == len(COMPONENTS) - 1
+  )  # Whisper's file has two components
   assert 'emotions: none' in of_model and 'licence CC BY-NC-SA 4.0' in of_model
   assert call('inspect', downloads / 'dicetalk' / 'unet.pth') == 0
   assert capsys.readouterr().out.splitlines()[1].split()[0] == 'unet'
@@ -243,11 +369,16 @@ def test_settings_survive(downloads, tmp_path):
   release = folders.save_dicetalk(tmp_path / 'release')
   own = json.loads((release / layouts.DICETALK_CONFIG).read_text())
   settings = dict(image_size=64, sampler=dict(frames=4, sigma_max=80.0))
-  (release / layouts.DICETALK_CONFIG).write_text(json.dumps(own | dict(settings=settings)))
+  (release / layouts.DICETALK_CONFIG).write_text(
+    json.dumps(own | dict(settings=settings))
+  )
   assert call('dicetalk', release, tmp_path / 'model', '--svd', downloads / 'svd') == 0
   assert bundle.settings(tmp_path / 'model') == settings
   assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
-  assert json.loads((tmp_path / 'out' / layouts.DICETALK_CONFIG).read_text())['settings'] == settings
+  assert (
+    json.loads((tmp_path / 'out' / layouts.DICETALK_CONFIG).read_text())['settings']
+    == settings
+  )
   scheduler = tmp_path / 'out/stable-video-diffusion-img2vid-xt' / layouts.SCHEDULER
   assert json.loads(scheduler.read_text())['sigma_max'] == 80
 
@@ -256,4 +387,7 @@ def test_overwriting_through_a_link(downloads, tmp_path):
   assert call('whisper', downloads / 'whisper', tmp_path / 'model') == 0
   (tmp_path / 'link').symlink_to('model')
   assert call('svd', downloads / 'svd', tmp_path / 'link', '--overwrite') == 0
-  assert 'unet' in bundle.components(tmp_path / 'model') and len(list(tmp_path.iterdir())) == 2
+  assert (
+    'unet' in bundle.components(tmp_path / 'model')
+    and len(list(tmp_path.iterdir())) == 2
+  )

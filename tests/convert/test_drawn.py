@@ -24,7 +24,10 @@ def test_nothing_outside_changes_and_nothing_outside_matters(meta):
   assert torch.equal(torch.get_rng_state(), before)
   torch.manual_seed(6)
   again = drawn.draw(meta, 'weights')
-  assert all(x.dtype == np.float32 and np.array_equal(x, again[key]) for key, x in weights.items())
+  assert all(
+    x.dtype == np.float32 and np.array_equal(x, again[key])
+    for key, x in weights.items()
+  )
   adapters = [key for key in weights if '.processor.' in key]
   assert len(adapters) == (128 if 'adapter_tokens' in meta else 0)
 
@@ -32,7 +35,10 @@ def test_nothing_outside_changes_and_nothing_outside_matters(meta):
 def test_projection_sees_one_wrong_number_but_not_the_last_bit(meta):
   weights = drawn.draw(meta, 'weights')
   expected = drawn.projection(weights)
-  last_bits = {key: np.nextafter(x, np.float32(np.inf) * (-1) ** i) for i, (key, x) in enumerate(weights.items())}
+  last_bits = {
+    key: np.nextafter(x, np.float32(np.inf) * (-1) ** i)
+    for i, (key, x) in enumerate(weights.items())
+  }
   assert drawn.projection(last_bits) == pytest.approx(expected, abs=1e-4)
   key = next(key for key in weights if key.endswith('conv_in.bias'))
   weights[key][3] += 0.01
@@ -40,7 +46,9 @@ def test_projection_sees_one_wrong_number_but_not_the_last_bit(meta):
 
 
 def test_other_weights_than_recorded_are_refused(meta):
-  with pytest.raises(InputError, match=r'PyTorch 2\.\S+ and diffusers .*\[test\]') as caught:
+  with pytest.raises(
+    InputError, match=r'PyTorch 2\.\S+ and diffusers .*\[test\]'
+  ) as caught:
     drawn.draw(meta | {'seed': meta['seed'] + 1}, 'weights of x')
   assert str(caught.value).startswith('weights of x come out differently')
   with pytest.raises(InputError, match='cannot be drawn from AutoModel, only from'):
@@ -49,7 +57,9 @@ def test_other_weights_than_recorded_are_refused(meta):
 
 def test_missing_diffusers_is_named(meta, monkeypatch):
   monkeypatch.setitem(sys.modules, 'diffusers', None)
-  with pytest.raises(InputError, match=r'diffusers, which is missing; pip install .*\[test\]'):
+  with pytest.raises(
+    InputError, match=r'diffusers, which is missing; pip install .*\[test\]'
+  ):
     drawn.draw(meta, 'weights of x')
 
 

@@ -17,20 +17,32 @@ class Net(nnx.Module):
 
   def __init__(self, *, rngs):
     self.linear = nnx.Linear(3, 4, rngs=rngs)
-    self.convs = nnx.List([
-        nnx.Conv(2, 5, (3,), rngs=rngs), nnx.Conv(2, 5, (3, 1), rngs=rngs), nnx.Conv(2, 5, (3, 1, 1), rngs=rngs)])
+    self.convs = nnx.List(
+      [
+        nnx.Conv(2, 5, (3,), rngs=rngs),
+        nnx.Conv(2, 5, (3, 1), rngs=rngs),
+        nnx.Conv(2, 5, (3, 1, 1), rngs=rngs),
+      ]
+    )
     self.norm = nnx.LayerNorm(6, rngs=rngs)
     self.embed = nnx.Embed(7, 8, rngs=rngs)
     self.mix_factor = nnx.Param(jnp.zeros(1))
 
 
-TORCH = torch.nn.ModuleDict({
+TORCH = torch.nn.ModuleDict(
+  {
     'linear': torch.nn.Linear(3, 4),
-    'convs': torch.nn.ModuleList([
-        torch.nn.Conv1d(2, 5, 3), torch.nn.Conv2d(2, 5, (3, 1)), torch.nn.Conv3d(2, 5, (3, 1, 1))]),
+    'convs': torch.nn.ModuleList(
+      [
+        torch.nn.Conv1d(2, 5, 3),
+        torch.nn.Conv2d(2, 5, (3, 1)),
+        torch.nn.Conv3d(2, 5, (3, 1, 1)),
+      ]
+    ),
     'norm': torch.nn.LayerNorm(6),
     'embed': torch.nn.Embedding(7, 8),
-})
+  }
+)
 TORCH.register_parameter('mix_factor', torch.nn.Parameter(torch.randn(1)))
 
 
@@ -47,7 +59,9 @@ def target():
 def test_round_trip(state_dict, target):
   params = naming.from_torch(target, state_dict)
   assert params.keys() == target.keys()
-  assert {name: x.shape for name, x in params.items()} == {name: x.shape for name, x in target.items()}
+  assert {name: x.shape for name, x in params.items()} == {
+    name: x.shape for name, x in target.items()
+  }
   back = naming.to_torch({name: jnp.asarray(x) for name, x in params.items()})
   assert back.keys() == state_dict.keys()
   for name, value in state_dict.items():
@@ -61,7 +75,9 @@ def test_layers_compute_the_same(state_dict, target):
   rng = np.random.default_rng(0)
   with jax.default_matmul_precision('highest'), torch.no_grad():
     x = rng.normal(size=(2, 3)).astype(np.float32)
-    np.testing.assert_allclose(net.linear(x), TORCH['linear'](torch.tensor(x)), atol=1e-6)
+    np.testing.assert_allclose(
+      net.linear(x), TORCH['linear'](torch.tensor(x)), atol=1e-6
+    )
     for i, size in enumerate([(9,), (9, 4), (9, 4, 3)]):
       x = rng.normal(size=(2, *size, 2)).astype(np.float32)
       expected = TORCH['convs'][i](torch.tensor(x).movedim(-1, 1)).movedim(1, -1)
@@ -71,7 +87,9 @@ def test_layers_compute_the_same(state_dict, target):
 
 def test_dtype_is_kept(state_dict, target):
   half = {name: value.astype(np.float16) for name, value in state_dict.items()}
-  assert {x.dtype for x in naming.from_torch(target, half).values()} == {np.dtype(np.float16)}
+  assert {x.dtype for x in naming.from_torch(target, half).values()} == {
+    np.dtype(np.float16)
+  }
 
 
 def test_all_problems_are_named_at_once(state_dict, target):
@@ -83,8 +101,12 @@ def test_all_problems_are_named_at_once(state_dict, target):
   lines = [line.strip() for line in str(error.value).splitlines()]
   assert lines[0].startswith('5 tensors')
   assert set(lines[1:]) == {
-      'missing: linear.bias', 'missing: embed.weight', 'left over: extra.weight', 'left over: more.bias',
-      'shape (2, 5, 3) instead of (5, 2, 3): convs.0.weight'}
+    'missing: linear.bias',
+    'missing: embed.weight',
+    'left over: extra.weight',
+    'left over: more.bias',
+    'shape (2, 5, 3) instead of (5, 2, 3): convs.0.weight',
+  }
 
 
 def test_constants_of_old_files_are_ignored(state_dict, target):

@@ -24,7 +24,9 @@ def call(*args) -> int:
 @pytest.fixture
 def model(tmp_path):
   """A model folder whose emotion model wants 6 numbers."""
-  bundle.save_component(tmp_path / 'model', 'emo_model', dict(prior_dim=6), {'x': np.zeros(1)}, {})
+  bundle.save_component(
+    tmp_path / 'model', 'emo_model', dict(prior_dim=6), {'x': np.zeros(1)}, {}
+  )
   return tmp_path / 'model'
 
 
@@ -37,7 +39,7 @@ def save_published(path, mu=MU, **others):
 def test_both_ways(model, tmp_path, capsys):
   save_published(tmp_path / 'npy/happy.npy')
   save_published(tmp_path / 'npy/sad.npy', -MU)
-  np.save(tmp_path / 'calm.npy', MU.astype(np.float64) / 2)       # a plain array
+  np.save(tmp_path / 'calm.npy', MU.astype(np.float64) / 2)  # a plain array
   assert call('priors', tmp_path / 'npy', tmp_path / 'calm.npy', model) == 0
   assert bundle.emotions(model) == ['calm', 'happy', 'sad']
   np.testing.assert_array_equal(bundle.load_prior(model, 'sad')[0], -MU)
@@ -46,66 +48,82 @@ def test_both_ways(model, tmp_path, capsys):
   assert call('priors', model, tmp_path / 'out') == 0
   out = capsys.readouterr().out
   row = f'{"priors":16} {3:6} {3:6} {0:9} {18:13} {72:13}  float32'
-  assert out.count(row) == 2      # in and out
-  assert f'sha256 {published.sha256([tmp_path / "npy/sad.npy"])["npy/sad.npy"]}  npy/sad.npy' in out
+  assert out.count(row) == 2  # in and out
+  assert (
+    f'sha256 {published.sha256([tmp_path / "npy/sad.npy"])["npy/sad.npy"]}  npy/sad.npy'
+    in out
+  )
   for emotion in ('happy', 'sad'):
     # What the original program does.
-    ours, theirs = (np.load(tmp_path / f'{place}/{emotion}.npy', allow_pickle=True).item() for place in ('out', 'npy'))
+    ours, theirs = (
+      np.load(tmp_path / f'{place}/{emotion}.npy', allow_pickle=True).item()
+      for place in ('out', 'npy')
+    )
     assert ours.keys() == theirs.keys() == {'mu'}
     assert ours['mu'].shape == (1, 6) and ours['mu'].dtype == np.float32
     np.testing.assert_array_equal(ours['mu'], theirs['mu'])
 
 
 def test_deviations_survive(model, tmp_path):
-  bundle.save_priors(model, {'happy': (MU, MU ** 2)})
+  bundle.save_priors(model, {'happy': (MU, MU**2)})
   assert call('priors', model, tmp_path / 'out') == 0
   (mu, sigma), embedder, others = prior_file.read(tmp_path / 'out/happy.npy')
-  np.testing.assert_array_equal([mu, sigma], [MU, MU ** 2])
+  np.testing.assert_array_equal([mu, sigma], [MU, MU**2])
   assert not others and not embedder
 
 
 def test_a_file_names_the_embedder_that_made_it(model, tmp_path):
   """The reference implementation reads it all the same."""
-  bundle.save_priors(model, {'happy': (MU, MU ** 2)}, 'abc')
+  bundle.save_priors(model, {'happy': (MU, MU**2)}, 'abc')
   assert call('priors', model, tmp_path / 'out') == 0
   assert prior_file.read(tmp_path / 'out/happy.npy').embedder == 'abc'
   content = np.load(tmp_path / 'out/happy.npy', allow_pickle=True).item()
   np.testing.assert_array_equal(content['mu'], MU.reshape(1, -1))
-  bundle.save_component(tmp_path / 'other', 'emo_model', dict(prior_dim=6), {'x': np.zeros(1)}, {})
+  bundle.save_component(
+    tmp_path / 'other', 'emo_model', dict(prior_dim=6), {'x': np.zeros(1)}, {}
+  )
   assert call('priors', tmp_path / 'out', tmp_path / 'other') == 0
   assert bundle.read_prior(tmp_path / 'other', 'happy')[1] == 'abc'
 
 
 def test_priors_of_another_embedder_replace_none(model, tmp_path, capsys):
-  bundle.save_priors(model, {'happy': (MU, MU ** 2), 'sad': (MU, MU)}, 'abc')
+  bundle.save_priors(model, {'happy': (MU, MU**2), 'sad': (MU, MU)}, 'abc')
   assert call('priors', model, tmp_path / 'out') == 0
   other = tmp_path / 'other'
   bundle.save_component(other, 'emo_model', dict(prior_dim=6), {'x': np.zeros(1)}, {})
   bundle.save_priors(other, {'sad': (-MU, MU)}, 'def')
   assert call('priors', tmp_path / 'out', other, '--overwrite') == 2
-  assert "the emotion 'sad' of another embedder (def, not abc)" in capsys.readouterr().err
+  assert (
+    "the emotion 'sad' of another embedder (def, not abc)" in capsys.readouterr().err
+  )
   assert bundle.emotions(other) == ['sad']
   np.testing.assert_array_equal(bundle.load_prior(other, 'sad')[0], -MU)
 
 
-def test_a_trained_model_keeps_the_embedder_of_its_priors_through_the_release_and_back(tmp_path):
+def test_a_trained_model_keeps_the_embedder_of_its_priors_through_the_release_and_back(
+  tmp_path,
+):
   folders.save_dicetalk(tmp_path / 'release')
   model, again = tmp_path / 'model', tmp_path / 'again'
   assert call('dicetalk', tmp_path / 'release', model) == 0
   config, params = bundle.load_component(model, 'emo_model')
   bundle.save_component(model, 'emo_model', config, params, {}, priors='abc')
-  bundle.save_priors(model, {'happy': (MU, MU ** 2)}, 'abc')
+  bundle.save_priors(model, {'happy': (MU, MU**2)}, 'abc')
   assert call('export', model, tmp_path / 'out') == 0
-  assert call('dicetalk', tmp_path / 'out', again, '--priors', tmp_path / 'out/priors') == 0
+  assert (
+    call('dicetalk', tmp_path / 'out', again, '--priors', tmp_path / 'out/priors') == 0
+  )
   assert bundle.components(again)['emo_model']['priors'] == 'abc'
   assert bundle.read_prior(again, 'happy')[1] == 'abc'
   bundle.load_prior(again, 'happy')
 
 
-def test_an_export_with_priors_that_the_emotion_model_would_misread_is_refused(tmp_path, capsys):
+def test_an_export_with_priors_that_the_emotion_model_would_misread_is_refused(
+  tmp_path, capsys
+):
   folders.save_dicetalk(tmp_path / 'release')
   assert call('dicetalk', tmp_path / 'release', tmp_path / 'model') == 0
-  bundle.save_priors(tmp_path / 'model', {'happy': (MU, MU ** 2)}, 'abc')
+  bundle.save_priors(tmp_path / 'model', {'happy': (MU, MU**2)}, 'abc')
   assert call('export', tmp_path / 'model', tmp_path / 'out') == 2
   assert 'learned on priors of another one (released)' in capsys.readouterr().err
   assert not (tmp_path / 'out').exists()
@@ -114,7 +132,12 @@ def test_an_export_with_priors_that_the_emotion_model_would_misread_is_refused(t
 def test_a_whole_conversion_takes_them_along(tmp_path):
   folders.save_dicetalk(tmp_path / 'release')
   save_published(tmp_path / 'npy/happy.npy')
-  assert call('dicetalk', tmp_path / 'release', tmp_path / 'model', '--priors', tmp_path / 'npy') == 0
+  assert (
+    call(
+      'dicetalk', tmp_path / 'release', tmp_path / 'model', '--priors', tmp_path / 'npy'
+    )
+    == 0
+  )
   assert bundle.emotions(tmp_path / 'model') == ['happy']
   assert bundle.read_prior(tmp_path / 'model', 'happy')[1] == bundle.RELEASED
   assert bundle.components(tmp_path / 'model')['emo_model']['priors'] == bundle.RELEASED
@@ -138,7 +161,6 @@ def test_every_spelling_of_an_array(tmp_path, protocol, dtype):
 
 
 class Exploit:
-
   def __init__(self, path):
     self.path = path
 
@@ -151,16 +173,30 @@ def test_a_malicious_prior_executes_nothing(model, tmp_path, capsys):
     (tmp_path / 'npy').mkdir(exist_ok=True)
     np.save(tmp_path / 'npy/happy.npy', np.array(content, object), allow_pickle=True)
     assert call('priors', tmp_path / 'npy', model) == 2
-    assert 'asks to run code (posix.mkdir), which was not done' in capsys.readouterr().err
+    assert (
+      'asks to run code (posix.mkdir), which was not done' in capsys.readouterr().err
+    )
     assert call('inspect', tmp_path / 'npy') == 2
   assert not (tmp_path / 'pwned').exists() and not bundle.emotions(model)
 
 
-@pytest.mark.parametrize('content', [
-    np.array([{'mu': MU}, 3], object), np.array({'mean': MU}, object), np.array({'mu': [1, 2]}, object),
-    np.array({'mu': np.array(['a'])}, object), np.array({'mu': np.array([{}], object)}, object), np.array(['text']),
-    np.array({'mu': MU.reshape(2, 3)}, object), MU.reshape(6, 1), MU[0],
-    np.array({'mu': MU, 'sigma': MU[:2]}, object), MU * np.nan, np.array({'mu': MU + np.inf}, object)])
+@pytest.mark.parametrize(
+  'content',
+  [
+    np.array([{'mu': MU}, 3], object),
+    np.array({'mean': MU}, object),
+    np.array({'mu': [1, 2]}, object),
+    np.array({'mu': np.array(['a'])}, object),
+    np.array({'mu': np.array([{}], object)}, object),
+    np.array(['text']),
+    np.array({'mu': MU.reshape(2, 3)}, object),
+    MU.reshape(6, 1),
+    MU[0],
+    np.array({'mu': MU, 'sigma': MU[:2]}, object),
+    MU * np.nan,
+    np.array({'mu': MU + np.inf}, object),
+  ],
+)
 def test_other_contents_are_refused(tmp_path, content):
   np.save(tmp_path / 'x.npy', content, allow_pickle=True)
   with pytest.raises(WeightsError, match='x.npy'):
@@ -194,10 +230,13 @@ def test_what_does_not_fit_the_model(model, tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.startswith('error: ') and err.count('\n') == 1
     return err
+
   save_published(tmp_path / 'npy/happy.npy')
   save_published(tmp_path / 'wide/sad.npy', np.ones(9))
   assert 'has 9 numbers, the model wants 6' in refused(tmp_path / 'wide', model)
-  assert 'two files are named happy.npy' in refused(tmp_path / 'npy', tmp_path / 'npy/happy.npy', model)
+  assert 'two files are named happy.npy' in refused(
+    tmp_path / 'npy', tmp_path / 'npy/happy.npy', model
+  )
   assert 'has no .npy files' in refused(tmp_path, model)
   assert 'is no model folder' in refused(tmp_path / 'npy', tmp_path / 'nowhere')
   assert 'has no priors' in refused(model, tmp_path / 'out')

@@ -1,4 +1,6 @@
-"""What cannot be converted: one clear sentence, exit code 2, nothing executed, nothing half-written."""
+"""What cannot be converted: one clear sentence, exit code 2, nothing executed,
+nothing half-written.
+"""
 
 import ctypes
 import errno
@@ -26,6 +28,7 @@ from tests.convert import published_folders as folders
 
 ROOT = pathlib.Path(__file__).parents[2]
 
+
 @pytest.fixture(scope='module')
 def svd(tmp_path_factory):
   return folders.save_svd(tmp_path_factory.mktemp('downloads') / 'svd')
@@ -43,7 +46,10 @@ def whisper(tmp_path):
 
 @pytest.fixture
 def refused(tmp_path, capsys):
-  """Runs a command that must fail, and returns what it says; checks that it leaves nothing behind."""
+  """Runs a command that must fail, and returns what it says; checks that it leaves
+  nothing behind.
+  """
+
   def refused(*args, code=2):
     before = sorted(tmp_path.iterdir())
     capsys.readouterr()
@@ -53,6 +59,7 @@ def refused(tmp_path, capsys):
     assert stop.value.code == code and 'wrote' not in out and 'Traceback' not in err
     assert sorted(tmp_path.iterdir()) == before
     return err
+
   return refused
 
 
@@ -74,10 +81,14 @@ class Exploit:
 
 @pytest.mark.parametrize('legacy', [False, True])
 def test_a_malicious_pth_executes_nothing(release, tmp_path, refused, legacy):
-  torch.save({'conv_in.weight': Exploit(tmp_path / 'pwned')}, release / 'pose_guider.pth',
-             _use_new_zipfile_serialization=not legacy)
+  torch.save(
+    {'conv_in.weight': Exploit(tmp_path / 'pwned')},
+    release / 'pose_guider.pth',
+    _use_new_zipfile_serialization=not legacy,
+  )
   assert 'asks to run code (posix.mkdir), which was not done' in sentence(
-      refused('dicetalk', release, tmp_path / 'model'))
+    refused('dicetalk', release, tmp_path / 'model')
+  )
   refused('inspect', release)
 
 
@@ -93,14 +104,17 @@ def test_a_malicious_pkl_or_npy_executes_nothing(release, tmp_path, refused):
   (tmp_path / 'flownet.pkl').write_bytes(pickle.dumps({'module.x': exploit}))
   np.save(tmp_path / 'happy.npy', np.array({'mu': exploit}, object), allow_pickle=True)
   for option, name in (('--rife', 'flownet.pkl'), ('--priors', 'happy.npy')):
-    assert f'{name} ' in sentence(refused('dicetalk', release, tmp_path / 'model', option, tmp_path / name))
+    assert f'{name} ' in sentence(
+      refused('dicetalk', release, tmp_path / 'model', option, tmp_path / name)
+    )
     refused('inspect', tmp_path / name)
 
 
 def test_priors_of_another_shape(release, tmp_path, refused):
   np.save(tmp_path / 'happy.npy', np.zeros(9, np.float32))
   assert 'happy.npy has 9 numbers, the model wants 6' in sentence(
-      refused('dicetalk', release, tmp_path / 'model', '--priors', tmp_path / 'happy.npy'))
+    refused('dicetalk', release, tmp_path / 'model', '--priors', tmp_path / 'happy.npy')
+  )
 
 
 def test_the_exploit_is_real(tmp_path):
@@ -111,7 +125,11 @@ def test_the_exploit_is_real(tmp_path):
 def test_all_bad_tensors_of_all_files_are_named_at_once(release, tmp_path, refused):
   audio, pose = folders.state_dict('audio_linear'), folders.state_dict('pose_guider')
   del audio['proj2.bias']
-  audio |= {'extra.weight': torch.zeros(2), 'proj1.bias': torch.zeros(9), 'norm.bias': torch.arange(16)}
+  audio |= {
+    'extra.weight': torch.zeros(2),
+    'proj1.bias': torch.zeros(9),
+    'norm.bias': torch.arange(16),
+  }
   audio['proj3.weight'][1, 2] = float('nan')
   audio['proj3.bias'] = audio['proj3.bias'].to(torch.float8_e4m3fn)
   pose['conv_in.bias'][0] = float('-inf')
@@ -120,74 +138,111 @@ def test_all_bad_tensors_of_all_files_are_named_at_once(release, tmp_path, refus
   lines = refused('dicetalk', release, tmp_path / 'model').splitlines()
   assert '7 tensors do not fit, so nothing was written' in lines[0]
   assert {line.strip() for line in lines[1:]} == {
-      'audio_linear: missing: proj2.bias', 'audio_linear: left over: extra.weight',
-      'audio_linear: type float8_e4m3fn instead of floating point of 16 to 64 bits: proj3.bias',
-      'audio_linear: shape (9,) instead of (8,): proj1.bias',
-      'audio_linear: type int64 instead of floating point of 16 to 64 bits: norm.bias',
-      'audio_linear: values that are not finite: proj3.weight', 'pose_guider: values that are not finite: conv_in.bias'}
+    'audio_linear: missing: proj2.bias',
+    'audio_linear: left over: extra.weight',
+    'audio_linear: type float8_e4m3fn instead of floating point of 16 to 64 bits: '
+    'proj3.bias',
+    'audio_linear: shape (9,) instead of (8,): proj1.bias',
+    'audio_linear: type int64 instead of floating point of 16 to 64 bits: norm.bias',
+    'audio_linear: values that are not finite: proj3.weight',
+    'pose_guider: values that are not finite: conv_in.bias',
+  }
 
 
 def test_overflow_of_float16(release, tmp_path, refused):
   pose = folders.state_dict('pose_guider')
   pose['conv_out.bias'][3] = 1e5
   torch.save(pose, release / 'pose_guider.pth')
-  assert sentence(refused('dicetalk', release, tmp_path / 'model', '--dtype', 'float16')) == (
-      'error: one tensor does not fit, so nothing was written; choose another --dtype: '
-      'pose_guider: values beyond the range of float16: conv_out.bias\n')
+  assert sentence(
+    refused('dicetalk', release, tmp_path / 'model', '--dtype', 'float16')
+  ) == (
+    'error: one tensor does not fit, so nothing was written; choose another --dtype: '
+    'pose_guider: values beyond the range of float16: conv_out.bias\n'
+  )
 
 
 @pytest.mark.parametrize('name', ['unet', 'emo_model'])
-def test_misshaped_tensors_are_refused_even_where_others_may_be_missing(release, tmp_path, refused, name):
+def test_misshaped_tensors_are_refused_even_where_others_may_be_missing(
+  release, tmp_path, refused, name
+):
   state = folders.state_dict(name)
   key = sorted(state)[0]
-  torch.save({key: torch.zeros(1, 2, 3), sorted(state)[1]: state[sorted(state)[1]]}, release / layouts.DICETALK[name])
-  assert f'{name}: shape (1, 2, 3) instead of' in refused('dicetalk', release, tmp_path / 'model')
+  torch.save(
+    {key: torch.zeros(1, 2, 3), sorted(state)[1]: state[sorted(state)[1]]},
+    release / layouts.DICETALK[name],
+  )
+  assert f'{name}: shape (1, 2, 3) instead of' in refused(
+    'dicetalk', release, tmp_path / 'model'
+  )
 
 
 def test_files_of_something_else(release, svd, tmp_path, refused):
   shutil.copy(release / 'pose_guider.pth', release / 'emo_model.pth')
-  assert 'emo_model.pth has nothing of emo_model' in sentence(refused('dicetalk', release, tmp_path / 'model'))
+  assert 'emo_model.pth has nothing of emo_model' in sentence(
+    refused('dicetalk', release, tmp_path / 'model')
+  )
   broken = pathlib.Path(shutil.copytree(svd, tmp_path / 'svd'))
   for name in ('vae', 'unet'):
     other = 'unet' if name == 'vae' else 'image_encoder'
     shutil.copy(published.weights_in(svd / other), published.weights_in(broken / name))
-    assert f'has nothing of {name}; use the published file' in sentence(refused('svd', broken, tmp_path / 'model'))
+    assert f'has nothing of {name}; use the published file' in sentence(
+      refused('svd', broken, tmp_path / 'model')
+    )
   torch.save([torch.zeros(1)], release / 'emo_model.pth')
-  assert 'no state dict (tensors by name)' in sentence(refused('dicetalk', release, tmp_path / 'model'))
+  assert 'no state dict (tensors by name)' in sentence(
+    refused('dicetalk', release, tmp_path / 'model')
+  )
   assert 'has no weights' in sentence(refused('whisper', svd, tmp_path / 'model'))
 
 
 @pytest.mark.parametrize('content', [b'', b'junk', b'\x80\x02}q\x00', None])
 def test_damaged_files(release, whisper, tmp_path, refused, content):
-  for path, args in ((release / 'unet.pth', ['dicetalk', release]),
-                     (whisper / 'model.safetensors', ['whisper', whisper])):
+  for path, args in (
+    (release / 'unet.pth', ['dicetalk', release]),
+    (whisper / 'model.safetensors', ['whisper', whisper]),
+  ):
     whole = path.read_bytes()
-    path.write_bytes(whole[:len(whole) // 2] if content is None else content)
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
     err = sentence(refused(*args, tmp_path / 'model'))
     assert f'{path} cannot be read as' in err or 'no state dict' in err
 
 
 def test_missing_files(release, whisper, tmp_path, refused):
   (release / 'pose_guider.pth').unlink()
-  assert 'pose_guider.pth: No such file' in sentence(refused('dicetalk', release, tmp_path / 'model'))
+  assert 'pose_guider.pth: No such file' in sentence(
+    refused('dicetalk', release, tmp_path / 'model')
+  )
   (whisper / 'config.json').unlink()
-  assert 'config.json does not exist' in sentence(refused('whisper', whisper, tmp_path / 'model'))
+  assert 'config.json does not exist' in sentence(
+    refused('whisper', whisper, tmp_path / 'model')
+  )
   for name in ('svd', 'whisper', 'dicetalk', 'sonic'):
-    assert 'is not a folder' in sentence(refused(name, tmp_path / 'nowhere', tmp_path / 'model'))
+    assert 'is not a folder' in sentence(
+      refused(name, tmp_path / 'nowhere', tmp_path / 'model')
+    )
   assert 'does not exist' in sentence(refused('inspect', tmp_path / 'nowhere'))
-  assert 'is no model folder' in sentence(refused('export', tmp_path / 'nowhere', tmp_path / 'out'))
+  assert 'is no model folder' in sentence(
+    refused('export', tmp_path / 'nowhere', tmp_path / 'out')
+  )
 
 
-@pytest.mark.parametrize('config', ['{', '[]', '{"d_model": "wide"}', '{"d_model": -8}', '{"d_model": 0}'])
+@pytest.mark.parametrize(
+  'config', ['{', '[]', '{"d_model": "wide"}', '{"d_model": -8}', '{"d_model": 0}']
+)
 def test_nonsense_in_a_configuration(whisper, tmp_path, refused, config):
   (whisper / 'config.json').write_text(config)
   assert 'config' in sentence(refused('whisper', whisper, tmp_path / 'model'))
 
 
-@pytest.mark.parametrize('content', ['{', '{"components": 3}', '{"components": {"unet": []}}', '{"settings": []}'])
+@pytest.mark.parametrize(
+  'content',
+  ['{', '{"components": 3}', '{"components": {"unet": []}}', '{"settings": []}'],
+)
 def test_a_damaged_description_of_an_export(release, tmp_path, refused, content):
   (release / layouts.DICETALK_CONFIG).write_text(content)
-  assert layouts.DICETALK_CONFIG in sentence(refused('dicetalk', release, tmp_path / 'model'))
+  assert layouts.DICETALK_CONFIG in sentence(
+    refused('dicetalk', release, tmp_path / 'model')
+  )
 
 
 def test_broken_shards(svd, tmp_path, refused):
@@ -197,36 +252,61 @@ def test_broken_shards(svd, tmp_path, refused):
   index = vae / 'diffusion_pytorch_model.safetensors.index.json'
   save_file(dict(list(state.items())[1:]), vae / 'part-1.safetensors')
   (vae / 'diffusion_pytorch_model.safetensors').unlink()
-  write = lambda second: index.write_text(json.dumps(
-      dict(weight_map=dict.fromkeys(state, 'part-1.safetensors') | {next(iter(state)): second})))
+
+  def write(second):
+    return index.write_text(
+      json.dumps(
+        dict(
+          weight_map=dict.fromkeys(state, 'part-1.safetensors')
+          | {next(iter(state)): second}
+        )
+      )
+    )
+
   write('part-2.safetensors')
-  assert 'part-2.safetensors: No such file' in sentence(refused('svd', copy, tmp_path / 'model'))
+  assert 'part-2.safetensors: No such file' in sentence(
+    refused('svd', copy, tmp_path / 'model')
+  )
   write('part-1.safetensors')
-  assert f'vae: missing: {next(iter(state))}' in refused('svd', copy, tmp_path / 'model')
+  assert f'vae: missing: {next(iter(state))}' in refused(
+    'svd', copy, tmp_path / 'model'
+  )
   write('../unet/diffusion_pytorch_model.safetensors')
-  assert 'no index of weight files in its folder' in sentence(refused('svd', copy, tmp_path / 'model'))
+  assert 'no index of weight files in its folder' in sentence(
+    refused('svd', copy, tmp_path / 'model')
+  )
   index.write_text('{"weight_map": 3}')
-  assert 'no index of weight files' in sentence(refused('svd', copy, tmp_path / 'model'))
+  assert 'no index of weight files' in sentence(
+    refused('svd', copy, tmp_path / 'model')
+  )
 
 
 def test_another_scheduler(svd, tmp_path, refused):
   copy = pathlib.Path(shutil.copytree(svd, tmp_path / 'svd'))
   path = copy / layouts.SCHEDULER
-  path.write_text(json.dumps(json.loads(path.read_text()) | dict(prediction_type='epsilon')))
+  path.write_text(
+    json.dumps(json.loads(path.read_text()) | dict(prediction_type='epsilon'))
+  )
   assert "{'prediction_type': 'epsilon'} where the sampler wants" in sentence(
-      refused('svd', copy, tmp_path / 'model'))
+    refused('svd', copy, tmp_path / 'model')
+  )
 
 
 def test_an_existing_destination(svd, whisper, tmp_path, refused):
   (tmp_path / 'precious').mkdir()
   (tmp_path / 'precious' / 'thesis.txt').write_text('x')
-  assert 'exists; choose another place, or add --overwrite' in sentence(refused('svd', svd, tmp_path / 'precious'))
-  assert 'is not what would replace it' in sentence(refused('svd', svd, tmp_path / 'precious', '--overwrite'))
+  assert 'exists; choose another place, or add --overwrite' in sentence(
+    refused('svd', svd, tmp_path / 'precious')
+  )
+  assert 'is not what would replace it' in sentence(
+    refused('svd', svd, tmp_path / 'precious', '--overwrite')
+  )
   assert (tmp_path / 'precious' / 'thesis.txt').exists()
   with pytest.raises(SystemExit):
     command.run(['whisper', str(whisper), str(tmp_path / 'model')])
   assert 'is not what would replace it' in sentence(
-      refused('export', tmp_path / 'model', tmp_path / 'model', '--overwrite'))
+    refused('export', tmp_path / 'model', tmp_path / 'model', '--overwrite')
+  )
   assert 'whisper' in bundle.components(tmp_path / 'model')
 
 
@@ -234,28 +314,45 @@ def fail(error):
   def save(*args, **kwargs):
     pathlib.Path(args[0], 'unet.0').mkdir(parents=True)
     raise error
+
   return save
 
 
-@pytest.mark.parametrize('error', [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-                                   ValueError("RESOURCE_EXHAUSTED: ...: No space left [os_error_code='28']")])
+@pytest.mark.parametrize(
+  'error',
+  [
+    OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    ValueError("RESOURCE_EXHAUSTED: ...: No space left [os_error_code='28']"),
+  ],
+)
 def test_a_disk_that_fills_up(whisper, tmp_path, refused, monkeypatch, error):
   monkeypatch.setattr(bundle, 'save_component', fail(error))
   assert 'No space left on device; choose another place or make room' in sentence(
-      refused('whisper', whisper, tmp_path / 'model'))
+    refused('whisper', whisper, tmp_path / 'model')
+  )
 
 
 def test_a_disk_that_is_full(svd, tmp_path, refused, monkeypatch):
-  monkeypatch.setattr(files.shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(9, 9, 0))
+  monkeypatch.setattr(
+    files.shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(9, 9, 0)
+  )
   assert 'GB left; make room' in sentence(refused('svd', svd, tmp_path / 'model'))
 
 
 def test_a_write_that_the_system_stops_midway(svd, tmp_path):
-  """In a real process, whose files may not grow beyond 64 kB: Orbax has begun to write, and fails in its threads."""
-  script = ('import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n'
-            'from convert import __main__ as command; command.main()')
-  process = subprocess.run([sys.executable, '-c', script, 'svd', svd, tmp_path / 'model'], text=True,
-                           capture_output=True, cwd=ROOT)
+  """In a real process, whose files may not grow beyond 64 kB: Orbax has begun to
+  write, and fails in its threads.
+  """
+  script = (
+    'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n'
+    'from convert import __main__ as command; command.main()'
+  )
+  process = subprocess.run(
+    [sys.executable, '-c', script, 'svd', svd, tmp_path / 'model'],
+    text=True,
+    capture_output=True,
+    cwd=ROOT,
+  )
   assert process.returncode == 2 and not process.stdout
   assert 'File too large; choose another place or make room' in sentence(process.stderr)
   assert not list(tmp_path.iterdir())
@@ -268,11 +365,12 @@ def test_threads_that_go_on_writing_leave_nothing(tmp_path):
     while True:
       try:
         (tmp_path / 'part' / 'new').mkdir(parents=True, exist_ok=True)
-      except FileNotFoundError:     # as TensorStore: again
+      except FileNotFoundError:  # as TensorStore: again
         continue
       except (FileExistsError, NotADirectoryError):
         return
       started.set()
+
   thread = threading.Thread(target=write)
   thread.start()
   started.wait()
@@ -284,14 +382,22 @@ def test_threads_that_go_on_writing_leave_nothing(tmp_path):
 
 @pytest.fixture
 def without_privileges():
-  """Permissions hold for root, too: this thread lays its right to override them down meanwhile."""
+  """Permissions hold for root, too: this thread lays its right to override them down
+  meanwhile.
+  """
   if os.geteuid() != 0:
     yield
     return
-  libc, header, held = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+  libc, header, held = (
+    ctypes.CDLL(None),
+    (ctypes.c_uint32 * 2)(0x20080522, 0),
+    (ctypes.c_uint32 * 6)(),
+  )
   assert libc.capget(header, held) == 0
   fewer = (ctypes.c_uint32 * 6)(*held)
-  fewer[0] &= ~0b110     # the effective ones without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+  fewer[
+    0
+  ] &= ~0b110  # the effective ones without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
   assert libc.capset(header, fewer) == 0
   yield
   assert libc.capset(header, held) == 0
@@ -299,43 +405,61 @@ def without_privileges():
 
 def test_a_folder_without_permission(whisper, tmp_path, refused, without_privileges):
   (tmp_path / 'locked').mkdir(mode=0o500)
-  assert 'Permission denied' in sentence(refused('whisper', whisper, tmp_path / 'locked' / 'model'))
+  assert 'Permission denied' in sentence(
+    refused('whisper', whisper, tmp_path / 'locked' / 'model')
+  )
   assert not list((tmp_path / 'locked').iterdir())
 
 
 def test_unreadable_sources(whisper, tmp_path, refused, without_privileges):
   (whisper / 'model.safetensors').chmod(0)
-  assert 'model.safetensors: Permission denied' in sentence(refused('whisper', whisper, tmp_path / 'model'))
+  assert 'model.safetensors: Permission denied' in sentence(
+    refused('whisper', whisper, tmp_path / 'model')
+  )
   whisper.chmod(0)
-  assert 'Permission denied' in sentence(refused('whisper', whisper, tmp_path / 'model'))
+  assert 'Permission denied' in sentence(
+    refused('whisper', whisper, tmp_path / 'model')
+  )
   whisper.chmod(0o700)
 
 
 def test_a_place_that_is_a_file(whisper, tmp_path, refused):
   (tmp_path / 'file').touch()
-  assert 'choose another place' in sentence(refused('whisper', whisper, tmp_path / 'file' / 'model'))
+  assert 'choose another place' in sentence(
+    refused('whisper', whisper, tmp_path / 'file' / 'model')
+  )
 
 
 def test_interruption(whisper, tmp_path, refused, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(bundle, 'save_component', fail(KeyboardInterrupt()))
-    assert refused('whisper', whisper, tmp_path / 'model', code=130) == 'interrupted; nothing half-made is left\n'
+    assert (
+      refused('whisper', whisper, tmp_path / 'model', code=130)
+      == 'interrupted; nothing half-made is left\n'
+    )
   with pytest.raises(SystemExit):
     command.run(['whisper', str(whisper), str(tmp_path / 'model')])
   with monkeypatch.context() as patch:
     patch.setattr(bundle, 'save_component', fail(KeyboardInterrupt()))
     refused('whisper', whisper, tmp_path / 'model', '--overwrite', code=130)
-  assert 'whisper' in bundle.components(tmp_path / 'model')      # the old one is whole
+  assert 'whisper' in bundle.components(tmp_path / 'model')  # the old one is whole
 
 
 @pytest.fixture
 def waiting(whisper, tmp_path):
   """A real process that waits inside the conversion for a signal."""
-  script = ('import sys, time; from convert import __main__ as command; from dicetalk_jax import bundle\n'
-            'def save(*args, **kwargs): print("writing", flush=True); time.sleep(60)\n'
-            'bundle.save_component = save; command.main()')
-  process = subprocess.Popen([sys.executable, '-c', script, 'whisper', whisper, tmp_path / 'model'], text=True,
-                             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  script = (
+    'import sys, time; from convert import __main__ as command; from dicetalk_jax '
+    'import bundle\ndef save(*args, **kwargs): print("writing", flush=True); '
+    'time.sleep(60)\nbundle.save_component = save; command.main()'
+  )
+  process = subprocess.Popen(
+    [sys.executable, '-c', script, 'whisper', whisper, tmp_path / 'model'],
+    text=True,
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
   assert process.stdout.readline() == 'writing\n'
   yield process
   process.kill()
@@ -345,14 +469,21 @@ def waiting(whisper, tmp_path):
 def test_a_terminated_process_leaves_nothing(waiting, tmp_path):
   time.sleep(0.1)
   waiting.send_signal(signal.SIGTERM)
-  assert waiting.communicate(timeout=50) == ('', 'interrupted; nothing half-made is left\n')
-  assert waiting.returncode == 130 and [path.name for path in tmp_path.iterdir()] == ['whisper']
+  assert waiting.communicate(timeout=50) == (
+    '',
+    'interrupted; nothing half-made is left\n',
+  )
+  assert waiting.returncode == 130 and [path.name for path in tmp_path.iterdir()] == [
+    'whisper'
+  ]
 
 
-def test_what_a_killed_process_leaves_is_cleared_up(waiting, whisper, tmp_path, refused):
-  part, = tmp_path.glob('.model.*.part')
+def test_what_a_killed_process_leaves_is_cleared_up(
+  waiting, whisper, tmp_path, refused
+):
+  (part,) = tmp_path.glob('.model.*.part')
   refused('whisper', tmp_path / 'nowhere', tmp_path / 'model')
-  assert part.exists()      # somebody is at work there
+  assert part.exists()  # somebody is at work there
   waiting.kill()
   waiting.wait()
   with pytest.raises(SystemExit):
@@ -360,7 +491,9 @@ def test_what_a_killed_process_leaves_is_cleared_up(waiting, whisper, tmp_path, 
   assert sorted(path.name for path in tmp_path.iterdir()) == ['model', 'whisper']
 
 
-def test_the_model_that_a_killed_process_was_replacing_comes_back(whisper, tmp_path, refused):
+def test_the_model_that_a_killed_process_was_replacing_comes_back(
+  whisper, tmp_path, refused
+):
   (tmp_path / 'precious').mkdir()
   (tmp_path / 'part').mkdir()
   (tmp_path / 'precious').rename(tmp_path / 'part' / 'old')
@@ -371,13 +504,25 @@ def test_the_model_that_a_killed_process_was_replacing_comes_back(whisper, tmp_p
   assert sorted(path.name for path in tmp_path.iterdir()) == ['precious', 'whisper']
 
 
-@pytest.mark.parametrize('args', [[], ['svd'], ['svd', 'a'], ['magic', 'a', 'b'], ['svd', 'a', 'b', '--dtype', 'int8'],
-                                  ['export', 'a', 'b', '--nonsense']])
+@pytest.mark.parametrize(
+  'args',
+  [
+    [],
+    ['svd'],
+    ['svd', 'a'],
+    ['magic', 'a', 'b'],
+    ['svd', 'a', 'b', '--dtype', 'int8'],
+    ['export', 'a', 'b', '--nonsense'],
+  ],
+)
 def test_mistakes_on_the_command_line(refused, args):
   assert 'see python -m convert' in sentence(refused(*args))
 
 
-@pytest.mark.parametrize('name', ['svd', 'whisper', 'dicetalk', 'sonic', 'priors', 'export', 'inspect', 'verify'])
+@pytest.mark.parametrize(
+  'name',
+  ['svd', 'whisper', 'dicetalk', 'sonic', 'priors', 'export', 'inspect', 'verify'],
+)
 def test_help_has_an_example(capsys, name):
   with pytest.raises(SystemExit) as stop:
     command.run([name, '--help'])

@@ -14,15 +14,23 @@ from dicetalk_jax.models import core, registry
 @pytest.fixture(params=['pose_guider', 'rife'])
 def described(goldens, request):
   """A full-size module: its description and its abstract parameters."""
-  _, target = core.abstract(registry.builder({'rife': 'flownet'}.get(request.param, request.param), {}))
-  return json.loads((goldens / 'fullsize_seeded' / f'{request.param}.json').read_text()), target
+  _, target = core.abstract(
+    registry.builder({'rife': 'flownet'}.get(request.param, request.param), {})
+  )
+  return json.loads(
+    (goldens / 'fullsize_seeded' / f'{request.param}.json').read_text()
+  ), target
 
 
 def test_samples_of_the_rule(described):
   meta, target = described
   params = seeded.params(meta, target)
-  assert {k: x.shape for k, x in params.items()} == {k: x.shape for k, x in target.items()}
-  assert all(isinstance(x, jax.Array) and x.dtype == np.float32 for x in params.values())
+  assert {k: x.shape for k, x in params.items()} == {
+    k: x.shape for k, x in target.items()
+  }
+  assert all(
+    isinstance(x, jax.Array) and x.dtype == np.float32 for x in params.values()
+  )
   published = naming.to_torch(params)
   for key, first in meta['first3_check'].items():
     np.testing.assert_array_equal(published[key].ravel()[:3], np.float32(first))
@@ -39,4 +47,6 @@ def test_other_tensors_than_the_module_has_are_named(described):
   rules['extra.weight'] = rules.pop(absent)
   with pytest.raises(WeightsError) as error:
     seeded.params(meta, target)
-  assert f'missing: {absent}' in str(error.value) and 'left over: extra.weight' in str(error.value)
+  assert f'missing: {absent}' in str(error.value) and 'left over: extra.weight' in str(
+    error.value
+  )

@@ -1,4 +1,6 @@
-"""The release of Sonic to a model folder and back: bit-equal, strict, with its own settings."""
+"""The release of Sonic to a model folder and back: bit-equal, strict, with its own
+settings.
+"""
 
 import json
 
@@ -25,44 +27,100 @@ def place(tmp_path_factory):
   """Downloads, the model folder made of them, and what was exported from that."""
   place = tmp_path_factory.mktemp('sonic')
   svd = folders.save_svd(place / 'svd')
-  (svd / 'unet/diffusion_pytorch_model.safetensors').unlink()      # Sonic's own is whole
-  whisper, rife = folders.save_whisper(place / 'whisper'), folders.save_rife(place / 'RIFE')
+  (svd / 'unet/diffusion_pytorch_model.safetensors').unlink()  # Sonic's own is whole
+  whisper, rife = (
+    folders.save_whisper(place / 'whisper'),
+    folders.save_rife(place / 'RIFE'),
+  )
   release = folders.save_release(place / 'release', 'sonic')
-  assert call('sonic', release, place / 'model', '--svd', svd, '--whisper', whisper, '--rife', rife) == 0
+  assert (
+    call(
+      'sonic',
+      release,
+      place / 'model',
+      '--svd',
+      svd,
+      '--whisper',
+      whisper,
+      '--rife',
+      rife,
+    )
+    == 0
+  )
   assert call('export', place / 'model', place / 'out') == 0
   return place
 
 
 def test_the_model_folder_is_complete(place):
   assert layouts.RELEASES.keys() == pipeline.KINDS.keys()
-  known = bundle.require(place / 'model', *pipeline.KINDS['sonic'], pipeline.INTERPOLATION)
-  assert known['unet']['provenance']['licence'] == 'CC BY-NC-SA 4.0' and known['unet']['config']['adapters'] == 1
+  known = bundle.require(
+    place / 'model', *pipeline.KINDS['sonic'], pipeline.INTERPOLATION
+  )
+  assert (
+    known['unet']['provenance']['licence'] == 'CC BY-NC-SA 4.0'
+    and known['unet']['config']['adapters'] == 1
+  )
   assert not bundle.emotions(place / 'model')
 
 
 def test_settings_are_those_of_the_published_program(place):
   assert pipeline.Settings.of(place / 'model') == pipeline.Settings(
-      kind='sonic', decode_chunk=8, upcast_vae=False, sampler=SamplerConfig(
-          num_steps=25, frames=25, overlap=0, shift=7, g_image=2.0, g_condition=7.5, padding=False, sigma_min=0.002,
-          sigma_max=700.0, windows_per_call=1))
+    kind='sonic',
+    decode_chunk=8,
+    upcast_vae=False,
+    sampler=SamplerConfig(
+      num_steps=25,
+      frames=25,
+      overlap=0,
+      shift=7,
+      g_image=2.0,
+      g_condition=7.5,
+      padding=False,
+      sigma_min=0.002,
+      sigma_max=700.0,
+      windows_per_call=1,
+    ),
+  )
 
 
 @pytest.mark.parametrize('name', layouts.SONIC)
 def test_files_come_back(place, name):
-  before, after = (published.load(place / folder / layouts.SONIC[name]) for folder in ('release', 'out'))
+  before, after = (
+    published.load(place / folder / layouts.SONIC[name])
+    for folder in ('release', 'out')
+  )
   assert after.keys() == before.keys()
-  assert all(after[key].dtype == x.dtype and torch.equal(after[key], x) for key, x in before.items())
+  assert all(
+    after[key].dtype == x.dtype and torch.equal(after[key], x)
+    for key, x in before.items()
+  )
 
 
 def test_the_way_back_gives_the_same_model(place):
   out, again = place / 'out', place / 'again'
-  assert call('sonic', out, again, '--svd', out / 'stable-video-diffusion-img2vid-xt',
-              '--whisper', out / 'whisper-tiny', '--rife', out / 'RIFE') == 0
+  assert (
+    call(
+      'sonic',
+      out,
+      again,
+      '--svd',
+      out / 'stable-video-diffusion-img2vid-xt',
+      '--whisper',
+      out / 'whisper-tiny',
+      '--rife',
+      out / 'RIFE',
+    )
+    == 0
+  )
   assert bundle.settings(again) == bundle.settings(place / 'model')
   for name, entry in bundle.components(place / 'model').items():
     config, params = bundle.load_component(again, name)
     assert config == entry['config']
-    jax.tree.map(np.testing.assert_array_equal, params, bundle.load_component(place / 'model', name)[1])
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      params,
+      bundle.load_component(place / 'model', name)[1],
+    )
 
 
 def test_inspect_tells_the_same_of_model_and_files(place, capsys):
@@ -70,9 +128,15 @@ def test_inspect_tells_the_same_of_model_and_files(place, capsys):
   for folder in ('model', 'out'):
     assert call('inspect', place / folder) == 0
     text = capsys.readouterr().out
-    rows.append({tuple(line.split()) for line in text.splitlines() if 'float32' in line})
-  whisper = {'whisper', layouts.WHISPER_DECODER}      # one file
-  assert {row[0] for row in rows[0]} == {*pipeline.KINDS['sonic'], pipeline.INTERPOLATION, *whisper}
+    rows.append(
+      {tuple(line.split()) for line in text.splitlines() if 'float32' in line}
+    )
+  whisper = {'whisper', layouts.WHISPER_DECODER}  # one file
+  assert {row[0] for row in rows[0]} == {
+    *pipeline.KINDS['sonic'],
+    pipeline.INTERPOLATION,
+    *whisper,
+  }
   assert {row[0] for row in rows[0] - rows[1]} == whisper
 
 
@@ -80,30 +144,47 @@ def test_without_the_rest(place, tmp_path, capsys):
   """The settings do not depend on it."""
   assert call('sonic', place / 'release', tmp_path / 'model') == 0
   out = capsys.readouterr().out
-  assert all(f'not converted; add --{option}' in out for option in ('svd', 'whisper', 'rife'))
-  assert pipeline.Settings.of(tmp_path / 'model') == pipeline.Settings.of(place / 'model')
+  assert all(
+    f'not converted; add --{option}' in out for option in ('svd', 'whisper', 'rife')
+  )
+  assert pipeline.Settings.of(tmp_path / 'model') == pipeline.Settings.of(
+    place / 'model'
+  )
 
 
 def test_all_files_must_fit(tmp_path, capsys):
   release = folders.save_release(tmp_path / 'release', 'sonic')
-  unet = folders.state_dict('unet')      # of DICE-Talk, with one adapter more
+  unet = folders.state_dict('unet')  # of DICE-Talk, with one adapter more
   del unet['conv_in.bias']
   torch.save(unet, release / 'unet.pth')
   torch.save(folders.state_dict('audio_linear'), release / 'audio2bucket.pth')
   assert call('sonic', release, tmp_path / 'model') == 2
   err = capsys.readouterr().err
-  assert 'unet: missing: conv_in.bias' in err and err.count('unet: left over: ') == 16 and 'to_k_ip.1.weight' in err
-  assert 'audio2bucket: left over: norm.weight' in err and not (tmp_path / 'model').exists()
+  assert (
+    'unet: missing: conv_in.bias' in err
+    and err.count('unet: left over: ') == 16
+    and 'to_k_ip.1.weight' in err
+  )
+  assert (
+    'audio2bucket: left over: norm.weight' in err and not (tmp_path / 'model').exists()
+  )
 
 
 def test_refusals(place, tmp_path, capsys):
   release = folders.save_release(tmp_path / 'release', 'sonic')
   torch.save(folders.state_dict('pose_guider'), release / 'audio2bucket.pth')
   assert call('sonic', release, tmp_path / 'model') == 2
-  assert 'audio2bucket.pth has nothing of audio2bucket; use the published file' in capsys.readouterr().err
-  assert call('sonic', folders.save_dicetalk(tmp_path / 'dicetalk'), tmp_path / 'model') == 2
+  assert (
+    'audio2bucket.pth has nothing of audio2bucket; use the published file'
+    in capsys.readouterr().err
+  )
+  assert (
+    call('sonic', folders.save_dicetalk(tmp_path / 'dicetalk'), tmp_path / 'model') == 2
+  )
   assert 'audio2token.pth: No such file' in capsys.readouterr().err
-  assert call('export', place / 'model', release, '--overwrite') == 0     # it has a sonic.json
+  assert (
+    call('export', place / 'model', release, '--overwrite') == 0
+  )  # it has a sonic.json
   assert call('export', place / 'model', tmp_path / 'dicetalk', '--overwrite') == 2
   assert 'has no sonic.json' in capsys.readouterr().err
   bundle.save_settings(tmp_path / 'odd', {'kind': 'opera'})

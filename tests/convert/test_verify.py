@@ -1,4 +1,6 @@
-"""`python -m convert verify`: passes on every golden folder, notices small errors, refuses what it does not know."""
+"""`python -m convert verify`: passes on every golden folder, notices small errors,
+refuses what it does not know.
+"""
 
 import json
 import pathlib
@@ -14,12 +16,30 @@ from convert import __main__ as command
 from convert import kinds, verify
 
 FOLDERS = {
-    'audio_proj': 3, 'emotion_model': 16, 'mask_downsample': 9, 'clip_vision': 15, 'pose_guider': 2,
-    'whisper/encoder': 6, 'whisper/features': 8, 'vae': 8, 'unet': 9, 'rife': 8, 'scheduler': 27, 'preprocess': 78,
-    'fullsize_seeded/pose_guider': 1, 'fullsize_seeded/rife': 2}
+  'audio_proj': 3,
+  'emotion_model': 16,
+  'mask_downsample': 9,
+  'clip_vision': 15,
+  'pose_guider': 2,
+  'whisper/encoder': 6,
+  'whisper/features': 8,
+  'vae': 8,
+  'unet': 9,
+  'rife': 8,
+  'scheduler': 27,
+  'preprocess': 78,
+  'fullsize_seeded/pose_guider': 1,
+  'fullsize_seeded/rife': 2,
+}
 # Minutes and gigabytes: `make verify` checks them with all the others, optimised.
-LARGE = ('pipeline', 'end_to_end', *(f'fullsize_seeded/{name}' for name in (
-    'audio_linear', 'emo_model', 'vae', 'whisper_encoder', 'clip_vision')))
+LARGE = (
+  'pipeline',
+  'end_to_end',
+  *(
+    f'fullsize_seeded/{name}'
+    for name in ('audio_linear', 'emo_model', 'vae', 'whisper_encoder', 'clip_vision')
+  ),
+)
 
 
 def call(*args) -> int:
@@ -38,17 +58,30 @@ def test_goldens_pass(goldens, capsys, folder, cases):
 
 
 def test_every_kind_is_covered(goldens):
-  """No description in the repository is of an unknown kind, and no kind is forgotten."""
+  """No description in the repository is of an unknown kind, and no kind is
+  forgotten.
+  """
   here = {kinds.load(path)[0] for path in kinds.descriptions(goldens)}
   assert here == kinds.KINDS.keys()
-  listed = [path for folder in (*FOLDERS, *LARGE) for path in kinds.descriptions(goldens / folder)]
+  listed = [
+    path
+    for folder in (*FOLDERS, *LARGE)
+    for path in kinds.descriptions(goldens / folder)
+  ]
   assert sorted(listed) == kinds.descriptions(goldens)
 
 
 def test_ways_to_name_golden_files(goldens):
   features = goldens / 'whisper' / 'features.json'
-  assert kinds.descriptions(features) == kinds.descriptions(features.with_suffix('')) == [features]
-  assert kinds.descriptions(goldens / 'whisper') == [goldens / 'whisper' / 'encoder' / 'config.json', features]
+  assert (
+    kinds.descriptions(features)
+    == kinds.descriptions(features.with_suffix(''))
+    == [features]
+  )
+  assert kinds.descriptions(goldens / 'whisper') == [
+    goldens / 'whisper' / 'encoder' / 'config.json',
+    features,
+  ]
 
 
 @pytest.fixture
@@ -57,7 +90,9 @@ def copy(goldens, tmp_path):
   return pathlib.Path(shutil.copytree(goldens / 'audio_proj', tmp_path / 'some_folder'))
 
 
-@pytest.mark.parametrize('tensor', ['proj1.weight', 'proj2.bias', 'proj3.weight', 'norm.weight'])
+@pytest.mark.parametrize(
+  'tensor', ['proj1.weight', 'proj2.bias', 'proj3.weight', 'norm.weight']
+)
 def test_slightly_wrong_weights_fail(copy, capsys, tensor):
   weights = load_file(copy / 'weights.safetensors')
   weights[tensor] *= 1 + 1e-3
@@ -72,7 +107,9 @@ def test_one_failure_among_many_fails(goldens, copy, capsys):
   save_file(outputs, copy / 'outputs.safetensors')
   assert call('verify', goldens / 'mask_downsample', copy) == 1
   lines = capsys.readouterr().out.splitlines()
-  assert [line.split()[1] for line in lines if line.endswith('FAIL')] == ['context_tokens_zero']
+  assert [line.split()[1] for line in lines if line.endswith('FAIL')] == [
+    'context_tokens_zero'
+  ]
   assert lines[-1] == '11 of 12 cases pass'
 
 
@@ -96,13 +133,17 @@ def test_unusable_folders_are_refused(copy, tmp_path, capsys):
   (copy / 'config.json').write_text('{')
   assert 'config.json cannot be read as JSON' in refused(capsys, copy)
   (copy / 'config.json').write_text('{"constructor": {"width": 3}}')
-  assert 'no known component; those are audio_proj, pose_guider' in refused(capsys, copy)
+  assert 'no known component; those are audio_proj, pose_guider' in refused(
+    capsys, copy
+  )
   (copy / 'config.json').write_text('["a list"]')
   assert 'config.json is no configuration' in refused(capsys, copy)
 
 
 def test_a_bad_folder_stops_before_anything_runs(goldens, tmp_path, capsys):
-  assert 'is not a folder' in refused(capsys, goldens / 'mask_downsample', tmp_path / 'nothing')
+  assert 'is not a folder' in refused(
+    capsys, goldens / 'mask_downsample', tmp_path / 'nothing'
+  )
 
 
 def test_absent_tensor_is_named(copy, capsys):
@@ -118,22 +159,30 @@ def test_weights_that_do_not_fit_are_named(copy, capsys):
   (copy / 'config.json').write_text(json.dumps(config))
   assert call('verify', copy) == 2
   err = capsys.readouterr().err
-  assert all(key in err for key in ('proj3.weight', 'proj3.bias', 'norm.weight', 'norm.bias'))
+  assert all(
+    key in err for key in ('proj3.weight', 'proj3.bias', 'norm.weight', 'norm.bias')
+  )
 
 
 def test_compare():
   expected = np.float32([1, 3])
   result = verify.compare('a', 'b', expected + np.float32([0, 0.5]), expected, 0.5)
   assert (result.error, result.relative, result.passed) == (0.5, 0.5, True)
-  assert verify.compare('a', 'b', np.float32([2]), np.float32([4]), 0.6).relative == 0.5  # no deviation: its size
+  assert (
+    verify.compare('a', 'b', np.float32([2]), np.float32([4]), 0.6).relative == 0.5
+  )  # no deviation: its size
   assert verify.compare('a', 'b', np.float32([0]), np.float32([0]), 0).passed
   assert not verify.compare('a', 'b', np.zeros(3), np.zeros((3, 1)), 1).passed
 
 
 def test_from_the_shell(tmp_path):
   """One sentence and no traceback; help with an example."""
-  done = subprocess.run([sys.executable, '-m', 'convert', 'verify', str(tmp_path)],
-                        cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, '-m', 'convert', 'verify', str(tmp_path)],
+    cwd=pathlib.Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 2
   assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
 

@@ -11,22 +11,35 @@ from dicetalk_jax.media import video
 SKIN = np.array([210, 40, 30], np.uint8)
 
 
-def pictures(count: int, *, size=(72, 96), face=(30, 20), side=24, step=0., light=60) -> np.ndarray:
-  """uint8 `[count,H,W,3]`: the face's top left corner moves by `step` pixels a frame to the right."""
+def pictures(
+  count: int, *, size=(72, 96), face=(30, 20), side=24, step=0.0, light=60
+) -> np.ndarray:
+  """uint8 `[count,H,W,3]`: the face's top left corner moves by `step` pixels a frame
+  to the right.
+  """
   frames = np.full((count, *size, 3), light, np.uint8)
   frames += np.arange(size[1], dtype=np.uint8)[:, None] // 4  # not blank
   for i in range(count):
     left = round(face[0] + step * i)
-    frames[i, face[1]:face[1] + side, left:left + side] = SKIN
+    frames[i, face[1] : face[1] + side, left : left + side] = SKIN
   return frames
 
 
-def tone(seconds: float, pitch: float = 220.) -> np.ndarray:
+def tone(seconds: float, pitch: float = 220.0) -> np.ndarray:
   """float32 at 16 kHz."""
-  return (.4 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * 16000)) / 16000)).astype(np.float32)
+  return (
+    0.4 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * 16000)) / 16000)
+  ).astype(np.float32)
 
 
-def write(path: pathlib.Path, seconds: float = 1., *, fps: float = 25., sound: bool = True, **look) -> pathlib.Path:
+def write(
+  path: pathlib.Path,
+  seconds: float = 1.0,
+  *,
+  fps: float = 25.0,
+  sound: bool = True,
+  **look,
+) -> pathlib.Path:
   """A video file."""
   frames = pictures(round(seconds * fps), **look)
   video.write_video(path, frames, fps, tone(seconds) if sound else None)
@@ -42,23 +55,28 @@ def touch(root: pathlib.Path, *paths: str):
 
 def red():
   """A detector: the bounds of what is red."""
+
   def find(picture):
     rows, columns = np.nonzero((picture[..., 0] > 150) & (picture[..., 1] < 110))
     if not len(rows):
       return None
     left, top = int(columns.min()), int(rows.min())
     return left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top
+
   return find
 
 
 def deadly():
-  """`red`, but a face in the upper left corner ends the process, as a crashing decoder would."""
+  """`red`, but a face in the upper left corner ends the process, as a crashing
+  decoder would.
+  """
   find = red()
 
   def find_or_die(picture):
     box = find(picture)
     if box and box[0] < 4:
-      time.sleep(.3)  # others are being read meanwhile
+      time.sleep(0.3)  # others are being read meanwhile
       os._exit(1)
     return box
+
   return find_or_die

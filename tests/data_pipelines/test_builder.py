@@ -1,4 +1,6 @@
-"""The synthetic data set: disjoint splits, the same records on any number of cores, whole or not at all."""
+"""The synthetic data set: disjoint splits, the same records on any number of cores,
+whole or not at all.
+"""
 
 import collections
 import dataclasses
@@ -19,7 +21,7 @@ from data_pipelines.synthetic import phonemes
 from data_pipelines.synthetic.clip import make_clip
 from dicetalk_jax.errors import ConfigError, DataError, InputError, one_sentence
 
-TINY = SyntheticConfig(size=32, train=2, val=1, test=1, clips=3, seconds=.4)
+TINY = SyntheticConfig(size=32, train=2, val=1, test=1, clips=3, seconds=0.4)
 
 
 @pytest.fixture(scope='module')
@@ -38,21 +40,34 @@ def test_splits_share_neither_people_nor_sentences():
   for values in (people, sentences):
     assert not values['train'] & values['val'] and not values['train'] & values['test']
     assert not values['val'] & values['test']
-  larger = {job.key for job in synthetic_clips.jobs(dataclasses.replace(config, train=20), 'val')}
+  larger = {
+    job.key
+    for job in synthetic_clips.jobs(dataclasses.replace(config, train=20), 'val')
+  }
   assert larger == {job.key for job in synthetic_clips.jobs(config, 'val')}
 
 
 def test_clips_go_round_emotions_and_levels():
   jobs = synthetic_clips.jobs(SyntheticConfig(train=1, clips=24), 'train')
-  counts = collections.Counter(record.emotion_class(job.emotion, job.level) for job in jobs)
+  counts = collections.Counter(
+    record.emotion_class(job.emotion, job.level) for job in jobs
+  )
   assert counts == {0: 3} | dict.fromkeys(range(1, 22), 1)
-  assert {job.level for job in synthetic_clips.jobs(SyntheticConfig(levels=(3,)), 'train')
-          if job.emotion != 'neutral'} == {3}
+  assert {
+    job.level
+    for job in synthetic_clips.jobs(SyntheticConfig(levels=(3,)), 'train')
+    if job.emotion != 'neutral'
+  } == {3}
 
 
 def test_speech_lasts_two_seconds_however_fast():
-  jobs = [job for job in synthetic_clips.jobs(SyntheticConfig(train=4, content='embedder'), 'train')
-          if job.emotion == 'fear' and job.level == 3]
+  jobs = [
+    job
+    for job in synthetic_clips.jobs(
+      SyntheticConfig(train=4, content='embedder'), 'train'
+    )
+    if job.emotion == 'fear' and job.level == 3
+  ]
   for job in jobs:
     _, clip = synthetic_clips.render(job)
     assert 50 <= clip['num_frames'] <= 60
@@ -64,7 +79,15 @@ def test_records_are_the_clips(folder):
   jobs = {job.key: job for job in synthetic_clips.jobs(TINY, 'val')}
   for clip in source:
     job = jobs.pop(record.decode_text(clip, 'clip_id'))
-    truth = make_clip(job.identity, job.emotion, job.level, job.sentence(), size=32, take=job.take, max_seconds=.4)
+    truth = make_clip(
+      job.identity,
+      job.emotion,
+      job.level,
+      job.sentence(),
+      size=32,
+      take=job.take,
+      max_seconds=0.4,
+    )
     frames = record.decode_frames(clip)
     assert frames.shape == (10, 32, 32, 3)
     assert np.abs(frames.astype(float) - truth.frames).mean() < 3
@@ -74,7 +97,12 @@ def test_records_are_the_clips(folder):
     assert np.abs(record.decode_audio(clip) - truth.audio).max() < 1e-4
     for name in ('expression', 'bbox', 'opening', 'landmarks', 'phoneme'):
       np.testing.assert_allclose(clip[name], getattr(truth, name), rtol=1e-6)
-    assert clip['has_video'] and clip['has_audio'] and clip['has_expression'] and not clip['has_prior']
+    assert (
+      clip['has_video']
+      and clip['has_audio']
+      and clip['has_expression']
+      and not clip['has_prior']
+    )
     assert clip['motion_exp'] > 0
   assert not jobs
 
@@ -117,8 +145,13 @@ def test_a_source_knows_its_clips(folder):
   source = pickle.loads(pickle.dumps(ClipSource(folder, 'train')))
   table = source.table
   assert len(table) == len(source) == 6
-  assert collections.Counter(table.identity) == {'synthetic/00000000': 3, 'synthetic/00000001': 3}
-  assert set(table.emotion) == set(record.EMOTIONS[:3]) and (table.num_frames == 10).all()
+  assert collections.Counter(table.identity) == {
+    'synthetic/00000000': 3,
+    'synthetic/00000001': 3,
+  }
+  assert (
+    set(table.emotion) == set(record.EMOTIONS[:3]) and (table.num_frames == 10).all()
+  )
   assert [record.decode_text(clip, 'clip_id') for clip in source] == list(table.clip_id)
   assert (folder / 'clips-train.npz').exists()
   val = ClipSource(folder, 'val')
@@ -131,28 +164,40 @@ def test_a_source_knows_its_clips(folder):
 
 
 def test_loaders_read_the_files(folder):
-  batch = next(iter(loader.frames_loader(loader.Part(ClipSource(folder)), batch=6, frames=4, seed=0)))
+  batch = next(
+    iter(
+      loader.frames_loader(loader.Part(ClipSource(folder)), batch=6, frames=4, seed=0)
+    )
+  )
   assert batch['video'].shape == (6, 4, 32, 32, 3)
-  assert batch['video'].std(axis=(1, 2, 3, 4)).min() > .05  # pictures, not blanks
+  assert batch['video'].std(axis=(1, 2, 3, 4)).min() > 0.05  # pictures, not blanks
   assert len(np.unique(batch['video'][:, 0].mean(axis=(1, 2, 3)))) == 6
 
 
 def test_without_pixels(tmp_path):
   config = dataclasses.replace(TINY, content='embedder', train=1, val=0, test=0)
   source = ClipSource(prepare_synthetic(tmp_path, config, workers=1))
-  assert source[0]['expression'].shape == (10, 64) and 'frames' not in source[0] and 'latents' not in source[0]
+  assert (
+    source[0]['expression'].shape == (10, 64)
+    and 'frames' not in source[0]
+    and 'latents' not in source[0]
+  )
   with pytest.raises(DataError, match='no pixels'):
     loader.frames_loader(loader.Part(source), batch=1, frames=2, seed=0)
 
 
-@pytest.mark.parametrize(('flags', 'sentence'), (
+@pytest.mark.parametrize(
+  ('flags', 'sentence'),
+  (
     (['--size=8'], 'size=8 cannot be generated; choose 16 to 1024'),
     (['--seconds=0'], 'seconds=0.0 cannot be generated'),
     (['--levels=1,5'], 'levels=(1, 5) cannot be generated'),
     (['--clips=many'], "argument --clips: invalid int value: 'many'"),
     (['--workers=0'], '--workers=0 renders nothing'),
     (['--content=all'], 'invalid choice'),
-    (['--frobnicate=1'], 'unrecognized arguments: --frobnicate=1')))
+    (['--frobnicate=1'], 'unrecognized arguments: --frobnicate=1'),
+  ),
+)
 def test_bad_flags_end_with_one_sentence(flags, sentence, tmp_path, capsys):
   with pytest.raises(SystemExit) as end, one_sentence():
     prepare.main(['synthetic', f'--data_dir={tmp_path}', *flags])
@@ -179,4 +224,9 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_rendering_processes_do_not_load_heavy_libraries():
   code = 'import sys, data_pipelines.builders.synthetic_clips as c; print(sorted(set(sys.modules) & set(sys.argv)))'
   heavy = ['jax', 'tensorflow', 'tensorflow_datasets', 'torch']
-  assert subprocess.run([sys.executable, '-c', code, *heavy], capture_output=True, text=True).stdout == '[]\n'
+  assert (
+    subprocess.run(
+      [sys.executable, '-c', code, *heavy], capture_output=True, text=True
+    ).stdout
+    == '[]\n'
+  )

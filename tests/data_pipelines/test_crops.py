@@ -23,13 +23,16 @@ def painted(box, size=(60, 90)):
   return picture
 
 
-@pytest.mark.parametrize(('box', 'place'), [
-    ((30, 20, 50, 40), (2, 2, 22, 22)),      # 20 pixels become 24
-    ((32, 20, 48, 40), (4, 2, 20, 22)),      # the longer side counts
-    ((0, 20, 20, 40), (0, 2, 20, 22)),       # moved into the picture,
-    ((75, 45, 90, 60), (4, 4, 24, 24)),      # at the other corner too: 15 pixels become 18
-    ((10, 0, 70, 60), (0, 0, 24, 24)),       # no room at all: as large as the picture allows
-])
+@pytest.mark.parametrize(
+  ('box', 'place'),
+  [
+    ((30, 20, 50, 40), (2, 2, 22, 22)),  # 20 pixels become 24
+    ((32, 20, 48, 40), (4, 2, 20, 22)),  # the longer side counts
+    ((0, 20, 20, 40), (0, 2, 20, 22)),  # moved into the picture,
+    ((75, 45, 90, 60), (4, 4, 24, 24)),  # at the other corner too: 15 pixels become 18
+    ((10, 0, 70, 60), (0, 0, 24, 24)),  # no room at all: as large as the picture allows
+  ],
+)
 def test_a_square_about_the_face(box, place):
   crop = crops.cut(painted(box), np.array(box), 24)
   assert crop.shape == (24, 24, 3) and crop.dtype == np.uint8
@@ -40,31 +43,46 @@ def test_crops_of_a_record_follow_its_boxes():
   boxes = np.array([[10 + 3 * i, 16, 26 + 3 * i, 40] for i in range(5)])
   frames = [painted(box) for box in boxes]
   example = record.encode_example(
-      record.RecordSpec(), clip_id='a', identity='a', dataset='other', num_frames=5, frames=frames,
-      bbox=boxes / [90, 60, 90, 60])
+    record.RecordSpec(),
+    clip_id='a',
+    identity='a',
+    dataset='other',
+    num_frames=5,
+    frames=frames,
+    bbox=boxes / [90, 60, 90, 60],
+  )
   found = crops.of_record(example, 36)
   assert found.shape == (5, 36, 36, 3)
   for crop in found:
     np.testing.assert_allclose(extent(crop), [8, 3, 28, 33], atol=1)
-  for without in (example | {'frames': []}, example | {'bbox': np.zeros((0, 4))},
-                  {k: v for k, v in example.items() if k != 'frames'}):
+  for without in (
+    example | {'frames': []},
+    example | {'bbox': np.zeros((0, 4))},
+    {k: v for k, v in example.items() if k != 'frames'},
+  ):
     assert crops.of_record(without, 36).shape == (0, 36, 36, 3)
 
 
 def test_crops_of_a_video_follow_the_face(tmp_path, monkeypatch):
   monkeypatch.setattr(face, 'haar_detector', made_clips.red)
-  found, first = crops.of_video(made_clips.write(tmp_path / 'a.mp4', .8, fps=50, face=(10, 20), step=.5), 24)
+  found, first = crops.of_video(
+    made_clips.write(tmp_path / 'a.mp4', 0.8, fps=50, face=(10, 20), step=0.5), 24
+  )
   assert found.shape == (20, 24, 24, 3) and first == 0
   for crop in found[5:-5]:  # the median over time holds the ends
     left, top, width, height = made_clips.red()(crop)
     np.testing.assert_allclose([left, top, width, height], [2, 2, 20, 20], atol=1)
-  with pytest.raises(InputError, match='no face was found in .*one person seen from the front'):
-    crops.of_video(made_clips.write(tmp_path / 'b.mp4', .2, side=0), 24)
+  with pytest.raises(
+    InputError, match='no face was found in .*one person seen from the front'
+  ):
+    crops.of_video(made_clips.write(tmp_path / 'b.mp4', 0.2, side=0), 24)
 
 
 def test_of_several_shots_the_longest_counts(tmp_path, monkeypatch):
   monkeypatch.setattr(face, 'haar_detector', made_clips.red)
-  frames = np.concatenate([made_clips.pictures(6), made_clips.pictures(15, light=150, face=(50, 30))])
+  frames = np.concatenate(
+    [made_clips.pictures(6), made_clips.pictures(15, light=150, face=(50, 30))]
+  )
   path = tmp_path / 'a.mp4'
   made_clips.video.write_video(path, frames, 25)
   found, first = crops.of_video(path, 24)
@@ -73,6 +91,8 @@ def test_of_several_shots_the_longest_counts(tmp_path, monkeypatch):
 
 def test_names():
   assert crops.side(crops.feature(64)) == 64
-  assert [crops.side(name) for name in ('crops', 'crops_0', 'crops_64x', 'whisper')] == [None] * 4
+  assert [
+    crops.side(name) for name in ('crops', 'crops_0', 'crops_64x', 'whisper')
+  ] == [None] * 4
   assert crops.visual(EmbedderConfig(visual='crops', crop_size=32)) == 'crops_32'
   assert crops.visual(EmbedderConfig()) == 'expression'

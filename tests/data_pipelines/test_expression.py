@@ -31,7 +31,9 @@ def test_every_format(tmp_path, ending):
   rows = expression.read_expression(path)
   assert rows.dtype == np.float32
   np.testing.assert_allclose(rows, ROWS, rtol=1e-6)
-  np.testing.assert_allclose(expression.read_expression(path, columns=(1, 3)), ROWS[:, 1:3], rtol=1e-6)
+  np.testing.assert_allclose(
+    expression.read_expression(path, columns=(1, 3)), ROWS[:, 1:3], rtol=1e-6
+  )
   with pytest.raises(DataError, match='5 columns; columns 3:9'):
     expression.read_expression(path, columns=(3, 9))
 
@@ -40,7 +42,9 @@ def test_named_arrays(tmp_path):
   np.savez(tmp_path / 'a.npz', first=ROWS, second=2 * ROWS)
   with pytest.raises(DataError, match='first, second; say which with --expression_key'):
     expression.read_expression(tmp_path / 'a.npz')
-  np.testing.assert_array_equal(expression.read_expression(tmp_path / 'a.npz', 'second'), 2 * ROWS)
+  np.testing.assert_array_equal(
+    expression.read_expression(tmp_path / 'a.npz', 'second'), 2 * ROWS
+  )
   with pytest.raises(DataError, match='expression_key'):
     expression.read_expression(tmp_path / 'a.npz', 'third')
   scipy.io.savemat(tmp_path / 'b.mat', {'anything': ROWS, 'label': 'happy'})
@@ -50,11 +54,16 @@ def test_named_arrays(tmp_path):
 def test_openface_gives_its_action_units(tmp_path):
   names = 'frame, timestamp, confidence, gaze_0_x, AU01_r, AU02_r, AU01_c, AU02_c'
   lines = [f'{i}, {i / 30}, 0.98, 0.1, {i}.5, {2 * i}, 1, 0' for i in range(4)]
-  (tmp_path / 'a.csv').write_text('\n'.join(['\ufeff' + names, *lines, '']), encoding='utf-8')
-  np.testing.assert_allclose(expression.read_expression(tmp_path / 'a.csv'),
-                             [[i + .5, 2 * i] for i in range(4)])
+  (tmp_path / 'a.csv').write_text(
+    '\n'.join(['\ufeff' + names, *lines, '']), encoding='utf-8'
+  )
+  np.testing.assert_allclose(
+    expression.read_expression(tmp_path / 'a.csv'), [[i + 0.5, 2 * i] for i in range(4)]
+  )
   (tmp_path / 'b.csv').write_text('jaw,smile\n1,2\n3,4\n')
-  np.testing.assert_allclose(expression.read_expression(tmp_path / 'b.csv'), [[1, 2], [3, 4]])
+  np.testing.assert_allclose(
+    expression.read_expression(tmp_path / 'b.csv'), [[1, 2], [3, 4]]
+  )
 
 
 def test_what_is_no_matrix_is_refused(tmp_path):
@@ -64,7 +73,15 @@ def test_what_is_no_matrix_is_refused(tmp_path):
   (tmp_path / 'words.txt').write_text('She had your dark suit in greasy wash water')
   (tmp_path / 'broken.mat').write_bytes(b'MATLAB 5.0' + bytes(20))
   (tmp_path / 'empty.csv').write_text('')
-  for name in ('objects.npy', 'nan.npy', 'line.npy', 'words.txt', 'broken.mat', 'empty.csv', 'a.pkl'):
+  for name in (
+    'objects.npy',
+    'nan.npy',
+    'line.npy',
+    'words.txt',
+    'broken.mat',
+    'empty.csv',
+    'a.pkl',
+  ):
     with pytest.raises(DataError, match=name):
       expression.read_expression(tmp_path / name)
 
@@ -73,7 +90,9 @@ def test_resampling_is_linear_in_time():
   times = np.arange(90) / 30
   rows = np.stack([times, 3 - 2 * times], axis=1).astype(np.float32)
   new = np.arange(75) / 25
-  np.testing.assert_allclose(expression.resample(rows, 30), np.stack([new, 3 - 2 * new], axis=1), atol=1e-6)
+  np.testing.assert_allclose(
+    expression.resample(rows, 30), np.stack([new, 3 - 2 * new], axis=1), atol=1e-6
+  )
   assert expression.resample(rows, 25) is rows
   assert expression.resample(rows, 60).shape == (38, 2)
   slow = expression.resample(rows[:10], 12.5)
@@ -83,7 +102,9 @@ def test_resampling_is_linear_in_time():
 
 def test_length_is_forced_within_three_frames():
   np.testing.assert_array_equal(expression.fit(ROWS, 5), ROWS[:5])
-  np.testing.assert_array_equal(expression.fit(ROWS, 10), np.concatenate([ROWS, ROWS[[-1] * 3]]))
+  np.testing.assert_array_equal(
+    expression.fit(ROWS, 10), np.concatenate([ROWS, ROWS[[-1] * 3]])
+  )
   for frames in (3, 11):
     with pytest.raises(DataError, match=f'7 rows of features for {frames} frames'):
       expression.fit(ROWS, frames)

@@ -1,4 +1,6 @@
-"""Data sets without pixels, made from a set with pixels and its features: the same batches, and what is refused."""
+"""Data sets without pixels, made from a set with pixels and its features: the same
+batches, and what is refused.
+"""
 
 import itertools
 from types import SimpleNamespace
@@ -20,22 +22,37 @@ from dicetalk_jax.models import core, registry
 from dicetalk_jax.network import Network
 from tests import tiny
 
-EMBEDDER = dict(expr_dim=64, whisper_dim=8, whisper_states=2, width=6, heads=2, mlp_dim=8, visual_layers=1,
-                audio_layers=1, fusion_layers=1, dropout=0., max_len=24)
+EMBEDDER = dict(
+  expr_dim=64,
+  whisper_dim=8,
+  whisper_states=2,
+  width=6,
+  heads=2,
+  mlp_dim=8,
+  visual_layers=1,
+  audio_layers=1,
+  fusion_layers=1,
+  dropout=0.0,
+  max_len=24,
+)
 FRAMES = dict(batch=6, frames=4, step=2, mask_size=16, seed=3, clip_stride=5)
 SPLITS = ('train', 'val')
 
 
 def save(folder, name, config):
   params = core.numpy_params(core.abstract(registry.builder(name, config))[1])
-  bundle.save_component(folder, name, registry.config_of(name, config).to_json(), params, {'source': 'test'})
+  bundle.save_component(
+    folder, name, registry.config_of(name, config).to_json(), params, {'source': 'test'}
+  )
 
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
   folder = tmp_path_factory.mktemp('model')
-  for name, config in {**{name: tiny.CONFIGS[name] for name in ('vae', 'image_encoder', 'whisper')},
-                       'embedder': EMBEDDER | dict(visual='crops', crop_size=8, crop_channels=(4,))}.items():
+  for name, config in {
+    **{name: tiny.CONFIGS[name] for name in ('vae', 'image_encoder', 'whisper')},
+    'embedder': EMBEDDER | dict(visual='crops', crop_size=8, crop_channels=(4,)),
+  }.items():
     save(folder, name, config)
   return folder
 
@@ -49,8 +66,13 @@ def nets(model):
 def data(tmp_path_factory):
   """A root with one data set: two emotions of each person have two clips."""
   folder = tmp_path_factory.mktemp('data')
-  prepare_synthetic(folder, SyntheticConfig(size=16, train=2, val=1, test=1, clips=10, seconds=.7, levels=(1, 3)),
-                    workers=1)
+  prepare_synthetic(
+    folder,
+    SyntheticConfig(
+      size=16, train=2, val=1, test=1, clips=10, seconds=0.7, levels=(1, 3)
+    ),
+    workers=1,
+  )
   return folder
 
 
@@ -82,12 +104,16 @@ def folder(made):
 def nothing_is_computed(monkeypatch):
   def fail(*_):
     raise AssertionError('computed')
+
   monkeypatch.setattr(compute.Features, '_rows', fail)
 
 
 def parts(nets, folder, root, *names):
   sources = [ClipSource(folder, split) for split in SPLITS]
-  return [Part(source, compute.Features(nets, source, root / 'features').ready(*names)) for source in sources]
+  return [
+    Part(source, compute.Features(nets, source, root / 'features').ready(*names))
+    for source in sources
+  ]
 
 
 def diffusion_parts(nets, folder, root):
@@ -102,23 +128,37 @@ def assert_same(left, right, batches=6):
       np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-@pytest.mark.parametrize('how', ({}, dict(reference='identity', emotion='other_clip', measured_buckets=False)))
-def test_diffusion_training_gets_the_same_batches(nets, data, full, made, folder, how, nothing_is_computed):
+@pytest.mark.parametrize(
+  'how', ({}, dict(reference='identity', emotion='other_clip', measured_buckets=False))
+)
+def test_diffusion_training_gets_the_same_batches(
+  nets, data, full, made, folder, how, nothing_is_computed
+):
   have, want = diffusion_parts(nets, folder, made), diffusion_parts(nets, full, data)
-  assert all(set(part.features) == {'prior'} for part in have) and len(want[0].features) == 4
+  assert (
+    all(set(part.features) == {'prior'} for part in have) and len(want[0].features) == 4
+  )
   for i, _ in enumerate(SPLITS):
     assert_same(*(loader.diffusion_loader(p[i], **FRAMES, **how) for p in (have, want)))
-  assert_same(*(loader.diffusion_loader(p, **FRAMES, **how, shard=(1, 2)) for p in (have, want)))
+  assert_same(
+    *(loader.diffusion_loader(p, **FRAMES, **how, shard=(1, 2)) for p in (have, want))
+  )
   batch = next(iter(loader.diffusion_loader(have, **FRAMES)))
-  assert all(np.ptp(batch[name], axis=0).any() for name in batch)  # equal, and not because there is nothing
+  assert all(
+    np.ptp(batch[name], axis=0).any() for name in batch
+  )  # equal, and not because there is nothing
 
 
 @pytest.mark.parametrize('visual', ('expression', 'crops_8'))
-def test_embedder_training_gets_the_same_batches(nets, data, full, made, folder, visual, nothing_is_computed):
+def test_embedder_training_gets_the_same_batches(
+  nets, data, full, made, folder, visual, nothing_is_computed
+):
   names = ['whisper'] + ['crops_8'] * (visual == 'crops_8')
   have, want = parts(nets, folder, made, *names), parts(nets, full, data, *names)
   assert all('whisper' not in part.features for part in have)
-  how = dict(identities=2, emotions=3, clips=2, min_len=4, max_len=12, seed=0, visual=visual)
+  how = dict(
+    identities=2, emotions=3, clips=2, min_len=4, max_len=12, seed=0, visual=visual
+  )
   assert_same(*(loader.embedder_loader(p[0], **how) for p in (have, want)))
 
 
@@ -127,7 +167,9 @@ def test_the_records_are_those_of_the_other_set(nets, data, full, folder):
   for split, part in zip(SPLITS, stored):
     have, want = ClipSource(folder, split), part.source
     for name in vars(want.table):
-      np.testing.assert_array_equal(getattr(have.table, name), getattr(want.table, name), err_msg=name)
+      np.testing.assert_array_equal(
+        getattr(have.table, name), getattr(want.table, name), err_msg=name
+      )
     assert have.motion_medians == want.motion_medians and len(have) == len(want) > 0
     for clip, (a, b) in enumerate(zip(have, want)):
       assert set(b) - set(a) == {'frames'} and set(a) < set(b)
@@ -136,74 +178,123 @@ def test_the_records_are_those_of_the_other_set(nets, data, full, folder):
         assert np.asarray(a[name]).dtype == np.asarray(value).dtype, name
         np.testing.assert_array_equal(a[name], value, err_msg=name)
       n = int(a['num_frames'])
-      assert [len(a[name]) for name in packed.BLOCKS] == [n, -(-n // 5), 2 * n] and a['has_video'] and a['has_audio']
+      assert (
+        [len(a[name]) for name in packed.BLOCKS] == [n, -(-n // 5), 2 * n]
+        and a['has_video']
+        and a['has_audio']
+      )
   with pytest.raises(DataError, match="no split 'test'"):
     ClipSource(folder, 'test')
 
 
-def test_the_same_command_finds_it_again(model, data, made, folder, capsys, nothing_is_computed, monkeypatch):
+def test_the_same_command_finds_it_again(
+  model, data, made, folder, capsys, nothing_is_computed, monkeypatch
+):
   def fail(*_):
     raise AssertionError('written again')
+
   monkeypatch.setattr(packed.Packed, '_generate_examples', fail)
   run(model, data, f'--records={made}', '--features=crops_8,prior')
   assert capsys.readouterr().out.splitlines()[-1] == str(folder)
 
 
-def test_what_is_cut_short_does_not_appear(model, data, made, folder, tmp_path, monkeypatch):
+def test_what_is_cut_short_does_not_appear(
+  model, data, made, folder, tmp_path, monkeypatch
+):
   rows, calls = Part.rows, itertools.count()
+
   def dying(*args):
     if next(calls) > 20:
       raise KeyboardInterrupt
     return rows(*args)
+
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     patch.setattr(Part, 'rows', dying)
     run(model, data, f'--records={tmp_path}', '--features=crops_8,prior')
-  assert not list(tmp_path.glob('packed/*/1.0.0')) and not (tmp_path / 'features').exists()
+  assert (
+    not list(tmp_path.glob('packed/*/1.0.0')) and not (tmp_path / 'features').exists()
+  )
   run(model, data, f'--records={tmp_path}', '--features=crops_8,prior')
   for split in SPLITS:
-    again, one = (ClipSource(root / folder.relative_to(made), split) for root in (tmp_path, made))
-    assert again.fingerprint == one.fingerprint and (again.table.clip_id == one.table.clip_id).all()
+    again, one = (
+      ClipSource(root / folder.relative_to(made), split) for root in (tmp_path, made)
+    )
+    assert (
+      again.fingerprint == one.fingerprint
+      and (again.table.clip_id == one.table.clip_id).all()
+    )
 
 
-def test_an_embedder_trained_anew_gives_its_own_priors(nets, data, full, made, folder, tmp_path):
+def test_an_embedder_trained_anew_gives_its_own_priors(
+  nets, data, full, made, folder, tmp_path
+):
   save(tmp_path, 'embedder', EMBEDDER)
   anew = nets | {'embedder': Network.load(tmp_path, 'embedder')}
   have, want = diffusion_parts(anew, folder, made), diffusion_parts(anew, full, data)
   old = diffusion_parts(nets, folder, made)
   for a, b, c in zip(have, want, old):
     for clip in range(len(a.source)):
-      np.testing.assert_allclose(a.features['prior'](clip), b.features['prior'](clip), atol=1e-5)
+      np.testing.assert_allclose(
+        a.features['prior'](clip), b.features['prior'](clip), atol=1e-5
+      )
       assert np.abs(a.features['prior'](clip) - c.features['prior'](clip)).max() > 1e-3
 
 
-def test_it_can_be_packed_again(model, made, folder, tmp_path, nets, nothing_is_computed):
+def test_it_can_be_packed_again(
+  model, made, folder, tmp_path, nets, nothing_is_computed
+):
   run(model, made, f'--records={tmp_path}', '--features=prior')
   have = diffusion_parts(nets, next(tmp_path.glob('packed/*/1.0.0')), tmp_path)
-  assert_same(*(loader.diffusion_loader(p, **FRAMES) for p in (have, diffusion_parts(nets, folder, made))), batches=2)
+  assert_same(
+    *(
+      loader.diffusion_loader(p, **FRAMES)
+      for p in (have, diffusion_parts(nets, folder, made))
+    ),
+    batches=2,
+  )
 
 
 def test_side_files_follow_the_clips_whatever_their_order(full, tmp_path):
   source = ClipSource(full, 'train')
-  prior = FeatureStore(tmp_path, 'pixels').write('prior', 'x', [(k, np.full((1, 2), k)) for k in range(len(source))])
-  turned = SimpleNamespace(table=SimpleNamespace(clip_id=source.table.clip_id[::-1]), fingerprint='turned')
+  prior = FeatureStore(tmp_path, 'pixels').write(
+    'prior', 'x', [(k, np.full((1, 2), k)) for k in range(len(source))]
+  )
+  turned = SimpleNamespace(
+    table=SimpleNamespace(clip_id=source.table.clip_id[::-1]), fingerprint='turned'
+  )
   packed._copy(prior, source, tmp_path, turned)
   copied = FeatureStore(tmp_path / 'features', 'turned').read('prior', 'x')
-  assert [int(copied(k)[0, 0]) for k in range(len(source))] == [*range(len(source))][::-1]
+  assert [int(copied(k)[0, 0]) for k in range(len(source))] == [*range(len(source))][
+    ::-1
+  ]
 
 
 def test_other_networks_and_strides_are_refused(nets, made, folder):
   source = ClipSource(folder, 'train')
-  with pytest.raises(DataError, match='carry clip_embed_5-.*ask for clip_embed_4-.*use those that'):
+  with pytest.raises(
+    DataError, match='carry clip_embed_5-.*ask for clip_embed_4-.*use those that'
+  ):
     compute.Features(nets, source, made / 'features', clip_stride=4).ready('clip_embed')
   vae = nets['vae']
-  other = Network(vae.config, vae.graphdef, {name: value + 1 for name, value in vae.params.items()})
-  with pytest.raises(DataError, match=f'carry latents-{vae.fingerprint}, but .* for latents-{other.fingerprint}'):
+  other = Network(
+    vae.config, vae.graphdef, {name: value + 1 for name, value in vae.params.items()}
+  )
+  with pytest.raises(
+    DataError,
+    match=f'carry latents-{vae.fingerprint}, but .* for latents-{other.fingerprint}',
+  ):
     compute.Features(nets | {'vae': other}, source, made / 'features').ready('latents')
-  with pytest.raises(DataError, match='clip_embed in the records of .* rows in the first clip, .* use the clip_stride'):
+  with pytest.raises(
+    DataError,
+    match='clip_embed in the records of .* rows in the first clip, .* use the '
+    'clip_stride',
+  ):
     loader.diffusion_loader(Part(source), **FRAMES | {'clip_stride': 1}, emotion='none')
 
 
-def test_a_clip_that_diffusion_cannot_read_is_refused(nets, data, full, tmp_path, monkeypatch):
+def test_a_clip_that_diffusion_cannot_read_is_refused(
+  nets, data, full, tmp_path, monkeypatch
+):
   job = compute.Features(nets, ClipSource(full, 'train'), data / 'features')
   ready = job.ready('latents', 'clip_embed', 'whisper')
   ready['whisper'].lengths[3] = 0  # as of a clip without sound
@@ -218,15 +309,38 @@ def test_refusals(model, data, tmp_path, monkeypatch):
     with pytest.raises(error, match=sentence):
       run(model, data, *flags)
 
-  refused(ConfigError, '--records is for one process', f'--records={tmp_path}/x', '--num_processes=2')
-  refused(ConfigError, '--records is for one process', f'--records={tmp_path}/x', '--multihost')
-  refused(ConfigError, 'lies in --data=.* name a folder outside', f'--records={data}/pod')
+  refused(
+    ConfigError,
+    '--records is for one process',
+    f'--records={tmp_path}/x',
+    '--num_processes=2',
+  )
+  refused(
+    ConfigError,
+    '--records is for one process',
+    f'--records={tmp_path}/x',
+    '--multihost',
+  )
+  refused(
+    ConfigError, 'lies in --data=.* name a folder outside', f'--records={data}/pod'
+  )
   refused(ConfigError, 'must be on a disk', '--records=gs://bucket/pod')
   assert not (tmp_path / 'x').exists() and not (data / 'pod').exists()
-  bare = prepare_synthetic(tmp_path / 'bare', SyntheticConfig(
-      size=16, train=1, val=0, test=0, clips=1, seconds=.4, content='embedder'), workers=1)
-  refused(DataError, 'no pixels, which latents is made from.*content=full', f'--records={tmp_path}/pod',
-          f'--datasets={bare}', '--split=train', '--features=whisper')
+  bare = prepare_synthetic(
+    tmp_path / 'bare',
+    SyntheticConfig(
+      size=16, train=1, val=0, test=0, clips=1, seconds=0.4, content='embedder'
+    ),
+    workers=1,
+  )
+  refused(
+    DataError,
+    'no pixels, which latents is made from.*content=full',
+    f'--records={tmp_path}/pod',
+    f'--datasets={bare}',
+    '--split=train',
+    '--features=whisper',
+  )
   assert not list((tmp_path / 'pod').iterdir())
 
 
@@ -236,4 +350,6 @@ def test_preparation_offers_only_what_it_fills(corpus, tmp_path, capsys):
     prepare.main([corpus, f'--out={tmp_path}', '--content=latents'])
   with pytest.raises(SystemExit):
     prepare.main([corpus, '--help'])
-  assert 'data_pipelines.precompute --records' in ' '.join(capsys.readouterr().out.split())
+  assert 'data_pipelines.precompute --records' in ' '.join(
+    capsys.readouterr().out.split()
+  )

@@ -25,17 +25,36 @@ from dicetalk_jax.network import Network
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
-EMBEDDER = dict(expr_dim=64, whisper_dim=8, whisper_states=2, width=6, heads=2, mlp_dim=8, visual_layers=1,
-                audio_layers=1, fusion_layers=1, dropout=0., max_len=12)
+EMBEDDER = dict(
+  expr_dim=64,
+  whisper_dim=8,
+  whisper_states=2,
+  width=6,
+  heads=2,
+  mlp_dim=8,
+  visual_layers=1,
+  audio_layers=1,
+  fusion_layers=1,
+  dropout=0.0,
+  max_len=12,
+)
 
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
   folder = tmp_path_factory.mktemp('model')
-  configs = {name: tiny.CONFIGS[name] for name in ('vae', 'image_encoder', 'whisper')} | {'embedder': EMBEDDER}
+  configs = {
+    name: tiny.CONFIGS[name] for name in ('vae', 'image_encoder', 'whisper')
+  } | {'embedder': EMBEDDER}
   for name, config in configs.items():
     params = core.numpy_params(core.abstract(registry.builder(name, config))[1])
-    bundle.save_component(folder, name, registry.config_of(name, config).to_json(), params, {'source': 'test'})
+    bundle.save_component(
+      folder,
+      name,
+      registry.config_of(name, config).to_json(),
+      params,
+      {'source': 'test'},
+    )
   return folder
 
 
@@ -46,7 +65,7 @@ def nets(model):
 
 @pytest.fixture(scope='module')
 def dataset(tmp_path_factory):
-  config = SyntheticConfig(size=16, train=1, val=1, test=0, clips=6, seconds=.7)
+  config = SyntheticConfig(size=16, train=1, val=1, test=0, clips=6, seconds=0.7)
   return prepare_synthetic(tmp_path_factory.mktemp('data'), config, workers=1)
 
 
@@ -62,12 +81,17 @@ def call(network, *inputs):
 
 
 def run(model, data, *flags):
-  precompute.main([f'--model={model}', f'--data={data}', f'--datasets={data}/set', *flags])
+  precompute.main(
+    [f'--model={model}', f'--data={data}', f'--datasets={data}/set', *flags]
+  )
 
 
 def stored(data, source):
   """Feature name -> feature."""
-  return {path.name.rpartition('-')[0]: Feature(path) for path in (data / 'features' / source.fingerprint).iterdir()}
+  return {
+    path.name.rpartition('-')[0]: Feature(path)
+    for path in (data / 'features' / source.fingerprint).iterdir()
+  }
 
 
 @pytest.fixture(scope='module')
@@ -87,53 +111,108 @@ def test_each_feature_is_what_its_network_says(nets, dataset, whole):
   got = stored(whole, source)
   assert set(got) == {'latents', 'clip_embed_5', 'whisper', 'prior'}
   assert {name: feature(0).dtype.name for name, feature in got.items()} == {
-      'latents': 'float16', 'clip_embed_5': 'float16', 'whisper': 'float16', 'prior': 'float32'}
+    'latents': 'float16',
+    'clip_embed_5': 'float16',
+    'whisper': 'float16',
+    'prior': 'float32',
+  }
   assert all(list(feature.lengths >= 0) == [True] * 6 for feature in got.values())
-  encode = lambda vae, pixels: vae.encode(pixels)[0]
+
+  def encode(vae, pixels):
+    return vae.encode(pixels)[0]
+
   clip = 4  # its rows are in several batches
   record = source[clip]
   n, frames = record['num_frames'], decode_frames(record)
   latents = nets['vae'].stage(encode)(frames / np.float32(127.5) - 1)
   np.testing.assert_allclose(got['latents'](clip), latents, atol=2e-3)
   pixels = np.stack([image.clip_pixels(frame, 28) for frame in frames[::5]])
-  np.testing.assert_allclose(got['clip_embed_5'](clip), nets['image_encoder'].stage(call)(pixels), atol=2e-3)
-  states = np.asarray(nets['whisper'].stage(call)(audio.log_mel(decode_audio(record))))[0, :2 * n]
+  np.testing.assert_allclose(
+    got['clip_embed_5'](clip), nets['image_encoder'].stage(call)(pixels), atol=2e-3
+  )
+  states = np.asarray(nets['whisper'].stage(call)(audio.log_mel(decode_audio(record))))[
+    0, : 2 * n
+  ]
   np.testing.assert_allclose(got['whisper'](clip), states, atol=4e-3)
   half, there = -(-n // 2), np.ones(1, bool)
   assert 12 < n <= 24  # a clip that is longer than `max_len`: the mean of two windows
-  halves = [nets['embedder'].stage(call)(
-      record['expression'][None, rows], got['whisper'](clip)[None, 2 * rows.start:2 * rows.stop],
-      np.ones((1, rows.stop - rows.start), bool), there, there) for rows in (slice(0, half), slice(half, n))]
+  halves = [
+    nets['embedder'].stage(call)(
+      record['expression'][None, rows],
+      got['whisper'](clip)[None, 2 * rows.start : 2 * rows.stop],
+      np.ones((1, rows.stop - rows.start), bool),
+      there,
+      there,
+    )
+    for rows in (slice(0, half), slice(half, n))
+  ]
   want = np.mean([(mu[0], np.sqrt(var[0])) for mu, var in halves], axis=0)
   np.testing.assert_allclose(got['prior'](clip)[0], want, atol=1e-5)
 
 
-def test_crops_are_stored_and_priors_are_made_from_them(model, nets, data, dataset, tmp_path_factory, capsys):
+def test_crops_are_stored_and_priors_are_made_from_them(
+  model, nets, data, dataset, tmp_path_factory, capsys
+):
   folder = tmp_path_factory.mktemp('seeing')
-  for name, config in (('embedder', EMBEDDER | dict(visual='crops', crop_size=8, crop_channels=(4,))),
-                       ('whisper', tiny.CONFIGS['whisper'])):
-    params = nets[name].params if name == 'whisper' else core.numpy_params(
-        core.abstract(registry.builder(name, config))[1])
-    bundle.save_component(folder, name, registry.config_of(name, config).to_json(), params, {'source': 'test'})
-  run(folder, data, '--split=train', '--features=crops_8', '--num_processes=2', '--process_id=1')
+  for name, config in (
+    ('embedder', EMBEDDER | dict(visual='crops', crop_size=8, crop_channels=(4,))),
+    ('whisper', tiny.CONFIGS['whisper']),
+  ):
+    params = (
+      nets[name].params
+      if name == 'whisper'
+      else core.numpy_params(core.abstract(registry.builder(name, config))[1])
+    )
+    bundle.save_component(
+      folder,
+      name,
+      registry.config_of(name, config).to_json(),
+      params,
+      {'source': 'test'},
+    )
+  run(
+    folder,
+    data,
+    '--split=train',
+    '--features=crops_8',
+    '--num_processes=2',
+    '--process_id=1',
+  )
   assert 'not yet by the other processes' in capsys.readouterr().out
   run(folder, data, '--split=train', '--features=crops_8')
   source = ClipSource(dataset, 'train')
   stored_crops = stored(data, source)['crops_8']
-  assert stored_crops.folder.name == f'crops_8-x{crops.ENLARGE}' and len(list(stored_crops.folder.glob('*.npy'))) == 2
+  assert (
+    stored_crops.folder.name == f'crops_8-x{crops.ENLARGE}'
+    and len(list(stored_crops.folder.glob('*.npy'))) == 2
+  )
   for clip, record in enumerate(source):
     np.testing.assert_array_equal(stored_crops(clip), crops.of_record(record, 8))
-    assert len(stored_crops(clip)) == record['num_frames'] and np.ptp(stored_crops(clip)) > 50
+    assert (
+      len(stored_crops(clip)) == record['num_frames']
+      and np.ptp(stored_crops(clip)) > 50
+    )
   embedder = Network.load(folder, 'embedder')
-  features = compute.Features(nets | {'embedder': embedder}, source, tmp_path_factory.mktemp('new'))
+  features = compute.Features(
+    nets | {'embedder': embedder}, source, tmp_path_factory.mktemp('new')
+  )
   prior = features.ready('prior')['prior']  # and, unasked, what it is made from
   assert features.store.complete('crops_8', 'x1.2')
   states = features.ready('whisper')['whisper'](2)
-  np.testing.assert_allclose(prior(2)[0], compute.gaussian(embedder, stored_crops(2), states), atol=1e-5)
-  assert np.abs(prior(2)[0] - compute.gaussian(embedder, 255 - stored_crops(2), states)).max() > 1e-3
+  np.testing.assert_allclose(
+    prior(2)[0], compute.gaussian(embedder, stored_crops(2), states), atol=1e-5
+  )
+  assert (
+    np.abs(
+      prior(2)[0] - compute.gaussian(embedder, 255 - stored_crops(2), states)
+    ).max()
+    > 1e-3
+  )
 
 
-def test_eight_devices_and_two_processes_give_the_same(model, data, dataset, whole, capsys):
+def test_eight_devices_and_two_processes_give_the_same(
+  model, data, dataset, whole, capsys
+):
   run(model, data, '--num_processes=2', '--process_id=1', '--batch=1', '--threads=1')
   assert 'not yet by the other processes' in capsys.readouterr().out
   run(model, data, '--num_processes=2', '--process_id=0', '--batch=2')
@@ -149,33 +228,55 @@ def test_eight_devices_and_two_processes_give_the_same(model, data, dataset, who
 
 
 # Every record takes a while, so that there is time to kill the run.
-SLOW = '''
+SLOW = """
 import sys, time
 from data_pipelines import precompute, source
 read = source.ClipSource.__getitem__
 source.ClipSource.__getitem__ = lambda self, i: time.sleep(.5) or read(self, i)
 precompute.main(sys.argv[1:])
-'''
+"""
 
 
 def test_a_killed_run_repeats_no_clip(model, data, dataset, whole):
-  flags = [f'--model={model}', f'--data={data}', '--split=train', '--features=clip_embed', '--batch=1', '--threads=1']
+  flags = [
+    f'--model={model}',
+    f'--data={data}',
+    '--split=train',
+    '--features=clip_embed',
+    '--batch=1',
+    '--threads=1',
+  ]
   env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
-  process = subprocess.Popen([sys.executable, '-c', SLOW, *flags, f'--datasets={dataset}'], env=env,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  process = subprocess.Popen(
+    [sys.executable, '-c', SLOW, *flags, f'--datasets={dataset}'],
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
   deadline = time.monotonic() + 300
-  done = lambda: [len(path.read_bytes()) // 16 for path in data.rglob('*.clips')]
+
+  def done():
+    return [len(path.read_bytes()) // 16 for path in data.rglob('*.clips')]
+
   while not sum(done()):
-    assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-    time.sleep(.02)
+    assert process.poll() is None and time.monotonic() < deadline, (
+      process.communicate()[0]
+    )
+    time.sleep(0.02)
   process.send_signal(signal.SIGKILL)
   process.communicate()
-  before, = done()
+  (before,) = done()
   assert 0 < before < 6
   run(model, data, '--split=train', '--features=clip_embed', '--batch=1')
-  assert sorted(done()) == sorted([before, 6 - before])  # the second run added only what was missing
+  assert sorted(done()) == sorted(
+    [before, 6 - before]
+  )  # the second run added only what was missing
   source = ClipSource(dataset, 'train')
-  feature, want = stored(data, source)['clip_embed_5'], stored(whole, source)['clip_embed_5']
+  feature, want = (
+    stored(data, source)['clip_embed_5'],
+    stored(whole, source)['clip_embed_5'],
+  )
   assert len(feature) == 6
   for clip in range(6):
     np.testing.assert_allclose(feature(clip), want(clip), atol=4e-3)
@@ -184,19 +285,24 @@ def test_a_killed_run_repeats_no_clip(model, data, dataset, whole):
 def test_nothing_is_computed_twice(model, whole, monkeypatch):
   def fail(*_):
     raise AssertionError('computed again')
+
   monkeypatch.setattr(compute, '_batched', fail)
   run(model, whole)
 
 
 def test_rows_share_batches():
   seen = []
+
   def apply(rows):
     seen.append(rows.copy())
     return rows * 2
+
   lengths = [3, 0, 9, 1, 4]
   items = [(clip, np.full((n, 2), clip + 1)) for clip, n in enumerate(lengths)]
   out = dict(compute._batched(apply, 4, iter(items)))
-  assert {clip: rows.tolist() for clip, rows in out.items()} == {clip: (rows * 2).tolist() for clip, rows in items}
+  assert {clip: rows.tolist() for clip, rows in out.items()} == {
+    clip: (rows * 2).tolist() for clip, rows in items
+  }
   assert [len(rows) for rows in seen] == [4] * 5 and not seen[-1][1:].any()
   silent = dict(compute._batched(apply, 4, iter([(7, np.zeros((0, 2)))])))
   assert silent[7].shape == (0, 2)
@@ -204,6 +310,7 @@ def test_rows_share_batches():
 
 class Clips:
   """Two clips in memory: 31 s of sound, and silence."""
+
   split, fingerprint, made_by, expression_dim = 'train', 'x', {}, 64
   lengths = (775, 5)
 
@@ -212,16 +319,26 @@ class Clips:
 
   @property
   def table(self):
-    return type('Table', (), {'num_frames': np.array(self.lengths), 'clip_id': np.array(['long', 'silent'])})
+    return type(
+      'Table',
+      (),
+      {'num_frames': np.array(self.lengths), 'clip_id': np.array(['long', 'silent'])},
+    )
 
   def __getitem__(self, i):
     sound = np.random.default_rng(0).integers(-9999, 9999, (640 * 775, 0)[i])
-    return {'audio': sound.astype(np.int16), 'num_frames': self.lengths[i], 'frames': [],
-            'expression': np.ones((self.lengths[i], 64))}
+    return {
+      'audio': sound.astype(np.int16),
+      'num_frames': self.lengths[i],
+      'frames': [],
+      'expression': np.ones((self.lengths[i], 64)),
+    }
 
 
 def test_long_sound_is_read_in_windows_and_silence_has_no_rows(nets, tmp_path):
-  features = compute.Features(nets, Clips(), tmp_path, batch=2).ready('whisper', 'prior')
+  features = compute.Features(nets, Clips(), tmp_path, batch=2).ready(
+    'whisper', 'prior'
+  )
   assert list(features['whisper'].lengths) == [1550, 0]
   mel = audio.log_mel(decode_audio(Clips()[0]))
   states = np.asarray(nets['whisper'].stage(call)(mel)).reshape(3000, 2, 8)[:1550]
@@ -230,7 +347,10 @@ def test_long_sound_is_read_in_windows_and_silence_has_no_rows(nets, tmp_path):
 
 
 class Unseen(Clips):
-  """Without expressions, though the records have room for as many as MediaPipe gives."""
+  """Without expressions, though the records have room for as many as MediaPipe
+  gives.
+  """
+
   expression_dim = 0
 
   def __getitem__(self, i):
@@ -238,8 +358,12 @@ class Unseen(Clips):
 
 
 def test_priors_of_clips_without_expressions_are_those_of_their_sound(nets, tmp_path):
-  features = compute.Features(nets, Unseen(), tmp_path, batch=2).ready('whisper', 'prior')
-  want = compute.gaussian(nets['embedder'], np.zeros((0, 64), np.float32), features['whisper'](0))
+  features = compute.Features(nets, Unseen(), tmp_path, batch=2).ready(
+    'whisper', 'prior'
+  )
+  want = compute.gaussian(
+    nets['embedder'], np.zeros((0, 64), np.float32), features['whisper'](0)
+  )
   np.testing.assert_allclose(features['prior'](0)[0], want, atol=1e-5)
 
 
@@ -248,7 +372,10 @@ def test_expressions_of_another_width_are_refused(nets, tmp_path):
   wide.expression_dim = 51
   features = compute.Features(nets, wide, tmp_path)
   for refuse in (features.check, features.fill):
-    with pytest.raises(DataError, match='have 51 expression coefficients per frame, but the embedder reads 64; '):
+    with pytest.raises(
+      DataError,
+      match='have 51 expression coefficients per frame, but the embedder reads 64; ',
+    ):
       refuse('prior')
   assert not list(tmp_path.rglob('*.npy'))  # nothing was computed before
 
@@ -258,13 +385,19 @@ class Seen(Clips):
 
   def __getitem__(self, i):
     pixels = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
-    return super().__getitem__(i) | {'frames': [encode_jpeg(pixels)] * 5 * i,
-                                     'bbox': np.tile([.25, .25, .75, .75], (self.lengths[i], 1))}
+    return super().__getitem__(i) | {
+      'frames': [encode_jpeg(pixels)] * 5 * i,
+      'bbox': np.tile([0.25, 0.25, 0.75, 0.75], (self.lengths[i], 1)),
+    }
 
 
 def test_clips_without_pixels_have_no_crops(tmp_path):
-  assert list(compute.Features({}, Seen(), tmp_path).ready('crops_8')['crops_8'].lengths) == [0, 5]
-  with pytest.raises(DataError, match='no pixels, which crops_16 is made from.*content=full'):
+  assert list(
+    compute.Features({}, Seen(), tmp_path).ready('crops_8')['crops_8'].lengths
+  ) == [0, 5]
+  with pytest.raises(
+    DataError, match='no pixels, which crops_16 is made from.*content=full'
+  ):
     compute.Features({}, Clips(), tmp_path).ready('crops_16')
 
 
@@ -273,7 +406,10 @@ class Complete(Clips):
 
   def __getitem__(self, i):
     n = self.lengths[i]
-    return super().__getitem__(i) | {'latents': np.ones((n, 2, 2, 4)), 'whisper': np.ones((2 * n, 2, 8), np.float16)}
+    return super().__getitem__(i) | {
+      'latents': np.ones((n, 2, 2, 4)),
+      'whisper': np.ones((2 * n, 2, 8), np.float16),
+    }
 
 
 def test_what_the_records_carry_is_not_computed(nets, tmp_path):
@@ -282,17 +418,25 @@ def test_what_the_records_carry_is_not_computed(nets, tmp_path):
   prior = features.ready('latents', 'whisper', 'prior')['prior']
   n, there = 5, np.ones(1, bool)
   mu, _ = nets['embedder'].stage(call)(
-      np.ones((1, n, 64)), np.ones((1, 2 * n, 2, 8)), np.ones((1, n), bool), there, there)
+    np.ones((1, n, 64)), np.ones((1, 2 * n, 2, 8)), np.ones((1, n), bool), there, there
+  )
   np.testing.assert_allclose(prior(1)[0, 0], mu[0], atol=1e-5)
   with pytest.raises(DataError, match='no pixels, which clip_embed is made from'):
     features.fill('clip_embed')
 
 
 def test_values_that_are_not_finite_are_refused(model, tmp_path):
-  params = {name: value + np.float32(1e6) for name, value in Network.load(model, 'whisper').params.items()}
+  params = {
+    name: value + np.float32(1e6)
+    for name, value in Network.load(model, 'whisper').params.items()
+  }
   broken = Network.load(model, 'whisper')
   broken.params.update(params)
-  with pytest.raises(DataError, match='whisper of clip long is not finite in float16; check the clip and the weights'):
+  with pytest.raises(
+    DataError,
+    match='whisper of clip long is not finite in float16; check the clip and the '
+    'weights',
+  ):
     compute.Features({'whisper': broken}, Clips(), tmp_path, batch=2).fill('whisper')
 
 
@@ -301,23 +445,45 @@ def test_refusals(model, data, tmp_path_factory):
     with pytest.raises(error, match=sentence):
       run(model, data, *flags)
 
-  refused(ConfigError, 'colour is not known; choose some of latents,clip_embed', '--features=colour')
+  refused(
+    ConfigError,
+    'colour is not known; choose some of latents,clip_embed',
+    '--features=colour',
+  )
   refused(ConfigError, '--batch=0 must be at least 1', '--batch=0')
-  refused(ConfigError, '--process_id=2 does not exist', '--process_id=2', '--num_processes=2')
-  refused(ConfigError, 'counts the processes itself', '--multihost', '--num_processes=2')
+  refused(
+    ConfigError, '--process_id=2 does not exist', '--process_id=2', '--num_processes=2'
+  )
+  refused(
+    ConfigError, 'counts the processes itself', '--multihost', '--num_processes=2'
+  )
   refused(ConfigError, 'invalid int value.*--help', '--batch=many')
   refused(DataError, "no split 'nope'", '--split=nope')
   refused(WeightsError, 'is no model folder', model=data)
   few = tmp_path_factory.mktemp('few')
   (few / 'index').mkdir()
-  bare = tiny.model_without(tiny.model_without(model, few / 'index', 'vae'), few, 'embedder')
-  refused(WeightsError, 'has no vae and no embedder; .* leave out latents,prior from --features', model=bare)
+  bare = tiny.model_without(
+    tiny.model_without(model, few / 'index', 'vae'), few, 'embedder'
+  )
+  refused(
+    WeightsError,
+    'has no vae and no embedder; .* leave out latents,prior from --features',
+    model=bare,
+  )
   with pytest.raises(DataError, match='no prepared data set below'):
     precompute.main([f'--model={model}', f'--data={tmp_path_factory.mktemp("empty")}'])
   with pytest.raises(DataError, match='is itself a data set; name it with --datasets'):
     precompute.main([f'--model={model}', f'--data={data}/set'])
-  no_pixels = prepare_synthetic(data, SyntheticConfig(train=1, val=0, test=0, clips=1, seconds=.4, content='embedder'),
-                                workers=1)
+  no_pixels = prepare_synthetic(
+    data,
+    SyntheticConfig(train=1, val=0, test=0, clips=1, seconds=0.4, content='embedder'),
+    workers=1,
+  )
   for feature in ('latents', 'crops_16'):
-    refused(DataError, f'no pixels, which {feature} is made from.*content=full', f'--datasets={no_pixels}',
-            '--split=train', f'--features={feature}')
+    refused(
+      DataError,
+      f'no pixels, which {feature} is made from.*content=full',
+      f'--datasets={no_pixels}',
+      '--split=train',
+      f'--features={feature}',
+    )

@@ -8,9 +8,13 @@ from dicetalk_jax.errors import ConfigError, DataError
 
 
 def test_the_map_to_22_classes_is_a_bijection():
-  classes = {record.emotion_class(e, level) for e in record.EMOTIONS for level in record.LEVELS}
+  classes = {
+    record.emotion_class(e, level) for e in record.EMOTIONS for level in record.LEVELS
+  }
   assert classes == set(range(22))
-  assert [record.emotion_class(*record.class_emotion(i)) for i in range(22)] == list(range(22))
+  assert [record.emotion_class(*record.class_emotion(i)) for i in range(22)] == list(
+    range(22)
+  )
   assert record.emotion_class('neutral', 3) == 0
   assert record.emotion_class('angry', 1) == 1
   assert record.emotion_class('surprised', 3) == 21
@@ -30,7 +34,9 @@ def test_unknown_labels_are_refused():
 
 
 def test_contents_differ_in_pixels_and_latents_only():
-  names = {content: set(record.RecordSpec(content).features()) for content in record.CONTENTS}
+  names = {
+    content: set(record.RecordSpec(content).features()) for content in record.CONTENTS
+  }
   assert names['full'] - names['latents'] == {'frames'}
   assert names['latents'] - names['embedder'] == {'latents', 'clip_embed'}
 
@@ -38,11 +44,21 @@ def test_contents_differ_in_pixels_and_latents_only():
 def _example(spec, **changes):
   rng = np.random.default_rng(0)
   fields = {
-      'clip_id': 'a', 'identity': 'synthetic/1', 'dataset': 'synthetic', 'num_frames': 3, 'emotion': 'happy',
-      'intensity': 2, 'text': 'We wave.', 'audio': rng.uniform(-1, 1, 1920).astype(np.float32),
-      'expression': rng.normal(size=(3, 64)).astype(np.float32), 'opening': np.linspace(0, 1, 3),
-      'bbox': np.array([[.2, .2, .7, .8]] * 3, np.float32),
-      'frames': np.tile(np.linspace(0, 255, 16, dtype=np.uint8)[None, :, None, None], (3, 1, 16, 3))}
+    'clip_id': 'a',
+    'identity': 'synthetic/1',
+    'dataset': 'synthetic',
+    'num_frames': 3,
+    'emotion': 'happy',
+    'intensity': 2,
+    'text': 'We wave.',
+    'audio': rng.uniform(-1, 1, 1920).astype(np.float32),
+    'expression': rng.normal(size=(3, 64)).astype(np.float32),
+    'opening': np.linspace(0, 1, 3),
+    'bbox': np.array([[0.2, 0.2, 0.7, 0.8]] * 3, np.float32),
+    'frames': np.tile(
+      np.linspace(0, 255, 16, dtype=np.uint8)[None, :, None, None], (3, 1, 16, 3)
+    ),
+  }
   return record.encode_example(spec, **fields | changes)
 
 
@@ -62,12 +78,27 @@ def test_round_trip_through_the_serialised_form(content):
     assert back[name].dtype == dtype and back[name].ndim == len(shape)
     np.testing.assert_array_equal(back[name], example[name])
   assert len(back['whisper']) == len(back['phoneme']) == 0
-  assert back['has_audio'] and back['has_video'] and back['has_expression'] and not back['has_prior']
-  assert np.abs(record.decode_audio(back) - np.random.default_rng(0).uniform(-1, 1, 1920)).max() < 1e-4
+  assert (
+    back['has_audio']
+    and back['has_video']
+    and back['has_expression']
+    and not back['has_prior']
+  )
+  assert (
+    np.abs(
+      record.decode_audio(back) - np.random.default_rng(0).uniform(-1, 1, 1920)
+    ).max()
+    < 1e-4
+  )
   if content == 'full':
     frames = record.decode_frames(back, [2, 0])
     assert frames.shape == (2, 16, 16, 3) and frames.dtype == np.uint8
-    assert np.abs(frames[0].astype(int) - np.linspace(0, 255, 16).astype(int)[:, None, None]).max() < 8
+    assert (
+      np.abs(
+        frames[0].astype(int) - np.linspace(0, 255, 16).astype(int)[:, None, None]
+      ).max()
+      < 8
+    )
 
 
 def test_rows_that_do_not_fit_are_refused():
@@ -83,9 +114,11 @@ def test_rows_that_do_not_fit_are_refused():
 
 
 def test_motion_is_what_moves():
-  box = np.array([[.3, .3, .5, .5]])
-  moving = box + np.array([[0.], [.1], [.2]])
+  box = np.array([[0.3, 0.3, 0.5, 0.5]])
+  moving = box + np.array([[0.0], [0.1], [0.2]])
   assert record.head_motion(np.repeat(box, 3, axis=0)) < 1e-12
-  np.testing.assert_allclose(record.head_motion(moving), np.sqrt(2 * .02 / 3) / .2)
-  assert record.head_motion(2 * moving) == pytest.approx(record.head_motion(moving))  # no matter how near the camera
-  assert record.expression_motion(np.array([[0., 1], [2, 1]])) == .5
+  np.testing.assert_allclose(record.head_motion(moving), np.sqrt(2 * 0.02 / 3) / 0.2)
+  assert record.head_motion(2 * moving) == pytest.approx(
+    record.head_motion(moving)
+  )  # no matter how near the camera
+  assert record.expression_motion(np.array([[0.0, 1], [2, 1]])) == 0.5

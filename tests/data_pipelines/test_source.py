@@ -13,13 +13,17 @@ from data_pipelines.source import ClipSource, ClipTable
 
 @pytest.fixture
 def folder(tmp_path):
-  config = SyntheticConfig(size=16, train=1, val=1, test=0, clips=4, seconds=.2, content='embedder')
+  config = SyntheticConfig(
+    size=16, train=1, val=1, test=0, clips=4, seconds=0.2, content='embedder'
+  )
   return prepare_synthetic(tmp_path, config, workers=1)
 
 
 def moving(source, head, expression):
   """The source with another table beside its records."""
-  table = dataclasses.replace(source.table, motion_head=np.float32(head), motion_exp=np.float32(expression))
+  table = dataclasses.replace(
+    source.table, motion_head=np.float32(head), motion_exp=np.float32(expression)
+  )
   table.save(source.folder / f'clips-{source.split}.npz')
   return ClipSource(source.folder, source.split)
 
@@ -34,14 +38,18 @@ def test_others_may_read_the_table(folder, tmp_path):
   assert path.stat().st_mode & 0o777 == 0o644
   again = ClipTable.load(path)
   for field in dataclasses.fields(table):
-    np.testing.assert_array_equal(getattr(again, field.name), getattr(table, field.name))
+    np.testing.assert_array_equal(
+      getattr(again, field.name), getattr(table, field.name)
+    )
 
 
 def test_a_table_that_cannot_be_written_leaves_nothing(folder, monkeypatch):
   table, before = ClipSource(folder).table, sorted(folder.iterdir())
+
   def full(file, **arrays):
     file.write(b'half')
     raise OSError('no space left on device')
+
   monkeypatch.setattr(np, 'savez', full)
   with pytest.raises(OSError, match='no space'):
     table.save(folder / 'clips-train.npz')
@@ -52,11 +60,11 @@ def test_a_table_that_cannot_be_written_leaves_nothing(folder, monkeypatch):
 def test_the_width_of_expressions_is_that_of_clips_that_have_some(folder):
   source = ClipSource(folder)
   assert source.expression_dim == 64
-  assert moving(source, np.ones(4), [0, 0, 0, .1]).expression_dim == 64
+  assert moving(source, np.ones(4), [0, 0, 0, 0.1]).expression_dim == 64
   assert moving(source, np.ones(4), np.zeros(4)).expression_dim == 0
 
 
 def test_only_measured_clips_have_part_in_the_motion_medians(folder):
-  source = moving(ClipSource(folder), [0, .25, 0, .75], [0, 0, 3, 0])
-  assert source.motion_medians == ClipSource(folder, 'val').motion_medians == (.5, 3)
+  source = moving(ClipSource(folder), [0, 0.25, 0, 0.75], [0, 0, 3, 0])
+  assert source.motion_medians == ClipSource(folder, 'val').motion_medians == (0.5, 3)
   assert moving(source, np.zeros(4), np.arange(4)).motion_medians == (0, 2)

@@ -1,4 +1,6 @@
-"""The v-target identity, the preconditioning against EDM's definitions, and the noise level draw."""
+"""The v-target identity, the preconditioning against EDM's definitions, and the
+noise level draw.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,16 @@ def test_v_error_equals_weighted_denoising_error(sigma):
   """EDM's weighted error of D (equation 8), in float64, is the plain error of v."""
   rng = np.random.default_rng(0)
   x, noise, v = rng.normal(size=(3, 200))
-  weighted = lambda v: (1 + sigma**2) / sigma**2 * np.square(
-      (x + sigma * noise) / (1 + sigma**2) - sigma / np.sqrt(1 + sigma**2) * v - x)
+
+  def weighted(v):
+    return (
+      (1 + sigma**2)
+      / sigma**2
+      * np.square(
+        (x + sigma * noise) / (1 + sigma**2) - sigma / np.sqrt(1 + sigma**2) * v - x
+      )
+    )
+
   ours = jnp.square(v - edm.v_target(jnp.float32(x), jnp.float32(noise), sigma))
   np.testing.assert_allclose(ours, weighted(v), rtol=2e-4, atol=1e-5)
 
@@ -24,10 +34,14 @@ def test_preconditioning(sigma):
   rng = np.random.default_rng(1)
   x, noise = jnp.float32(rng.normal(size=(2, 500)))
   z = x + sigma * noise
-  np.testing.assert_allclose(np.std(edm.c_in(sigma) * z), 1, atol=0.15)           # unit variance in
+  np.testing.assert_allclose(
+    np.std(edm.c_in(sigma) * z), 1, atol=0.15
+  )  # unit variance in
   np.testing.assert_allclose(edm.weight(sigma) * edm.c_out(sigma) ** 2, 1, rtol=1e-6)
   np.testing.assert_allclose(edm.c_noise(sigma), np.log(sigma) / 4, rtol=1e-6)
-  np.testing.assert_allclose(edm.denoised(z, edm.v_target(x, noise, sigma), sigma), x, atol=3e-4)
+  np.testing.assert_allclose(
+    edm.denoised(z, edm.v_target(x, noise, sigma), sigma), x, atol=3e-4
+  )
 
 
 def test_noise_levels_are_log_normal_and_bounded():

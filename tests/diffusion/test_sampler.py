@@ -1,4 +1,6 @@
-"""The sampler against the published loop, written naively in NumPy around a toy network."""
+"""The sampler against the published loop, written naively in NumPy around a toy
+network.
+"""
 
 import dataclasses
 
@@ -12,14 +14,18 @@ from dicetalk_jax.diffusion import sampler, schedule, strict
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models import core
 
-CONFIG = sampler.SamplerConfig(num_steps=3, frames=5, shift=2, g_image=(2.0, 3.0), g_condition=5.0)
+CONFIG = sampler.SamplerConfig(
+  num_steps=3, frames=5, shift=2, g_image=(2.0, 3.0), g_condition=5.0
+)
 SONIC = dataclasses.replace(CONFIG, padding=False, shift=4)
 OVERLAP = dataclasses.replace(CONFIG, frames=4, overlap=1, shift=3)
 N, K, D, H, W, C = 12, 3, 6, 2, 3, 4
 
 
 class Toy(nnx.Module):
-  """Mixes frames, branches and conditions in the ways that the UNet can; counts how often it is traced."""
+  """Mixes frames, branches and conditions in the ways that the UNet can; counts how
+  often it is traced.
+  """
 
   traces = 0
 
@@ -28,65 +34,126 @@ class Toy(nnx.Module):
     self.key = nnx.Param(jax.random.normal(rngs.params(), (3, D, C)) * 0.3)
 
   def context_kv(self, *contexts):
-    return {'attn2': tuple((jnp.tanh(x @ w), x @ w) for x, w in zip(contexts, self.key.get_value()))}
+    return {
+      'attn2': tuple(
+        (jnp.tanh(x @ w), x @ w) for x, w in zip(contexts, self.key.get_value())
+      )
+    }
 
-  def __call__(self, sample, timestep, kv, ids, spatial_condition, masks, adapter_scales):
+  def __call__(
+    self, sample, timestep, kv, ids, spatial_condition, masks, adapter_scales
+  ):
     Toy.traces += 1
-    return toy(jnp, self.mix.get_value(), sample, timestep, kv['attn2'], ids, spatial_condition, masks,
-               adapter_scales), None
+    return toy(
+      jnp,
+      self.mix.get_value(),
+      sample,
+      timestep,
+      kv['attn2'],
+      ids,
+      spatial_condition,
+      masks,
+      adapter_scales,
+    ), None
 
 
 def toy(np, mix, sample, timestep, kv, ids, spatial, masks, scales):
   """Same in NumPy and JAX. All arguments are rows `[R, F, ...]`."""
-  image, *adapters = ((k * v).mean(-2)[:, :, None, None] for k, v in kv)         # [R, F or 1, 1, 1, C]
+  image, *adapters = (
+    (k * v).mean(-2)[:, :, None, None] for k, v in kv
+  )  # [R, F or 1, 1, 1, C]
   mask = masks[0].reshape(len(sample), 1, H, W, 1)
-  x = sample @ mix + (0 if spatial is None else spatial) + image + mask * sum(s * a for s, a in zip(scales, adapters))
+  x = (
+    sample @ mix
+    + (0 if spatial is None else spatial)
+    + image
+    + mask * sum(s * a for s, a in zip(scales, adapters))
+  )
   across_frames = np.cumsum(x, axis=1) / 5
-  return np.tanh(across_frames + timestep * 0.1 + ids.sum(-1)[:, None, None, None, None] * 0.01)
+  return np.tanh(
+    across_frames + timestep * 0.1 + ids.sum(-1)[:, None, None, None, None] * 0.01
+  )
 
 
 def inputs(batch, frames, seed=0):
-  draw = lambda *shape: jnp.float32(np.random.default_rng([seed, *shape]).normal(size=shape))
+  def draw(*shape):
+    return jnp.float32(np.random.default_rng([seed, *shape]).normal(size=shape))
+
   conditions = sampler.Conditions(
-      reference_latents=draw(batch, H, W, C), image_token=draw(batch, 1, D), audio_tokens=draw(batch, N, K, D),
-      null_audio=draw(K, D), emotion_tokens=draw(batch, K, D), null_emotion=draw(K, D) * 0.3,
-      masks=(jnp.abs(draw(batch, H * W)),), spatial=draw(batch, H, W, C), added_time_ids=draw(batch, 3))
+    reference_latents=draw(batch, H, W, C),
+    image_token=draw(batch, 1, D),
+    audio_tokens=draw(batch, N, K, D),
+    null_audio=draw(K, D),
+    emotion_tokens=draw(batch, K, D),
+    null_emotion=draw(K, D) * 0.3,
+    masks=(jnp.abs(draw(batch, H * W)),),
+    spatial=draw(batch, H, W, C),
+    added_time_ids=draw(batch, 3),
+  )
   return conditions, draw(batch, N + frames, H, W, C)
 
 
 def without_emotion(conditions):
   """As Sonic has them: neither emotion nor pose, and time ids for every frame."""
-  ids = jnp.float32(np.random.default_rng(1).normal(size=(len(conditions.image_token), N, 3)))
-  return conditions.replace(emotion_tokens=None, null_emotion=None, spatial=None, added_time_ids=ids)
+  ids = jnp.float32(
+    np.random.default_rng(1).normal(size=(len(conditions.image_token), N, 3))
+  )
+  return conditions.replace(
+    emotion_tokens=None, null_emotion=None, spatial=None, added_time_ids=ids
+  )
 
 
 def naive(params, config, c, noise, length):
-  """The published pipeline for one clip, Sonic's if there is no padding: batch axis removed from every condition."""
+  """The published pipeline for one clip, Sonic's if there is no padding: batch axis
+  removed from every condition.
+  """
   key, total = np.asarray(params['key']), length + config.padding * config.frames
   sigmas = schedule.karras_sigmas(config.num_steps)
-  kv = lambda tokens, w: (np.tanh(tokens @ w), tokens @ w)
-  row = lambda *parts: np.stack([np.broadcast_to(p, parts[-1].shape) for p in parts])
+
+  def kv(tokens, w):
+    return (np.tanh(tokens @ w), tokens @ w)
+
+  def row(*parts):
+    return np.stack([np.broadcast_to(p, parts[-1].shape) for p in parts])
+
   x = config.scaling_factor * c.reference_latents + noise[:total] * sigmas[0]
   shift = 0
   for step, (sigma, below) in enumerate(zip(sigmas[:-1], sigmas[1:])):
     sums, counts = np.zeros_like(x), np.zeros(total)
     for start in range(0, total, config.frames - config.overlap):
       frames = [(start - shift + j) % total for j in range(config.frames)]
-      audio = np.stack([c.audio_tokens[i] if i < length else c.null_audio for i in frames])
+      audio = np.stack(
+        [c.audio_tokens[i] if i < length else c.null_audio for i in frames]
+      )
       z = x[frames]
       reference = row(z * 0, *[np.broadcast_to(c.reference_latents, z.shape)] * 2)
-      sample = np.concatenate([row(*[z / np.sqrt(sigma**2 + 1)] * 3), reference], axis=-1)
-      contexts = [row(c.image_token * 0, c.image_token, c.image_token)[:, None], row(c.null_audio, c.null_audio, audio)]
+      sample = np.concatenate(
+        [row(*[z / np.sqrt(sigma**2 + 1)] * 3), reference], axis=-1
+      )
+      contexts = [
+        row(c.image_token * 0, c.image_token, c.image_token)[:, None],
+        row(c.null_audio, c.null_audio, audio),
+      ]
       spatial, ids = None, c.added_time_ids
       if config.padding:
-        emotion = np.stack([c.emotion_tokens if i < length else c.null_emotion for i in frames])
+        emotion = np.stack(
+          [c.emotion_tokens if i < length else c.null_emotion for i in frames]
+        )
         contexts += [row(c.null_emotion, c.null_emotion, emotion)]
         spatial = c.spatial[None, None]
       else:
         ids = ids[frames].mean(0)
       u, m, v = toy(
-          np, np.asarray(params['mix']), sample, 0.25 * np.log(sigma), [kv(t, w) for t, w in zip(contexts, key)],
-          row(*[ids] * 3), spatial, [row(*[c.masks[0]] * 3)], config.adapter_scales)
+        np,
+        np.asarray(params['mix']),
+        sample,
+        0.25 * np.log(sigma),
+        [kv(t, w) for t, w in zip(contexts, key)],
+        row(*[ids] * 3),
+        spatial,
+        [row(*[c.masks[0]] * 3)],
+        config.adapter_scales,
+      )
       g1, g2 = (np.linspace(*g, config.num_steps)[step] for g in ((2, 3), (5, 5)))
       guided = u + g1 * (m - u) + g2 * (v - m)
       clean = -guided * sigma / np.sqrt(sigma**2 + 1) + z / (sigma**2 + 1)
@@ -108,11 +175,15 @@ def network():
 def sample(network):
   """One compiled sampler per configuration, for all tests."""
   made = {}
-  return lambda config: made.setdefault(config, sampler.make_sampler(network[0], config))
+  return lambda config: made.setdefault(
+    config, sampler.make_sampler(network[0], config)
+  )
 
 
 def clip(conditions, b):
-  """One clip of a batch in float64, without the batch axis; the shared tokens have none."""
+  """One clip of a batch in float64, without the batch axis; the shared tokens have
+  none.
+  """
   double = jax.tree.map(lambda x: np.asarray(x, np.float64), conditions)
   one = jax.tree.map(lambda x: x[b], double)
   return one.replace(null_audio=double.null_audio, null_emotion=double.null_emotion)
@@ -120,30 +191,44 @@ def clip(conditions, b):
 
 @pytest.mark.parametrize('config', [CONFIG, OVERLAP], ids=['wrap', 'overlap'])
 def test_equals_the_published_loop(network, sample, config):
-  """Two clips of unequal length in one batch; 12 + 5 frames revisit three frames, 7 + 4 overlap."""
+  """Two clips of unequal length in one batch; 12 + 5 frames revisit three frames, 7
+  + 4 overlap.
+  """
   conditions, noise = inputs(2, config.frames)
   out = sample(config)(network[1], noise, conditions, jnp.array([12, 7]))
   assert out.shape == noise.shape and out.dtype == jnp.float32
   for b, length in enumerate([12, 7]):
-    expected = naive(network[1], config, clip(conditions, b), np.asarray(noise[b], np.float64), length)
-    np.testing.assert_allclose(out[b, :length + config.frames], expected, atol=2e-5 * expected.std())
-    assert not np.any(out[b, length + config.frames:])
+    expected = naive(
+      network[1], config, clip(conditions, b), np.asarray(noise[b], np.float64), length
+    )
+    np.testing.assert_allclose(
+      out[b, : length + config.frames], expected, atol=2e-5 * expected.std()
+    )
+    assert not np.any(out[b, length + config.frames :])
 
 
-@pytest.mark.parametrize('lengths', [[12, 7], [3, 1]], ids=['wrap', 'shorter than a window'])
+@pytest.mark.parametrize(
+  'lengths', [[12, 7], [3, 1]], ids=['wrap', 'shorter than a window']
+)
 def test_equals_the_loop_of_sonic(network, sample, lengths):
-  """Windows wrap onto the start; shifts of 0, 4, 8 are not those of 0, 4, 3 in clips that 5 does not divide."""
+  """Windows wrap onto the start; shifts of 0, 4, 8 are not those of 0, 4, 3 in clips
+  that 5 does not divide.
+  """
   conditions, noise = inputs(2, SONIC.padding_frames)
   conditions = without_emotion(conditions)
   out = sample(SONIC)(network[1], noise, conditions, jnp.array(lengths))
   assert out.shape == (2, N, H, W, C)
   for b, length in enumerate(lengths):
-    expected = naive(network[1], SONIC, clip(conditions, b), np.asarray(noise[b], np.float64), length)
+    expected = naive(
+      network[1], SONIC, clip(conditions, b), np.asarray(noise[b], np.float64), length
+    )
     np.testing.assert_allclose(out[b, :length], expected, atol=2e-5 * expected.std())
     assert not np.any(out[b, length:])
 
 
-@pytest.mark.parametrize('config', [CONFIG, OVERLAP, SONIC], ids=['wrap', 'overlap', 'sonic'])
+@pytest.mark.parametrize(
+  'config', [CONFIG, OVERLAP, SONIC], ids=['wrap', 'overlap', 'sonic']
+)
 def test_the_published_order_of_work_agrees(network, sample, config):
   conditions, noise = inputs(2, config.padding_frames)
   if config is SONIC:
@@ -153,24 +238,34 @@ def test_the_published_order_of_work_agrees(network, sample, config):
   out = run(network[1], noise, conditions, jnp.array([12, 7]))
   np.testing.assert_allclose(out, expected, atol=1e-5 * np.std(expected))
   halfway = run(network[1], noise, conditions, jnp.array([12, 7]), 0, 2)
-  np.testing.assert_array_equal(run(network[1], halfway, conditions, jnp.array([12, 7]), 2, 3), out)
+  np.testing.assert_array_equal(
+    run(network[1], halfway, conditions, jnp.array([12, 7]), 2, 3), out
+  )
 
 
 def test_lengths_are_data(network, sample):
-  """Another length compiles nothing; a bucket that fits gives the same as one that is too large."""
+  """Another length compiles nothing; a bucket that fits gives the same as one that
+  is too large.
+  """
   conditions, noise = inputs(1, CONFIG.frames)
   run = sample(CONFIG)
   run(network[1], noise, conditions, jnp.array([12]))
   traces = Toy.traces
   out = run(network[1], noise, conditions, jnp.array([7]))
   assert Toy.traces == traces
-  tight = run(network[1], noise[:, :7 + CONFIG.frames], conditions.replace(audio_tokens=conditions.audio_tokens[:, :7]),
-              jnp.array([7]))
+  tight = run(
+    network[1],
+    noise[:, : 7 + CONFIG.frames],
+    conditions.replace(audio_tokens=conditions.audio_tokens[:, :7]),
+    jnp.array([7]),
+  )
   np.testing.assert_allclose(out[:, :12], tight, atol=1e-5)
 
 
 def test_step_by_step(network, sample):
-  """Running one step at a time, as for a progress bar, compiles nothing and changes nothing."""
+  """Running one step at a time, as for a progress bar, compiles nothing and changes
+  nothing.
+  """
   conditions, noise = inputs(1, CONFIG.frames)
   lengths = jnp.array([10])
   whole = sample(CONFIG)(network[1], noise, conditions, lengths, 0, 3)
@@ -187,7 +282,9 @@ def test_windows_per_call(network, sample, per_call):
   conditions, noise = inputs(2, CONFIG.frames)
   lengths = jnp.array([12, 3])
   whole = sample(CONFIG)(network[1], noise, conditions, lengths)
-  parts = sample(dataclasses.replace(CONFIG, windows_per_call=per_call))(network[1], noise, conditions, lengths)
+  parts = sample(dataclasses.replace(CONFIG, windows_per_call=per_call))(
+    network[1], noise, conditions, lengths
+  )
   np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 
@@ -195,11 +292,16 @@ def test_windows_over_eight_devices(network, sample, mesh):
   conditions, noise = inputs(1, CONFIG.frames)
   lengths = jnp.array([11])
   spread = sampler.make_sampler(network[0], CONFIG, mesh)
-  args = jax.device_put((network[1], noise, conditions, lengths), jax.NamedSharding(mesh, jax.P()))
+  args = jax.device_put(
+    (network[1], noise, conditions, lengths), jax.NamedSharding(mesh, jax.P())
+  )
   program = spread.lower(*args).compile().as_text()
-  assert f'f32[{3 * 5 * H * W},{C}]{{1,0}} dot' in program               # a device multiplies 1 window x 3 branches
+  assert (
+    f'f32[{3 * 5 * H * W},{C}]{{1,0}} dot' in program
+  )  # a device multiplies 1 window x 3 branches
   np.testing.assert_allclose(
-      spread(*args), sample(CONFIG)(network[1], noise, conditions, lengths), atol=1e-5)
+    spread(*args), sample(CONFIG)(network[1], noise, conditions, lengths), atol=1e-5
+  )
 
 
 def test_strength_starts_late(network, sample):
@@ -208,7 +310,10 @@ def test_strength_starts_late(network, sample):
   assert config.steps_run == 2
   conditions, noise = inputs(1, CONFIG.frames)
   out = sample(config)(network[1], noise, conditions, jnp.array([12]), 0, 0)
-  start = 0.18215 * conditions.reference_latents[:, None] + noise * schedule.karras_sigmas(3)[1]
+  start = (
+    0.18215 * conditions.reference_latents[:, None]
+    + noise * schedule.karras_sigmas(3)[1]
+  )
   np.testing.assert_allclose(out, start, rtol=1e-6)
 
 
@@ -216,13 +321,20 @@ def test_noise_belongs_to_clip_and_frame():
   keys = jax.random.split(jax.random.key(0), 2)
   conditions, _ = inputs(2, CONFIG.frames)
   noise = sampler.draw_noise(keys, conditions, CONFIG.frames)
-  assert noise.shape == (2, N + CONFIG.frames, H, W, C) and abs(float(noise.std()) - 1) < 0.1
+  assert (
+    noise.shape == (2, N + CONFIG.frames, H, W, C) and abs(float(noise.std()) - 1) < 0.1
+  )
   short, _ = inputs(1, CONFIG.frames)
   short = short.replace(audio_tokens=short.audio_tokens[:, :4])
-  np.testing.assert_array_equal(sampler.draw_noise(keys[1:], short, CONFIG.frames)[0], noise[1, :4 + CONFIG.frames])
+  np.testing.assert_array_equal(
+    sampler.draw_noise(keys[1:], short, CONFIG.frames)[0], noise[1, : 4 + CONFIG.frames]
+  )
 
 
-@pytest.mark.parametrize('wrong', [dict(overlap=5), dict(num_steps=0), dict(strength=0.0), dict(windows_per_call=0)])
+@pytest.mark.parametrize(
+  'wrong',
+  [dict(overlap=5), dict(num_steps=0), dict(strength=0.0), dict(windows_per_call=0)],
+)
 def test_impossible_settings(wrong):
   with pytest.raises(ConfigError):
     dataclasses.replace(CONFIG, **wrong)

@@ -71,7 +71,8 @@ def autoencoder(config: ml_collections.ConfigDict) -> tuple[Any, core.Abstract, 
   task = AutoencoderTask.__new__(AutoencoderTask)  # without data
   task.config = config
   task.graphdef, params = core.abstract(
-      registry.builder('vae', config.vae.to_dict(), config.dtype))
+    registry.builder('vae', config.vae.to_dict(), config.dtype)
+  )
   video = Shape((config.batch_size, config.data.frames, 512, 512, 3), jnp.float32)
   return task, core.prefixed('vae', params), {'video': video}
 
@@ -81,22 +82,24 @@ def embedder(config: ml_collections.ConfigDict) -> tuple[Any, core.Abstract, Any
   task = EmbedderTask.__new__(EmbedderTask)  # without data and Whisper
   task.config = config
   task.graphdef, params = core.abstract(
-      registry.builder('embedder', config.embedder.to_dict(), config.dtype))
+    registry.builder('embedder', config.embedder.to_dict(), config.dtype)
+  )
   model = registry.config_of('embedder', config.embedder.to_dict())
   frames = config.data.max_len
   seen = jnp.uint8 if model.visual == 'crops' else jnp.float32
   batch = {
-      'expr': ((frames, *model.visual_shape), seen),
-      'whisper': ((2 * frames, model.whisper_states, model.whisper_dim), jnp.float16),
-      'frame_mask': ((frames,), bool),
-      'has_video': ((), bool),
-      'has_audio': ((), bool),
+    'expr': ((frames, *model.visual_shape), seen),
+    'whisper': ((2 * frames, model.whisper_states, model.whisper_dim), jnp.float16),
+    'frame_mask': ((frames,), bool),
+    'has_video': ((), bool),
+    'has_audio': ((), bool),
   }
   for name in ('dataset', 'identity', 'emotion', 'level', 'video'):
     batch[name] = (), jnp.int32
   rows = {
-      name: Shape((config.batch_size, *shape), dtype)
-      for name, (shape, dtype) in batch.items()}
+    name: Shape((config.batch_size, *shape), dtype)
+    for name, (shape, dtype) in batch.items()
+  }
   return task, core.prefixed('embedder', params), rows
 
 
@@ -106,31 +109,37 @@ def pipeline(kind: str, mesh: jax.sharding.Mesh | None) -> Pipeline:
   halved = {'unet', 'image_encoder', 'pose_guider'}
   configs = {'unet': {'adapters': 1}} if kind == 'sonic' else {}
   networks = {
-      name: _network(
-          name, configs.get(name, {}), mesh, jnp.bfloat16 if name in halved else None)
-      for name in (*KINDS[kind], INTERPOLATION)}
+    name: _network(
+      name, configs.get(name, {}), mesh, jnp.bfloat16 if name in halved else None
+    )
+    for name in (*KINDS[kind], INTERPOLATION)
+  }
   padding = kind == 'dicetalk'
   settings = Settings(
-      kind=kind, upcast_vae=padding,
-      sampler=sampler.SamplerConfig(windows_per_call=1, padding=padding))
+    kind=kind,
+    upcast_vae=padding,
+    sampler=sampler.SamplerConfig(windows_per_call=1, padding=padding),
+  )
   return Pipeline(None, networks, settings, mesh, jnp.bfloat16)
 
 
 def _network(
-    name: str, config: dict[str, Any], mesh: jax.sharding.Mesh | None,
-    dtype: Any) -> network.Network:
+  name: str, config: dict[str, Any], mesh: jax.sharding.Mesh | None, dtype: Any
+) -> network.Network:
   graphdef, params = _abstract(name, tuple(config.items()), dtype)
   if dtype is not None:
     params = {key: Shape(x.shape, dtype) for key, x in params.items()}
   if mesh is not None:
     params = parallel.with_shardings(params, parallel.shardings(params, mesh))
   return network.Network(
-      registry.config_of(name, config), graphdef, params, mesh or network.NO_MESH)
+    registry.config_of(name, config), graphdef, params, mesh or network.NO_MESH
+  )
 
 
 @functools.cache
 def _abstract(
-    name: str, config: tuple, dtype: Any) -> tuple[nnx.GraphDef, core.Abstract]:
+  name: str, config: tuple, dtype: Any
+) -> tuple[nnx.GraphDef, core.Abstract]:
   return core.abstract(registry.builder(name, dict(config), dtype))
 
 
@@ -148,7 +157,7 @@ class Lowered:
 
   def stage(self, name: str, network_name: str, *args: Any) -> Any:
     """Lowers `Pipeline._<name>`, a stage of that network; the shapes of its results."""
-    run, = getattr(self.pipe, f'_{name}').args
+    (run,) = getattr(self.pipe, f'_{name}').args
     return self._lower(name, run, self.pipe.networks[network_name].params, *args)
 
   def sample(self, conditions: sampler.Conditions) -> Any:
@@ -157,13 +166,15 @@ class Lowered:
     frames = conditions.audio_tokens.shape[1] + settings.padding_frames
     sharding = self.pipe._place if self.pipe.mesh else None
     x = Shape(
-        (1, frames, *conditions.reference_latents.shape[1:]), jnp.float32,
-        sharding=sharding)
+      (1, frames, *conditions.reference_latents.shape[1:]),
+      jnp.float32,
+      sharding=sharding,
+    )
     lengths = Shape((1,), jnp.int32)
     sample = self.pipe._sample
     return self._lower(
-        'sample', sample.func, *sample.args, x, conditions, lengths, 0,
-        settings.steps_run)
+      'sample', sample.func, *sample.args, x, conditions, lengths, 0, settings.steps_run
+    )
 
   def conditions(self, frames: int) -> sampler.Conditions:
     """Lowers what makes the conditions of a clip at 512 pixels; their shapes."""
@@ -178,19 +189,24 @@ class Lowered:
     token = self.stage('image_token', 'image_encoder', pixels((1, side, side, 3)))
     mask = pixels((1, size, size))
     masks = jax.eval_shape(
-        lambda mask: mask_pyramid(
-            mask, latents.shape[1:3], pipe.networks['unet'].config.levels), mask)
+      lambda mask: mask_pyramid(
+        mask, latents.shape[1:3], pipe.networks['unet'].config.levels
+      ),
+      mask,
+    )
     spatial = None if sonic else self.stage('guide', 'pose_guider', mask)
 
     # Audio.
     states = self.stage('states', 'whisper', pixels((1, 3000, 80)))
     *_, layers, width = states.shape
     audio, silence = self.stage(
-        'audio_tokens', 'audio_linear', pixels((1, frames, 10, layers, width)))
+      'audio_tokens', 'audio_linear', pixels((1, frames, 10, layers, width))
+    )
     ids = pixels((1, 3))
     if sonic:
       motion = self.stage(
-          'motion', 'audio2bucket', pixels((1, frames, 50, 1, width)), token)
+        'motion', 'audio2bucket', pixels((1, frames, 50, 1, width)), token
+      )
       ids = pixels((*motion.shape[:2], 3))
 
     # Emotion.
@@ -198,9 +214,16 @@ class Lowered:
     if not sonic:
       emotion, nothing = self.stage('emotion_tokens', 'emo_model', pixels((1, 256)))
     return sampler.Conditions(
-        reference_latents=latents, image_token=token, audio_tokens=audio,
-        null_audio=silence, emotion_tokens=emotion, null_emotion=nothing, masks=masks,
-        spatial=spatial, added_time_ids=ids)
+      reference_latents=latents,
+      image_token=token,
+      audio_tokens=audio,
+      null_audio=silence,
+      emotion_tokens=emotion,
+      null_emotion=nothing,
+      masks=masks,
+      spatial=spatial,
+      added_time_ids=ids,
+    )
 
   def decode(self, latents: jax.ShapeDtypeStruct) -> None:
     """Lowers the decoder of frames, and what doubles them."""
@@ -226,17 +249,19 @@ def custom_calls(program: str) -> collections.Counter[str]:
 def fused_lengths(program: str) -> collections.Counter[tuple[int, int]]:
   """How often cuDNN attends from how many queries to how many keys, either way."""
   calls = re.findall(
-      r'@__cudnn\$fmha\w+\(.*: \(tensor<\d+x(\d+)x.*?>, tensor<\d+x(\d+)x', program)
+    r'@__cudnn\$fmha\w+\(.*: \(tensor<\d+x(\d+)x.*?>, tensor<\d+x(\d+)x', program
+  )
   return collections.Counter((int(t), int(s)) for t, s in calls)
 
 
 def _operands(program: str) -> list[set[str]]:
   """The types of what each product and convolution takes."""
   products = re.findall(
-      r'stablehlo\.(?:convolution|dot_general).* : \((.*)\) ->', program)
+    r'stablehlo\.(?:convolution|dot_general).* : \((.*)\) ->', program
+  )
   return [
-      set(re.findall(r'(\w+)>', re.sub(r'<(?:\d+x)*', '<', types)))
-      for types in products]
+    set(re.findall(r'(\w+)>', re.sub(r'<(?:\d+x)*', '<', types))) for types in products
+  ]
 
 
 def number_of_products(program: str) -> int:

@@ -16,9 +16,18 @@ TRANSFORMERS = 16
 ATTENTIONS = {'dicetalk': TRANSFORMERS * 6, 'sonic': TRANSFORMERS * 4}
 VISION_LAYERS = 32
 COMMON = {
-    'encode', 'image_token', 'states', 'audio_tokens', 'sample', 'decode', 'double'}
+  'encode',
+  'image_token',
+  'states',
+  'audio_tokens',
+  'sample',
+  'decode',
+  'double',
+}
 STAGES = {
-    'dicetalk': COMMON | {'guide', 'emotion_tokens'}, 'sonic': COMMON | {'motion'}}
+  'dicetalk': COMMON | {'guide', 'emotion_tokens'},
+  'sonic': COMMON | {'motion'},
+}
 
 
 @functools.cache
@@ -56,7 +65,8 @@ def test_what_is_spread_over_devices_lowers(kind, platform):
   # On a mesh cuDNN's calls are made when the program is divided among the devices.
   calls = programs.custom_calls(lower.text['sample'])
   assert calls['CustomSPMDPartitioning'] == (
-      ATTENTIONS[kind] if platform == 'cuda' else 0)
+    ATTENTIONS[kind] if platform == 'cuda' else 0
+  )
   assert set(calls) <= {'CustomSPMDPartitioning', 'Sharding'}
 
 
@@ -81,4 +91,5 @@ def test_shapes_of_the_results_are_those_published():
   assert conditions.audio_tokens.shape == (1, FRAMES, 32, 1024)
   assert conditions.emotion_tokens.shape == (1, 32, 1024)
   assert jax.tree.map(lambda x: x.shape, conditions.masks) == tuple(
-      (1, side ** 2) for side in (64, 32, 16, 8))
+    (1, side**2) for side in (64, 32, 16, 8)
+  )

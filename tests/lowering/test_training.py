@@ -53,8 +53,7 @@ def test_everything_large_is_born_in_64_parts():
       part = math.prod(x.sharding.shard_shape(x.shape))
       assert x.size < 2**18 or part == x.size // 64, name
   whole = sum(math.prod(x.shape) for x in jax.tree.leaves(state))
-  part = sum(
-      math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state))
+  part = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state))
   assert part < whole / 50
 
 
@@ -62,7 +61,9 @@ def test_everything_large_is_born_in_64_parts():
 def test_masters_are_float32_and_products_bfloat16(platform):
   (state, *_), program = diffusion_step(platform)
   assert {x.dtype for x in jax.tree.leaves(state)} == {
-      jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
+    jnp.dtype(jnp.float32),
+    jnp.dtype(jnp.int32),
+  }
   assert programs.number_of_products(program) > 1000
   # Float32 are masks and the look-up in the bank. Mixed is what flows back from the
   # float32 logits of attention.
@@ -71,9 +72,13 @@ def test_masters_are_float32_and_products_bfloat16(platform):
 
 
 @pytest.mark.parametrize('platform', ACCELERATORS)
-@pytest.mark.parametrize(('make', 'config'), [
+@pytest.mark.parametrize(
+  ('make', 'config'),
+  [
     (programs.autoencoder, autoencoder.get_config()),
-    (programs.embedder, embedder.get_config())])
+    (programs.embedder, embedder.get_config()),
+  ],
+)
 def test_steps_of_the_other_tasks_lower(make, config, platform):
   mesh = parallel.make_mesh()
   program, (state, metrics) = programs.training(make, config, mesh).lower(platform)

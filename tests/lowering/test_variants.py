@@ -21,10 +21,11 @@ from tests.lowering.programs import ACCELERATORS, CUDNN
 FRAMES = 5
 WIDTH = 16
 CHANGES = {
-    'unet': dict(in_channels=8, out_channels=4, block_out_channels=(WIDTH,)),
-    'emo_model': dict(classifier_in=WIDTH, num_classes=22, num_heads=1),
-    'pose_guider': dict(conditioning_embedding_channels=WIDTH,
-                        block_out_channels=(4, 4, 4, 4)),
+  'unet': dict(in_channels=8, out_channels=4, block_out_channels=(WIDTH,)),
+  'emo_model': dict(classifier_in=WIDTH, num_classes=22, num_heads=1),
+  'pose_guider': dict(
+    conditioning_embedding_channels=WIDTH, block_out_channels=(4, 4, 4, 4)
+  ),
 }
 SPREAD = {'CustomSPMDPartitioning', 'Sharding'}
 
@@ -51,7 +52,8 @@ def lower(config, platform, **mesh):
   """
   devices = jax.devices() if mesh else jax.devices()[:1]
   program = programs.training(
-      programs.diffusion, config, parallel.make_mesh(**mesh, devices=devices))
+    programs.diffusion, config, parallel.make_mesh(**mesh, devices=devices)
+  )
   state, *_ = program.args
   return set(state.params), program.lower(platform)[0]
 
@@ -101,7 +103,8 @@ def test_low_rank_factors(platform):
   factors = trained - plain(platform)[0]
   kernels = {name.removesuffix(lora.A).removesuffix(lora.B) for name in factors}
   assert factors and factors == {
-      kernel + end for kernel in kernels for end in (lora.A, lora.B)}
+    kernel + end for kernel in kernels for end in (lora.A, lora.B)
+  }
   assert kernels < plain(platform)[0] and not kernels & trained
 
 
@@ -132,8 +135,9 @@ def test_the_whole_bank():
   assert program != plain('cuda')[1]
 
 
-@pytest.mark.parametrize(('dtype', 'platform'), [
-    ('float32', 'cuda'), ('float16', 'cuda'), ('float16', 'tpu')])
+@pytest.mark.parametrize(
+  ('dtype', 'platform'), [('float32', 'cuda'), ('float16', 'cuda'), ('float16', 'tpu')]
+)
 def test_other_types(dtype, platform):
   _, program = lower(small(dtype=dtype), platform)
   check(program, platform, fused=dtype == 'float16')
@@ -142,13 +146,16 @@ def test_other_types(dtype, platform):
   assert programs.share_of_products(plain(platform)[1], {'bf16'}) > 0.9
 
 
-@pytest.mark.parametrize(('mesh', 'platform'), [
+@pytest.mark.parametrize(
+  ('mesh', 'platform'),
+  [
     (dict(data=8, fsdp=1), 'cuda'),
     (dict(data=1, fsdp=8), 'cuda'),
     (dict(data=2, fsdp=2, sequence=2), 'cuda'),
     # The other axes: see the full-size step for TPUs.
     (dict(data=8, fsdp=1), 'tpu'),
-])
+  ],
+)
 def test_meshes(mesh, platform):
   _, program = lower(small(), platform, **mesh)
   calls = programs.custom_calls(program)
@@ -178,7 +185,9 @@ def test_presets_of_the_embedder(name):
 
 
 def test_canary_a_kernel_without_gradient_is_noticed(monkeypatch):
-  """The fault that stopped training on NVIDIA GPUs: if this lowers, the tests are blind."""
+  """The fault that stopped training on NVIDIA GPUs: if this lowers, the tests are
+  blind.
+  """
   monkeypatch.setattr(attention, 'choose', lambda *args, **kwargs: 'cudnn')
   for remat in ('none', 'block'):
     refused = pytest.raises(NotImplementedError, match='sequence length Q 5')

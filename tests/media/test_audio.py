@@ -12,28 +12,41 @@ from dicetalk_jax.media import audio
 
 
 def tone(seconds=0.5, rate=16000, hertz=440.0):
-  return (0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+  return (
+    0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+  ).astype(np.float32)
 
 
 def write_container(path, codec, wave=None, rate=44100):
-  """An mp4 or m4a with a sound track, or with a picture track only if there is no wave."""
+  """An mp4 or m4a with a sound track, or with a picture track only if there is no
+  wave.
+  """
   with av.open(str(path), 'w') as container:
     if wave is None:
       stream = container.add_stream('mpeg4', rate=25)
       stream.width = stream.height = 32
-      frames = [av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format='rgb24')]
+      frames = [
+        av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format='rgb24')
+      ]
     else:
       stream = container.add_stream(codec, rate=rate)
-      frame = av.AudioFrame.from_ndarray(np.stack([wave, wave]), format='fltp', layout='stereo')
+      frame = av.AudioFrame.from_ndarray(
+        np.stack([wave, wave]), format='fltp', layout='stereo'
+      )
       frame.sample_rate = rate
       frames = [frame]
-    for packet in (*(p for f in frames for p in stream.encode(f)), *stream.encode(None)):
+    for packet in (
+      *(p for f in frames for p in stream.encode(f)),
+      *stream.encode(None),
+    ):
       container.mux(packet)
 
 
 @pytest.mark.parametrize('rate', [16000, 44100, 22050])
 @pytest.mark.parametrize('channels', [1, 2])
-@pytest.mark.parametrize('name', ['speech.wav', 'speech.flac', 'speech.ogg', 'speech.mp3'])
+@pytest.mark.parametrize(
+  'name', ['speech.wav', 'speech.flac', 'speech.ogg', 'speech.mp3']
+)
 def test_reads_as_librosa_does(tmp_path, name, rate, channels):
   wave = np.stack([tone(2.1, rate, 300.0 * (i + 1)) for i in range(channels)], axis=1)
   path = tmp_path / name
@@ -49,7 +62,9 @@ def test_int16_is_divided_by_32768(tmp_path):
   with wave_file.open(str(tmp_path / 'x.wav'), 'wb') as file:
     file.setparams((1, 2, 16000, 0, 'NONE', ''))
     file.writeframes(samples.tobytes())
-  np.testing.assert_array_equal(audio.load_audio(str(tmp_path / 'x.wav')), samples / np.float32(32768))
+  np.testing.assert_array_equal(
+    audio.load_audio(str(tmp_path / 'x.wav')), samples / np.float32(32768)
+  )
 
 
 @pytest.mark.parametrize('name', ['speech.m4a', 'speech.mp4'])
@@ -89,12 +104,23 @@ def silent(path):
 
 
 def not_numbers(path):
-  soundfile.write(path, np.full(160, np.nan, np.float32), 16000, format='WAV', subtype='FLOAT')
+  soundfile.write(
+    path, np.full(160, np.nan, np.float32), 16000, format='WAV', subtype='FLOAT'
+  )
 
 
-@pytest.mark.parametrize('write, sentence', [
-    (missing, 'there is no recording at'), (a_folder, 'there is no recording at'), (not_audio, 'cannot be decoded'),
-    (no_sound_track, 'no audio track'), (empty, 'is empty'), (silent, 'is silent'), (not_numbers, 'not numbers')])
+@pytest.mark.parametrize(
+  'write, sentence',
+  [
+    (missing, 'there is no recording at'),
+    (a_folder, 'there is no recording at'),
+    (not_audio, 'cannot be decoded'),
+    (no_sound_track, 'no audio track'),
+    (empty, 'is empty'),
+    (silent, 'is silent'),
+    (not_numbers, 'not numbers'),
+  ],
+)
 def test_bad_recordings_end_in_one_sentence(tmp_path, write, sentence):
   path = tmp_path / 'speech.mp4'
   write(path)
@@ -110,15 +136,26 @@ def test_bad_recordings_end_in_one_sentence(tmp_path, write, sentence):
 def test_log_mel_equals_the_extractor(samples):
   """The shortcut over padding changes nothing: ends near, at and beyond a window."""
   import transformers
+
   wave = np.random.default_rng(0).normal(scale=0.1, size=samples).astype(np.float32)
   extractor = transformers.WhisperFeatureExtractor()
-  windows = [np.pad(w, (0, audio.WINDOW - len(w))) for w in np.split(wave, range(audio.WINDOW, samples, audio.WINDOW))]
+  windows = [
+    np.pad(w, (0, audio.WINDOW - len(w)))
+    for w in np.split(wave, range(audio.WINDOW, samples, audio.WINDOW))
+  ]
   expected = extractor._np_extract_fbank_features(windows, device='cpu').swapaxes(1, 2)
   np.testing.assert_array_equal(audio.log_mel(wave), expected)
 
 
 def test_audio_len_counts_25_per_second():
-  assert [audio.audio_len(n) for n in (0, 639, 640, 16000, 52800, 496000)] == [0, 0, 1, 25, 82, 775]
+  assert [audio.audio_len(n) for n in (0, 639, 640, 16000, 52800, 496000)] == [
+    0,
+    0,
+    1,
+    25,
+    82,
+    775,
+  ]
 
 
 def test_pad_states_and_windows():
@@ -131,9 +168,14 @@ def test_pad_states_and_windows():
   clips = audio.audio_windows(padded)
   assert clips.shape == (387, 10, 1, 1)
   np.testing.assert_array_equal(clips[100, :, 0, 0], 400 - 4 + 1 + np.arange(10))
-  np.testing.assert_array_equal(audio.audio_windows(padded, start=50, frames=25), clips[50:75])
+  np.testing.assert_array_equal(
+    audio.audio_windows(padded, start=50, frames=25), clips[50:75]
+  )
   np.testing.assert_array_equal(audio.audio_windows(padded, start=380), clips[380:])
-  np.testing.assert_array_equal(audio.audio_windows(padded, step=1)[::2], np.concatenate([clips, padded[None, -12:-2]]))
+  np.testing.assert_array_equal(
+    audio.audio_windows(padded, step=1)[::2],
+    np.concatenate([clips, padded[None, -12:-2]]),
+  )
 
 
 def test_states_too_short_for_the_recording():
@@ -141,34 +183,64 @@ def test_states_too_short_for_the_recording():
     audio.pad_states(np.zeros((1, 1500, 1, 1), np.float32), audio_len=775)
 
 
-@pytest.mark.parametrize(('name', 'rate', 'channels'), [
-    ('x.wav', 16000, 1), ('x.wav', 44100, 2), ('x.wav', 22050, 8), ('x.flac', 48000, 6), ('x.mp4', 44100, 2),
-    ('x.m4a', 32000, 2), ('x.mp3', 22050, 2), ('x.mp3', 16000, 1), ('x.ogg', 48000, 2)])
+@pytest.mark.parametrize(
+  ('name', 'rate', 'channels'),
+  [
+    ('x.wav', 16000, 1),
+    ('x.wav', 44100, 2),
+    ('x.wav', 22050, 8),
+    ('x.flac', 48000, 6),
+    ('x.mp4', 44100, 2),
+    ('x.m4a', 32000, 2),
+    ('x.mp3', 22050, 2),
+    ('x.mp3', 16000, 1),
+    ('x.ogg', 48000, 2),
+  ],
+)
 def test_a_span_is_cut_from_the_whole_to_the_sample(tmp_path, name, rate, channels):
-  noise = np.random.default_rng(0).normal(scale=.1, size=(round(6.3 * rate), channels)).astype(np.float32)
+  noise = (
+    np.random.default_rng(0)
+    .normal(scale=0.1, size=(round(6.3 * rate), channels))
+    .astype(np.float32)
+  )
   if name in ('x.mp4', 'x.m4a'):
     write_container(tmp_path / name, 'aac', noise[:, 0], rate)
   else:
     soundfile.write(tmp_path / name, noise, rate)
   whole = audio.load_audio(tmp_path / name)
-  for start, end in ((0, 1.), (2.5, 4.001), (5.9, 9.), (0, 99.), (7., 8.), (-2., -1.)):
+  for start, end in (
+    (0, 1.0),
+    (2.5, 4.001),
+    (5.9, 9.0),
+    (0, 99.0),
+    (7.0, 8.0),
+    (-2.0, -1.0),
+  ):
     part = audio.load_span(tmp_path / name, max(0, start), end)
-    np.testing.assert_array_equal(part, whole[max(0, round(start * 16000)):max(0, round(end * 16000))])
+    np.testing.assert_array_equal(
+      part, whole[max(0, round(start * 16000)) : max(0, round(end * 16000))]
+    )
 
 
-@pytest.mark.parametrize('write, sentence', [
-    (missing, 'there is no recording at'), (not_audio, 'cannot be decoded'), (no_sound_track, 'no audio track'),
-    (not_numbers, 'not numbers')])
+@pytest.mark.parametrize(
+  'write, sentence',
+  [
+    (missing, 'there is no recording at'),
+    (not_audio, 'cannot be decoded'),
+    (no_sound_track, 'no audio track'),
+    (not_numbers, 'not numbers'),
+  ],
+)
 def test_bad_recordings_have_no_spans(tmp_path, write, sentence):
   write(tmp_path / 'speech.mp4')
   with pytest.raises(InputError, match=sentence):
-    audio.load_span(tmp_path / 'speech.mp4', 0., 1.)
+    audio.load_span(tmp_path / 'speech.mp4', 0.0, 1.0)
 
 
 def test_a_span_does_not_hold_the_whole(tmp_path):
-  soundfile.write(tmp_path / 'long.wav', np.tile(tone(1., 44100), 300), 44100)
+  soundfile.write(tmp_path / 'long.wav', np.tile(tone(1.0, 44100), 300), 44100)
   tracemalloc.start()
-  part = audio.load_span(tmp_path / 'long.wav', 200., 201.)
+  part = audio.load_span(tmp_path / 'long.wav', 200.0, 201.0)
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   assert len(part) == 16000 and peak < 5e6  # the whole is 50 MB

@@ -8,14 +8,22 @@ from data_pipelines.synthetic.clip import make_clip
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media import face
 
-ASTRONAUT = (180, 68, 268, 168)  # hairline to chin and cheek to cheek, read off the picture
+ASTRONAUT = (
+  180,
+  68,
+  268,
+  168,
+)  # hairline to chin and cheek to cheek, read off the picture
 
 
 def _overlap(box, corners):
   """Intersection over union of (left, top, width, height) and (x0, y0, x1, y1)."""
   x0, y0, x1, y1 = corners
   left, top, width, height = box
-  across, down = min(left + width, x1) - max(left, x0), min(top + height, y1) - max(top, y0)
+  across, down = (
+    min(left + width, x1) - max(left, x0),
+    min(top + height, y1) - max(top, y0),
+  )
   shared = max(0, across) * max(0, down)
   return shared / (width * height + (x1 - x0) * (y1 - y0) - shared)
 
@@ -32,13 +40,13 @@ def _without(monkeypatch, *packages):
 
 
 def test_a_photograph():
-  assert _overlap(face.find_face(data.astronaut()), ASTRONAUT) > .8
+  assert _overlap(face.find_face(data.astronaut()), ASTRONAUT) > 0.8
 
 
 def test_without_opencv_the_other_detector_serves(monkeypatch):
   picture = data.astronaut()
   _without(monkeypatch, 'cv2')
-  assert _overlap(face.find_face(picture), ASTRONAUT) > .8
+  assert _overlap(face.find_face(picture), ASTRONAUT) > 0.8
 
 
 def test_the_box_scales_with_the_picture():
@@ -49,8 +57,8 @@ def test_the_box_scales_with_the_picture():
 
 @pytest.mark.parametrize('identity', [0, 1, 2])
 def test_rendered_faces_have_the_box_of_their_outline(identity):
-  clip = make_clip(identity, 'neutral', 1, 0, size=128, max_seconds=.04)
-  assert _overlap(face.find_face(clip.frames[0]), clip.bbox[0] * 128) > .75
+  clip = make_clip(identity, 'neutral', 1, 0, size=128, max_seconds=0.04)
+  assert _overlap(face.find_face(clip.frames[0]), clip.bbox[0] * 128) > 0.75
 
 
 def test_no_face_names_the_remedy(monkeypatch):
@@ -64,6 +72,15 @@ def test_no_face_names_the_remedy(monkeypatch):
 
 def test_own_boxes():
   assert face.parse_face_box('10, 20,110.5,220', (200, 300)) == (10, 20, 100.5, 200)
-  for text in ('', '1,2,3', '1,2,3,x', '50,20,40,60', '0,0,201,50', '-1,0,20,20', 'nan,0,20,20', '0,0,inf,20'):
+  for text in (
+    '',
+    '1,2,3',
+    '1,2,3,x',
+    '50,20,40,60',
+    '0,0,201,50',
+    '-1,0,20,20',
+    'nan,0,20,20',
+    '0,0,inf,20',
+  ):
     with pytest.raises(InputError, match='--face_box'):
       face.parse_face_box(text, (200, 300))

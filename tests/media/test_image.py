@@ -13,23 +13,49 @@ SQUARES = 30
 
 def _pattern(width, height):
   x, y = np.meshgrid(np.arange(width), np.arange(height))
-  return np.stack([(3 * x + 5 * y + 40 * c + x * y // 97) % 256 for c in range(3)], -1).astype(np.uint8)
+  return np.stack(
+    [(3 * x + 5 * y + 40 * c + x * y // 97) % 256 for c in range(3)], -1
+  ).astype(np.uint8)
 
 
 @pytest.mark.parametrize('case', [5, 6, 7])
 def test_preprocessing_equals_the_published_program(goldens, case):
   folder = goldens / 'preprocess'
-  spec = next(c for c in json.loads((folder / 'image_cases.json').read_text())['cases'] if c['case'] == f'case{case}')
-  want = {k.split('/')[1]: v for k, v in load_file(folder / 'image_cases.safetensors').items()
-          if k.startswith(f'case{case}/')}
-  portrait = image.prepare_portrait(_pattern(spec['width'], spec['height']), spec['bbox_xywh'],
-                                    image_size=spec['image_size'], area=spec['area'])
-  ref_img, clip_image = np.moveaxis(portrait.ref_img, -1, 0), np.moveaxis(portrait.clip_image, -1, 0)
-  assert portrait.mask.shape == portrait.ref_img.shape[:2] == (spec['new_height'], spec['new_width'])
-  assert {a.dtype for a in (portrait.mask, portrait.ref_img, portrait.clip_image)} == {np.dtype(np.float32)}
+  spec = next(
+    c
+    for c in json.loads((folder / 'image_cases.json').read_text())['cases']
+    if c['case'] == f'case{case}'
+  )
+  want = {
+    k.split('/')[1]: v
+    for k, v in load_file(folder / 'image_cases.safetensors').items()
+    if k.startswith(f'case{case}/')
+  }
+  portrait = image.prepare_portrait(
+    _pattern(spec['width'], spec['height']),
+    spec['bbox_xywh'],
+    image_size=spec['image_size'],
+    area=spec['area'],
+  )
+  ref_img, clip_image = (
+    np.moveaxis(portrait.ref_img, -1, 0),
+    np.moveaxis(portrait.clip_image, -1, 0),
+  )
+  assert (
+    portrait.mask.shape
+    == portrait.ref_img.shape[:2]
+    == (spec['new_height'], spec['new_width'])
+  )
+  assert {a.dtype for a in (portrait.mask, portrait.ref_img, portrait.clip_image)} == {
+    np.dtype(np.float32)
+  }
   np.testing.assert_array_equal(portrait.mask[3::8, 3::8], want['face_mask_sample'])
-  np.testing.assert_allclose(portrait.mask.sum(0, dtype=np.float64), want['face_mask_colsum'], rtol=1e-6)
-  np.testing.assert_allclose(portrait.mask.sum(1, dtype=np.float64), want['face_mask_rowsum'], rtol=1e-6)
+  np.testing.assert_allclose(
+    portrait.mask.sum(0, dtype=np.float64), want['face_mask_colsum'], rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    portrait.mask.sum(1, dtype=np.float64), want['face_mask_rowsum'], rtol=1e-6
+  )
   np.testing.assert_array_equal(ref_img[:, 5::16, 5::16], want['ref_img_sample'])
   np.testing.assert_allclose(ref_img.mean(2), want['ref_img_rowmean'], atol=1e-6)
   np.testing.assert_array_equal(clip_image[:, ::16, ::16], want['clip_image_sample'])
@@ -44,10 +70,14 @@ def test_a_picture_of_the_right_size_stays_untouched():
 
 
 def test_square_crops_equal_the_published_program(goldens):
-  cases = json.loads((goldens / 'preprocess' / 'process_bbox.json').read_text())['cases']
+  cases = json.loads((goldens / 'preprocess' / 'process_bbox.json').read_text())[
+    'cases'
+  ]
   assert len(cases) == SQUARES
   for case in cases:
-    got = image.crop_square(case['bbox'], case['width'], case['height'], case['expand_radio'])
+    got = image.crop_square(
+      case['bbox'], case['width'], case['height'], case['expand_radio']
+    )
     assert list(got) == case['result'], case
 
 
@@ -55,12 +85,16 @@ def test_a_crop_carries_its_box_along():
   picture = _pattern(300, 200)
   crop, (left, top, width, height) = image.crop_to_face(picture, (150, 60, 50, 60))
   x, y = round(left), round(top)
-  np.testing.assert_array_equal(crop[y:y + round(height), x:x + round(width)], picture[60:120, 150:200])
+  np.testing.assert_array_equal(
+    crop[y : y + round(height), x : x + round(width)], picture[60:120, 150:200]
+  )
   assert crop.shape[0] == crop.shape[1]
 
 
-@pytest.mark.parametrize(('size', 'want'),
-                         [((544, 480), (576, 512)), ((720, 1280), (512, 896)), ((96, 64), (768, 512))])
+@pytest.mark.parametrize(
+  ('size', 'want'),
+  [((544, 480), (576, 512)), ((720, 1280), (512, 896)), ((96, 64), (768, 512))],
+)
 def test_sizes_round_halves_to_even(size, want):
   assert image.target_size(*size) == want
 
@@ -89,11 +123,15 @@ def test_pictures_load_upright_as_rgb(tmp_path):
 def test_bad_pictures_are_refused(tmp_path):
   Image.fromarray(_pattern(200, 200)).save(tmp_path / 'whole.png')
   whole = (tmp_path / 'whole.png').read_bytes()
-  (tmp_path / 'half.png').write_bytes(whole[:len(whole) // 2])
+  (tmp_path / 'half.png').write_bytes(whole[: len(whole) // 2])
   (tmp_path / 'text.jpg').write_text('no picture')
   Image.fromarray(_pattern(200, 30)).save(tmp_path / 'tiny.png')
-  for name, words in [('missing.png', 'does not exist'), ('half.png', 'cannot be read'), ('text.jpg', 'cannot be read'),
-                      ('tiny.png', 'at least 64')]:
+  for name, words in [
+    ('missing.png', 'does not exist'),
+    ('half.png', 'cannot be read'),
+    ('text.jpg', 'cannot be read'),
+    ('tiny.png', 'at least 64'),
+  ]:
     with pytest.raises(InputError, match=words) as caught:
       image.load_image(tmp_path / name)
     assert name in str(caught.value)

@@ -40,7 +40,7 @@ def contained(path, wave, rate, codec='aac', tracks=1, **options):
   with av.open(str(path), 'w', **options) as container:
     layout = 'mono' if wave.shape[1] == 1 else 'stereo'
     streams = [
-        container.add_stream(codec, rate=rate, layout=layout) for _ in range(tracks)
+      container.add_stream(codec, rate=rate, layout=layout) for _ in range(tracks)
     ]
     for i, stream in enumerate(streams):
       planes = np.ascontiguousarray(wave.T / 2**i)
@@ -66,9 +66,9 @@ def mp3_frames(data):
 def likeness(a, b):
   """Largest correlation of two waves over shifts of up to 0.1 s."""
   samples = min(len(a), len(b)) - 3200
-  a = a[1600:1600 + samples]
-  products = np.correlate(b[:samples + 3200], a)
-  energies = np.convolve(b[:samples + 3200] ** 2, np.ones(samples), 'valid')
+  a = a[1600 : 1600 + samples]
+  products = np.correlate(b[: samples + 3200], a)
+  energies = np.convolve(b[: samples + 3200] ** 2, np.ones(samples), 'valid')
   return (products / np.sqrt(energies * (a**2).sum())).max()
 
 
@@ -77,7 +77,7 @@ def test_an_mp3_of_two_is_read_whole():
   wave = audio.load_audio(path)
   half, _ = librosa.load(path, sr=None)  # all that librosa reads
   expected = librosa.resample(
-      np.concatenate([half, half]), orig_sr=44100, target_sr=16000, res_type='soxr_hq'
+    np.concatenate([half, half]), orig_sr=44100, target_sr=16000, res_type='soxr_hq'
   )
   assert len(wave) == round(2 * 3.28 * 16000)
   np.testing.assert_array_equal(wave, expected)
@@ -99,9 +99,9 @@ def test_an_mp3_longer_than_its_header_is_read_whole(tmp_path):
   data = bytearray(written(path, noisy(3, 44100), 44100))
   expected = audio.load_audio(path)
   place = data.index(b'Xing') + 8
-  frames = int.from_bytes(data[place:place + 4])
+  frames = int.from_bytes(data[place : place + 4])
   for claimed in (1, frames // 3, frames - 1):
-    data[place:place + 4] = claimed.to_bytes(4)
+    data[place : place + 4] = claimed.to_bytes(4)
     path.write_bytes(data)
     wave = audio.load_audio(path)
     # The encoder's padding at the end, less than two frames, is unknown here.
@@ -122,7 +122,7 @@ def test_an_mp3_without_a_header_of_lame_is_read_whole(tmp_path, header):
   delay = 576 + 529  # the encoder's and the decoder's; without a header it stays
   head = b''
   if header == 'VBRI':
-    head = data[start:start + 4] + bytes(32) + b'VBRI\0\1' + struct.pack('>I', 75)
+    head = data[start : start + 4] + bytes(32) + b'VBRI\0\1' + struct.pack('>I', 75)
     head += struct.pack('>II', len(data), count)
     head = head.ljust(size, b'\0')
     count += 1  # libsndfile hears a frame of silence
@@ -130,7 +130,7 @@ def test_an_mp3_without_a_header_of_lame_is_read_whole(tmp_path, header):
   path.write_bytes(head + data[start:])
   assert len(audio.load_audio(path)) == -(-1152 * count * 16000 // 44100)
   blocks = [block for block, _ in audio_blocks.mono_blocks(path)]
-  heard = np.concatenate(blocks)[delay:delay + len(expected)]
+  heard = np.concatenate(blocks)[delay : delay + len(expected)]
   np.testing.assert_allclose(heard, expected, rtol=0, atol=2e-7)
 
 
@@ -150,9 +150,9 @@ def test_an_mp3_from_ffmpeg_is_read_as_librosa_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'between',
-    [b'', ID3_COVER, ID3_V1, APE, ID3_V1 + ID3_COVER, bytes(700)],
-    ids=['nothing', 'cover', 'old tag', 'APE tag', 'two tags', 'zeros'],
+  'between',
+  [b'', ID3_COVER, ID3_V1, APE, ID3_V1 + ID3_COVER, bytes(700)],
+  ids=['nothing', 'cover', 'old tag', 'APE tag', 'two tags', 'zeros'],
 )
 @pytest.mark.parametrize('rate, channels', [(44100, 2), (16000, 1)])
 def test_mp3s_are_joined_across_tags_and_formats(tmp_path, between, rate, channels):
@@ -197,11 +197,17 @@ def test_mp3_frames_in_a_file_of_another_format_do_not_make_it_mp3(tmp_path, nam
 
 
 @pytest.mark.parametrize(
-    'name, options',
-    [
-        ('x.wav', {}), ('x.flac', {}), ('x.ogg', {}), ('x.ogg', OPUS), ('x.aiff', {}),
-        ('x.m4a', None), ('x.mp4', None), ('x.mkv', None),
-    ],
+  'name, options',
+  [
+    ('x.wav', {}),
+    ('x.flac', {}),
+    ('x.ogg', {}),
+    ('x.ogg', OPUS),
+    ('x.aiff', {}),
+    ('x.m4a', None),
+    ('x.mp4', None),
+    ('x.mkv', None),
+  ],
 )
 def test_joined_files_are_read_one_after_another(tmp_path, name, options):
   path = tmp_path / name
@@ -219,11 +225,15 @@ def test_joined_files_are_read_one_after_another(tmp_path, name, options):
 
 
 @pytest.mark.parametrize(
-    'name, cut',
-    [
-        ('x.wav', 30), ('x.aiff', 20), ('x.flac', 40), ('x.ogg', 26), ('x.m4a', 40),
-        ('x.mkv', 60),
-    ],
+  'name, cut',
+  [
+    ('x.wav', 30),
+    ('x.aiff', 20),
+    ('x.flac', 40),
+    ('x.ogg', 26),
+    ('x.m4a', 40),
+    ('x.mkv', 60),
+  ],
 )
 def test_a_cut_beginning_at_the_end_is_passed_over(tmp_path, name, cut):
   path = tmp_path / name
@@ -236,7 +246,7 @@ def test_a_cut_beginning_at_the_end_is_passed_over(tmp_path, name, cut):
 
 
 @pytest.mark.parametrize(
-    'name, cut', [('x.wav', 30), ('x.aiff', 20), ('x.flac', 40), ('x.ogg', 26)]
+  'name, cut', [('x.wav', 30), ('x.aiff', 20), ('x.flac', 40), ('x.ogg', 26)]
 )
 def test_what_follows_a_cut_beginning_is_read(tmp_path, name, cut):
   path = tmp_path / name
@@ -266,7 +276,7 @@ def test_a_beginning_within_the_length_of_a_file_is_part_of_it(tmp_path, name):
     whole[4:8] = length.to_bytes(4, order)
   path.write_bytes(whole + whole)
   np.testing.assert_array_equal(
-      audio.load_audio(path), np.concatenate([expected, expected])
+    audio.load_audio(path), np.concatenate([expected, expected])
   )
 
 
@@ -279,7 +289,7 @@ def test_joined_wav_files_are_cut_apart_whatever_their_length_says(tmp_path, len
   data[4:8] = struct.pack('<I', length)
   path.write_bytes(data + data)
   np.testing.assert_array_equal(
-      audio.load_audio(path), np.concatenate([expected, expected])
+    audio.load_audio(path), np.concatenate([expected, expected])
   )
 
 
@@ -293,7 +303,7 @@ def test_a_track_that_changes_its_format_keeps_its_speed(tmp_path):
   path.write_bytes(first + second)
   wave = audio.load_audio(path)
   assert abs(len(wave) - 16000 - len(expected)) < 2 * 1024
-  assert likeness(expected, wave[-len(expected):]) > 0.99
+  assert likeness(expected, wave[-len(expected) :]) > 0.99
 
 
 def test_tags_around_flac_files_are_passed_over(tmp_path):
@@ -336,7 +346,7 @@ def test_what_is_left_of_a_file_is_read(tmp_path, name):
   path = tmp_path / name
   data = written(path, noisy(4, 44100), 44100)
   expected = audio.load_audio(path)
-  path.write_bytes(data[:len(data) // 2])
+  path.write_bytes(data[: len(data) // 2])
   wave = audio.load_audio(path)
   assert 20_000 < len(wave) < 40_000
   calm = len(wave) - 1000
@@ -348,7 +358,7 @@ def test_or_one_sentence_says_that_the_rest_is_missing(tmp_path, name):
   path = tmp_path / name
   write = contained if name == 'x.m4a' else written
   data = write(path, noisy(4, 44100), 44100)
-  path.write_bytes(data[:len(data) // 2])
+  path.write_bytes(data[: len(data) // 2])
   with pytest.raises(InputError, match='check that it is whole'):
     audio.load_audio(path)
 
@@ -358,7 +368,7 @@ def test_the_first_of_several_tracks_is_read(tmp_path):
   contained(tmp_path / 'one.mkv', wave, 48000)
   contained(tmp_path / 'two.mkv', wave, 48000, tracks=2)
   np.testing.assert_array_equal(
-      audio.load_audio(tmp_path / 'two.mkv'), audio.load_audio(tmp_path / 'one.mkv')
+    audio.load_audio(tmp_path / 'two.mkv'), audio.load_audio(tmp_path / 'one.mkv')
   )
 
 
@@ -375,14 +385,17 @@ def test_a_later_start_in_the_container_loses_nothing(tmp_path):
   contained(tmp_path / 'now.ts', wave, 48000)
   contained(tmp_path / 'later.ts', wave, 48000, options={'output_ts_offset': '7'})
   np.testing.assert_array_equal(
-      audio.load_audio(tmp_path / 'later.ts'), audio.load_audio(tmp_path / 'now.ts')
+    audio.load_audio(tmp_path / 'later.ts'), audio.load_audio(tmp_path / 'now.ts')
   )
 
 
-@pytest.mark.parametrize('text', [
+@pytest.mark.parametrize(
+  'text',
+  [
     'ffconcat version 1.0\nfile speech.wav\n',
     '#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nspeech.ts\n#EXT-X-ENDLIST\n',
-])
+  ],
+)
 def test_a_playlist_opens_no_other_file(tmp_path, text):
   written(tmp_path / 'speech.wav', noisy(1, 16000), 16000)
   contained(tmp_path / 'speech.ts', noisy(1, 16000), 16000)
@@ -392,7 +405,7 @@ def test_a_playlist_opens_no_other_file(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    'name', ['concat:other.m4a', 'http:x.m4a', 'file:other.m4a', 'x.raw']
+  'name', ['concat:other.m4a', 'http:x.m4a', 'file:other.m4a', 'x.raw']
 )
 def test_a_name_is_never_interpreted(tmp_path, monkeypatch, name):
   monkeypatch.chdir(tmp_path)
@@ -422,7 +435,7 @@ def test_a_disk_that_fails_is_not_the_end_of_the_recording(tmp_path, monkeypatch
       return self.file.readinto(view)
 
   monkeypatch.setattr(
-      audio_blocks.joined, 'parts', lambda file: [FilePart(Broken(file), 0, size)]
+    audio_blocks.joined, 'parts', lambda file: [FilePart(Broken(file), 0, size)]
   )
   with pytest.raises(InputError, match='Input/output error') as info:
     audio.load_audio(path)

@@ -7,7 +7,10 @@ import pytest
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media import sheet
 
-RED, GREEN = np.full((40, 40, 3), (200, 0, 0), np.uint8), np.full((40, 40, 3), (0, 200, 0), np.uint8)
+RED, GREEN = (
+  np.full((40, 40, 3), (200, 0, 0), np.uint8),
+  np.full((40, 40, 3), (0, 200, 0), np.uint8),
+)
 
 
 def _share(pixels, colour):
@@ -16,20 +19,31 @@ def _share(pixels, colour):
 
 def test_every_frame_has_its_cell(tmp_path):
   rows = [('happy', [RED, GREEN]), ('surprised', [GREEN, None])]
-  table = sheet.contact_sheet(rows, ('truth', 'generated'), scale=2, path=tmp_path / 'new' / 'sheet.png')
+  table = sheet.contact_sheet(
+    rows, ('truth', 'generated'), scale=2, path=tmp_path / 'new' / 'sheet.png'
+  )
   assert _share(table, (200, 0, 0)) == 80 * 80
   assert _share(table, (0, 200, 0)) == 2 * 80 * 80
-  red_rows, red_columns = np.nonzero(np.abs(table.astype(int) - (200, 0, 0)).max(-1) < 8)
-  green_rows, green_columns = np.nonzero(np.abs(table.astype(int) - (0, 200, 0)).max(-1) < 8)
+  red_rows, red_columns = np.nonzero(
+    np.abs(table.astype(int) - (200, 0, 0)).max(-1) < 8
+  )
+  green_rows, green_columns = np.nonzero(
+    np.abs(table.astype(int) - (0, 200, 0)).max(-1) < 8
+  )
   assert red_columns.max() < green_columns.max()
   assert green_rows.min() == red_rows.min()
-  np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'new' / 'sheet.png')), table)
+  np.testing.assert_array_equal(
+    np.asarray(Image.open(tmp_path / 'new' / 'sheet.png')), table
+  )
   assert os.listdir(tmp_path / 'new') == ['sheet.png']
 
 
 def test_labels_and_headings_are_drawn_in_the_margins():
   frames = [('angry', [RED])]
-  plain, headed = sheet.contact_sheet([('', [RED])]), sheet.contact_sheet(frames, ('0.0 s',))
+  plain, headed = (
+    sheet.contact_sheet([('', [RED])]),
+    sheet.contact_sheet(frames, ('0.0 s',)),
+  )
   assert (plain < 100).all(-1).sum() == 0
   assert (headed[:8, 40:] < 100).all(-1).sum() > 5  # heading
   assert (headed[20:, :30] < 100).all(-1).sum() > 20  # label

@@ -15,15 +15,17 @@ def _flash_and_beep(fps, length, at, size=(48, 64)):
   frames[at] = 220
   audio = np.zeros(round(length / fps * RATE), np.float32)
   onset = round(at / fps * RATE)
-  audio[onset:onset + 480] = .6 * np.sin(2 * np.pi * 1000 * np.arange(480) / RATE)
+  audio[onset : onset + 480] = 0.6 * np.sin(2 * np.pi * 1000 * np.arange(480) / RATE)
   return frames, audio
 
 
 def _onset(audio):
-  return int(np.argmax(np.abs(audio) > .1))
+  return int(np.argmax(np.abs(audio) > 0.1))
 
 
-@pytest.mark.parametrize(('fps', 'length', 'at'), [(25, 60, 31), (12.5, 20, 7), (29.97, 40, 39)])
+@pytest.mark.parametrize(
+  ('fps', 'length', 'at'), [(25, 60, 31), (12.5, 20, 7), (29.97, 40, 39)]
+)
 def test_flash_and_beep_stay_together(tmp_path, fps, length, at):
   frames, audio = _flash_and_beep(fps, length, at)
   video.write_video(tmp_path / 'new' / 'clip.mp4', frames, fps, audio)
@@ -32,27 +34,33 @@ def test_flash_and_beep_stay_together(tmp_path, fps, length, at):
   assert seen.frames.shape == frames.shape
   assert np.flatnonzero(seen.frames.mean((1, 2, 3)) > 130).tolist() == [at]
   assert len(seen.audio) == round(length / fps * RATE)
-  assert abs(_onset(seen.audio) - _onset(audio)) <= .002 * RATE
-  assert np.corrcoef(seen.audio, audio)[0, 1] > .99
+  assert abs(_onset(seen.audio) - _onset(audio)) <= 0.002 * RATE
+  assert np.corrcoef(seen.audio, audio)[0, 1] > 0.99
 
 
 @pytest.mark.parametrize('samples', [RATE // 2, 3 * RATE])
 def test_sound_takes_the_length_of_the_pictures(tmp_path, samples):
   frames, _ = _flash_and_beep(25, 25, 5)
-  video.write_video(tmp_path / 'a.mp4', frames, 25, np.full(samples, .1, np.float32))
+  video.write_video(tmp_path / 'a.mp4', frames, 25, np.full(samples, 0.1, np.float32))
   with av.open(str(tmp_path / 'a.mp4')) as container:
     assert container.duration == pytest.approx(1_000_000, abs=1000)  # microseconds
   assert len(video.read_video(tmp_path / 'a.mp4').audio) == RATE
 
 
 def test_colours_survive_and_odd_sizes_grow(tmp_path):
-  colours = np.array([[200, 30, 30], [30, 200, 60], [40, 60, 210], [128, 128, 128]], np.uint8)
-  frames = np.broadcast_to(np.repeat(colours, 16, axis=0)[None, None], (5, 33, 64, 3))[:, :, :63]
+  colours = np.array(
+    [[200, 30, 30], [30, 200, 60], [40, 60, 210], [128, 128, 128]], np.uint8
+  )
+  frames = np.broadcast_to(np.repeat(colours, 16, axis=0)[None, None], (5, 33, 64, 3))[
+    :, :, :63
+  ]
   video.write_video(tmp_path / 'a.mp4', frames, 25)
   seen = video.read_video(tmp_path / 'a.mp4')
   assert seen.audio is None
   assert seen.frames.shape == (5, 34, 64, 3)
-  inside = np.arange(64) % 16 // 4 == 1  # chroma is at half resolution: away from the edges
+  inside = (
+    np.arange(64) % 16 // 4 == 1
+  )  # chroma is at half resolution: away from the edges
   want = np.repeat(colours, 16, axis=0).astype(int)
   assert np.abs(seen.frames.astype(int) - want)[:, :, inside].max() <= 4
 
@@ -77,7 +85,11 @@ def test_failure_leaves_nothing_behind_and_keeps_the_old_file(tmp_path, monkeypa
       raise MemoryError
     return from_ndarray(*args, **kwargs)
 
-  monkeypatch.setattr(video.av, 'VideoFrame', type('Frames', (), {'from_ndarray': staticmethod(fail_late)}))
+  monkeypatch.setattr(
+    video.av,
+    'VideoFrame',
+    type('Frames', (), {'from_ndarray': staticmethod(fail_late)}),
+  )
   with pytest.raises(MemoryError):
     video.write_video(path, frames, 25)
   assert os.listdir(tmp_path) == ['a.mp4']
@@ -88,7 +100,11 @@ def test_bad_places_are_explained(tmp_path):
   frames, _ = _flash_and_beep(25, 2, 1)
   (tmp_path / 'file').write_text('')
   (tmp_path / 'folder.mp4').mkdir()
-  for path, words in [('a.avi', '.mp4'), ('folder.mp4', 'folder'), ('file/a.mp4', 'cannot write')]:
+  for path, words in [
+    ('a.avi', '.mp4'),
+    ('folder.mp4', 'folder'),
+    ('file/a.mp4', 'cannot write'),
+  ]:
     with pytest.raises(InputError, match=words):
       video.write_video(tmp_path / path, frames, 25)
   assert sorted(os.listdir(tmp_path)) == ['file', 'folder.mp4']
@@ -98,7 +114,7 @@ def test_broken_files_are_refused(tmp_path):
   frames = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), dtype=np.uint8)
   video.write_video(tmp_path / 'whole.mp4', frames, 25, np.zeros(RATE, np.float32))
   whole = (tmp_path / 'whole.mp4').read_bytes()
-  (tmp_path / 'half.mp4').write_bytes(whole[:len(whole) // 2])
+  (tmp_path / 'half.mp4').write_bytes(whole[: len(whole) // 2])
   (tmp_path / 'text.mp4').write_text('not a video')
   for name in ('missing.mp4', 'half.mp4', 'text.mp4'):
     with pytest.raises(InputError, match=name):

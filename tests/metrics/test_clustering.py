@@ -9,37 +9,58 @@ PEOPLE, EMOTIONS, CLIPS, WIDTH = 6, 4, 10, 12
 
 
 def planted(person=0.0, emotion=0.0, noise=1.0, seed=0):
-  """Rows = a vector of the person + one of the emotion + noise, each with the given deviation per entry."""
+  """Rows = a vector of the person + one of the emotion + noise, each with the given
+  deviation per entry.
+  """
   rng = np.random.default_rng(seed)
-  draw = lambda *size: rng.normal(size=(*size, WIDTH))
-  x = person * draw(PEOPLE, 1, 1) + emotion * draw(1, EMOTIONS, 1) + noise * draw(PEOPLE, EMOTIONS, CLIPS)
+
+  def draw(*size):
+    return rng.normal(size=(*size, WIDTH))
+
+  x = (
+    person * draw(PEOPLE, 1, 1)
+    + emotion * draw(1, EMOTIONS, 1)
+    + noise * draw(PEOPLE, EMOTIONS, CLIPS)
+  )
   label = np.indices((PEOPLE, EMOTIONS, CLIPS)).reshape(3, -1)
   return x.reshape(-1, WIDTH), label[0], label[1]
 
 
 def test_strength_by_hand():
   """Two tight pairs on a line: centroids 0 and 10, members at distance 1 and 2."""
-  x = np.array([[-1.], [1.], [8.], [12.]])
-  ratios = clustering.clustering_strength(x, np.zeros(4), np.array(['sad', 'sad', 'happy', 'happy']))
+  x = np.array([[-1.0], [1.0], [8.0], [12.0]])
+  ratios = clustering.clustering_strength(
+    x, np.zeros(4), np.array(['sad', 'sad', 'happy', 'happy'])
+  )
   assert ratios == {'sad': pytest.approx(10.0), 'happy': pytest.approx(5.0)}
 
 
 def test_strength_on_planted_clusters():
-  """Grows with the distance of emotions; blind to where a person is; falls to its floor without clusters."""
-  strength = lambda **kw: np.mean(list(clustering.clustering_strength(*planted(**kw)).values()))
+  """Grows with the distance of emotions; blind to where a person is; falls to its
+  floor without clusters.
+  """
+
+  def strength(**kw):
+    return np.mean(list(clustering.clustering_strength(*planted(**kw)).values()))
+
   none, weak, strong = (strength(emotion=e) for e in (0, 1, 5))
   assert none < 0.6 < weak < strong
   assert strong > 5
   assert strength(emotion=1, person=50) == pytest.approx(weak)
-  # Centroids of an isotropic cluster: distance sqrt(2) e sqrt(D) over deviation sqrt(D), both up to sampling.
+  # Centroids of an isotropic cluster: distance sqrt(2) e sqrt(D) over deviation
+  # sqrt(D), both up to sampling.
   assert strength(emotion=20) == pytest.approx(20 * np.sqrt(2), rel=0.3)
 
 
 def test_strength_leaves_out_what_has_no_spread():
   x, identity, emotion = planted(emotion=2)
   expected = clustering.clustering_strength(x, identity, emotion)
-  x = np.concatenate([x, np.ones((2, WIDTH))])  # a single clip, and a person with one emotion
-  more = clustering.clustering_strength(x, np.append(identity, [0, 99]), np.append(emotion, [77, 1]))
+  x = np.concatenate(
+    [x, np.ones((2, WIDTH))]
+  )  # a single clip, and a person with one emotion
+  more = clustering.clustering_strength(
+    x, np.append(identity, [0, 99]), np.append(emotion, [77, 1])
+  )
   assert more == expected
 
 
@@ -56,7 +77,9 @@ def test_probes_find_what_is_planted():
 
 
 def test_linear_probe_sees_past_a_big_common_direction():
-  """What a centroid misses: the label in a small entry beside a big one without meaning."""
+  """What a centroid misses: the label in a small entry beside a big one without
+  meaning.
+  """
   rng = np.random.default_rng(0)
   label = np.arange(200) % 2
   x = np.stack([100 * rng.normal(size=200), label + 0.1 * rng.normal(size=200)], axis=1)
@@ -68,12 +91,17 @@ def test_linear_probe_sees_past_a_big_common_direction():
 def test_linear_probe_is_not_fooled_by_many_features():
   x, identity, _ = planted()
   noise = np.random.default_rng(1).normal(size=(len(x), 300))
-  assert clustering.linear_probe_accuracy(noise, identity, clustering.folds_within(identity)) < 2 / PEOPLE
+  assert (
+    clustering.linear_probe_accuracy(noise, identity, clustering.folds_within(identity))
+    < 2 / PEOPLE
+  )
 
 
 def test_folds_deal_every_label_out():
   label = np.array([0, 0, 1, 0, 1, 0, 0])
-  np.testing.assert_array_equal(clustering.folds_within(label, 2), [0, 1, 0, 0, 1, 1, 0])
+  np.testing.assert_array_equal(
+    clustering.folds_within(label, 2), [0, 1, 0, 0, 1, 1, 0]
+  )
 
 
 def test_summary():
@@ -86,26 +114,48 @@ def test_summary():
   named = clustering.summary(x, identity.astype(str), kinds[emotion])
   each = clustering.clustering_strength(x, identity, emotion)
   assert {name: value for name, value in named.items() if '/' in name} == {
-      f'clustering/{kind}': each[i] for i, kind in enumerate(kinds)}
+    f'clustering/{kind}': each[i] for i, kind in enumerate(kinds)
+  }
   assert report == {name: value for name, value in report.items() if '/' in name} | {
-      name: value for name, value in named.items() if '/' not in name}
+    name: value for name, value in named.items() if '/' not in name
+  }
   assert report['clustering'] == pytest.approx(np.mean(list(each.values())))
   x, identity, emotion = planted()
   assert clustering.summary(x + 100, identity, emotion)['mean_cosine'] > 0.99
   assert abs(clustering.summary(x, identity, emotion)['mean_cosine']) < 0.05
 
 
-@pytest.mark.parametrize(('kept', 'missing'), [
-    (lambda identity, emotion, clip: identity == 0, {'emotion_accuracy', 'identity_accuracy'}),
-    (lambda identity, emotion, clip: (emotion == 0) & (clip == 0), {'clustering', 'recall_at_1', 'identity_accuracy'}),
-    (lambda identity, emotion, clip: (identity == 0) & (emotion == 0) & (clip == 0), {
-        'clustering', 'recall_at_1', 'emotion_accuracy', 'identity_accuracy', 'mean_cosine'}),
-])
+@pytest.mark.parametrize(
+  ('kept', 'missing'),
+  [
+    (
+      lambda identity, emotion, clip: identity == 0,
+      {'emotion_accuracy', 'identity_accuracy'},
+    ),
+    (
+      lambda identity, emotion, clip: (emotion == 0) & (clip == 0),
+      {'clustering', 'recall_at_1', 'identity_accuracy'},
+    ),
+    (
+      lambda identity, emotion, clip: (identity == 0) & (emotion == 0) & (clip == 0),
+      {
+        'clustering',
+        'recall_at_1',
+        'emotion_accuracy',
+        'identity_accuracy',
+        'mean_cosine',
+      },
+    ),
+  ],
+)
 def test_summary_leaves_out_what_few_clips_cannot_tell(kept, missing):
   """Of one person; of one clip of each; of one clip."""
   x, identity, emotion = planted(person=2, emotion=4, noise=0.5)
   chosen = kept(identity, emotion, np.arange(len(x)) % CLIPS)
   report = clustering.summary(x[chosen], identity[chosen], emotion[chosen])
-  scores = lambda names: {name for name in names if '/' not in name}
+
+  def scores(names):
+    return {name for name in names if '/' not in name}
+
   assert scores(report) == scores(clustering.summary(x, identity, emotion)) - missing
   assert np.isfinite(list(report.values())).all()

@@ -14,27 +14,36 @@ def _mouth(seed, length=100):
 def test_lips_that_come_late_have_a_positive_offset(late):
   sound = _mouth(0, 120)
   truth = sound[10:110]
-  opening = sound[10 - late:110 - late] + .2 * np.random.default_rng(1).standard_normal(100)
+  opening = sound[10 - late : 110 - late] + 0.2 * np.random.default_rng(
+    1
+  ).standard_normal(100)
   score = lip_sync(opening, truth, fps=25)
   assert score.offset == late
   assert score.offset_seconds == late / 25
-  assert score.confidence > .7
-  assert (score.correlation > .95) == (late == 0)
+  assert score.confidence > 0.7
+  assert (score.correlation > 0.95) == (late == 0)
 
 
 def test_another_sound_has_little_confidence():
-  scores = [(lip_sync(_mouth(i), _mouth(i), 25).confidence, lip_sync(_mouth(i), _mouth(i + 50), 25).confidence)
-            for i in range(10)]
+  scores = [
+    (
+      lip_sync(_mouth(i), _mouth(i), 25).confidence,
+      lip_sync(_mouth(i), _mouth(i + 50), 25).confidence,
+    )
+    for i in range(10)
+  ]
   assert min(s[0] for s in scores) > max(s[1] for s in scores)
 
 
 def test_scores_ignore_scale_and_brightness():
-  a, b = _mouth(2), _mouth(2) + .3 * _mouth(3)
-  np.testing.assert_allclose(lip_sync(a, b, 25), lip_sync(5 * a - 3, .1 * b + 2, 25), atol=1e-12)
+  a, b = _mouth(2), _mouth(2) + 0.3 * _mouth(3)
+  np.testing.assert_allclose(
+    lip_sync(a, b, 25), lip_sync(5 * a - 3, 0.1 * b + 2, 25), atol=1e-12
+  )
 
 
 def test_a_still_mouth_scores_nothing():
-  assert lip_sync(np.full(60, .3), _mouth(0, 60), 25) == (0., 0, 0., 0.)
+  assert lip_sync(np.full(60, 0.3), _mouth(0, 60), 25) == (0.0, 0, 0.0, 0.0)
 
 
 def test_tracks_must_fit():
@@ -44,8 +53,15 @@ def test_tracks_must_fit():
 
 
 def test_clips_vote_by_mean_log_probability():
-  sure, torn = np.log([.05, .9, .05]), np.log([.5, .3, .2])
+  sure, torn = np.log([0.05, 0.9, 0.05]), np.log([0.5, 0.3, 0.2])
   assert clip_vote(np.stack([torn, torn, sure])) == 1
-  scores = emotion_accuracy([sure[None], torn[None], torn[None], sure[None]], [1, 0, 1, 1], [3, 1, 1, 2])
-  assert scores == {'emo_acc': .75, 'emo_acc_level_1': .5, 'emo_acc_level_2': 1., 'emo_acc_level_3': 1.,
-                    'emo_acc_strong': 1.}
+  scores = emotion_accuracy(
+    [sure[None], torn[None], torn[None], sure[None]], [1, 0, 1, 1], [3, 1, 1, 2]
+  )
+  assert scores == {
+    'emo_acc': 0.75,
+    'emo_acc_level_1': 0.5,
+    'emo_acc_level_2': 1.0,
+    'emo_acc_level_3': 1.0,
+    'emo_acc_strong': 1.0,
+  }

@@ -1,4 +1,6 @@
-"""What parity tests share: goldens, layouts, errors, and gradients of a live PyTorch twin."""
+"""What parity tests share: goldens, layouts, errors, and gradients of a live PyTorch
+twin.
+"""
 
 from collections.abc import Callable, Mapping
 import functools
@@ -13,29 +15,41 @@ from convert.naming import from_torch, to_torch
 from dicetalk_jax.models import core
 
 # Tests compile for longer than they run.
-jit = functools.partial(jax.jit, compiler_options={
-    'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True})
+jit = functools.partial(
+  jax.jit,
+  compiler_options={
+    'xla_backend_optimization_level': 0,
+    'xla_llvm_disable_expensive_passes': True,
+  },
+)
 
 MANIFESTS = pathlib.Path(__file__).parents[1] / 'manifests'
 
 
 def golden(folder: pathlib.Path):
   """config, weights, inputs and outputs of one recorded component."""
-  tensors = (load_file(folder / f'{part}.safetensors') for part in ('weights', 'inputs', 'outputs'))
+  tensors = (
+    load_file(folder / f'{part}.safetensors')
+    for part in ('weights', 'inputs', 'outputs')
+  )
   return json.loads((folder / 'config.json').read_text()), *tensors
 
 
 def manifest(name: str) -> dict[str, np.ndarray]:
   """Full-size published tensors by key, without memory: all elements are one zero."""
   shapes = json.loads((MANIFESTS / f'{name}.json').read_text())
-  return {key: np.broadcast_to(np.float32(0), entry['shape']) for key, entry in shapes.items()}
+  return {
+    key: np.broadcast_to(np.float32(0), entry['shape']) for key, entry in shapes.items()
+  }
 
 
 def abstract(config: core.ModelConfig, model: type, dtype=None):
   return core.abstract(functools.partial(model, config, dtype=dtype))
 
 
-def converted(config: core.ModelConfig, model: type, state_dict: Mapping[str, np.ndarray]):
+def converted(
+  config: core.ModelConfig, model: type, state_dict: Mapping[str, np.ndarray]
+):
   """Structure and parameters of our model with published weights."""
   graphdef, target = abstract(config, model)
   return graphdef, from_torch(target, state_dict)
@@ -57,8 +71,11 @@ def error(actual, expected) -> float:
 
 
 def lively(module) -> dict[str, np.ndarray]:
-  """Adds noise to every parameter of a PyTorch module, so that nothing stays zero or one; returns its state dict."""
+  """Adds noise to every parameter of a PyTorch module, so that nothing stays zero or
+  one; returns its state dict.
+  """
   import torch
+
   generator = torch.Generator().manual_seed(1)
   with torch.no_grad():
     for parameter in module.parameters():
@@ -77,13 +94,23 @@ def jax_gradients(loss: Callable, params, *inputs):
 
 
 def gradient_error(actual: Mapping[str, np.ndarray], module) -> float:
-  """Worst difference over the parameters of `module` after backward, relative to the size of each gradient.
+  """Worst difference over the parameters of `module` after backward, relative to the
+  size of each gradient.
 
-  Gradients that vanish mathematically (a bias before a norm, or of attention keys) are rounding noise on both sides:
-  sizes below a tenth of the overall one are replaced by that.
+  Gradients that vanish mathematically (a bias before a norm, or of attention keys) are
+  rounding noise on both sides: sizes below a tenth of the overall one are replaced by
+  that.
   """
-  expected = {key: p.grad.numpy() for key, p in module.named_parameters() if p.grad is not None}
+  expected = {
+    key: p.grad.numpy() for key, p in module.named_parameters() if p.grad is not None
+  }
   assert expected.keys() == actual.keys()
-  size = lambda *gradients: np.sqrt(np.mean([np.mean(g ** 2) for g in gradients]))
+
+  def size(*gradients):
+    return np.sqrt(np.mean([np.mean(g**2) for g in gradients]))
+
   floor = 0.1 * size(*expected.values())
-  return max(float(np.abs(actual[k] - g).max() / max(size(g), floor)) for k, g in expected.items())
+  return max(
+    float(np.abs(actual[k] - g).max() / max(size(g), floor))
+    for k, g in expected.items()
+  )

@@ -22,12 +22,15 @@ ROWS = P(('data', 'fsdp'))
 def chosen(**changes):
   """(inference, training) for half precision, even lengths and small logits."""
   given = dict(
-      target=CUDA, dtype=jnp.bfloat16, t=4096, s=32, d=64, logits=1000, whole=True)
+    target=CUDA, dtype=jnp.bfloat16, t=4096, s=32, d=64, logits=1000, whole=True
+  )
   given |= changes
   return tuple(choose(**given, training=training) for training in (False, True))
 
 
-@pytest.mark.parametrize(('changes', 'expected'), [
+@pytest.mark.parametrize(
+  ('changes', 'expected'),
+  [
     # Platforms.
     ({}, ('cudnn', 'cudnn')),
     ({'target': Target('cuda', 8.0)}, ('cudnn', 'cudnn')),
@@ -52,10 +55,13 @@ def chosen(**changes):
     # Memory.
     ({'logits': attention.LOGITS_LIMIT}, ('cudnn', 'cudnn')),
     ({'target': Target('tpu'), 'logits': attention.LOGITS_LIMIT}, ('xla', 'xla')),
-    ({'target': Target('tpu'), 'logits': attention.LOGITS_LIMIT + 1},
-     ('chunked', 'chunked')),
+    (
+      {'target': Target('tpu'), 'logits': attention.LOGITS_LIMIT + 1},
+      ('chunked', 'chunked'),
+    ),
     ({'t': 25, 'logits': attention.LOGITS_LIMIT + 1}, ('cudnn', 'chunked')),
-])
+  ],
+)
 def test_choice(changes, expected):
   assert chosen(**changes) == expected
 
@@ -70,6 +76,7 @@ def value_and_grads(attend, *qkv):
   def loss(*qkv):
     out = attend(*qkv)
     return jnp.sum(jnp.sin(out.astype(jnp.float32))), out
+
   (_, out), grads = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*qkv)
   return out, *grads
 
@@ -131,14 +138,14 @@ def test_what_jax_refuses_is_still_refused(monkeypatch):
 def layouts():
   """Queries and keys as devices may share them, each on 2 x 4 devices."""
   return {
-      'rows': (8, ROWS, ROWS),
-      'keys on all devices': (8, ROWS, P()),
-      'keys elsewhere': (8, P('data'), P('fsdp')),
-      'heads': (8, P(None, None, 'data'), P()),
-      'channels': (8, P(None, None, None, 'fsdp'), P(None, None, None, 'fsdp')),
-      # The emotion bank, which all clips of a batch ask.
-      'queries of one row': (1, P(None, ('data', 'fsdp')), P()),
-      'rows that do not divide': (3, P(None, 'data'), P()),
+    'rows': (8, ROWS, ROWS),
+    'keys on all devices': (8, ROWS, P()),
+    'keys elsewhere': (8, P('data'), P('fsdp')),
+    'heads': (8, P(None, None, 'data'), P()),
+    'channels': (8, P(None, None, None, 'fsdp'), P(None, None, None, 'fsdp')),
+    # The emotion bank, which all clips of a batch ask.
+    'queries of one row': (1, P(None, ('data', 'fsdp')), P()),
+    'rows that do not divide': (3, P(None, 'data'), P()),
   }
 
 
@@ -151,8 +158,9 @@ def test_cudnn_gets_no_layout_that_it_refuses(monkeypatch, mesh, name, gradient)
   run = functools.partial(value_and_grads, attend) if gradient else attend
   expected = plain_value_and_grads(*qkv)
   placed = [
-      jax.device_put(x, jax.NamedSharding(mesh, spec))
-      for x, spec in zip(qkv, (queries, keys, keys))]
+    jax.device_put(x, jax.NamedSharding(mesh, spec))
+    for x, spec in zip(qkv, (queries, keys, keys))
+  ]
   with compiling_for('cuda'):
     program = jax.jit(run)
     lowered = program.lower(*placed)
@@ -160,14 +168,16 @@ def test_cudnn_gets_no_layout_that_it_refuses(monkeypatch, mesh, name, gradient)
     if name == 'rows':  # as in training and sampling: nothing is sent around
       compiled = lowered.compile().as_text()
       assert not re.search(r'all-gather|all-to-all|collective-permute', compiled)
-  assert_near(got, expected[:len(got)])
+  assert_near(got, expected[: len(got)])
   assert ('CustomSPMDPartitioning' in lowered.as_text()) == (b == 8)
 
 
 @pytest.mark.parametrize(
-    ('inference', 'training'), itertools.permutations(('xla', 'chunked'), 2))
+  ('inference', 'training'), itertools.permutations(('xla', 'chunked'), 2)
+)
 def test_the_kernel_depends_on_whether_there_is_a_gradient(
-    monkeypatch, inference, training):
+  monkeypatch, inference, training
+):
   monkeypatch.setattr(attention, 'LOGITS_LIMIT', 4 * 4 * 3 * 2 * 21)  # four queries
   qkv = draw(3, 37, 21, dtype=jnp.float32)
   run = functools.partial(attention._by_use, inference, training)
@@ -178,5 +188,6 @@ def test_the_kernel_depends_on_whether_there_is_a_gradient(
   # Chunks are a loop.
   def loops(function):
     return 'while' in jax.jit(function).lower(*qkv).as_text()
+
   assert loops(run) == (inference == 'chunked')
   assert loops(functools.partial(value_and_grads, run)) == (training == 'chunked')

@@ -11,11 +11,15 @@ SMALL = AudioToBucketConfig(seq_len=5, channels=3, clip_dim=4, intermediate_dim=
 
 
 class Twin(torch.nn.Module):
-  """The published network in PyTorch: speech before picture, SiLU, three linear layers."""
+  """The published network in PyTorch: speech before picture, SiLU, three linear
+  layers.
+  """
 
   def __init__(self, config):
     super().__init__()
-    self.proj1 = torch.nn.Linear(config.seq_len * config.channels + config.clip_dim, config.intermediate_dim)
+    self.proj1 = torch.nn.Linear(
+      config.seq_len * config.channels + config.clip_dim, config.intermediate_dim
+    )
     self.proj2 = torch.nn.Linear(config.intermediate_dim, config.intermediate_dim)
     self.proj3 = torch.nn.Linear(config.intermediate_dim, config.output_dim)
 
@@ -39,16 +43,28 @@ def test_live_twin():
   expected = twin(*map(torch.from_numpy, (x, image))).detach().numpy()
   assert expected.shape == (2, 6, 2)
   assert parity.error(ours(params, x, image), expected) < 2e-6
-  np.testing.assert_array_equal(ours(params, x.reshape(2, 6, -1), image), ours(params, x, image))
+  np.testing.assert_array_equal(
+    ours(params, x.reshape(2, 6, -1), image), ours(params, x, image)
+  )
 
 
 def test_full_size():
-  graphdef, params = parity.converted(AudioToBucketConfig(), AudioToBucket, parity.manifest('sonic_audio2bucket'))
-  shapes = jax.ShapeDtypeStruct((1, 25, 50, 384), 'float32'), jax.ShapeDtypeStruct((1, 1024), 'float32')
-  assert jax.eval_shape(lambda p, *args: merge(graphdef, p)(*args), params, *shapes).shape == (1, 25, 2)
+  graphdef, params = parity.converted(
+    AudioToBucketConfig(), AudioToBucket, parity.manifest('sonic_audio2bucket')
+  )
+  shapes = (
+    jax.ShapeDtypeStruct((1, 25, 50, 384), 'float32'),
+    jax.ShapeDtypeStruct((1, 1024), 'float32'),
+  )
+  assert jax.eval_shape(
+    lambda p, *args: merge(graphdef, p)(*args), params, *shapes
+  ).shape == (1, 25, 2)
 
 
 def test_compute_dtype():
   graphdef, target = parity.abstract(SMALL, AudioToBucket, dtype=jnp.bfloat16)
   assert all(x.dtype == jnp.float32 for x in target.values())
-  assert jax.eval_shape(lambda p, *args: merge(graphdef, p)(*args), target, *inputs()).dtype == jnp.bfloat16
+  assert (
+    jax.eval_shape(lambda p, *args: merge(graphdef, p)(*args), target, *inputs()).dtype
+    == jnp.bfloat16
+  )

@@ -12,7 +12,8 @@ from tests.models import parity
 def recorded(goldens):
   settings, weights, inputs, outputs = parity.golden(goldens / 'audio_proj')
   graphdef, params = parity.converted(
-      AudioProjectionConfig.from_json(settings['constructor']), AudioProjection, weights)
+    AudioProjectionConfig.from_json(settings['constructor']), AudioProjection, weights
+  )
 
   def project(x):
     with jax.default_matmul_precision('highest'):
@@ -41,7 +42,9 @@ def test_gradient_of_input(recorded):
   project, inputs, _ = recorded
   x = jnp.asarray(inputs['audio_embeds'])
   cotangent = np.random.default_rng(0).normal(size=(2, 3, 4, 32)).astype(np.float32)
-  loss = lambda x: jnp.vdot(project(x), cotangent)
+
+  def loss(x):
+    return jnp.vdot(project(x), cotangent)
 
   @parity.jit
   def measure(x):
@@ -55,14 +58,24 @@ def test_gradient_of_input(recorded):
 
 
 def test_full_size():
-  graphdef, params = parity.converted(AudioProjectionConfig(), AudioProjection, parity.manifest('audio_linear'))
-  out = jax.eval_shape(lambda p, x: merge(graphdef, p)(x), params, jax.ShapeDtypeStruct((1, 25, 10, 5, 384), 'float32'))
+  graphdef, params = parity.converted(
+    AudioProjectionConfig(), AudioProjection, parity.manifest('audio_linear')
+  )
+  out = jax.eval_shape(
+    lambda p, x: merge(graphdef, p)(x),
+    params,
+    jax.ShapeDtypeStruct((1, 25, 10, 5, 384), 'float32'),
+  )
   assert out.shape == (1, 25, 32, 1024)
 
 
 def test_compute_dtype():
-  config = AudioProjectionConfig(channels=2, intermediate_dim=8, output_dim=8, context_tokens=2)
+  config = AudioProjectionConfig(
+    channels=2, intermediate_dim=8, output_dim=8, context_tokens=2
+  )
   graphdef, target = parity.abstract(config, AudioProjection, dtype=jnp.bfloat16)
   assert all(x.dtype == jnp.float32 for x in target.values())
   x = jax.ShapeDtypeStruct((1, 1, 10, 5, 2), 'float32')
-  assert jax.eval_shape(lambda p, x: merge(graphdef, p)(x), target, x).dtype == jnp.bfloat16
+  assert (
+    jax.eval_shape(lambda p, x: merge(graphdef, p)(x), target, x).dtype == jnp.bfloat16
+  )

@@ -1,4 +1,6 @@
-"""CLIP: live parity with transformers, precision; the recorded numbers are in `tests/convert/test_verify.py`."""
+"""CLIP: live parity with transformers, precision; the recorded numbers are in
+`tests/convert/test_verify.py`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +14,29 @@ from tests.models import parity
 
 @pytest.mark.parametrize('hidden_act', ['gelu', 'quick_gelu'])
 def test_twin(hidden_act):
-  """Forward and all gradients against transformers, with another patch size and image size than the golden."""
+  """Forward and all gradients against transformers, with another patch size and
+  image size than the golden.
+  """
   import torch
   import transformers
-  sizes = dict(hidden_size=24, intermediate_size=40, projection_dim=20, num_hidden_layers=2, num_attention_heads=3,
-               image_size=24, patch_size=8, hidden_act=hidden_act)
+
+  sizes = dict(
+    hidden_size=24,
+    intermediate_size=40,
+    projection_dim=20,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    image_size=24,
+    patch_size=8,
+    hidden_act=hidden_act,
+  )
   torch.manual_seed(0)
-  theirs = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**sizes)).eval()
-  graphdef, params = parity.converted(CLIPVisionConfig(**sizes), CLIPVision, parity.lively(theirs))
+  theirs = transformers.CLIPVisionModelWithProjection(
+    transformers.CLIPVisionConfig(**sizes)
+  ).eval()
+  graphdef, params = parity.converted(
+    CLIPVisionConfig(**sizes), CLIPVision, parity.lively(theirs)
+  )
   rng = np.random.default_rng(0)
   pixels = rng.normal(size=(2, 24, 24, 3)).astype(np.float32)
   cotangent = rng.normal(size=(2, 20)).astype(np.float32)
@@ -40,14 +57,29 @@ def test_twin(hidden_act):
 
 
 def test_full_size():
-  graphdef, params = parity.converted(CLIPVisionConfig(), CLIPVision, parity.manifest('clip_vision_h14'))
-  out = jax.eval_shape(lambda p, x: merge(graphdef, p)(x), params, jax.ShapeDtypeStruct((2, 224, 224, 3), 'float32'))
+  graphdef, params = parity.converted(
+    CLIPVisionConfig(), CLIPVision, parity.manifest('clip_vision_h14')
+  )
+  out = jax.eval_shape(
+    lambda p, x: merge(graphdef, p)(x),
+    params,
+    jax.ShapeDtypeStruct((2, 224, 224, 3), 'float32'),
+  )
   assert out.shape == (2, 1024)
 
 
 def test_compute_dtype():
-  config = CLIPVisionConfig(hidden_size=8, intermediate_size=8, projection_dim=4, num_hidden_layers=1,
-                            num_attention_heads=2, image_size=8, patch_size=4)
+  config = CLIPVisionConfig(
+    hidden_size=8,
+    intermediate_size=8,
+    projection_dim=4,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    image_size=8,
+    patch_size=4,
+  )
   graphdef, target = parity.abstract(config, CLIPVision, dtype=jnp.bfloat16)
   x = jax.ShapeDtypeStruct((1, 8, 8, 3), 'float32')
-  assert jax.eval_shape(lambda p, x: merge(graphdef, p)(x), target, x).dtype == jnp.bfloat16
+  assert (
+    jax.eval_shape(lambda p, x: merge(graphdef, p)(x), target, x).dtype == jnp.bfloat16
+  )

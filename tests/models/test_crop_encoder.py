@@ -1,4 +1,6 @@
-"""Encoder of face crops: frames are apart, chunks of time change nothing, every parameter learns."""
+"""Encoder of face crops: frames are apart, chunks of time change nothing, every
+parameter learns.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,21 @@ from dicetalk_jax.models.crop_encoder import CropEncoder
 from dicetalk_jax.models.embedder import Embedder, EmbedderConfig
 from tests import tiny
 
-CONFIG = EmbedderConfig(visual='crops', crop_size=8, crop_channels=(4, 12), whisper_dim=5, whisper_states=3, width=16,
-                        heads=4, mlp_dim=24, visual_layers=0, audio_layers=0, fusion_layers=1, dropout=0.0, max_len=12)
+CONFIG = EmbedderConfig(
+  visual='crops',
+  crop_size=8,
+  crop_channels=(4, 12),
+  whisper_dim=5,
+  whisper_states=3,
+  width=16,
+  heads=4,
+  mlp_dim=24,
+  visual_layers=0,
+  audio_layers=0,
+  fusion_layers=1,
+  dropout=0.0,
+  max_len=12,
+)
 B, N = 3, 7
 
 
@@ -23,7 +38,9 @@ def quick_compilation():
 
 
 def encoder():
-  graphdef, target = core.abstract(lambda rngs: CropEncoder(CONFIG.crop_channels, rngs=rngs))
+  graphdef, target = core.abstract(
+    lambda rngs: CropEncoder(CONFIG.crop_channels, rngs=rngs)
+  )
   return graphdef, core.numpy_params(target)
 
 
@@ -44,12 +61,18 @@ def test_every_frame_is_encoded_by_itself():
 
 
 def test_chunks_of_time_change_nothing(monkeypatch):
-  """Neither the features nor the gradients; 7 frames are 3 chunks of 3, of which the last is padded."""
+  """Neither the features nor the gradients; 7 frames are 3 chunks of 3, of which the
+  last is padded.
+  """
   graphdef, params = encoder()
   weights = np.random.default_rng(1).normal(size=(B, N, 12))
+
   def run():
-    loss = lambda params: (core.merge(graphdef, params)(pictures()) * weights).sum()
+    def loss(params):
+      return (core.merge(graphdef, params)(pictures()) * weights).sum()
+
     return jax.jit(jax.value_and_grad(loss))(params)
+
   value, grads = run()
   monkeypatch.setattr(crop_encoder, 'TIME_CHUNK', 3)
   other, others = run()
@@ -60,14 +83,20 @@ def test_chunks_of_time_change_nothing(monkeypatch):
 
 @pytest.fixture(scope='module')
 def embed():
-  """embed(crops, mask, has_video, ...) -> statistics and gradients of a number that depends on all of them."""
+  """embed(crops, mask, has_video, ...) -> statistics and gradients of a number that
+  depends on all of them.
+  """
   graphdef, target = core.abstract(lambda rngs: Embedder(CONFIG, rngs=rngs))
   params = core.numpy_params(target)
   whisper = np.random.default_rng(2).normal(size=(B, 2 * N, 3, 5)).astype(np.float32)
   weights = np.random.default_rng(3).normal(size=(2, B, 16))
+
   def loss(params, *batch):
-    mu, var = core.merge(graphdef, params)(batch[0], whisper, *batch[1:], np.ones(B, bool))
+    mu, var = core.merge(graphdef, params)(
+      batch[0], whisper, *batch[1:], np.ones(B, bool)
+    )
     return sum((w * x).sum() for w, x in zip(weights, (mu, var))), (mu, var)
+
   gradient = jax.jit(jax.grad(loss, has_aux=True))
   return lambda *batch: gradient(params, *batch)
 
@@ -93,14 +122,24 @@ def test_gradients_reach_every_parameter(embed):
   assert all(np.isfinite(norm) for norm in norms.values())
   # A softmax does not change with the biases of keys.
   assert {name for name, norm in norms.items() if norm < 1e-4} <= {
-      'fusion.0.self_attn.k_proj.bias', 'fusion.0.cross_attn.k_proj.bias'}, norms
+    'fusion.0.self_attn.k_proj.bias',
+    'fusion.0.cross_attn.k_proj.bias',
+  }, norms
   grads, _ = embed(pictures(), MASK, np.zeros(B, bool))
-  assert not any(grad.any() for name, grad in grads.items() if name.startswith('crop_encoder'))
+  assert not any(
+    grad.any() for name, grad in grads.items() if name.startswith('crop_encoder')
+  )
 
 
 def test_sizes():
-  _, target = core.abstract(lambda rngs: Embedder(EmbedderConfig(visual='crops'), rngs=rngs))
-  assert sum(np.prod(x.shape) for x in target.values()) == pytest.approx(9.1e6, rel=0.01)
+  _, target = core.abstract(
+    lambda rngs: Embedder(EmbedderConfig(visual='crops'), rngs=rngs)
+  )
+  assert sum(np.prod(x.shape) for x in target.values()) == pytest.approx(
+    9.1e6, rel=0.01
+  )
   for fields in (dict(crop_size=36), dict(crop_size=0), dict(crop_channels=())):
-    with pytest.raises(ConfigError, match='does not suit crop_channels=.* choose a multiple of'):
+    with pytest.raises(
+      ConfigError, match='does not suit crop_channels=.* choose a multiple of'
+    ):
       EmbedderConfig(**fields)

@@ -1,4 +1,6 @@
-"""Emotion model: the published numbers, a PyTorch twin with gradients, the bank's gradient paths, ablations."""
+"""Emotion model: the published numbers, a PyTorch twin with gradients, the bank's
+gradient paths, ablations.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +16,17 @@ from dicetalk_jax.models import core
 from dicetalk_jax.models.emotion import EmotionConfig, EmotionModel
 from tests.models import parity
 
-TINY = EmotionConfig(prior_dim=12, dim=16, intermediate_dim=20, tokens=3, codebook_size=5, num_heads=4,
-                     classifier_in=6, classifier_hidden=(8, 7), num_classes=4)
+TINY = EmotionConfig(
+  prior_dim=12,
+  dim=16,
+  intermediate_dim=20,
+  tokens=3,
+  codebook_size=5,
+  num_heads=4,
+  classifier_in=6,
+  classifier_hidden=(8, 7),
+  num_classes=4,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,23 +38,34 @@ def exact_products():
 @pytest.fixture(scope='module')
 def golden(goldens):
   meta, weights, inputs, outputs = parity.golden(goldens / 'emotion_model')
-  graphdef, params = parity.converted(EmotionConfig.from_json(meta['constructor']), EmotionModel, weights)
+  graphdef, params = parity.converted(
+    EmotionConfig.from_json(meta['constructor']), EmotionModel, weights
+  )
   return run(graphdef, params), inputs, outputs
 
 
 def run(graphdef, params):
-  """`f(method, *args)`: a method of the model as one compiled program per method and shape."""
-  call = lambda params, method, args: method(core.merge(graphdef, params), *args)
+  """`f(method, *args)`: a method of the model as one compiled program per method and
+  shape.
+  """
+
+  def call(params, method, args):
+    return method(core.merge(graphdef, params), *args)
+
   jitted = parity.jit(call, static_argnums=1)
   return lambda method, *args: jitted(params, method, args)
 
 
-RETRIEVE = {True: lambda model, prior, drop=None: model(prior, True, drop),
-            False: lambda model, prior, drop=None: model(prior, False, drop)}
+RETRIEVE = {
+  True: lambda model, prior, drop=None: model(prior, True, drop),
+  False: lambda model, prior, drop=None: model(prior, False, drop),
+}
 
 
 def assert_near(actual, expected, tolerance=2e-5):
-  """Within `tolerance`, relative to the deviation of `expected` (its size, for single numbers)."""
+  """Within `tolerance`, relative to the deviation of `expected` (its size, for
+  single numbers).
+  """
   expected = np.asarray(expected)
   actual = np.asarray(actual).reshape(expected.shape)
   scale = expected.std() if expected.size > 1 else np.abs(expected).item()
@@ -58,9 +80,11 @@ def test_published_tree():
 @pytest.mark.parametrize('case', ['', '_masked', '_zero'])
 def test_golden_tokens(golden, retrieval, case):
   model, inputs, outputs = golden
-  prior = inputs['emo_prompts_zero' if case == '_zero' else 'emo_prompts'].reshape(-1, 256)
+  prior = inputs['emo_prompts_zero' if case == '_zero' else 'emo_prompts'].reshape(
+    -1, 256
+  )
   drop = inputs['emo_prompt_mask'].ravel() & (case == '_masked')
-  tokens, vq = model(RETRIEVE[retrieval], prior, drop[:len(prior)])
+  tokens, vq = model(RETRIEVE[retrieval], prior, drop[: len(prior)])
   name = f'retrieval_{"on" if retrieval else "off"}{case}'
   assert_near(tokens, outputs[f'{name}/tokens'])
   assert_near(vq.loss, outputs[f'{name}/vq_loss'])
@@ -70,27 +94,37 @@ def test_golden_tokens(golden, retrieval, case):
 
 def test_golden_codebook_and_classifier(golden):
   model, inputs, outputs = golden
-  quantized, vq = model(lambda m, x: m.codebook(x), inputs['emo_prompts'].reshape(-1, 256))
+  quantized, vq = model(
+    lambda m, x: m.codebook(x), inputs['emo_prompts'].reshape(-1, 256)
+  )
   assert_near(quantized, outputs['codebook/quantized'])
   assert_near(vq.loss, outputs['codebook/vq_loss'])
-  logits = model(lambda m, x: m.classify(x), np.moveaxis(inputs['classifier_features'], 1, -1))
+  logits = model(
+    lambda m, x: m.classify(x), np.moveaxis(inputs['classifier_features'], 1, -1)
+  )
   assert_near(logits, outputs['classifier_logits'])
 
 
 def test_null_tokens(golden):
-  """Two kinds of nothing: the sampler's attends to the bank, the training's to the tokens of a zero code."""
+  """Two kinds of nothing: the sampler's attends to the bank, the training's to the
+  tokens of a zero code.
+  """
   model, inputs, outputs = golden
   assert_near(model(lambda m: m.null_tokens()), outputs['retrieval_off_zero/tokens'])
   prior, everyone = inputs['emo_prompts'].reshape(-1, 256), np.ones(6, bool)
-  dropped, kept, half = (model(RETRIEVE[True], prior, drop)[0] for drop in (everyone, ~everyone, np.arange(6) < 3))
+  dropped, kept, half = (
+    model(RETRIEVE[True], prior, drop)[0]
+    for drop in (everyone, ~everyone, np.arange(6) < 3)
+  )
   trained = model(lambda m: m.null_tokens(retrieval=True))
-  np.testing.assert_allclose(dropped, np.broadcast_to(trained, dropped.shape), atol=1e-6)
+  np.testing.assert_allclose(
+    dropped, np.broadcast_to(trained, dropped.shape), atol=1e-6
+  )
   np.testing.assert_array_equal(half, np.concatenate([dropped[:3], kept[3:]]))
   np.testing.assert_array_equal(kept, model(lambda m, x: m(x, True)[0], prior))
 
 
 class Tokens(nn.Module):
-
   def __init__(self, width, config):
     super().__init__()
     self.proj1 = nn.Linear(width, config.intermediate_dim)
@@ -108,27 +142,52 @@ class Twin(nn.Module):
 
   def __init__(self, config):
     super().__init__()
-    linear = lambda: nn.Linear(config.dim, config.dim)
+
+    def linear():
+      return nn.Linear(config.dim, config.dim)
+
     self.config = config
     self.emo_linear = Tokens(config.prior_dim, config)
     self.kv_tokens_linear = Tokens(config.dim, config)
-    self.codebook = nn.ModuleDict({
-        'fc': nn.Linear(config.prior_dim, config.dim), 'codebook': nn.Embedding(config.codebook_size, config.dim)})
-    self.attention = nn.ModuleDict({'fc_q': linear(), 'fc_k': linear(), 'fc_v': linear()})
+    self.codebook = nn.ModuleDict(
+      {
+        'fc': nn.Linear(config.prior_dim, config.dim),
+        'codebook': nn.Embedding(config.codebook_size, config.dim),
+      }
+    )
+    self.attention = nn.ModuleDict(
+      {'fc_q': linear(), 'fc_k': linear(), 'fc_v': linear()}
+    )
     widths = (config.classifier_in, *config.classifier_hidden, config.num_classes)
-    self.classifier = nn.ModuleDict({f'fc{i + 1}': nn.Linear(*widths[i:i + 2]) for i in range(3)})
+    self.classifier = nn.ModuleDict(
+      {f'fc{i + 1}': nn.Linear(*widths[i : i + 2]) for i in range(3)}
+    )
 
   def forward(self, prior, retrieval, drop):
     z, table = self.codebook['fc'](prior), self.codebook['codebook'].weight
     nearest = table[torch.cdist(z, table).argmin(1)]
-    loss = F.mse_loss(nearest, z.detach()) + self.config.commitment * F.mse_loss(z, nearest.detach())
+    loss = F.mse_loss(nearest, z.detach()) + self.config.commitment * F.mse_loss(
+      z, nearest.detach()
+    )
     code = z + (nearest - z).detach()
     keep = (~drop).float()[:, None]
     q = self.attention['fc_q'](self.emo_linear(prior * keep))
-    context = self.kv_tokens_linear(code * keep) if retrieval else self.kv_tokens_linear(table).flatten(0, 1)[None]
-    heads = lambda y: y.unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2)
-    y = F.scaled_dot_product_attention(heads(q), *(
-        heads(self.attention[name](context)).expand(len(q), -1, -1, -1) for name in ('fc_k', 'fc_v')))
+    context = (
+      self.kv_tokens_linear(code * keep)
+      if retrieval
+      else self.kv_tokens_linear(table).flatten(0, 1)[None]
+    )
+
+    def heads(y):
+      return y.unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2)
+
+    y = F.scaled_dot_product_attention(
+      heads(q),
+      *(
+        heads(self.attention[name](context)).expand(len(q), -1, -1, -1)
+        for name in ('fc_k', 'fc_v')
+      ),
+    )
     return y.transpose(1, 2).flatten(2), loss
 
   def classify(self, features):
@@ -150,24 +209,38 @@ def test_gradients_equal_pytorch(retrieval):
   def loss(params):
     model = core.merge(graphdef, params)
     tokens, vq = model(jnp.asarray(prior, jnp.float32), retrieval, drop)
-    return (tokens * weight).sum() + vq.loss + model.classify(jnp.asarray(features, jnp.float32)).sum()
+    return (
+      (tokens * weight).sum()
+      + vq.loss
+      + model.classify(jnp.asarray(features, jnp.float32)).sum()
+    )
 
   value, grads = parity.jit(jax.value_and_grad(loss))(params)
   tokens, vq_loss = twin(torch.tensor(prior), retrieval, torch.tensor(drop))
   expected = (tokens * torch.tensor(weight)).sum() + vq_loss * retrieval
   expected += twin.classify(torch.tensor(features).movedim(-1, 1)).sum()
   expected.backward()
-  np.testing.assert_allclose(value, expected.item(), rtol=0, atol=2e-5)  # terms of size 10 nearly cancel
+  np.testing.assert_allclose(
+    value, expected.item(), rtol=0, atol=2e-5
+  )  # terms of size 10 nearly cancel
   grads = naming.to_torch(grads)
   for name, parameter in twin.named_parameters():
-    reference = np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.numpy()
+    reference = (
+      np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.numpy()
+    )
     # A key's bias shifts all logits alike: its gradient is zero but for rounding.
     scale = 1 if name == 'attention.fc_k.bias' else np.abs(reference).max()
-    np.testing.assert_allclose(grads[name], reference, rtol=0, atol=2e-5 * scale, err_msg=name)
+    np.testing.assert_allclose(
+      grads[name], reference, rtol=0, atol=2e-5 * scale, err_msg=name
+    )
 
 
 def variant(**changes):
-  return core.abstract(lambda rngs: EmotionModel(EmotionConfig.from_json(TINY.to_json() | changes), rngs=rngs))[0]
+  return core.abstract(
+    lambda rngs: EmotionModel(
+      EmotionConfig.from_json(TINY.to_json() | changes), rngs=rngs
+    )
+  )[0]
 
 
 class TestBank:
@@ -185,12 +258,17 @@ class TestBank:
 
   def gradient(self, function):
     """Gradient of `function(code, vq)` for the codebook's parameters."""
-    return parity.jit(jax.grad(lambda params: function(*self.look_up(params)[1:])))(self.params)
+    return parity.jit(jax.grad(lambda params: function(*self.look_up(params)[1:])))(
+      self.params
+    )
 
   def test_nearest_by_brute_force(self):
     z, code, vq = parity.jit(self.look_up)(self.params)
     table = np.float64(self.params[self.table])
-    nearest = [min(range(5), key=lambda k: ((row - table[k]) ** 2).sum()) for row in np.float64(z)]
+    nearest = [
+      min(range(5), key=lambda k: ((row - table[k]) ** 2).sum())
+      for row in np.float64(z)
+    ]
     assert len(set(nearest)) > 1
     np.testing.assert_array_equal(vq.indices, nearest)
     np.testing.assert_allclose(code, table[nearest], atol=1e-6)
@@ -204,10 +282,14 @@ class TestBank:
     weight = np.random.default_rng(5).normal(size=(7, 16))
     grads = self.gradient(lambda code, vq: (code * weight).sum())
     assert not grads[self.table].any()
-    np.testing.assert_allclose(grads[self.fc], self.prior.T @ weight, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+      grads[self.fc], self.prior.T @ weight, rtol=1e-5, atol=1e-5
+    )
 
   def test_loss_moves_codes_to_priors_and_priors_to_codes(self):
-    """2/n (c - z) for the codes that were hit, 2 beta/n (z - c) for the projection, and nothing crosswise."""
+    """2/n (c - z) for the codes that were hit, 2 beta/n (z - c) for the projection,
+    and nothing crosswise.
+    """
     grads = self.gradient(lambda code, vq: vq.loss)
     z, code, vq = jax.tree.map(np.asarray, parity.jit(self.look_up)(self.params))
     pull, expected = 2 * (code - z) / z.size, np.zeros((5, 16))
@@ -221,26 +303,50 @@ class TestBank:
     return other
 
   def test_cosine_ignores_lengths(self):
-    cosine, plain = self.changed(distance='cosine'), parity.jit(self.look_up)(self.params)
-    stretched = self.params | {self.table: self.params[self.table] * np.float32([[1], [9], [.1], [3], [.5]])}
+    cosine, plain = (
+      self.changed(distance='cosine'),
+      parity.jit(self.look_up)(self.params),
+    )
+    stretched = self.params | {
+      self.table: self.params[self.table] * np.float32([[1], [9], [0.1], [3], [0.5]])
+    }
     z, _, vq = parity.jit(cosine.look_up)(self.params)
-    unit = lambda x: np.asarray(x) / np.linalg.norm(x, axis=1, keepdims=True)
+
+    def unit(x):
+      return np.asarray(x) / np.linalg.norm(x, axis=1, keepdims=True)
+
     nearest = (unit(z) @ unit(self.params[self.table]).T).argmax(1)
     np.testing.assert_array_equal(vq.indices, nearest)
-    np.testing.assert_array_equal(parity.jit(cosine.look_up)(stretched)[2].indices, nearest)
+    np.testing.assert_array_equal(
+      parity.jit(cosine.look_up)(stretched)[2].indices, nearest
+    )
     assert (parity.jit(self.look_up)(stretched)[2].indices != plain[2].indices).any()
 
   def test_stopped_projection_feels_only_what_uses_the_code(self):
-    stopped, weight = self.changed(stop_fc_grad=True), np.random.default_rng(5).normal(size=(7, 16))
-    assert parity.jit(stopped.look_up)(self.params)[2].loss == parity.jit(self.look_up)(self.params)[2].loss
-    grads, plain = stopped.gradient(lambda code, vq: vq.loss), self.gradient(lambda code, vq: vq.loss)
+    stopped, weight = (
+      self.changed(stop_fc_grad=True),
+      np.random.default_rng(5).normal(size=(7, 16)),
+    )
+    assert (
+      parity.jit(stopped.look_up)(self.params)[2].loss
+      == parity.jit(self.look_up)(self.params)[2].loss
+    )
+    grads, plain = (
+      stopped.gradient(lambda code, vq: vq.loss),
+      self.gradient(lambda code, vq: vq.loss),
+    )
     assert not grads[self.fc].any() and plain[self.fc].any()
     np.testing.assert_allclose(grads[self.table], plain[self.table], atol=1e-7)
     grads = stopped.gradient(lambda code, vq: (code * weight).sum())
-    np.testing.assert_allclose(grads[self.fc], self.prior.T @ weight, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+      grads[self.fc], self.prior.T @ weight, rtol=1e-5, atol=1e-5
+    )
 
   def test_averaged_codes_have_no_gradient(self):
-    averaged, (_, _, plain) = self.changed(codebook_update='ema'), parity.jit(self.look_up)(self.params)
+    averaged, (_, _, plain) = (
+      self.changed(codebook_update='ema'),
+      parity.jit(self.look_up)(self.params),
+    )
     grads = averaged.gradient(lambda code, vq: vq.loss + code.sum())
     assert not grads[self.table].any() and grads[self.fc].any()
     _, _, vq = parity.jit(averaged.look_up)(self.params)
@@ -251,10 +357,24 @@ class TestBank:
 def test_null_keys_can_be_the_same_in_training_and_sampling():
   """Dropped emotions become what sampling uses for none; kept ones do not change."""
   params = core.numpy_params(parity.abstract(TINY, EmotionModel)[1])
-  prior, drop = np.random.default_rng(1).normal(size=(4, 12)).astype(np.float32), np.arange(4) < 2
-  both = lambda m, *args: (m(args[0], True, args[1])[0], (m.null_tokens(), m.null_tokens(retrieval=True)))
-  results = {name: run(variant(null_kv=name), params)(both, prior, drop) for name in ('released', 'zeros', 'bank')}
-  tokens, nothing = ({name: result[i] for name, result in results.items()} for i in (0, 1))
+  prior, drop = (
+    np.random.default_rng(1).normal(size=(4, 12)).astype(np.float32),
+    np.arange(4) < 2,
+  )
+
+  def both(m, *args):
+    return (
+      m(args[0], True, args[1])[0],
+      (m.null_tokens(), m.null_tokens(retrieval=True)),
+    )
+
+  results = {
+    name: run(variant(null_kv=name), params)(both, prior, drop)
+    for name in ('released', 'zeros', 'bank')
+  }
+  tokens, nothing = (
+    {name: result[i] for name, result in results.items()} for i in (0, 1)
+  )
   sampled, trained = nothing['released']
   assert not np.allclose(sampled, trained, atol=1e-3)
   for name, null in (('zeros', trained), ('bank', sampled)):
@@ -269,12 +389,16 @@ def test_shared_bank_equals_a_bank_per_row():
   model = run(graphdef, core.numpy_params(target))
   prior = np.random.default_rng(1).normal(size=(4, 12)).astype(np.float32)
   together = model(RETRIEVE[False], prior)[0]
-  apart = np.concatenate([model(RETRIEVE[False], prior[i:i + 1])[0] for i in range(4)])
+  apart = np.concatenate(
+    [model(RETRIEVE[False], prior[i : i + 1])[0] for i in range(4)]
+  )
   np.testing.assert_allclose(together, apart, atol=1e-6)
 
 
 def test_ablations():
-  """`direct` has only the token projection; `learnable` lacks the look-up; neither has a loss of its own."""
+  """`direct` has only the token projection; `learnable` lacks the look-up; neither
+  has a loss of its own.
+  """
   prior = np.random.default_rng(1).normal(size=(2, 12)).astype(np.float32)
   names, models = {}, {}
   for mode in ('direct', 'learnable', 'bank'):
@@ -285,22 +409,43 @@ def test_ablations():
     assert tokens.shape == (2, 3, 16)
     assert (vq.loss > 0) == (mode == 'bank')
     assert len(vq.indices) == (2 if mode == 'bank' else 0)
-  assert names['bank'] - names['learnable'] == {'codebook.fc.kernel', 'codebook.fc.bias'}
-  assert {name.split('.')[0] for name in names['direct']} == {'emo_linear', 'classifier'}
+  assert names['bank'] - names['learnable'] == {
+    'codebook.fc.kernel',
+    'codebook.fc.bias',
+  }
+  assert {name.split('.')[0] for name in names['direct']} == {
+    'emo_linear',
+    'classifier',
+  }
   tokens = models['direct'](lambda m, x: m.emo_linear(x[:, None])[:, 0], prior)
-  np.testing.assert_allclose(models['direct'](RETRIEVE[True], prior)[0], tokens, atol=1e-6)
+  np.testing.assert_allclose(
+    models['direct'](RETRIEVE[True], prior)[0], tokens, atol=1e-6
+  )
   whole_bank = models['bank'](RETRIEVE[False], prior)[0]
-  np.testing.assert_allclose(models['learnable'](RETRIEVE[True], prior)[0], whole_bank, atol=1e-6)
+  np.testing.assert_allclose(
+    models['learnable'](RETRIEVE[True], prior)[0], whole_bank, atol=1e-6
+  )
   with pytest.raises(ConfigError, match='choose one of bank, direct, learnable'):
     EmotionConfig(mode='bnak')
 
 
 def test_classifier_dropout_is_by_key():
-  config = EmotionConfig.from_json(TINY.to_json() | {'dropout': 0.5, 'classifier_hidden': [64, 64]})
+  config = EmotionConfig.from_json(
+    TINY.to_json() | {'dropout': 0.5, 'classifier_hidden': [64, 64]}
+  )
   graphdef, target = parity.abstract(config, EmotionModel)
-  model, features = run(graphdef, core.numpy_params(target)), np.ones((3, 2, 2, 6), np.float32)
-  classify = lambda m, x, key: m.classify(x, key)
-  quiet, first, second = (model(classify, features, key) for key in (None, jax.random.key(0), jax.random.key(1)))
+  model, features = (
+    run(graphdef, core.numpy_params(target)),
+    np.ones((3, 2, 2, 6), np.float32),
+  )
+
+  def classify(m, x, key):
+    return m.classify(x, key)
+
+  quiet, first, second = (
+    model(classify, features, key)
+    for key in (None, jax.random.key(0), jax.random.key(1))
+  )
   np.testing.assert_array_equal(quiet, model(classify, features, None))
   np.testing.assert_array_equal(first, model(classify, features, jax.random.key(0)))
   assert not np.allclose(first, second)

@@ -33,22 +33,36 @@ def test_golden(goldens, i):
 
 
 def test_grid_is_that_of_the_latents():
-  """For multiples of 64 up to 2048 pixels, except one size that the published floor gets wrong."""
+  """For multiples of 64 up to 2048 pixels, except one size that the published floor
+  gets wrong.
+  """
   sizes = range(64, 2049, 64)
-  wrong = [(h, w, s) for h in sizes for w in sizes for s in (8, 16, 32, 64)
-           if token_grid((h // s) * (w // s), h, w) != (h // s, w // s)]
+  wrong = [
+    (h, w, s)
+    for h in sizes
+    for w in sizes
+    for s in (8, 16, 32, 64)
+    if token_grid((h // s) * (w // s), h, w) != (h // s, w // s)
+  ]
   assert wrong == [(448, 1152, 64)]
   assert token_grid(7 * 18, 448, 1152) == (6, 21)
 
 
 def test_single_precision_makes_no_difference():
-  """Sonic rounds to float32 before the root. With its shorter side of 512 that is the same, up to 1:8."""
+  """Sonic rounds to float32 before the root.
+
+  With its shorter side of 512 that is the same, up to 1:8.
+  """
   for long in range(512, 4097, 64):
     for height, width in ((512, long), (long, 512)):
       for stride in (8, 16, 32, 64):
         tokens = (height // stride) * (width // stride)
         rows = int(np.sqrt(np.float32(tokens / (width / height))))
-        assert (rows, tokens // rows) == (height // stride, width // stride) == token_grid(tokens, height, width)
+        assert (
+          (rows, tokens // rows)
+          == (height // stride, width // stride)
+          == token_grid(tokens, height, width)
+        )
 
 
 def test_pads_and_cuts_to_the_tokens():

@@ -1,4 +1,6 @@
-"""Pose guider: the published layout; the recorded numbers are in `tests/convert/test_verify.py`."""
+"""Pose guider: the published layout; the recorded numbers are in
+`tests/convert/test_verify.py`.
+"""
 
 import json
 
@@ -14,16 +16,28 @@ from dicetalk_jax.models.pose_guider import PoseGuider, PoseGuiderConfig
 def test_published_tree(goldens):
   manifest = json.loads((goldens.parent / 'manifests/pose_guider.json').read_text())
   _, target = core.abstract(lambda rngs: PoseGuider(PoseGuiderConfig(), rngs=rngs))
-  naming.from_torch(target, {k: np.broadcast_to(np.float32(0), v['shape']) for k, v in manifest.items()})
+  naming.from_torch(
+    target, {k: np.broadcast_to(np.float32(0), v['shape']) for k, v in manifest.items()}
+  )
 
 
 def test_starts_at_zero_and_learns():
-  config = PoseGuiderConfig(conditioning_embedding_channels=8, block_out_channels=(4, 8))
-  build = lambda rngs: PoseGuider(config, rngs=rngs)
+  config = PoseGuiderConfig(
+    conditioning_embedding_channels=8, block_out_channels=(4, 8)
+  )
+
+  def build(rngs):
+    return PoseGuider(config, rngs=rngs)
+
   graphdef, target = core.abstract(build)
   last = [name for name in target if name.startswith('conv_out')]
-  params = core.numpy_params(target) | core.init_params(build, jax.random.key(0), names=last)
-  forward = lambda params: core.merge(graphdef, params)(jnp.ones((1, 2, 8, 16, 3)))
+  params = core.numpy_params(target) | core.init_params(
+    build, jax.random.key(0), names=last
+  )
+
+  def forward(params):
+    return core.merge(graphdef, params)(jnp.ones((1, 2, 8, 16, 3)))
+
   y, pull = jax.vjp(jax.jit(forward), params)
   assert y.shape == (1, 2, 4, 8, 8)  # one halving for two widths
   assert not y.any()

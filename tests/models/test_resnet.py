@@ -1,4 +1,6 @@
-"""Residual blocks: the temporal convolution's two forms, and the reach of the norms' statistics."""
+"""Residual blocks: the temporal convolution's two forms, and the reach of the norms'
+statistics.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,13 @@ import pytest
 import torch
 
 from dicetalk_jax.models import core, registry
-from dicetalk_jax.models.resnet import Blend, SpatioTemporalResBlock, TemporalConv, as_convolution, as_product
+from dicetalk_jax.models.resnet import (
+  Blend,
+  SpatioTemporalResBlock,
+  TemporalConv,
+  as_convolution,
+  as_product,
+)
 from tests import tiny
 
 
@@ -18,10 +26,15 @@ def draw(seed, *shape):
 @pytest.mark.parametrize('form', [as_convolution, as_product])
 def test_temporal_convolution_agrees_with_torch(form):
   x, kernel, weight = draw(0, 2, 4, 6, 5), draw(1, 3, 5, 7), draw(2, 2, 4, 6, 7)
-  grads = jax.jit(jax.grad(lambda x, kernel: jnp.sum(form(x, kernel) * weight), argnums=(0, 1)))(x, kernel)
+  grads = jax.jit(
+    jax.grad(lambda x, kernel: jnp.sum(form(x, kernel) * weight), argnums=(0, 1))
+  )(x, kernel)
   torch_x, torch_kernel = (torch.tensor(v, requires_grad=True) for v in (x, kernel))
   y = torch.nn.functional.conv3d(
-      torch_x.permute(0, 3, 1, 2)[..., None], torch_kernel.permute(2, 1, 0)[..., None, None], padding=(1, 0, 0))
+    torch_x.permute(0, 3, 1, 2)[..., None],
+    torch_kernel.permute(2, 1, 0)[..., None, None],
+    padding=(1, 0, 0),
+  )
   y = y[..., 0].permute(0, 2, 3, 1)
   (y * torch.tensor(weight)).sum().backward()
   np.testing.assert_allclose(form(x, kernel), y.detach(), rtol=0, atol=1e-5)
@@ -43,12 +56,18 @@ def test_blend_directions():
   spatial, temporal = jnp.ones(1), jnp.zeros(1)
   s = 1 / (1 + np.exp(-0.5))
   np.testing.assert_allclose(Blend(0.5)(spatial, temporal), s, rtol=1e-6)
-  np.testing.assert_allclose(Blend(0.5, switched=True)(spatial, temporal), 1 - s, rtol=1e-6)
+  np.testing.assert_allclose(
+    Blend(0.5, switched=True)(spatial, temporal), 1 - s, rtol=1e-6
+  )
 
 
 def test_rows_are_independent_and_frames_are_not():
-  """Spatial statistics are per frame, temporal ones per row: a change stays in its row, but reaches all its frames."""
-  graphdef, target = core.abstract(lambda rngs: SpatioTemporalResBlock(8, 16, groups=4, temb_channels=6, rngs=rngs))
+  """Spatial statistics are per frame, temporal ones per row: a change stays in its
+  row, but reaches all its frames.
+  """
+  graphdef, target = core.abstract(
+    lambda rngs: SpatioTemporalResBlock(8, 16, groups=4, temb_channels=6, rngs=rngs)
+  )
   block = jax.jit(core.merge(graphdef, core.numpy_params(target)))
   x, temb = draw(0, 2, 6, 4, 4, 8), draw(1, 2, 6)
   moved = x.copy()
@@ -56,7 +75,9 @@ def test_rows_are_independent_and_frames_are_not():
   changed = np.abs(block(x, temb) - block(moved, temb)).max((2, 3, 4))
   assert not changed[0].any()
   assert (changed[1] > 0).all()
-  shifted = np.abs(block(x, temb) - block(x, temb + np.array([[0], [1]], np.float32))).max((2, 3, 4))
+  shifted = np.abs(
+    block(x, temb) - block(x, temb + np.array([[0], [1]], np.float32))
+  ).max((2, 3, 4))
   assert not shifted[0].any() and (shifted[1] > 0).all()
 
 

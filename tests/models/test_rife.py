@@ -1,4 +1,5 @@
-"""RIFE: the published tree, warping and transposed convolution against PyTorch, doubling of clips.
+"""RIFE: the published tree, warping and transposed convolution against PyTorch,
+doubling of clips.
 
 The recorded numbers are in `tests/convert/test_verify.py`.
 """
@@ -32,7 +33,9 @@ def net():
 def double(net):
   """Clips [N,H,W,3] to [2N-1,H,W,3], two pairs at a time."""
   graphdef, params = net
-  call = parity.jit(lambda params, frames: rife.double(core.merge(graphdef, params), frames, pairs=2))
+  call = parity.jit(
+    lambda params, frames: rife.double(core.merge(graphdef, params), frames, pairs=2)
+  )
   return lambda frames: call(params, frames)
 
 
@@ -45,16 +48,24 @@ def clip():
 
 def test_published_tree():
   """Every name and shape of the full-size file, `block_tea` too, and back."""
-  published = {key.removeprefix('module.'): x for key, x in parity.manifest('rife_flownet').items()}
+  published = {
+    key.removeprefix('module.'): x for key, x in parity.manifest('rife_flownet').items()
+  }
   _, params = parity.converted(rife.RIFEConfig(), rife.IFNet, published)
-  assert {k: x.shape for k, x in naming.to_torch(params).items()} == {k: x.shape for k, x in published.items()}
+  assert {k: x.shape for k, x in naming.to_torch(params).items()} == {
+    k: x.shape for k, x in published.items()
+  }
 
 
 def test_doubles(net, double, clip):
-  """Frames are woven in between; pairs do not depend on how many are computed together."""
+  """Frames are woven in between; pairs do not depend on how many are computed
+  together.
+  """
   graphdef, params = net
   doubled = double(clip)
-  between = parity.jit(lambda params, *pair: core.merge(graphdef, params)(*pair)[-1].frame)(params, clip[:-1], clip[1:])
+  between = parity.jit(
+    lambda params, *pair: core.merge(graphdef, params)(*pair)[-1].frame
+  )(params, clip[:-1], clip[1:])
   assert doubled.shape == (7, 64, 48, 3)
   np.testing.assert_array_equal(doubled[::2], clip)
   np.testing.assert_allclose(doubled[1::2], between, atol=1e-6)
@@ -71,22 +82,33 @@ def test_sizes_that_do_not_fit_are_extended(net, double, clip):
 
 
 def test_time_may_run_backwards(double, clip):
-  """Both directions are averaged: the doubled clip, reversed, is the reversed clip, doubled."""
+  """Both directions are averaged: the doubled clip, reversed, is the reversed clip,
+  doubled.
+  """
   np.testing.assert_allclose(double(clip[::-1])[::-1], double(clip), atol=1e-5)
 
 
 @pytest.mark.parametrize('size', [0.3, 3.0, 30.0])
 def test_warp_live(size):
-  """Within a pixel, over several, and far beyond the border; gradients of picture and flow."""
+  """Within a pixel, over several, and far beyond the border; gradients of picture
+  and flow.
+  """
   rng = np.random.default_rng(0)
   image, weight = (rng.normal(size=(2, 9, 12, 3)).astype(np.float32) for _ in range(2))
   flow = (size * rng.normal(size=(2, 9, 12, 2))).astype(np.float32)
 
   def twin(image, flow):
-    y, x = torch.meshgrid(torch.linspace(-1, 1, 9), torch.linspace(-1, 1, 12), indexing='ij')
+    y, x = torch.meshgrid(
+      torch.linspace(-1, 1, 9), torch.linspace(-1, 1, 12), indexing='ij'
+    )
     grid = torch.stack([x + flow[..., 0] / (11 / 2), y + flow[..., 1] / (8 / 2)], -1)
     return torch.nn.functional.grid_sample(
-        image.movedim(-1, 1), grid, mode='bilinear', padding_mode='border', align_corners=True).movedim(1, -1)
+      image.movedim(-1, 1),
+      grid,
+      mode='bilinear',
+      padding_mode='border',
+      align_corners=True,
+    ).movedim(1, -1)
 
   inputs = [torch.tensor(x, requires_grad=True) for x in (image, flow)]
   expected = twin(*inputs)
@@ -101,17 +123,24 @@ def test_warp_live(size):
 def test_resize_live(factor):
   x = np.random.default_rng(0).normal(size=(2, 8, 12, 3)).astype(np.float32)
   expected = torch.nn.functional.interpolate(
-      torch.tensor(x).movedim(-1, 1), scale_factor=factor, mode='bilinear', align_corners=False).movedim(1, -1)
+    torch.tensor(x).movedim(-1, 1),
+    scale_factor=factor,
+    mode='bilinear',
+    align_corners=False,
+  ).movedim(1, -1)
   np.testing.assert_allclose(rife.resize(x, factor), expected, atol=1e-5)
 
 
 def test_transposed_convolution_and_rectifier_live():
   """With their parameters through the naming rule."""
+
   class Net(nnx.Module):
     def __init__(self, *, rngs):
       self.layers = nnx.List([rife._deconv(3, 5, rngs=rngs), rife.PReLU(5)])
 
-  stock = torch.nn.Sequential(torch.nn.ConvTranspose2d(3, 5, 4, 2, 1), torch.nn.PReLU(5))
+  stock = torch.nn.Sequential(
+    torch.nn.ConvTranspose2d(3, 5, 4, 2, 1), torch.nn.PReLU(5)
+  )
   state_dict = {f'layers.{k}': x for k, x in parity.lively(stock).items()}
   graphdef, target = core.abstract(lambda rngs: Net(rngs=rngs))
   params = naming.from_torch(target, state_dict)

@@ -13,11 +13,17 @@ def test_by_default_it_is_that_of_this_host():
   assert target.current() == target.Target(jax.default_backend())
 
 
-@pytest.mark.parametrize(('name', 'platform'), [
-    ('cpu', 'cpu'), ('tpu', 'tpu'), ('cuda', 'cuda'), ('rocm', 'rocm'),
+@pytest.mark.parametrize(
+  ('name', 'platform'),
+  [
+    ('cpu', 'cpu'),
+    ('tpu', 'tpu'),
+    ('cuda', 'cuda'),
+    ('rocm', 'rocm'),
     # Of GPUs that are not here nothing more is known: NVIDIA's are assumed.
     ('gpu', 'cuda'),
-])
+  ],
+)
 def test_devices_of_the_mesh_decide_even_if_they_are_not_here(name, platform):
   device = AbstractDevice(device_kind='', num_cores=None, platform=name)
   mesh = AbstractMesh((2,), ('data',), abstract_device=device)
@@ -77,4 +83,8 @@ def test_one_function_is_traced_for_each_platform(wrap):
     return 'stablehlo.convolution' in lowered.as_text()
 
   assert [is_convolution(p) for p in ('cpu', 'tpu', 'cuda', 'cpu')] == [
-      False, True, True, False]
+    False,
+    True,
+    True,
+    False,
+  ]

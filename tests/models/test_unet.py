@@ -1,6 +1,7 @@
 """The UNet: published trees, live parity with diffusers, gradients, precision.
 
-The recorded numbers are in `tests/convert/test_verify.py`: these programs take long to compile.
+The recorded numbers are in `tests/convert/test_verify.py`: these programs take long to
+compile.
 """
 
 import collections
@@ -18,12 +19,18 @@ import torch
 from convert import naming
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models import core
-from dicetalk_jax.models.unet import UNet, UNetConfig, init_adapters_from_image, zero_residuals
+from dicetalk_jax.models.unet import (
+  UNet,
+  UNetConfig,
+  init_adapters_from_image,
+  zero_residuals,
+)
 
 # Compilation is nearly all the time of these tests.
 jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
-TOLERANCE = 3e-5  # of the reference's deviation; six times the float32 error of the reference itself
+# of the reference's deviation; six times the float32 error of the reference itself
+TOLERANCE = 3e-5
 
 
 @pytest.fixture(autouse=True)
@@ -41,21 +48,37 @@ def assert_close(actual, expected, tolerance=TOLERANCE):
   np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * expected.std())
 
 
-# One level, as gradients take long to compile; two channels per group, as with one the gradients of what is added
-# before a norm vanish.
+# One level, as gradients take long to compile; two channels per group, as with one the
+# gradients of what is added before a norm vanish.
 SMALL = UNetConfig(
-    down_block_types=('CrossAttnDownBlockSpatioTemporal',), up_block_types=('UpBlockSpatioTemporal',),
-    block_out_channels=(64,), num_attention_heads=(2,), layers_per_block=1, cross_attention_dim=16,
-    addition_time_embed_dim=8, projection_class_embeddings_input_dim=24, adapters=0)
+  down_block_types=('CrossAttnDownBlockSpatioTemporal',),
+  up_block_types=('UpBlockSpatioTemporal',),
+  block_out_channels=(64,),
+  num_attention_heads=(2,),
+  layers_per_block=1,
+  cross_attention_dim=16,
+  addition_time_embed_dim=8,
+  projection_class_embeddings_input_dim=24,
+  adapters=0,
+)
 
 
 class Twin:
-  """The same random weights in diffusers and here; output and gradients of a scalar loss from both."""
+  """The same random weights in diffusers and here; output and gradients of a scalar
+  loss from both.
+  """
 
   def __init__(self):
     rng = np.random.default_rng(0)
-    self.x = {'sample': (2, 3, 16, 24, 8), 'image': (2, 1, 1, 16), 'ids': (2, 3), 'weight': (2, 3, 16, 24, 4)}
-    self.x = {k: rng.normal(size=shape).astype(np.float32) for k, shape in self.x.items()}
+    self.x = {
+      'sample': (2, 3, 16, 24, 8),
+      'image': (2, 1, 1, 16),
+      'ids': (2, 3),
+      'weight': (2, 3, 16, 24, 4),
+    }
+    self.x = {
+      k: rng.normal(size=shape).astype(np.float32) for k, shape in self.x.items()
+    }
     self.t = np.array([0.5, -1.25], np.float32)
     self.graphdef, target = core.abstract(lambda rngs: UNet(SMALL, rngs=rngs))
     self.params = core.numpy_params(target)
@@ -63,21 +86,35 @@ class Twin:
   def ours(self):
     def loss(params, sample):
       unet = core.merge(self.graphdef, params)
-      v, _ = unet(sample, self.t, unet.context_kv(self.x['image']), self.x['ids'], remat='dots')
+      v, _ = unet(
+        sample, self.t, unet.context_kv(self.x['image']), self.x['ids'], remat='dots'
+      )
       return jnp.sum(v * self.x['weight']), v
-    (_, v), grads = jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(self.params, self.x['sample'])
+
+    (_, v), grads = jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(
+      self.params, self.x['sample']
+    )
     return v, naming.to_torch(grads[0]), grads[1]
 
   def stock(self):
-    fields = {k: v for k, v in SMALL.to_json().items() if k not in ('adapters', 'norm_num_groups')}
+    fields = {
+      k: v
+      for k, v in SMALL.to_json().items()
+      if k not in ('adapters', 'norm_num_groups')
+    }
     model = UNetSpatioTemporalConditionModel(**fields)
-    model.load_state_dict({k: torch.tensor(v) for k, v in naming.to_torch(self.params).items()})
+    model.load_state_dict(
+      {k: torch.tensor(v) for k, v in naming.to_torch(self.params).items()}
+    )
     sample = torch.tensor(np.moveaxis(self.x['sample'], -1, 2), requires_grad=True)
     image = torch.tensor(self.x['image'][:, 0])
     v = model(sample, torch.tensor(self.t), image, torch.tensor(self.x['ids'])).sample
     (v * torch.tensor(np.moveaxis(self.x['weight'], -1, 2))).sum().backward()
-    return (channels_last(v.detach().numpy()), {k: p.grad.numpy() for k, p in model.named_parameters()},
-            channels_last(sample.grad.numpy()))
+    return (
+      channels_last(v.detach().numpy()),
+      {k: p.grad.numpy() for k, p in model.named_parameters()},
+      channels_last(sample.grad.numpy()),
+    )
 
 
 def test_diffusers_live():
@@ -89,21 +126,30 @@ def test_diffusers_live():
   assert_close(sample_grad, expected_sample_grad)
   assert grads.keys() == expected_grads.keys()
   for name, expected in expected_grads.items():
-    # The floor is for gradients that are zero but for rounding: queries and keys of a single image token.
+    # The floor is for gradients that are zero but for rounding: queries and keys of a
+    # single image token.
     atol = 1e-4 * np.abs(expected).max() + 1e-5
     np.testing.assert_allclose(grads[name], expected, rtol=0, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize('name, adapters', [('unet_dicetalk', 2), ('unet_sonic', 1), ('unet_svd_xt', 0)])
+@pytest.mark.parametrize(
+  'name, adapters', [('unet_dicetalk', 2), ('unet_sonic', 1), ('unet_svd_xt', 0)]
+)
 def test_published_tree(goldens, name, adapters):
-  """Every name and shape of the full-size model, nothing missing and nothing left over."""
+  """Every name and shape of the full-size model, nothing missing and nothing left
+  over.
+  """
   manifests = goldens.parent / 'manifests'
-  published = json.loads((manifests / 'configs.json').read_text())['unet_config']['value']
+  published = json.loads((manifests / 'configs.json').read_text())['unet_config'][
+    'value'
+  ]
   config = UNetConfig.from_json(published | {'adapters': adapters})
   assert config == UNetConfig(adapters=adapters)
   _, target = core.abstract(lambda rngs: UNet(config, rngs=rngs))
   manifest = json.loads((manifests / f'{name}.json').read_text())
-  naming.from_torch(target, {k: np.broadcast_to(np.float32(0), v['shape']) for k, v in manifest.items()})
+  naming.from_torch(
+    target, {k: np.broadcast_to(np.float32(0), v['shape']) for k, v in manifest.items()}
+  )
 
 
 CONV = jax.lax.conv_general_dilated_p.name
@@ -121,42 +167,75 @@ def equations(jaxpr):
 
 def abstract_call(config, rows, frames, size, tokens=32, **kwargs):
   """The traced program of a UNet and its output shapes, from shapes alone."""
-  graphdef, target = core.abstract(lambda rngs: UNet(config, dtype=jnp.bfloat16, rngs=rngs))
-  f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+  graphdef, target = core.abstract(
+    lambda rngs: UNet(config, dtype=jnp.bfloat16, rngs=rngs)
+  )
+
+  def f32(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
   def forward(params, sample, image, audio, emotion, *args):
     unet = core.merge(graphdef, params)
     return unet(sample, 0.3, unet.context_kv(image, audio, emotion), *args, **kwargs)
+
   return jax.make_jaxpr(forward, return_shape=True)(
-      target, f32(rows, frames, size, size, config.in_channels), f32(rows, 1, 1, config.cross_attention_dim),
-      f32(rows, frames, tokens, config.cross_attention_dim), f32(rows, 1, tokens, config.cross_attention_dim),
-      f32(rows, 3), f32(1, 1, size, size, config.block_out_channels[0]),
-      tuple(f32(1, (size >> level) ** 2) for level in range(config.levels)))
+    target,
+    f32(rows, frames, size, size, config.in_channels),
+    f32(rows, 1, 1, config.cross_attention_dim),
+    f32(rows, frames, tokens, config.cross_attention_dim),
+    f32(rows, 1, tokens, config.cross_attention_dim),
+    f32(rows, 3),
+    f32(1, 1, size, size, config.block_out_channels[0]),
+    tuple(f32(1, (size >> level) ** 2) for level in range(config.levels)),
+  )
 
 
 def test_full_size_program():
-  """A guided window of 25 frames in bfloat16: shapes, number types, memory, rematerialisation; traced, not run."""
+  """A guided window of 25 frames in bfloat16: shapes, number types, memory,
+  rematerialisation; traced, not run.
+  """
   jaxpr, (v, mid) = abstract_call(UNetConfig(), 3, 25, 64, remat='block')
   assert (v.shape, v.dtype) == ((3, 25, 64, 64, 4), jnp.float32)
   assert (mid.shape, mid.dtype) == ((3, 25, 8, 8, 1280), jnp.bfloat16)
   eqns = list(equations(jaxpr.jaxpr))
-  operands = [x.aval.dtype for eqn in eqns for x in eqn.invars if eqn.primitive.name in ('dot_general', CONV)]
+  operands = [
+    x.aval.dtype
+    for eqn in eqns
+    for x in eqn.invars
+    if eqn.primitive.name in ('dot_general', CONV)
+  ]
   assert set(operands) == {jnp.dtype(jnp.bfloat16)}
   # Whole logits of the first level would take 25 GB.
-  assert max(x.aval.size * x.aval.dtype.itemsize for eqn in eqns for x in eqn.outvars) < 1.6e9
+  assert (
+    max(x.aval.size * x.aval.dtype.itemsize for eqn in eqns for x in eqn.outvars)
+    < 1.6e9
+  )
   names = collections.Counter(eqn.primitive.name for eqn in eqns)
   resnets, transformers, chunked = 22, 16, names['scan']
   assert names['remat2'] == resnets + transformers + chunked
 
 
 ONE_LEVEL = UNetConfig(
-    block_out_channels=(8,), down_block_types=('CrossAttnDownBlockSpatioTemporal',),
-    up_block_types=('CrossAttnUpBlockSpatioTemporal',), layers_per_block=1, num_attention_heads=2, norm_num_groups=4,
-    cross_attention_dim=12)
+  block_out_channels=(8,),
+  down_block_types=('CrossAttnDownBlockSpatioTemporal',),
+  up_block_types=('CrossAttnUpBlockSpatioTemporal',),
+  layers_per_block=1,
+  num_attention_heads=2,
+  norm_num_groups=4,
+  cross_attention_dim=12,
+)
 THREE_LEVELS = dataclasses.replace(
-    ONE_LEVEL, block_out_channels=(8, 16, 24), layers_per_block=(1, 2, 1), num_attention_heads=(1, 2, 3),
-    down_block_types=('DownBlockSpatioTemporal', 'CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
-    up_block_types=('UpBlockSpatioTemporal',) * 3)
+  ONE_LEVEL,
+  block_out_channels=(8, 16, 24),
+  layers_per_block=(1, 2, 1),
+  num_attention_heads=(1, 2, 3),
+  down_block_types=(
+    'DownBlockSpatioTemporal',
+    'CrossAttnDownBlockSpatioTemporal',
+    'DownBlockSpatioTemporal',
+  ),
+  up_block_types=('UpBlockSpatioTemporal',) * 3,
+)
 
 
 def test_what_waits_for_the_backward_pass():
@@ -164,11 +243,17 @@ def test_what_waits_for_the_backward_pass():
 
   def kept(remat):
     """Numbers, parameters not counted."""
+
     def out(params):
       unet, x = core.merge(graphdef, params), jnp.ones((1, 3, 16, 16, 8))
-      return unet(x, 0.3, unet.context_kv(jnp.ones((1, 1, 1, 12))), jnp.ones((1, 3)), remat=remat)[0]
+      return unet(
+        x, 0.3, unet.context_kv(jnp.ones((1, 1, 1, 12))), jnp.ones((1, 3)), remat=remat
+      )[0]
+
     _, pull = jax.eval_shape(lambda p: jax.vjp(out, p), target)
-    return sum(x.size for x in jax.tree.leaves(pull)) - sum(x.size for x in target.values())
+    return sum(x.size for x in jax.tree.leaves(pull)) - sum(
+      x.size for x in target.values()
+    )
 
   assert kept('block') < 0.5 * kept('dots') < 0.25 * kept('none')
 
@@ -191,9 +276,14 @@ def test_adapters_start_as_copies():
     source = f'{layer}{projection[:4]}.kernel' if is_adapter else name
     np.testing.assert_array_equal(after[name], before[source])
     # Buffers of their own, or the dict could not be donated.
-    assert not is_adapter or after[name].unsafe_buffer_pointer() != after[source].unsafe_buffer_pointer()
+    assert (
+      not is_adapter
+      or after[name].unsafe_buffer_pointer() != after[source].unsafe_buffer_pointer()
+    )
   layers = len([name for name in before if name.endswith('attn2.to_k.kernel')])
-  assert len([name for name in before if '_ip.' in name]) == 4 * layers  # keys and values of two adapters
+  assert (
+    len([name for name in before if '_ip.' in name]) == 4 * layers
+  )  # keys and values of two adapters
 
 
 def test_residual_branches_can_begin_at_zero():
@@ -201,22 +291,47 @@ def test_residual_branches_can_begin_at_zero():
   before = core.numpy_params(target)
   after = zero_residuals(before)
   changed = {name for name in before if not np.array_equal(before[name], after[name])}
-  assert changed == {name for name in before if name.endswith(('conv2.kernel', 'proj_out.kernel', 'conv_out.kernel'))}
-  assert all(not np.asarray(after[name]).any() for name in changed) and 'conv_out.kernel' in changed
+  assert changed == {
+    name
+    for name in before
+    if name.endswith(('conv2.kernel', 'proj_out.kernel', 'conv_out.kernel'))
+  }
+  assert (
+    all(not np.asarray(after[name]).any() for name in changed)
+    and 'conv_out.kernel' in changed
+  )
 
 
-@pytest.mark.parametrize('change, sentence', [
-    (dict(down_block_types=('DownBlock', 'DownBlockSpatioTemporal')), "'DownBlock', which is unknown"),
-    (dict(up_block_types=('UpBlockSpatioTemporal',)), 'has 1 entries, but block_out_channels has 2')])
+@pytest.mark.parametrize(
+  'change, sentence',
+  [
+    (
+      dict(down_block_types=('DownBlock', 'DownBlockSpatioTemporal')),
+      "'DownBlock', which is unknown",
+    ),
+    (
+      dict(up_block_types=('UpBlockSpatioTemporal',)),
+      'has 1 entries, but block_out_channels has 2',
+    ),
+  ],
+)
 def test_stages_that_do_not_exist_are_named(change, sentence):
   with pytest.raises(ConfigError, match=sentence):
-    dataclasses.replace(SMALL, block_out_channels=(32, 32), **{
-        'down_block_types': ('DownBlockSpatioTemporal',) * 2, 'up_block_types': ('UpBlockSpatioTemporal',) * 2,
-        **change})
+    dataclasses.replace(
+      SMALL,
+      block_out_channels=(32, 32),
+      **{
+        'down_block_types': ('DownBlockSpatioTemporal',) * 2,
+        'up_block_types': ('UpBlockSpatioTemporal',) * 2,
+        **change,
+      },
+    )
 
 
 def test_tokens_without_adapter_are_refused():
   graphdef, target = core.abstract(lambda rngs: UNet(SMALL, rngs=rngs))
   tokens = jax.ShapeDtypeStruct((1, 1, 1, 16), jnp.float32)
   with pytest.raises(ValueError, match='0 adapters'):
-    jax.eval_shape(lambda params, x: core.merge(graphdef, params).context_kv(x, x), target, tokens)
+    jax.eval_shape(
+      lambda params, x: core.merge(graphdef, params).context_kv(x, x), target, tokens
+    )

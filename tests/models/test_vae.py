@@ -20,25 +20,48 @@ TINY = VAEConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups
 
 
 def test_twin():
-  """Forward and all gradients (computed with `remat`) against diffusers, with two stages."""
+  """Forward and all gradients (computed with `remat`) against diffusers, with two
+  stages.
+  """
   import diffusers
   import torch
+
   torch.manual_seed(0)
   theirs = diffusers.AutoencoderKLTemporalDecoder(
-      block_out_channels=(32, 64), down_block_types=('DownEncoderBlock2D',) * 2, layers_per_block=2).eval()
+    block_out_channels=(32, 64),
+    down_block_types=('DownEncoderBlock2D',) * 2,
+    layers_per_block=2,
+  ).eval()
   config = VAEConfig.from_json(theirs.config | {'block_out_channels': [32, 64]})
   graphdef, params = parity.converted(config, VAE, parity.lively(theirs))
   rng = np.random.default_rng(0)
-  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
-  image, z = draw(2, 16, 24, 3), draw(1, 3, 8, 12, 4)
-  weigh_mean, weigh_logvar, weigh_frames = draw(2, 8, 12, 4), draw(2, 8, 12, 4), draw(1, 3, 16, 24, 3)
 
-  to_torch = lambda x: torch.tensor(parity.channels_first(x).reshape(-1, x.shape[-1], *x.shape[-3:-1]))
+  def draw(*shape):
+    return rng.normal(size=shape).astype(np.float32)
+
+  image, z = draw(2, 16, 24, 3), draw(1, 3, 8, 12, 4)
+  weigh_mean, weigh_logvar, weigh_frames = (
+    draw(2, 8, 12, 4),
+    draw(2, 8, 12, 4),
+    draw(1, 3, 16, 24, 3),
+  )
+
+  def to_torch(x):
+    return torch.tensor(
+      parity.channels_first(x).reshape(-1, x.shape[-1], *x.shape[-3:-1])
+    )
+
   their_image, their_z = to_torch(image).requires_grad_(), to_torch(z).requires_grad_()
   latents = theirs.encode(their_image).latent_dist
   their_frames = theirs.decode(their_z, num_frames=3).sample
-  loss = sum((x * to_torch(w)).sum() for x, w in (
-      (latents.mean, weigh_mean), (latents.logvar, weigh_logvar), (their_frames, weigh_frames)))
+  loss = sum(
+    (x * to_torch(w)).sum()
+    for x, w in (
+      (latents.mean, weigh_mean),
+      (latents.logvar, weigh_logvar),
+      (their_frames, weigh_frames),
+    )
+  )
   loss.backward()
 
   def ours(params, image, z):
@@ -47,7 +70,9 @@ def test_twin():
 
   def weighed(params, image, z):
     outputs = ours(params, image, z)
-    return sum(jnp.vdot(x, w) for x, w in zip(outputs, (weigh_mean, weigh_logvar, weigh_frames))), outputs
+    return sum(
+      jnp.vdot(x, w) for x, w in zip(outputs, (weigh_mean, weigh_logvar, weigh_frames))
+    ), outputs
 
   with jax.default_matmul_precision('highest'):
     outputs, grads, (of_image, of_z) = parity.jax_gradients(weighed, params, image, z)
@@ -61,11 +86,17 @@ def test_twin():
 
 
 def test_trains_from_scratch_and_remat_saves_memory():
-  build = functools.partial(VAE, dataclasses.replace(TINY, block_out_channels=(8,)))  # compiles fastest
+  build = functools.partial(
+    VAE, dataclasses.replace(TINY, block_out_channels=(8,))
+  )  # compiles fastest
   graphdef, _ = core.abstract(build)
-  params = parity.jit(lambda key: core.split(build(rngs=core.ParamKeys(key)))[1])(jax.random.key(0))
+  params = parity.jit(lambda key: core.split(build(rngs=core.ParamKeys(key)))[1])(
+    jax.random.key(0)
+  )
   ramp = np.linspace(-1, 1, 16, dtype=np.float32)
-  clip = np.stack([np.broadcast_to(c * ramp[:, None], (16, 16)) for c in (1, -1, 0.5)], axis=-1)
+  clip = np.stack(
+    [np.broadcast_to(c * ramp[:, None], (16, 16)) for c in (1, -1, 0.5)], axis=-1
+  )
   clip = np.stack([clip, clip.swapaxes(0, 1)])[None]  # [1,2,16,16,3]
 
   def loss(params, remat=False):
@@ -82,7 +113,8 @@ def test_trains_from_scratch_and_remat_saves_memory():
 
   optimizer = optax.sign_sgd(2e-3)
 
-  @parity.jit  # not a scan: on CPU, gradients of convolutions are many times slower inside a loop
+  # not a scan: on CPU, gradients of convolutions are many times slower inside a loop
+  @parity.jit
   def step(params):
     value, grad = jax.value_and_grad(loss)(params)
     updates, _ = optimizer.update(grad, optimizer.init(params), params)
@@ -102,17 +134,33 @@ def test_config_keeps_what_the_published_file_says():
 
 
 def test_full_size():
-  graphdef, params = parity.converted(VAEConfig(), VAE, parity.manifest('vae_temporal_decoder'))
-  like = lambda *shape: jax.ShapeDtypeStruct(shape, 'float32')
-  mean, logvar = jax.eval_shape(lambda p, x: merge(graphdef, p).encode(x), params, like(1, 512, 512, 3))
+  graphdef, params = parity.converted(
+    VAEConfig(), VAE, parity.manifest('vae_temporal_decoder')
+  )
+
+  def like(*shape):
+    return jax.ShapeDtypeStruct(shape, 'float32')
+
+  mean, logvar = jax.eval_shape(
+    lambda p, x: merge(graphdef, p).encode(x), params, like(1, 512, 512, 3)
+  )
   assert mean.shape == logvar.shape == (1, 64, 64, 4)
-  frames = jax.eval_shape(lambda p, z: merge(graphdef, p).decode(z), params, like(1, 10, 64, 64, 4))
+  frames = jax.eval_shape(
+    lambda p, z: merge(graphdef, p).decode(z), params, like(1, 10, 64, 64, 4)
+  )
   assert frames.shape == (1, 10, 512, 512, 3)
 
 
 def test_compute_dtype():
   graphdef, target = parity.abstract(TINY, VAE, dtype=jnp.bfloat16)
-  like = lambda *shape: jax.ShapeDtypeStruct(shape, 'float32')
-  mean, _ = jax.eval_shape(lambda p, x: merge(graphdef, p).encode(x), target, like(1, 16, 16, 3))
-  frames = jax.eval_shape(lambda p, z: merge(graphdef, p).decode(z), target, like(1, 2, 8, 8, 4))
+
+  def like(*shape):
+    return jax.ShapeDtypeStruct(shape, 'float32')
+
+  mean, _ = jax.eval_shape(
+    lambda p, x: merge(graphdef, p).encode(x), target, like(1, 16, 16, 3)
+  )
+  frames = jax.eval_shape(
+    lambda p, z: merge(graphdef, p).decode(z), target, like(1, 2, 8, 8, 4)
+  )
   assert mean.dtype == jnp.float32 and frames.dtype == jnp.bfloat16

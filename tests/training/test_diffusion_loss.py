@@ -1,4 +1,6 @@
-"""The loss of the diffusion task around a toy network: each switch changes what it names and nothing else."""
+"""The loss of the diffusion task around a toy network: each switch changes what it
+names and nothing else.
+"""
 
 import copy
 import functools
@@ -18,13 +20,29 @@ from tests import tiny
 
 B, F, H, C, D = 4, 3, 4, 2, 8
 SIZES = {
-    'audio_linear': dict(seq_len=10, blocks=2, channels=3, intermediate_dim=6, output_dim=D, context_tokens=2),
-    'pose_guider': dict(conditioning_embedding_channels=C, block_out_channels=(2, 2)),
-    'emo_model': dict(prior_dim=6, dim=D, intermediate_dim=6, tokens=2, codebook_size=5, num_heads=2, classifier_in=C,
-                      classifier_hidden=(4, 4), num_classes=22, dropout=0.0),
+  'audio_linear': dict(
+    seq_len=10, blocks=2, channels=3, intermediate_dim=6, output_dim=D, context_tokens=2
+  ),
+  'pose_guider': dict(conditioning_embedding_channels=C, block_out_channels=(2, 2)),
+  'emo_model': dict(
+    prior_dim=6,
+    dim=D,
+    intermediate_dim=6,
+    tokens=2,
+    codebook_size=5,
+    num_heads=2,
+    classifier_in=C,
+    classifier_hidden=(4, 4),
+    num_classes=22,
+    dropout=0.0,
+  ),
 }
 near = functools.partial(pytest.approx, rel=1e-5)  # two programs may round differently
-NOTHING, IMAGE, EMOTION = 0.99, 0.07, 0.12  # draws of condition dropout with the default rates
+NOTHING, IMAGE, EMOTION = (
+  0.99,
+  0.07,
+  0.12,
+)  # draws of condition dropout with the default rates
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -37,52 +55,93 @@ class Toy(nnx.Module):
   """Answers to every input of the UNet: sample, noise level, contexts, face."""
 
   def __init__(self, *, rngs):
-    draw = lambda *shape: nnx.Param(jax.random.normal(rngs.params(), shape) * 0.4)
+    def draw(*shape):
+      return nnx.Param(jax.random.normal(rngs.params(), shape) * 0.4)
+
     self.mix, self.key = draw(2 * C, C), draw(3, D, C)
 
   def context_kv(self, *contexts):
-    return {'attn2': tuple(None if x is None else (x @ w, jnp.tanh(x @ w)) for x, w in zip(contexts, self.key[...]))}
+    return {
+      'attn2': tuple(
+        None if x is None else (x @ w, jnp.tanh(x @ w))
+        for x, w in zip(contexts, self.key[...])
+      )
+    }
 
-  def __call__(self, sample, timestep, kv, ids, spatial_condition=None, masks=None, remat='none'):
+  def __call__(
+    self, sample, timestep, kv, ids, spatial_condition=None, masks=None, remat='none'
+  ):
     x = sample @ self.mix[...] + (0 if spatial_condition is None else spatial_condition)
     for pair in kv['attn2']:
       x += 0 if pair is None else (pair[0] * pair[1]).mean(-2)[:, :, None, None]
-    x = jnp.tanh(x + timestep[:, None, None, None, None] * 0.1 + ids.sum(-1)[:, None, None, None, None] * 0.01)
+    x = jnp.tanh(
+      x
+      + timestep[:, None, None, None, None] * 0.1
+      + ids.sum(-1)[:, None, None, None, None] * 0.01
+    )
     return x, x
 
 
 @functools.cache
 def make(arg='default', network=Toy, **changes):
-  """The loss of a preset around a network, its parameters, and `f(params, batch, key, step)` as one program."""
+  """The loss of a preset around a network, its parameters, and `f(params, batch,
+  key, step)` as one program.
+  """
   config = diffusion.get_config(arg)
   for name, values in SIZES.items():
     if name in config:
       config[name].update(values)
   config.unet.block_out_channels = (C,)
-  config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
-  builds = {name: registry.builder(name, config[name].to_dict()) for name in SIZES if name in config}
+  config.update_from_flattened_dict(
+    {key.replace('__', '.'): value for key, value in changes.items()}
+  )
+  builds = {
+    name: registry.builder(name, config[name].to_dict())
+    for name in SIZES
+    if name in config
+  }
   builds['unet'] = network
   abstract = {name: core.abstract(build) for name, build in builds.items()}
-  loss = DiffusionLoss(config, {name: graph for name, (graph, _) in abstract.items()}, scaling_factor=0.5)
-  shapes = {f'{name}.{k}': x for name, (_, target) in abstract.items() for k, x in target.items()}
+  loss = DiffusionLoss(
+    config, {name: graph for name, (graph, _) in abstract.items()}, scaling_factor=0.5
+  )
+  shapes = {
+    f'{name}.{k}': x
+    for name, (_, target) in abstract.items()
+    for k, x in target.items()
+  }
   return loss, core.numpy_params(shapes), jax.jit(loss)
 
 
 def batch(draw=NOTHING, **changes):
-  normal = lambda seed, *shape: np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+  def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
   mask = np.zeros((B, 2 * H, 2 * H), np.float32)
   mask[:, 2:7, 1:6] = 1
-  return {'latents': normal(0, B, F, H, H, C), 'reference': normal(1, B, H, H, C), 'image_token': normal(2, B, 1, D),
-          'audio': normal(3, B, F, 10, 2, 3), 'mu': normal(4, B, 6), 'sigma': np.abs(normal(5, B, 6)), 'mask': mask,
-          'emotion_class': np.array([0, 5, -1, 21], np.int32), 'buckets': np.ones((B, 2), np.float32),
-          'drop': np.full(B, draw, np.float32)} | changes
+  return {
+    'latents': normal(0, B, F, H, H, C),
+    'reference': normal(1, B, H, H, C),
+    'image_token': normal(2, B, 1, D),
+    'audio': normal(3, B, F, 10, 2, 3),
+    'mu': normal(4, B, 6),
+    'sigma': np.abs(normal(5, B, 6)),
+    'mask': mask,
+    'emotion_class': np.array([0, 5, -1, 21], np.int32),
+    'buckets': np.ones((B, 2), np.float32),
+    'drop': np.full(B, draw, np.float32),
+  } | changes
 
 
 def run(arg='default', data=None, step=10**9, **changes):
   """(total, parts) of a preset with changed settings, written `section__key`."""
   _, params, loss = make(arg, **changes)
-  total, parts = loss(params, batch() if data is None else data, jax.random.key(3), jnp.int32(step))
-  return float(total), {k: v if isinstance(v, dict) else float(v) for k, v in parts.items() if '/' not in k}
+  total, parts = loss(
+    params, batch() if data is None else data, jax.random.key(3), jnp.int32(step)
+  )
+  return float(total), {
+    k: v if isinstance(v, dict) else float(v) for k, v in parts.items() if '/' not in k
+  }
 
 
 def without(parts, *names):
@@ -91,17 +150,25 @@ def without(parts, *names):
 
 def test_equation_15():
   total, parts = run()
-  assert total == pytest.approx(parts['denoise'] + 0.05 * parts['cls'] + parts['vq'], rel=1e-6)
-  assert run(step=0)[0] == pytest.approx(parts['denoise'] + 0.05 / 1000 * parts['cls'] + parts['vq'], rel=1e-6)
+  assert total == pytest.approx(
+    parts['denoise'] + 0.05 * parts['cls'] + parts['vq'], rel=1e-6
+  )
+  assert run(step=0)[0] == pytest.approx(
+    parts['denoise'] + 0.05 / 1000 * parts['cls'] + parts['vq'], rel=1e-6
+  )
   assert parts['vq'] == pytest.approx(1.25 * parts['vq_error'], rel=1e-5)
   assert set(parts['per_row']) == {'code', 'z', 'emotion_class'}
-  np.testing.assert_allclose(parts['z_rms'], np.sqrt(np.square(parts['per_row']['z']).mean()), rtol=1e-5)
+  np.testing.assert_allclose(
+    parts['z_rms'], np.sqrt(np.square(parts['per_row']['z']).mean()), rtol=1e-5
+  )
   assert parts['codes_used'] == len(np.unique(parts['per_row']['code']))
 
 
 @pytest.mark.parametrize('sigma', [0.01, 1.0, 100.0])
 def test_denoising_loss_is_the_weighted_error_of_the_denoised_clip(sigma):
-  """What the loss makes of a network F is EDM's error of D (equations 7 and 8, table 1), here in float64."""
+  """What the loss makes of a network F is EDM's error of D (equations 7 and 8, table
+  1), here in float64.
+  """
   plain, params, _ = make(noise__p_mean=float(np.log(sigma)), noise__p_std=0.0)
   loss, data, seen = copy.copy(plain), batch(), []
 
@@ -113,11 +180,18 @@ def test_denoising_loss_is_the_weighted_error_of_the_denoised_clip(sigma):
 
     def __call__(self, sample, timestep, *_, **__):
       seen.append((sample, timestep))
-      v = network(jnp, sample[..., :C], sample[..., C:], timestep[:, None, None, None, None])
+      v = network(
+        jnp, sample[..., :C], sample[..., C:], timestep[:, None, None, None, None]
+      )
       return v, v
 
   loss.models = lambda params: plain.models(params) | {'unet': StandIn()}
-  denoise = jax.jit(lambda params: (loss(params, data, jax.random.key(3), jnp.int32(0))[1]['denoise'], seen.pop()))
+  denoise = jax.jit(
+    lambda params: (
+      loss(params, data, jax.random.key(3), jnp.int32(0))[1]['denoise'],
+      seen.pop(),
+    )
+  )
   ours, (sample, timestep) = denoise(params)
   np.testing.assert_allclose(timestep, np.log(sigma) / 4, rtol=1e-6)
   x, scaled = 0.5 * np.float64(data['latents']), np.float64(sample[..., :C])
@@ -126,7 +200,9 @@ def test_denoising_loss_is_the_weighted_error_of_the_denoised_clip(sigma):
   assert abs(noise.mean()) < 0.2 and noise.std() == pytest.approx(1, abs=0.15)
   f = network(np, scaled, np.float64(data['reference'])[:, None], np.log(sigma) / 4)
   d = z / (1 + sigma**2) - sigma / np.sqrt(1 + sigma**2) * f
-  assert float(ours) == pytest.approx((1 + sigma**2) / sigma**2 * np.square(d - x).mean(), rel=1e-4)
+  assert float(ours) == pytest.approx(
+    (1 + sigma**2) / sigma**2 * np.square(d - x).mean(), rel=1e-4
+  )
 
 
 def test_ranges_of_noise_levels_make_up_the_whole():
@@ -134,7 +210,10 @@ def test_ranges_of_noise_levels_make_up_the_whole():
   _, params, loss = make('default')
   _, parts = loss(params, batch(), jax.random.key(3), jnp.int32(0))
   for name, counted in (('denoise', 4), ('cls', 3)):
-    total, weight = map(float, sum(pair for key, pair in parts.items() if key.startswith(f'{name}/sigma_')))
+    total, weight = map(
+      float,
+      sum(pair for key, pair in parts.items() if key.startswith(f'{name}/sigma_')),
+    )
     assert total / weight == near(float(parts[name])) and weight == counted / 4
 
 
@@ -149,15 +228,24 @@ def test_without_prior_the_mean_is_used():
   total, parts = run('abl_no_prior')
   assert without(parts) == near(without(run(data=certain)[1]))
   assert total != near(run()[0])
-  assert total == near(run('abl_no_prior', certain)[0]) and total == near(run(data=certain)[0])
+  assert total == near(run('abl_no_prior', certain)[0]) and total == near(
+    run(data=certain)[0]
+  )
 
 
 @pytest.mark.parametrize('arg', ['abl_no_bank', 'abl_learnable_ca', 'svp'])
 def test_without_bank_there_is_no_look_up(arg):
   total, parts = run(arg)
-  assert set(parts) == {'denoise', 'cls', 'cls_accuracy'} and parts['denoise'] != near(run()[1]['denoise'])
-  assert total == pytest.approx(parts['denoise'] + (0 if arg == 'svp' else 0.05 * parts['cls']), rel=1e-6)
-  nothing, too = (run(arg, batch(EMOTION, mu=mu))[1] for mu in np.float32([np.zeros((B, 6)), np.ones((B, 6))]))
+  assert set(parts) == {'denoise', 'cls', 'cls_accuracy'} and parts['denoise'] != near(
+    run()[1]['denoise']
+  )
+  assert total == pytest.approx(
+    parts['denoise'] + (0 if arg == 'svp' else 0.05 * parts['cls']), rel=1e-6
+  )
+  nothing, too = (
+    run(arg, batch(EMOTION, mu=mu))[1]
+    for mu in np.float32([np.zeros((B, 6)), np.ones((B, 6))])
+  )
   assert nothing == near(too)
 
 
@@ -169,27 +257,43 @@ def test_sonic_knows_neither_emotion_nor_guide():
   assert {name.partition('.')[0] for name in params} == {'unet', 'audio_linear'}
   assert run('sonic', bare | {'audio': bare['audio'] + 1})[0] != near(total)
   conditions = make('sonic')[0].conditions(params, bare)
-  assert conditions.emotion_tokens is conditions.null_emotion is conditions.spatial is None
+  assert (
+    conditions.emotion_tokens is conditions.null_emotion is conditions.spatial is None
+  )
 
 
 def test_classification_of_clips():
   (_, frames), (_, clips) = run(), run(loss__cls_pool='clip')
-  assert without(frames, 'cls', 'cls_accuracy') == near(without(clips, 'cls', 'cls_accuracy'))
+  assert without(frames, 'cls', 'cls_accuracy') == near(
+    without(clips, 'cls', 'cls_accuracy')
+  )
   assert frames['cls'] != near(clips['cls'])
   one = batch(latents=batch()['latents'][:, :1], audio=batch()['audio'][:, :1])
-  assert run(data=one)[1]['cls'] == pytest.approx(run(data=one, loss__cls_pool='clip')[1]['cls'], rel=1e-6)
+  assert run(data=one)[1]['cls'] == pytest.approx(
+    run(data=one, loss__cls_pool='clip')[1]['cls'], rel=1e-6
+  )
 
 
 def test_evaluation_leaves_nothing_to_chance():
-  """The classifier has no dropout, and the whole bank is seen where training sees it at all."""
+  """The classifier has no dropout, and the whole bank is seen where training sees it
+  at all.
+  """
+
   def judged(**changes):
     loss, params, _ = make(**changes)
-    total, parts = jax.jit(functools.partial(loss, train=False))(params, batch(), jax.random.key(3), jnp.int32(10**9))
-    return {'total': float(total), **{k: float(v) for k, v in parts.items() if '/' not in k and k != 'per_row'}}
+    total, parts = jax.jit(functools.partial(loss, train=False))(
+      params, batch(), jax.random.key(3), jnp.int32(10**9)
+    )
+    return {
+      'total': float(total),
+      **{k: float(v) for k, v in parts.items() if '/' not in k and k != 'per_row'},
+    }
 
   plain, dropping = (run(emo_model__dropout=rate) for rate in (0.0, 0.5))
   assert dropping[1]['cls'] != near(plain[1]['cls'])
-  assert judged(emo_model__dropout=0.5) == near({'total': plain[0], **without(plain[1])})
+  assert judged(emo_model__dropout=0.5) == near(
+    {'total': plain[0], **without(plain[1])}
+  )
   whole, retrieved = (run(emotion__p_whole_bank=p)[1]['denoise'] for p in (1.0, 0.0))
   assert whole != near(retrieved)
   assert judged(emotion__p_whole_bank=0.01)['denoise'] == near(whole)
@@ -198,17 +302,27 @@ def test_evaluation_leaves_nothing_to_chance():
 def test_noise_on_the_reference():
   (plain, parts), (noisy, changed) = run(), run(noise__ref_aug='lognormal')
   assert plain != near(noisy) and parts['vq'] == near(changed['vq'])
-  unseen, too = run(data=batch(IMAGE)), run(data=batch(IMAGE), noise__ref_aug='lognormal')
+  unseen, too = (
+    run(data=batch(IMAGE)),
+    run(data=batch(IMAGE), noise__ref_aug='lognormal'),
+  )
   assert without(unseen[1]) == near(without(too[1]))
   disturb = make()[0]._disturbed(jnp.zeros((2000, 4, 4, 2)), jax.random.key(0))
-  strength = np.log(0.5 * np.asarray(disturb).std((1, 2, 3)))  # in units of scaled latents
-  assert strength.mean() == pytest.approx(-3, abs=0.1) and strength.std() == pytest.approx(0.5, abs=0.1)
+  strength = np.log(
+    0.5 * np.asarray(disturb).std((1, 2, 3))
+  )  # in units of scaled latents
+  assert strength.mean() == pytest.approx(
+    -3, abs=0.1
+  ) and strength.std() == pytest.approx(0.5, abs=0.1)
 
 
 def test_null_keys_matter_where_the_emotion_is_dropped():
   kept = [run(emo_model__null_kv=name)[0] for name in ('released', 'zeros', 'bank')]
   assert kept == near([kept[0]] * 3)
-  released, zeros, whole = (run(data=batch(EMOTION), emo_model__null_kv=n)[0] for n in ('released', 'zeros', 'bank'))
+  released, zeros, whole = (
+    run(data=batch(EMOTION), emo_model__null_kv=n)[0]
+    for n in ('released', 'zeros', 'bank')
+  )
   assert released == near(zeros) and released != near(whole)
 
 
@@ -222,14 +336,24 @@ def test_dropped_emotions_take_no_part():
 
 
 class Exact:
-  """Stands in for every model: whole numbers in, whole numbers out, so that no order of summation rounds."""
+  """Stands in for every model: whole numbers in, whole numbers out, so that no order
+  of summation rounds.
+  """
 
   def __init__(self):
-    whole = lambda seed, *shape: np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)
-    self.prior, self.nothing, self.key = whole(0, 6, 2 * D), whole(1, 2, D), whole(2, 3, D, C)
+    def whole(seed, *shape):
+      return np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)
+
+    self.prior, self.nothing, self.key = (
+      whole(0, 6, 2 * D),
+      whole(1, 2, D),
+      whole(2, 3, D, C),
+    )
 
   def audio_linear(self, audio):
-    return 1 + audio.reshape(*audio.shape[:-3], -1)[..., :2 * D].reshape(*audio.shape[:-3], 2, D)
+    return 1 + audio.reshape(*audio.shape[:-3], -1)[..., : 2 * D].reshape(
+      *audio.shape[:-3], 2, D
+    )
 
   def pose_guider(self, picture):
     return picture[:, ::2, ::2, :C]
@@ -244,25 +368,41 @@ class Exact:
     return {'attn2': tuple((x @ w, -2 * x @ w) for x, w in zip(contexts, self.key))}
 
 
-BRANCHES = Dropped(np.array([True, False, False]), *[np.array([True, True, False])] * 2)  # what guidance leaves out
+BRANCHES = Dropped(
+  np.array([True, False, False]), *[np.array([True, True, False])] * 2
+)  # what guidance leaves out
 
 
-@pytest.mark.parametrize('exact, null_kv', [(True, 'released'), (False, 'released'), (False, 'bank')])
+@pytest.mark.parametrize(
+  'exact, null_kv', [(True, 'released'), (False, 'released'), (False, 'bank')]
+)
 def test_guidance_branches_equal_dropped_forwards(exact, null_kv):
-  """What the sampler's three branches see is what training sees with conditions dropped: to the bit where arithmetic is
-  exact; else both programs round products of other shapes differently.
+  """What the sampler's three branches see is what training sees with conditions
+  dropped: to the bit where arithmetic is exact; else both programs round products of
+  other shapes differently.
 
-  Training attends to the whole bank here, as sampling does; what it looks up is another emotion, by design."""
+  Training attends to the whole bank here, as sampling does; what it looks up is another
+  emotion, by design.
+  """
   loss, params, _ = make(emo_model__null_kv=null_kv, emotion__p_whole_bank=1.0)
   one = {k: v[:1] for k, v in batch().items()}
   if exact:
     loss, model = copy.copy(loss), Exact()
     loss.models = lambda params: {
-        'unet': model, 'audio_linear': model.audio_linear, 'pose_guider': model.pose_guider, 'emo_model': model}
+      'unet': model,
+      'audio_linear': model.audio_linear,
+      'pose_guider': model.pose_guider,
+      'emo_model': model,
+    }
     one = {k: np.round(3 * v).astype(v.dtype) for k, v in one.items()}
-  rows = {k: np.repeat(v, guidance.BRANCHES, 0) for k, v in one.items()}  # one clip, a row per branch
-  equal = np.testing.assert_array_equal if exact else functools.partial(
-      np.testing.assert_allclose, rtol=2e-6, atol=1e-6)
+  rows = {
+    k: np.repeat(v, guidance.BRANCHES, 0) for k, v in one.items()
+  }  # one clip, a row per branch
+  equal = (
+    np.testing.assert_array_equal
+    if exact
+    else functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=1e-6)
+  )
 
   class Spy:
     """Tells what the network would see."""
@@ -278,8 +418,18 @@ def test_guidance_branches_equal_dropped_forwards(exact, null_kv):
   def training(params):
     model = loss.models(params)
     spy = model['unet'] = Spy(model['unet'])
-    emotion, _ = loss._emotion_tokens(model['emo_model'], rows['mu'], BRANCHES, jax.random.key(0))
-    loss.denoise(model, rows, BRANCHES, rows['latents'], jnp.full(3, 0.3), emotion, loss.face(model, rows, (H, H)))
+    emotion, _ = loss._emotion_tokens(
+      model['emo_model'], rows['mu'], BRANCHES, jax.random.key(0)
+    )
+    loss.denoise(
+      model,
+      rows,
+      BRANCHES,
+      rows['latents'],
+      jnp.full(3, 0.3),
+      emotion,
+      loss.face(model, rows, (H, H)),
+    )
     return spy.seen
 
   @jax.jit
@@ -292,7 +442,9 @@ def test_guidance_branches_equal_dropped_forwards(exact, null_kv):
   for pair, expected in zip(kv['attn2'], gathered['attn2'], strict=True):
     for x, y in zip(pair, expected):
       equal(np.broadcast_to(x, y.shape), y)
-  reference = np.asarray(c.reference_latents) * guidance.HAS_APPEARANCE[:, None, None, None]
+  reference = (
+    np.asarray(c.reference_latents) * guidance.HAS_APPEARANCE[:, None, None, None]
+  )
   equal(sample[:, 0, ..., C:], reference)
   equal(ids, np.repeat(c.added_time_ids, 3, 0))
   equal(spatial[:, 0], np.repeat(c.spatial, 3, 0))
@@ -301,10 +453,21 @@ def test_guidance_branches_equal_dropped_forwards(exact, null_kv):
 def test_a_sampling_step_is_the_guided_sum_of_dropped_forwards():
   """The same through a real UNet."""
   sizes = tiny.CONFIGS['unet'] | dict(in_channels=2 * C, out_channels=C)
-  loss, params, _ = make(network=registry.builder('unet', sizes), emotion__p_whole_bank=1.0,
-                         pose_guider__conditioning_embedding_channels=8)
-  config = sampler.SamplerConfig(num_steps=1, frames=F, shift=0, padding=False, g_image=1.5, g_condition=2.5,
-                                 sigma_max=2.0, scaling_factor=0.5)
+  loss, params, _ = make(
+    network=registry.builder('unet', sizes),
+    emotion__p_whole_bank=1.0,
+    pose_guider__conditioning_embedding_channels=8,
+  )
+  config = sampler.SamplerConfig(
+    num_steps=1,
+    frames=F,
+    shift=0,
+    padding=False,
+    g_image=1.5,
+    g_condition=2.5,
+    sigma_max=2.0,
+    scaling_factor=0.5,
+  )
   one = {k: v[:1] for k, v in batch().items()}
   rows = {k: np.repeat(v, guidance.BRANCHES, 0) for k, v in one.items()}
   noise = np.random.default_rng(9).normal(size=(1, F, H, H, C)).astype(np.float32)
@@ -314,14 +477,32 @@ def test_a_sampling_step_is_the_guided_sum_of_dropped_forwards():
   @jax.jit
   def training(params):
     model = loss.models(params)
-    emotion, _ = loss._emotion_tokens(model['emo_model'], rows['mu'], BRANCHES, jax.random.key(0))
+    emotion, _ = loss._emotion_tokens(
+      model['emo_model'], rows['mu'], BRANCHES, jax.random.key(0)
+    )
     scaled = jnp.repeat(z * edm.c_in(sigma), guidance.BRANCHES, 0)
-    return loss.denoise(model, rows, BRANCHES, scaled, jnp.full(3, edm.c_noise(sigma)), emotion,
-                        loss.face(model, rows, (H, H)))[0]
+    return loss.denoise(
+      model,
+      rows,
+      BRANCHES,
+      scaled,
+      jnp.full(3, edm.c_noise(sigma)),
+      emotion,
+      loss.face(model, rows, (H, H)),
+    )[0]
 
   v = np.asarray(training(params))
   assert min(np.abs(v[i] - v[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-2
-  sample = sampler.make_sampler(core.abstract(registry.builder('unet', sizes))[0], config)
-  out = sample(core.under('unet', params), noise, jax.jit(loss.conditions)(params, one), jnp.array([F]))
+  sample = sampler.make_sampler(
+    core.abstract(registry.builder('unet', sizes))[0], config
+  )
+  out = sample(
+    core.under('unet', params),
+    noise,
+    jax.jit(loss.conditions)(params, one),
+    jnp.array([F]),
+  )
   guided = v[0] + 1.5 * (v[1] - v[0]) + 2.5 * (v[2] - v[1])
-  np.testing.assert_allclose(out[0], edm.denoised(z[0], guided, sigma), rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    out[0], edm.denoised(z[0], guided, sigma), rtol=1e-5, atol=1e-5
+  )

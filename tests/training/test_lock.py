@@ -309,7 +309,6 @@ def test_two_processes_that_were_taken_for_dead_end_together(tmp_path):
 
 def test_a_run_that_is_taken_over_in_its_last_evaluation_exports_nothing(workdir):
   class Suspended(toy.ToyTask):
-
     def evaluate(self, params, frozen):
       (self.workdir / lock.NAME).write_text(content(self.workdir))
       time.sleep(20 * lock.BEAT)

@@ -1,4 +1,6 @@
-"""The loop with a small real task: resuming to the bit, devices and processes, refusals, divergence, signals."""
+"""The loop with a small real task: resuming to the bit, devices and processes,
+refusals, divergence, signals.
+"""
 
 import functools
 import json
@@ -31,10 +33,28 @@ ONE = parallel.make_mesh(devices=jax.devices()[:1])
 
 
 def start(devices, delay, *workdirs, **variables):
-  env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
-         'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir, **variables}
-  return subprocess.Popen([sys.executable, toy.__file__, str(devices), str(delay), str(TOTAL), *map(str, workdirs)],
-                          env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  env = {
+    **os.environ,
+    'PYTHONPATH': str(ROOT),
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '',
+    'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
+    **variables,
+  }
+  return subprocess.Popen(
+    [
+      sys.executable,
+      toy.__file__,
+      str(devices),
+      str(delay),
+      str(TOTAL),
+      *map(str, workdirs),
+    ],
+    env=env,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+  )
 
 
 def start_two(delay, *workdirs):
@@ -42,7 +62,10 @@ def start_two(delay, *workdirs):
   with socket.socket() as s:
     s.bind(('localhost', 0))
     address = f'localhost:{s.getsockname()[1]}'
-  return [start(4, delay, *workdirs, **dict(zip(parallel.VARIABLES, (address, '2', str(i))))) for i in range(2)]
+  return [
+    start(4, delay, *workdirs, **dict(zip(parallel.VARIABLES, (address, '2', str(i)))))
+    for i in range(2)
+  ]
 
 
 def finish(process):
@@ -62,12 +85,19 @@ def wait_until(condition, process):
 def losses(workdir, prefix='train/'):
   """{step: everything logged except the speed}."""
   rows = read_json_lines(workdir / 'metrics.jsonl')
-  return {row['step']: {k: v for k, v in row.items() if k.startswith(prefix) and 'per_second' not in k}
-          for row in rows if any(k.startswith(prefix) for k in row)}
+  return {
+    row['step']: {
+      k: v for k, v in row.items() if k.startswith(prefix) and 'per_second' not in k
+    }
+    for row in rows
+    if any(k.startswith(prefix) for k in row)
+  }
 
 
 def interrupt(devices, workdir):
-  """Ends a run twice at random moments: by SIGKILL, and by SIGTERM where there are several devices."""
+  """Ends a run twice at random moments: by SIGKILL, and by SIGTERM where there are
+  several devices.
+  """
   moments = random.Random(devices)
   for _ in range(2 if devices == 1 else 1):
     process = start(devices, 0.05, workdir)
@@ -83,7 +113,9 @@ def interrupt(devices, workdir):
 
 
 def stop(processes, moment, workdir):
-  """SIGTERM to the last of the processes: all end with exit code 0 and a checkpoint of the last step."""
+  """SIGTERM to the last of the processes: all end with exit code 0 and a checkpoint
+  of the last step.
+  """
   wait_until(lambda: processes[0].stdout.readline().startswith('step'), processes[0])
   time.sleep(moment)
   processes[-1].send_signal(signal.SIGTERM)
@@ -96,13 +128,17 @@ def stop(processes, moment, workdir):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  """runs(devices) -> workdirs of a run that was interrupted and resumed, and of an uninterrupted one."""
+  """runs(devices) -> workdirs of a run that was interrupted and resumed, and of an
+  uninterrupted one.
+  """
+
   @functools.cache
   def make(devices):
     root = tmp_path_factory.mktemp(f'devices{devices}')
     interrupt(devices, root / 'resumed')
     finish(start(devices, 0, root / 'resumed', root / 'whole'))
     return root / 'resumed', root / 'whole'
+
   return make
 
 
@@ -114,7 +150,13 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(runs, devices):
   assert losses(resumed, 'eval/') == losses(whole, 'eval/')
   assert list(losses(whole, 'eval/')) == [8, 16, 24]
   exported = [np.load(run / 'model' / f'{run.name}.npz') for run in (resumed, whole)]
-  assert set(exported[0]) == {'net.hidden.kernel', 'net.hidden.bias', 'net.out.kernel', 'net.out.bias', 'scale'}
+  assert set(exported[0]) == {
+    'net.hidden.kernel',
+    'net.hidden.bias',
+    'net.out.kernel',
+    'net.out.bias',
+    'scale',
+  }
   for name in exported[0]:
     np.testing.assert_array_equal(exported[0][name], exported[1][name])
 
@@ -122,12 +164,19 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(runs, devices):
 def test_eight_devices_train_as_one(runs):
   one, eight = (losses(runs(devices)[1]) for devices in (1, 8))
   for step, values in one.items():
-    np.testing.assert_allclose(list(eight[step].values()), list(values.values()), rtol=1e-5, err_msg=f'step {step}')
+    np.testing.assert_allclose(
+      list(eight[step].values()),
+      list(values.values()),
+      rtol=1e-5,
+      err_msg=f'step {step}',
+    )
   assert one[TOTAL]['train/loss'] < 0.2 * one[1]['train/loss']
 
 
 def test_two_processes_train_as_one_and_continue_each_other(runs, tmp_path):
-  """Begun by two processes, carried on by one, finished by two: as one process of eight devices, but for rounding."""
+  """Begun by two processes, carried on by one, finished by two: as one process of
+  eight devices, but for rounding.
+  """
   run, moments = tmp_path / 'run', random.Random(2)
   stop(start_two(0.1, run), moments.uniform(0, 0.3), run)
   stop([start(8, 0.1, run)], moments.uniform(0, 0.3), run)
@@ -137,10 +186,14 @@ def test_two_processes_train_as_one_and_continue_each_other(runs, tmp_path):
   one, two = losses(runs(8)[1]), losses(run)
   assert list(two) == list(one)
   for step, values in one.items():
-    np.testing.assert_allclose(list(two[step].values()), list(values.values()), rtol=1e-5, err_msg=f'step {step}')
+    np.testing.assert_allclose(
+      list(two[step].values()), list(values.values()), rtol=1e-5, err_msg=f'step {step}'
+    )
   _, saved = bundle.load_component(run / 'model', 'run')
   np.testing.assert_array_equal(saved.pop('own'), np.arange(3))
-  jax.tree.map(np.testing.assert_array_equal, saved, dict(np.load(run / 'model' / 'run.npz')))
+  jax.tree.map(
+    np.testing.assert_array_equal, saved, dict(np.load(run / 'model' / 'run.npz'))
+  )
 
 
 def test_a_run_moves_from_eight_devices_to_two_to_one(tmp_path):
@@ -149,18 +202,31 @@ def test_a_run_moves_from_eight_devices_to_two_to_one(tmp_path):
     for total, devices in parts.items():
       changed = toy.get_config(**config, total_steps=total)
       changed.optim.schedule = 'constant'
-      train(toy.ToyTask, changed, tmp_path / name, mesh=parallel.make_mesh(devices=jax.devices()[:devices]))
+      train(
+        toy.ToyTask,
+        changed,
+        tmp_path / name,
+        mesh=parallel.make_mesh(devices=jax.devices()[:devices]),
+      )
   moved, stayed = losses(tmp_path / 'moved'), losses(tmp_path / 'stayed')
   assert list(moved) == list(stayed) == [1, 2, 3, 4, 5, 6]
   for step, values in stayed.items():
-    np.testing.assert_allclose(list(moved[step].values()), list(values.values()), rtol=1e-5, err_msg=f'step {step}')
+    np.testing.assert_allclose(
+      list(moved[step].values()),
+      list(values.values()),
+      rtol=1e-5,
+      err_msg=f'step {step}',
+    )
 
 
 def test_what_a_run_leaves_behind(runs):
   _, whole = runs(1)
   assert json.loads((whole / 'config.json').read_text())['task'] == 'toy'
   assert sorted(path.name for path in (whole / 'pictures').iterdir()) == [
-      'error_0000008.png', 'error_0000016.png', 'error_0000024.png']
+    'error_0000008.png',
+    'error_0000016.png',
+    'error_0000024.png',
+  ]
   assert Image.open(whole / 'pictures' / 'error_0000008.png').size == (8, 8)
   assert Image.open(whole / 'curves.png').size[0] > 100
   with Checkpoints(whole / 'checkpoints') as checkpoints:
@@ -170,18 +236,28 @@ def test_what_a_run_leaves_behind(runs):
 def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
   """And tells what was good."""
   writers = []
-  make_writer = lambda folder: writers.append(mock.Mock()) or writers[-1]
+
+  def make_writer(folder):
+    return writers.append(mock.Mock()) or writers[-1]
+
   for name, log_every in (('run', 100), ('each', 1)):
     with pytest.raises(DivergedError, match='at step 7 .*lower optim.lr'):
-      train(toy.ToyTask, toy.get_config(bad_step=6, accum=1, log_every=log_every), tmp_path / name, mesh=ONE,
-            make_writer=make_writer)
+      train(
+        toy.ToyTask,
+        toy.get_config(bad_step=6, accum=1, log_every=log_every),
+        tmp_path / name,
+        mesh=ONE,
+        make_writer=make_writer,
+      )
     with Checkpoints(tmp_path / name / 'checkpoints') as checkpoints:
       assert checkpoints.steps == [4]
     assert (tmp_path / name / 'curves.png').exists() and writers[-1].flush.called
     assert not (tmp_path / name / 'model').exists()
   told, each = losses(tmp_path / 'run'), losses(tmp_path / 'each')
   assert list(told) == [4, 6] and list(each) == [1, 2, 3, 4, 5, 6]
-  assert told[6]['train/loss'] == pytest.approx((each[5]['train/loss'] + each[6]['train/loss']) / 2)
+  assert told[6]['train/loss'] == pytest.approx(
+    (each[5]['train/loss'] + each[6]['train/loss']) / 2
+  )
   assert told[6]['train/lr'] == each[6]['train/lr']
 
 
@@ -210,19 +286,30 @@ def test_refusals_and_free_changes(tmp_path):
   train(toy.ToyTask, toy.get_config(**config), run)
   before = (run / 'config.json').read_text()
 
-  with pytest.raises(ConfigError, match="belongs to task 'toy'; choose another --workdir"):
+  with pytest.raises(
+    ConfigError, match="belongs to task 'toy'; choose another --workdir"
+  ):
     train(toy.ToyTask, toy.get_config(task='other'), run)
   for key, value in (('accum', 2), ('data', dict(dir='', workers=1))):
     with pytest.raises(ConfigError, match=f'holds a run with other values of {key}'):
       train(toy.ToyTask, toy.get_config(**config | {key: value}), run)
   changed = toy.get_config(**config, batch_size=32)
   changed.optim.lr = 0.5
-  with pytest.raises(ConfigError, match=r'batch_size \(was 16, now 32\), optim.lr \(was 0.01, now 0.5\)'):
+  with pytest.raises(
+    ConfigError, match=r'batch_size \(was 16, now 32\), optim.lr \(was 0.01, now 0.5\)'
+  ):
     train(toy.ToyTask, changed, run)
   assert (run / 'config.json').read_text() == before
 
-  longer = toy.get_config(total_steps=3, checkpoint_every=1, log_every=1, keep=3, accum=1, remat='block',
-                          mesh=dict(data=2, fsdp=-1))
+  longer = toy.get_config(
+    total_steps=3,
+    checkpoint_every=1,
+    log_every=1,
+    keep=3,
+    accum=1,
+    remat='block',
+    mesh=dict(data=2, fsdp=-1),
+  )
   assert int(train(toy.ToyTask, longer, run).step) == 3
   assert list(losses(run)) == [2, 3]
 
@@ -239,18 +326,31 @@ def test_finished_run_only_exports_again(tmp_path, capsys):
   assert 'from step 1 to 1' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(('changes', 'error', 'sentence'), [
+@pytest.mark.parametrize(
+  ('changes', 'error', 'sentence'),
+  [
     (dict(batch_size=12), MeshError, 'batch_size=12'),
     (dict(mesh=dict(data=3, fsdp=-1)), MeshError, 'data=3'),
     (dict(total_steps=0), ConfigError, 'total_steps=0'),
-    (dict(lora=dict(rank=-1)), ConfigError, 'config.lora.rank=-1 must be at least 1, or 0'),
-    (dict(optim=dict(betas=(0.9,))), ConfigError, r'optim.betas=\(0.9,\) must be two numbers'),
+    (
+      dict(lora=dict(rank=-1)),
+      ConfigError,
+      'config.lora.rank=-1 must be at least 1, or 0',
+    ),
+    (
+      dict(optim=dict(betas=(0.9,))),
+      ConfigError,
+      r'optim.betas=\(0.9,\) must be two numbers',
+    ),
     (dict(trainable=('nett',)), ConfigError, "'nett' matches no parameter"),
-])
+  ],
+)
 def test_impossible_configurations(tmp_path, changes, error, sentence):
   with pytest.raises(error, match=sentence):
     train(toy.ToyTask, toy.get_config(**changes), tmp_path / 'run')
-  assert not (tmp_path / 'run' / 'checkpoints').exists()  # nor its tidying in the background, which an exit cuts off
+  assert not (
+    tmp_path / 'run' / 'checkpoints'
+  ).exists()  # nor its tidying in the background, which an exit cuts off
 
 
 def test_a_file_is_no_workdir(tmp_path):

@@ -10,21 +10,32 @@ from dicetalk_jax.training import sources
 def opened(dataset, monkeypatch):
   monkeypatch.setattr(sources, 'ClipSource', lambda folder, split: (folder, split))
   config = ml_collections.ConfigDict(dict(data=dict(dataset=dataset)))
-  return [[(*part.source, part.weight) for part in parts] for parts in sources.train_and_val(config, 'unused')]
+  return [
+    [(*part.source, part.weight) for part in parts]
+    for parts in sources.train_and_val(config, 'unused')
+  ]
 
 
 def test_one_data_set(monkeypatch):
   assert opened('/corpora/mead/1.0.0', monkeypatch) == [
-      [('/corpora/mead/1.0.0', 'train', 1.)], [('/corpora/mead/1.0.0', 'val', 1.)]]
+    [('/corpora/mead/1.0.0', 'train', 1.0)],
+    [('/corpora/mead/1.0.0', 'val', 1.0)],
+  ]
 
 
 def test_several_by_weight(monkeypatch):
   train, val = opened('mead=0.5, hdtf=0.25,vox=.25', monkeypatch)
-  assert train == [('mead', 'train', .5), ('hdtf', 'train', .25), ('vox', 'train', .25)]
+  assert train == [
+    ('mead', 'train', 0.5),
+    ('hdtf', 'train', 0.25),
+    ('vox', 'train', 0.25),
+  ]
   assert val == [(name, 'val', weight) for name, _, weight in train]
 
 
-@pytest.mark.parametrize('dataset', ['a=b', 'a=0', 'a=-1', 'a=nan', 'a=inf', 'a,', '=1', 'a=1,a=2', ''])
+@pytest.mark.parametrize(
+  'dataset', ['a=b', 'a=0', 'a=-1', 'a=nan', 'a=inf', 'a,', '=1', 'a=1,a=2', '']
+)
 def test_what_is_no_mixture_is_refused(dataset, monkeypatch):
   with pytest.raises(ConfigError, match='FOLDER=WEIGHT,FOLDER=WEIGHT'):
     opened(dataset, monkeypatch)

@@ -1,8 +1,11 @@
-"""A small real task: an MLP learns a random projection. Also a script, for tests that kill it:
+"""A small real task: an MLP learns a random projection.
+
+Also a script, for tests that kill it:
 
     python toy.py DEVICES SECONDS_PER_BATCH TOTAL_STEPS WORKDIR [WORKDIR ...]     (runs one after the other)
 
-It is one of several processes, with as many devices each, where the environment says so (`parallel.start`).
+It is one of several processes, with as many devices each, where the environment says so
+(`parallel.start`).
 """
 
 import functools
@@ -26,19 +29,46 @@ from dicetalk_jax.training.task import Task
 
 
 def get_config(**changes) -> ml_collections.ConfigDict:
-  config = ml_collections.ConfigDict(dict(
-      task='toy', seed=0, total_steps=24, batch_size=16, accum=2, mesh=dict(data=1, fsdp=-1, sequence=1),
-      multihost=False, dtype='float32', trainable=('net',),
-      optim=dict(name='adamw', lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, clip=1.0, warmup=5,
-                 schedule='cosine', end_lr=0.0, ema=0.99, new_module_lr_mult=1.0),
+  config = ml_collections.ConfigDict(
+    dict(
+      task='toy',
+      seed=0,
+      total_steps=24,
+      batch_size=16,
+      accum=2,
+      mesh=dict(data=1, fsdp=-1, sequence=1),
+      multihost=False,
+      dtype='float32',
+      trainable=('net',),
+      optim=dict(
+        name='adamw',
+        lr=1e-2,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=1e-2,
+        clip=1.0,
+        warmup=5,
+        schedule='cosine',
+        end_lr=0.0,
+        ema=0.99,
+        new_module_lr_mult=1.0,
+      ),
       lora=dict(rank=0, alpha=1.0, targets=()),
-      log_every=1, eval_every=8, checkpoint_every=4, keep=2, model='', init_from='', bad_step=-1, data=dict(dir='')))
+      log_every=1,
+      eval_every=8,
+      checkpoint_every=4,
+      keep=2,
+      model='',
+      init_from='',
+      bad_step=-1,
+      data=dict(dir=''),
+    )
+  )
   config.update(changes)
   return config
 
 
 class MLP(nnx.Module):
-
   def __init__(self, width, *, rngs):
     self.hidden = nnx.Linear(16, width, rngs=rngs)
     self.out = nnx.Linear(width, 4, rngs=rngs)
@@ -48,7 +78,9 @@ class MLP(nnx.Module):
 
 
 class ToyTask(Task):
-  """`net` is trained; `scale` may be, by pattern; `frozen` holds the target projection."""
+  """`net` is trained; `scale` may be, by pattern; `frozen` holds the target
+  projection.
+  """
 
   name = 'toy'
   best = 'loss'
@@ -58,12 +90,23 @@ class ToyTask(Task):
     super().__init__(config, mesh, workdir)
     self.build = functools.partial(MLP, 256)
     self.graphdef, self.target = core.abstract(self.build)
-    self.error = jax.jit(lambda params, frozen, x: jnp.mean(
-        (core.merge(self.graphdef, core.under('net', params))(x) - x @ frozen['projection']) ** 2))
+    self.error = jax.jit(
+      lambda params, frozen, x: jnp.mean(
+        (
+          core.merge(self.graphdef, core.under('net', params))(x)
+          - x @ frozen['projection']
+        )
+        ** 2
+      )
+    )
 
   def init(self, key):
-    self.frozen = {'projection': np.random.default_rng(7).normal(size=(16, 4)).astype(np.float32)}
-    return core.prefixed('net', core.numpy_params(self.target)) | {'scale': np.ones(4, np.float32)}
+    self.frozen = {
+      'projection': np.random.default_rng(7).normal(size=(16, 4)).astype(np.float32)
+    }
+    return core.prefixed('net', core.numpy_params(self.target)) | {
+      'scale': np.ones(4, np.float32)
+    }
 
   def loss(self, params, frozen, batch, key, step):
     target = batch['x'] @ frozen['projection']
@@ -71,7 +114,11 @@ class ToyTask(Task):
     out = core.merge(self.graphdef, core.under('net', params))(x) * params['scale']
     error = jnp.mean((out - target) ** 2, -1) * batch['weight']
     error = jnp.where(step == self.config.bad_step, jnp.nan, error)
-    return error.mean(), {'largest': error.max(), 'early': jnp.mean(step < 5), 'per_row': {'error': error}}
+    return error.mean(), {
+      'largest': error.max(),
+      'early': jnp.mean(step < 5),
+      'per_row': {'error': error},
+    }
 
   def extra_state(self, params):
     return {'seen': jnp.zeros(())}
@@ -82,10 +129,18 @@ class ToyTask(Task):
 
   def batches(self):
     index, count = parallel.batch_shard(self.mesh)
-    data = grain.MapDataset.range(100).seed(self.config.seed).shuffle().repeat().random_map(self.row)
+    data = (
+      grain.MapDataset.range(100)
+      .seed(self.config.seed)
+      .shuffle()
+      .repeat()
+      .random_map(self.row)
+    )
     rows = self.config.batch_size // count
     data = Dealt(data, rows, (index, count)).batch(rows, drop_remainder=True)
-    return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=0)))  # no reading ahead: `delay` paces the steps
+    return iter(
+      data.to_iter_dataset(grain.ReadOptions(num_threads=0))
+    )  # no reading ahead: `delay` paces the steps
 
   def row(self, i, rng):
     time.sleep(self.delay / self.config.batch_size)
@@ -93,11 +148,21 @@ class ToyTask(Task):
     return {'x': x.astype(np.float32), 'weight': np.float32(1)}
 
   def evaluate(self, params, frozen):
-    loss = float(self.error(params, frozen, np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)))
-    return {'loss': loss}, {'error': np.full((8, 8, 3), min(255, int(10 * loss)), np.uint8)}
+    loss = float(
+      self.error(
+        params,
+        frozen,
+        np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32),
+      )
+    )
+    return {'loss': loss}, {
+      'error': np.full((8, 8, 3), min(255, int(10 * loss)), np.uint8)
+    }
 
   def export(self, params):
-    bundle.save_component(self.model_dir, self.workdir.name, {}, {**params, 'own': jnp.arange(3)}, {})
+    bundle.save_component(
+      self.model_dir, self.workdir.name, {}, {**params, 'own': jnp.arange(3)}, {}
+    )
     params = parallel.fetch(params)
     if jax.process_index() == 0:
       self.model_dir.mkdir(parents=True, exist_ok=True)

@@ -16,38 +16,72 @@ def test_without_labels_the_folder_names_the_person(tmp_path):
   touch(tmp_path, 'anna/a.mp4', 'bert/b.MOV', 'alone.mp4', 'anna/a.wav', 'anna/a.docx')
   found = list(folder.walk(Tree(tmp_path)))
   clips = {clip.clip_id: clip.identity for clip in found if isinstance(clip, ClipFile)}
-  assert clips == {'anna_a': 'folder/anna', 'bert_b': 'folder/bert', 'alone': 'folder/alone'}
-  assert [skip for skip in found if isinstance(skip, Skipped)] == [Skipped('anna/a.docx', 'no video file', '.docx')]
+  assert clips == {
+    'anna_a': 'folder/anna',
+    'bert_b': 'folder/bert',
+    'alone': 'folder/alone',
+  }
+  assert [skip for skip in found if isinstance(skip, Skipped)] == [
+    Skipped('anna/a.docx', 'no video file', '.docx')
+  ]
 
 
 def test_labels(tmp_path):
   touch(tmp_path, 'a.mp4', 'sub/b.mp4', 'c.mp4', 'b.wav', 'coeff/a.npy')
   (tmp_path / 'labels.csv').write_text(
-      '\ufefffile, identity, emotion, intensity, split, audio, expression, start, end, text\n'
-      'a.mp4,anna,Happy,2,train,,coeff/a.npy,,,"Yes, it is"\n'
-      'a.mp4,anna,sad,,train,,,1.5,3,\n'
-      'sub\\b.mp4,bert,,,val,b.wav,,,,\n'
-      'gone.mp4,bert,,,,,,,,\n', encoding='utf-8')
+    '\ufefffile, identity, emotion, intensity, split, audio, expression, start, end, '
+    'text\na.mp4,anna,Happy,2,train,,coeff/a.npy,,,"Yes, it '
+    'is"\na.mp4,anna,sad,,train,,,1.5,3,\nsub\\b.mp4,bert,,,val,b.wav,,,,\ngone.mp4,bert,,,,,,,,\n',
+    encoding='utf-8',
+  )
   first, second, third, gone, unlisted = folder.walk(Tree(tmp_path))
-  assert (first.clip_id, first.emotion, first.intensity, first.split) == ('a', 'happy', 2, 'train')
-  assert first.expression == 'coeff/a.npy' and first.text == 'Yes, it is' and first.dataset == 'other'
-  assert (second.clip_id, second.start, second.end, second.video_id) == ('a_1500', 1.5, 3, 'a')
-  assert (third.video, third.audio, third.identity) == ('sub/b.mp4', 'b.wav', 'folder/bert')
+  assert (first.clip_id, first.emotion, first.intensity, first.split) == (
+    'a',
+    'happy',
+    2,
+    'train',
+  )
+  assert (
+    first.expression == 'coeff/a.npy'
+    and first.text == 'Yes, it is'
+    and first.dataset == 'other'
+  )
+  assert (second.clip_id, second.start, second.end, second.video_id) == (
+    'a_1500',
+    1.5,
+    3,
+    'a',
+  )
+  assert (third.video, third.audio, third.identity) == (
+    'sub/b.mp4',
+    'b.wav',
+    'folder/bert',
+  )
   assert (gone.clip, gone.reason) == ('gone', 'file missing')
   assert (unlisted.clip, unlisted.reason) == ('c.mp4', 'not in the labels')
 
 
-@pytest.mark.parametrize(('text', 'sentence'), [
-    ('name\na.mp4\n', 'labels.csv: the column `file` is missing; columns are file, identity'),
+@pytest.mark.parametrize(
+  ('text', 'sentence'),
+  [
+    (
+      'name\na.mp4\n',
+      'labels.csv: the column `file` is missing; columns are file, identity',
+    ),
     ('file,mood\na.mp4,happy\n', "column 'mood' is not known"),
-    ('file,emotion\na.mp4,\na.mp4,joyful\n', "labels.csv, line 3: emotion 'joyful' is not known; choose one of angry"),
+    (
+      'file,emotion\na.mp4,\na.mp4,joyful\n',
+      "labels.csv, line 3: emotion 'joyful' is not known; choose one of angry",
+    ),
     ('file,intensity\na.mp4,much\n', "line 2: intensity 'much' is no number"),
     ('file,start\na.mp4,nan\n', "line 2: start 'nan' is no number"),
     ('file,end\na.mp4,inf\n', "line 2: end 'inf' is no number"),
     ('file,intensity\na.mp4,4\n', 'intensity 4 is not known'),
     ('file,split\na.mp4,dev\n', "split 'dev' is not known"),
     ('file,start,end\na.mp4,3,2\n', 'must start before it ends'),
-    ('file,identity\n,anna\n', 'line 2: no file is named')])
+    ('file,identity\n,anna\n', 'line 2: no file is named'),
+  ],
+)
 def test_mistakes_in_the_labels_are_named(tmp_path, text, sentence):
   touch(tmp_path, 'a.mp4')
   (tmp_path / 'labels.csv').write_text(text)
@@ -58,8 +92,10 @@ def test_mistakes_in_the_labels_are_named(tmp_path, text, sentence):
 
 def test_paths_may_be_written_in_more_than_one_way(tmp_path):
   touch(tmp_path, 'a/x.mp4', 'a/x.wav', 'a/x.npy')
-  (tmp_path / 'labels.csv').write_text('file,audio,expression\n./a/x.mp4,./a/x.wav,a\\..\\a//x.npy\n')
-  clip, = folder.walk(Tree(tmp_path))
+  (tmp_path / 'labels.csv').write_text(
+    'file,audio,expression\n./a/x.mp4,./a/x.wav,a\\..\\a//x.npy\n'
+  )
+  (clip,) = folder.walk(Tree(tmp_path))
   assert (clip.video, clip.audio, clip.expression) == ('a/x.mp4', 'a/x.wav', 'a/x.npy')
 
 
@@ -86,5 +122,5 @@ def test_a_tree_may_lie_elsewhere():
   assert tree.files == ('anna/a.mp4',) and tree.size('anna/a.mp4') == 8
   with tree.local('anna/a.mp4') as path:
     assert path.endswith('a.mp4') and pathlib.Path(path).read_bytes() == b'pictures'
-  clip, = folder.walk(tree)
+  (clip,) = folder.walk(tree)
   assert clip.clip_id == 'anna_a'
