@@ -79,5 +79,10 @@ def main(argv: list[str]) -> None:
     print(f'wrote {len(priors)} files to {flags.output}')
 
 
-if __name__ == '__main__':
+def run() -> None:
+  """Console entry."""
   command.run(main, USAGE)
+
+
+if __name__ == '__main__':
+  run()
