@@ -13,7 +13,7 @@ LOCK := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platfo
 .PHONY: demo test verify lint types lock clean
 
 demo: $(VENV)/.demo            ## data, training and video from nothing; under 20 minutes on two cores
-	$(PY) -m dicetalk_jax.demo --folder=$(DEMO) $(DEMO_FLAGS)
+	$(PY) -m examples.demo --folder=$(DEMO) $(DEMO_FLAGS)
 
 test: $(VENV)/.test            ## the whole test suite, no GPU and no network needed
 	$(PY) -m pytest -q $(TEST_FLAGS)

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.processes import measure
 from benchmarks.published_files import write_downloads
-from convert import layouts, published
+from convert import published_layouts, torch_files
 
 
 def report(largest: pathlib.Path, *args) -> None:
@@ -30,7 +30,7 @@ def report(largest: pathlib.Path, *args) -> None:
 
 def compare(first: pathlib.Path, second: pathlib.Path) -> None:
   """Raises AssertionError unless two files hold the same tensors."""
-  a, b = published.load(first), published.load(second)
+  a, b = torch_files.load(first), torch_files.load(second)
   assert a.keys() == b.keys(), (first, second)
   for key, value in a.items():
     assert value.dtype == b[key].dtype and torch.equal(value, b[key]), key
@@ -50,9 +50,12 @@ def main():
   with tempfile.TemporaryDirectory(dir=args.folder) as place:
     folder = pathlib.Path(place)
     write_downloads(folder, getattr(torch, args.dtype))
-    unet, base = folder / 'dicetalk/unet.pth', published.weights_in(folder / 'svd/unet')
+    unet, base = (
+      folder / 'dicetalk/unet.pth',
+      torch_files.weights_in(folder / 'svd/unet'),
+    )
     report(
-      published.weights_in(folder / 'whisper'),
+      torch_files.weights_in(folder / 'whisper'),
       'whisper',
       folder / 'whisper',
       folder / 'model',
@@ -71,11 +74,12 @@ def main():
     )
     report(unet, 'export', folder / 'model', folder / 'out')
     svd = folder / 'out/stable-video-diffusion-img2vid-xt'
-    for file in layouts.DICETALK.values():
+    for file in published_layouts.DICETALK.values():
       compare(folder / 'dicetalk' / file, folder / 'out' / file)
     for name in ('vae', 'image_encoder'):
       compare(
-        published.weights_in(folder / 'svd' / name), published.weights_in(svd / name)
+        torch_files.weights_in(folder / 'svd' / name),
+        torch_files.weights_in(svd / name),
       )
 
 

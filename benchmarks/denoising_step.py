@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import laps, seconds
-from dicetalk_jax.models import core
+from dicetalk_jax.models import parameters
 from dicetalk_jax.models.unet import UNet, UNetConfig
 
 STEP_TFLOP = 95.7  # 3 rows x 25 frames at 64x64
@@ -46,24 +46,24 @@ class Sizes(NamedTuple):
 FULL = Sizes(UNetConfig(), rows=3, frames=25, side=64, dtype=jnp.bfloat16)
 
 
-Fill = Callable[[core.Abstract], core.Params]
+Fill = Callable[[parameters.Abstract], parameters.Params]
 
 
 class Step(NamedTuple):
   """`call(params, *inputs)` is the prediction; `image` are the CLIP tokens within."""
 
   call: Callable[..., jax.Array]
-  params: core.Params
+  params: parameters.Params
   inputs: tuple[Any, ...]
   image: jax.Array
 
 
-def as_dtype(target: core.Abstract, dtype: Any) -> core.Abstract:
+def as_dtype(target: parameters.Abstract, dtype: Any) -> parameters.Abstract:
   """The same parameters, all in one type."""
   return {name: jax.ShapeDtypeStruct(x.shape, dtype) for name, x in target.items()}
 
 
-def device_params(target: core.Abstract) -> core.Params:
+def device_params(target: parameters.Abstract) -> parameters.Params:
   """Random values, made on the device.
 
   One small program per distinct shape: a single one for all would compile for minutes.
@@ -90,15 +90,15 @@ def device_params(target: core.Abstract) -> core.Params:
 def make_step(sizes: Sizes, fill: Fill = device_params) -> Step:
   """Parameters and inputs on the device, and the step, which is not yet compiled."""
   build = functools.partial(UNet, sizes.config, dtype=sizes.dtype)
-  graphdef, target = core.abstract(build)
+  graphdef, target = parameters.abstract(build)
   params = fill(as_dtype(target, sizes.dtype))
   inputs, image = make_inputs(graphdef, params, sizes)
-  call = jax.jit(lambda params, *inputs: core.merge(graphdef, params)(*inputs)[0])
+  call = jax.jit(lambda params, *inputs: parameters.merge(graphdef, params)(*inputs)[0])
   return Step(call, params, inputs, image)
 
 
 def make_inputs(
-  graphdef: nnx.GraphDef, params: core.Params, sizes: Sizes
+  graphdef: nnx.GraphDef, params: parameters.Params, sizes: Sizes
 ) -> tuple[tuple[Any, ...], jax.Array]:
   """Random inputs of the UNet, and the image tokens that some of them are made of."""
   config, rows, frames, side, dtype = sizes
@@ -112,7 +112,7 @@ def make_inputs(
   audio = draw(2, rows, frames, TOKENS, dim)
   emotion = draw(3, rows, 1, TOKENS, dim)
   project = jax.jit(
-    lambda params, *tokens: core.merge(graphdef, params).context_kv(*tokens)
+    lambda params, *tokens: parameters.merge(graphdef, params).context_kv(*tokens)
   )
   kv = project(params, image, audio, emotion)
 

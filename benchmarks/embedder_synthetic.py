@@ -11,17 +11,19 @@ published one.
 """
 
 import argparse
+import dataclasses
 import importlib
 import pathlib
 
 import numpy as np
 
-from data_pipelines import compute
-from data_pipelines import record as clip_record
-from data_pipelines.source import ClipSource
+from data_pipelines.builders.synthetic import prepare_synthetic
+from data_pipelines.builders.synthetic_clips import TINY
+from dicetalk_jax.component import Component
+from dicetalk_jax.data import clip_record, feature_extraction
+from dicetalk_jax.data.clip_source import ClipSource
 from dicetalk_jax.errors import one_sentence
 from dicetalk_jax.metrics import clustering
-from dicetalk_jax.network import Network
 from dicetalk_jax.training import loop
 from dicetalk_jax.training.embedder import EmbedderTask
 
@@ -32,7 +34,8 @@ TRAINING = {
   'embedder.dropout': 0.1,
   'embedder.lambda_ca': 4.0,
 }
-DATA = dict(
+DATA = dataclasses.replace(
+  TINY,
   train=256,
   val=4,
   test=16,
@@ -90,20 +93,20 @@ def table(folder: pathlib.Path, source: ClipSource) -> dict[str, dict[str, float
   modalities.
   """
   embedder, whisper = (
-    Network.load(folder / 'embedder/model', name) for name in ('embedder', 'whisper')
+    Component.load(folder / 'embedder/model', name) for name in ('embedder', 'whisper')
   )
   rows: dict[str, list[np.ndarray]] = {
     name: [] for name in ('raw expressions', *MODALITIES)
   }
   for record in source:
     expression = record['expression']
-    states = compute.speech_states(
+    states = feature_extraction.speech_states(
       whisper, clip_record.decode_audio(record), len(expression)
     )
     rows['raw expressions'].append(expression.mean(0))
     for name, (video, audio) in MODALITIES.items():
       seen, heard = expression[: len(expression) * video], states[: len(states) * audio]
-      rows[name].append(compute.gaussian(embedder, seen, heard)[0])
+      rows[name].append(feature_extraction.gaussian(embedder, seen, heard)[0])
   labels = source.table.identity, source.table.emotion
   return {name: measure(np.stack(features), *labels) for name, features in rows.items()}
 
@@ -124,11 +127,10 @@ def main() -> None:
   args = parser.parse_args()
   config = importlib.import_module('configs.embedder').get_config(args.presets)
   config.update_from_flattened_dict(TRAINING)
-  config.data.synthetic.update(DATA)
   config.data.dir = str(args.folder / 'data')
+  data = prepare_synthetic(config.data.dir, DATA)
   folder = args.folder / args.presets
   loop.train(EmbedderTask, config, folder / 'embedder')
-  data = next(path.parent for path in (args.folder / 'data').rglob('dataset_info.json'))
   rows = table(folder, ClipSource(data, 'test'))
   names = list(rows['both'])
   print('| from | ' + ' | '.join(names) + ' |\n|' + ' --- |' * (len(names) + 1))

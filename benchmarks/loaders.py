@@ -23,9 +23,9 @@ from configs import diffusion as diffusion_config
 from configs import embedder as embedder_config
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
-from data_pipelines.features import Feature, FeatureStore
-from data_pipelines.loader import Part, diffusion_loader, embedder_loader
-from data_pipelines.source import ClipSource
+from dicetalk_jax.data.clip_source import ClipSource
+from dicetalk_jax.data.feature_store import Feature, FeatureStore
+from dicetalk_jax.data.loader import Part, diffusion_loader, embedder_loader
 
 STEP_SECONDS = 32 * 31.9 * 4 / (8 * 400)
 

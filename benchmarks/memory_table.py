@@ -30,7 +30,7 @@ import ml_collections
 
 from configs import diffusion
 from dicetalk_jax import parallel
-from dicetalk_jax.models import core, registry
+from dicetalk_jax.models import parameters, registry
 from dicetalk_jax.models.vae import VAEConfig
 from dicetalk_jax.training import lora
 from dicetalk_jax.training.diffusion import TRAINED, DiffusionTask
@@ -60,15 +60,15 @@ MEMORY = {
 
 def diffusion_task(
   config: ml_collections.ConfigDict,
-) -> tuple[DiffusionTask, core.Abstract]:
+) -> tuple[DiffusionTask, parameters.Abstract]:
   """The task without data and frozen networks, and all parameters it may train."""
   graphs = {}
   params = {}
   for name in TRAINED:
     if name in config:
       build = registry.builder(name, config[name].to_dict(), config.dtype)
-      graphs[name], part = core.abstract(build)
-      params |= core.prefixed(name, part)
+      graphs[name], part = parameters.abstract(build)
+      params |= parameters.add_prefix(name, part)
   task = DiffusionTask.__new__(DiffusionTask)
   task.config = config
   task.has_emotion = 'emo_model' in config
@@ -77,7 +77,7 @@ def diffusion_task(
 
 
 def batch_shapes(config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-  """A batch of `data_pipelines.loader.diffusion_loader`, `[batch_size, ...]`."""
+  """A batch of `dicetalk_jax.data.loader.diffusion_loader`, `[batch_size, ...]`."""
   frames = config.data.frames
   size = config.data.size
   audio = config.audio_linear
@@ -103,7 +103,10 @@ def batch_shapes(config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeS
 
 
 def abstract_step(
-  task: Task, params: core.Abstract, batch: dict[str, jax.ShapeDtypeStruct], mesh: Any
+  task: Task,
+  params: parameters.Abstract,
+  batch: dict[str, jax.ShapeDtypeStruct],
+  mesh: Any,
 ) -> tuple[Any, tuple[Any, ...]]:
   """The training step of a task as the loop makes it. Call it with the mesh set.
 

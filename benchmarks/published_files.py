@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.torch import save_file
 import torch
 
-from convert import layouts, published
+from convert import published_layouts, torch_files
 
 ROOT = pathlib.Path(__file__).parents[1]
 MANIFESTS = ROOT / 'tests' / 'manifests'
@@ -47,7 +47,7 @@ EMOTIONS = (
 PRIOR = 256
 
 
-def tensors(manifest: str, dtype: torch.dtype) -> published.StateDict:
+def tensors(manifest: str, dtype: torch.dtype) -> torch_files.StateDict:
   """Random values by published names, in the range of usual initial values: networks
   made of them stay finite.
   """
@@ -83,15 +83,19 @@ def write_downloads(folder: pathlib.Path, dtype: torch.dtype) -> None:
       json.dumps(configs[CONFIGS[name]]['value'])
     )
     save_file(tensors(manifest, dtype), folder / place / f'model{variant}.safetensors')
-  (folder / 'svd' / layouts.SCHEDULER).parent.mkdir()
-  (folder / 'svd' / layouts.SCHEDULER).write_text(
+  (folder / 'svd' / published_layouts.SCHEDULER).parent.mkdir()
+  (folder / 'svd' / published_layouts.SCHEDULER).write_text(
     json.dumps(configs['scheduler_config']['value'])
   )
   (folder / 'dicetalk').mkdir()
   for name, manifest in FILES.items():
-    torch.save(tensors(manifest, dtype), folder / 'dicetalk' / layouts.DICETALK[name])
+    torch.save(
+      tensors(manifest, dtype), folder / 'dicetalk' / published_layouts.DICETALK[name]
+    )
   (folder / 'rife').mkdir()
-  torch.save(tensors('rife_flownet', torch.float32), folder / 'rife' / layouts.FLOWNET)
+  torch.save(
+    tensors('rife_flownet', torch.float32), folder / 'rife' / published_layouts.FLOWNET
+  )
   (folder / 'emo').mkdir()
   for i, emotion in enumerate(EMOTIONS):
     mu = np.random.default_rng(i).normal(size=(1, PRIOR)).astype(np.float32)

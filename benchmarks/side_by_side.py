@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.timing import alternate, seconds
 from convert.naming import to_torch
-from dicetalk_jax.models import core
+from dicetalk_jax.models import parameters
 from dicetalk_jax.models.unet import UNet, UNetConfig
 
 SIZES = dict(
@@ -39,10 +39,10 @@ def main():
   parser.add_argument('--repeats', type=int, default=15)
   repeats = parser.parse_args().repeats
 
-  graphdef, target = core.abstract(
+  graphdef, target = parameters.abstract(
     functools.partial(UNet, UNetConfig(**SIZES, adapters=0))
   )
-  params = core.numpy_params(target)
+  params = parameters.numpy_params(target)
   twin = diffusers.UNetSpatioTemporalConditionModel(**SIZES, num_frames=FRAMES)
   twin.load_state_dict({k: torch.tensor(v) for k, v in to_torch(params).items()})
   rng = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def main():
   )
 
   def forward(params):
-    unet = core.merge(graphdef, params)
+    unet = parameters.merge(graphdef, params)
     return unet(
       jnp.asarray(x),
       jnp.float32(0.5),

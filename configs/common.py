@@ -114,7 +114,8 @@ def training(task: str) -> ml_collections.ConfigDict:
       init_from='',  # model folder with initial weights; '' draws them at random
       data=dict(
         dir='',  # default <workdir>/../data
-        # or the folder of a prepared data set, or several: A=0.5,B=0.25,C=0.25
+        # the one below `dir`; or the folder of a prepared data set, or several:
+        # A=0.5,B=0.25,C=0.25
         dataset='synthetic',
         workers=0,
       ),  # processes that read; 0 = threads of this one
@@ -129,22 +130,6 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.dtype = 'float32'
   config.optim.name, config.optim.warmup = 'muon', 50  # from nothing, in few steps
   config.mesh.data, config.mesh.fsdp = -1, 1
-  config.data.synthetic = ml_collections.ConfigDict(
-    dict(
-      size=64,
-      train=64,
-      val=4,
-      test=1,
-      clips=8,
-      seconds=1.2,
-      levels=(2, 3),
-      motion=0.15,
-      articulation=2.0,
-      zoom=1.2,
-      drift=0.0,
-      seed=0,
-    )
-  )
   # No published weights at this size: frozen random towers, honest about it in
   # bundle.json.
   config.frozen = ml_collections.ConfigDict(

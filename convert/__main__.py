@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import signal
 import sys
 
-from dicetalk_jax import command
+from dicetalk_jax import cli
 from dicetalk_jax.errors import InputError, one_sentence
 
 if __name__ == '__main__':
@@ -15,7 +15,7 @@ try:
     background,
     dicetalk,
     export,
-    inspect,
+    inspect_files,
     priors,
     sonic,
     svd,
@@ -31,7 +31,7 @@ except ModuleNotFoundError as missing:
   )
   sys.exit(2)
 
-COMMANDS = (dicetalk, sonic, svd, whisper, priors, export, inspect, verify)
+COMMANDS = (dicetalk, sonic, svd, whisper, priors, export, inspect_files, verify)
 
 EXAMPLE = """examples:
   python -m convert dicetalk checkpoints/DICE-Talk models/dicetalk --priors examples/emo \\
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
   """Every command is a module with `add_parser(commands)`, which sets `run(args) ->
   exit code`.
   """
-  top = command.OptionParser(
+  top = cli.OptionParser(
     prog='python -m convert',
     description='Converts and checks published weights.',
     epilog=EXAMPLE,

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert import naming, priors, published, release, svd, write
-from convert.part import Part, model
+from convert import model_folder, naming, priors, release_folder, svd, torch_files
+from convert.component_check import Part, model
 from dicetalk_jax import bundle
-from dicetalk_jax.models import core, registry
+from dicetalk_jax.models import parameters, registry
 
 EXAMPLE = """example:
   python -m convert dicetalk checkpoints/DICE-Talk models/dicetalk \\
@@ -30,30 +30,30 @@ OPTIONS = dict(
 
 
 def run(args: argparse.Namespace) -> int:
-  write.refuse(args)
-  own = release.own_config(args.source, 'dicetalk')
+  model_folder.refuse(args)
+  own = release_folder.own_config(args.source, 'dicetalk')
   base = svd.parts(args.svd) if args.svd else []
   parts = [
     _unet(args.source, own, base),
     *(part for part in base if part.name != 'unet'),
   ]
   parts += [
-    release.part(args.source, 'dicetalk', name, own)
+    release_folder.part(args.source, 'dicetalk', name, own)
     for name in ('audio_linear', 'pose_guider')
   ]
-  parts += [_emotion_model(args.source, own), *release.companions(args, own)]
+  parts += [_emotion_model(args.source, own), *release_folder.companions(args, own)]
   settings = own.get('settings') or (svd.settings(args.svd) if args.svd else {})
   width = next(part.config['prior_dim'] for part in parts if part.name == 'emo_model')
-  notes = release.not_given(args, OPTIONS)
+  notes = release_folder.not_given(args, OPTIONS)
   found = priors.read(args.priors, width) if args.priors else None
   learned_on = own.get('priors', bundle.RELEASED)
-  write.model_folder(args, parts, settings, found, notes, learned_on)
+  model_folder.model_folder(args, parts, settings, found, notes, learned_on)
   return 0
 
 
 def _unet(folder: pathlib.Path, own: dict[str, Any], base: list[Part]) -> Part:
   """`unet.pth` over the base with adapters."""
-  part = release.part(folder, 'dicetalk', 'unet', own, strict=False)
+  part = release_folder.part(folder, 'dicetalk', 'unet', own, strict=False)
   if not base:
     return part
   below = next(x for x in base if x.name == 'unet')
@@ -88,17 +88,17 @@ def _unet(folder: pathlib.Path, own: dict[str, Any], base: list[Part]) -> Part:
 
 def _emotion_model(folder: pathlib.Path, own: dict[str, Any]) -> Part:
   """`emo_model.pth` over initial values."""
-  part = release.part(folder, 'dicetalk', 'emo_model', own, strict=False)
+  part = release_folder.part(folder, 'dicetalk', 'emo_model', own, strict=False)
   lacking = [
     name for name in model(part)[1] if naming.torch_name(name) not in part.tensors
   ]
   if not lacking:
     return part
-  drawn = core.init_params(
+  drawn = parameters.init_params(
     registry.builder(part.name, part.config), jax.random.key(0), names=lacking
   )
   initial = {
-    key: published.to_torch(np.array(x)) for key, x in naming.to_torch(drawn).items()
+    key: torch_files.to_torch(np.array(x)) for key, x in naming.to_torch(drawn).items()
   }
   note = f'emo_model: not in emo_model.pth, drawn at random: {len(initial)} ({", ".join(initial)})'
   return dataclasses.replace(part, tensors=initial | part.tensors, notes=(note,))
@@ -113,7 +113,7 @@ def add_parser(commands) -> None:
     epilog=EXAMPLE,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  release.add_arguments(parser)
+  release_folder.add_arguments(parser)
   parser.add_argument(
     '--priors',
     metavar='PATH',

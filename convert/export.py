@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 import torch
 from tqdm import tqdm
 
-from convert import background, layouts, naming, priors, published, report
-from dicetalk_jax import bundle, prior_file
+from convert import background, naming, priors, published_layouts, summary, torch_files
+from dicetalk_jax import bundle, published_priors
 from dicetalk_jax.files import atomic_folder, refuse_existing, require_room
 
 EXAMPLE = """example:
@@ -65,7 +65,7 @@ SCHEDULER = dict(
 def run(args: argparse.Namespace) -> int:
   known = bundle.require(args.model)
   settings = bundle.settings(args.model)
-  release = layouts.release_of(settings)
+  release = published_layouts.release_of(settings)
   refuse_existing(args.destination, args.overwrite, release.config)
   found = priors.for_files(args.model)
   for emotion in found:
@@ -73,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
       args.model, emotion
     )  # refuses one that the emotion model would misread
   written = [name for name in known if name in WRITERS or name in release.files]
-  carried = {layouts.WHISPER_DECODER} & known.keys()  # in the file of the encoder
+  carried = {
+    published_layouts.WHISPER_DECODER
+  } & known.keys()  # in the file of the encoder
   require_room(args.destination, _size(args.model, [*written, *carried]))
   sized = (*release.files, 'flownet')  # published without a configuration
   own = dict(
@@ -95,8 +97,10 @@ def run(args: argparse.Namespace) -> int:
       bar.set_postfix_str(name)
       with tempfile.TemporaryFile(dir=folder.parent) as file:
         config, tensors = _state_dict(args.model, name, file)
-        if name == 'whisper' and layouts.WHISPER_DECODER in known:
-          config, rest = _state_dict(args.model, layouts.WHISPER_DECODER, file)
+        if name == 'whisper' and published_layouts.WHISPER_DECODER in known:
+          config, rest = _state_dict(
+            args.model, published_layouts.WHISPER_DECODER, file
+          )
           tensors |= rest
         if name in WRITERS:
           WRITERS[name](folder, name, config, tensors)
@@ -104,30 +108,32 @@ def run(args: argparse.Namespace) -> int:
           name in release.files and config.get('adapters') != 0
         ):  # the UNet of the release always has them
           _save_pickled(tensors, folder / release.files[name])
-        rows.append(report.row(name, len(tensors), tensors))
+        rows.append(summary.row(name, len(tensors), tensors))
         del tensors
-    _write_json(folder / SVD_FOLDER / layouts.SCHEDULER, SCHEDULER | _sigmas(settings))
-    prior_file.write_all(folder / PRIORS_FOLDER, found)
+    _write_json(
+      folder / SVD_FOLDER / published_layouts.SCHEDULER, SCHEDULER | _sigmas(settings)
+    )
+    published_priors.write_all(folder / PRIORS_FOLDER, found)
     rows += [priors.Found(found).row()] if found else []
     _write_json(folder / release.config, own)
   files = sorted(
     path
     for path in args.destination.rglob('*')
-    if path.suffix in (*published.SUFFIXES, '.npy')
+    if path.suffix in (*torch_files.SUFFIXES, '.npy')
   )
   sources = {
     f'{file} (source of {name})': digest
     for name, entry in known.items()
     for file, digest in entry['provenance'].get('files', {}).items()
   }
-  report.show(rows, sources | published.sha256(files), notes)
+  summary.show(rows, sources | torch_files.sha256(files), notes)
   print(f'wrote {args.destination}')
   return 0
 
 
 def _state_dict(
   folder, name: str, file: BinaryIO
-) -> tuple[dict[str, Any], published.StateDict]:
+) -> tuple[dict[str, Any], torch_files.StateDict]:
   """Configuration and state dict of a component.
 
   Its tensors move to `file` group by group and stay there, mapped.
@@ -145,7 +151,7 @@ def _state_dict(
       file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
   file.flush()
   return config, {
-    key: published.to_torch(np.memmap(file, dtype, 'c', *where))
+    key: torch_files.to_torch(np.memmap(file, dtype, 'c', *where))
     for key, (dtype, *where) in places.items()
   }
 
@@ -164,7 +170,10 @@ def _groups(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[list[str]]:
 
 
 def _write_unet(
-  folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict
+  folder: pathlib.Path,
+  name: str,
+  config: dict[str, Any],
+  tensors: torch_files.StateDict,
 ) -> None:
   """The part without adapters, for diffusers and as the base of DICE-Talk's."""
   _write_folder(
@@ -173,14 +182,17 @@ def _write_unet(
 
 
 def _write_folder(
-  folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict
+  folder: pathlib.Path,
+  name: str,
+  config: dict[str, Any],
+  tensors: torch_files.StateDict,
 ) -> None:
   """A diffusers or transformers folder inside that of Stable Video Diffusion."""
   place = folder / SVD_FOLDER / name
   stem = 'model' if name == 'image_encoder' else 'diffusion_pytorch_model'
   _write_json(
     place / 'config.json',
-    layouts.SVD[name]
+    published_layouts.SVD[name]
     | {
       key: value
       for key, value in config.items()
@@ -191,7 +203,10 @@ def _write_folder(
 
 
 def _write_whisper(
-  folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict
+  folder: pathlib.Path,
+  name: str,
+  config: dict[str, Any],
+  tensors: torch_files.StateDict,
 ) -> None:
   """Where the model has no decoder, its sizes are those of the encoder, as in all
   published Whispers.
@@ -202,30 +217,33 @@ def _write_whisper(
     for key, value in config.items()
     if key.startswith('encoder')
   }
-  _write_json(place / 'config.json', layouts.WHISPER | decoder | config)
+  _write_json(place / 'config.json', published_layouts.WHISPER | decoder | config)
   _write_json(
     place / 'preprocessor_config.json',
-    layouts.WHISPER_FEATURES | dict(feature_size=config['num_mel_bins']),
+    published_layouts.WHISPER_FEATURES | dict(feature_size=config['num_mel_bins']),
   )
   prefixed = {
-    key if key.startswith('proj_out.') else layouts.WHISPER_PREFIX + key: x
+    key if key.startswith('proj_out.') else published_layouts.WHISPER_PREFIX + key: x
     for key, x in tensors.items()
   }
   save_file(prefixed, place / 'model.safetensors', metadata={'format': 'pt'})
 
 
 def _write_flownet(
-  folder: pathlib.Path, name: str, config: dict[str, Any], tensors: published.StateDict
+  folder: pathlib.Path,
+  name: str,
+  config: dict[str, Any],
+  tensors: torch_files.StateDict,
 ) -> None:
   """The file of the RIFE release."""
   (folder / RIFE_FOLDER).mkdir()
   _save_pickled(
-    {layouts.FLOWNET_PREFIX + key: x for key, x in tensors.items()},
-    folder / RIFE_FOLDER / layouts.FLOWNET,
+    {published_layouts.FLOWNET_PREFIX + key: x for key, x in tensors.items()},
+    folder / RIFE_FOLDER / published_layouts.FLOWNET,
   )
 
 
-def _save_pickled(tensors: published.StateDict, path: pathlib.Path) -> None:
+def _save_pickled(tensors: torch_files.StateDict, path: pathlib.Path) -> None:
   """Through a file of Python, whose errors say what the system refused; PyTorch's
   own do not.
   """
@@ -233,7 +251,7 @@ def _save_pickled(tensors: published.StateDict, path: pathlib.Path) -> None:
     torch.save(tensors, file)
 
 
-Writer = Callable[[pathlib.Path, str, dict[str, Any], published.StateDict], None]
+Writer = Callable[[pathlib.Path, str, dict[str, Any], torch_files.StateDict], None]
 
 # What is written besides the state dicts of `layouts.Release.files`.
 WRITERS: dict[str, Writer] = {

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.models.core import Abstract
+from dicetalk_jax.models.parameters import Abstract
 
 # Last part of a name, ours -> PyTorch's. Whatever is not here (bias, mix_factor, ...)
 # is the same.

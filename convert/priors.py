@@ -8,8 +8,8 @@ import itertools
 import pathlib
 from typing import NamedTuple
 
-from convert import background, published, report
-from dicetalk_jax import bundle, prior_file
+from convert import background, summary, torch_files
+from dicetalk_jax import bundle, published_priors
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.files import atomic_folder, refuse_existing
 
@@ -29,15 +29,15 @@ class Found(NamedTuple):
   files: tuple[pathlib.Path, ...] = ()
   left_over: tuple[str, ...] = ()  # what else the files hold
 
-  def row(self) -> report.Row:
+  def row(self) -> summary.Row:
     """Of the report; a deviation that is zero everywhere was not read."""
     mapped = {
       f'{emotion}.{name}': x
       for emotion, (prior, _) in self.priors.items()
-      for name, x in zip((prior_file.MU, prior_file.SIGMA), prior)
-      if name == prior_file.MU or x.any()
+      for name, x in zip((published_priors.MU, published_priors.SIGMA), prior)
+      if name == published_priors.MU or x.any()
     }
-    return report.row('priors', len(mapped) + len(self.left_over), mapped)
+    return summary.row('priors', len(mapped) + len(self.left_over), mapped)
 
 
 def read(paths: Sequence[pathlib.Path], width: int | None) -> Found:
@@ -54,7 +54,7 @@ def read(paths: Sequence[pathlib.Path], width: int | None) -> Found:
   left_over: list[str] = []
   files = tuple(itertools.chain.from_iterable(map(_files, paths)))
   for path in files:
-    prior, embedder, others = prior_file.read(path)
+    prior, embedder, others = published_priors.read(path)
     left_over += others
     if width not in (None, len(prior[0])):
       raise WeightsError(
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
   save(
     args.destination, found, untold=learned_on if learned_on == bundle.RELEASED else ''
   )
-  report.show([found.row()], published.sha256(found.files), [])
+  summary.show([found.row()], torch_files.sha256(found.files), [])
   print(
     f'wrote {len(found.priors)} priors to {args.destination}: {", ".join(found.priors)}'
   )
@@ -148,9 +148,9 @@ def _from_model(args: argparse.Namespace) -> int:
       else 'give one model folder at a time'
     )
   with atomic_folder(args.destination, discard=background.remove) as folder:
-    prior_file.write_all(folder, priors)
+    published_priors.write_all(folder, priors)
   sources = sorted((args.sources[0] / bundle.PRIORS).glob('[!.]*.npz'))
-  report.show([Found(priors).row()], published.sha256(sources), [])
+  summary.show([Found(priors).row()], torch_files.sha256(sources), [])
   print(f'wrote {len(priors)} files to {args.destination}: {", ".join(priors)}')
   return 0
 

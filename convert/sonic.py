@@ -5,7 +5,7 @@ model folder.
 import argparse
 from typing import Any
 
-from convert import layouts, release, svd, write
+from convert import model_folder, published_layouts, release_folder, svd
 
 EXAMPLE = """example:
   python -m convert sonic checkpoints/Sonic models/sonic \\
@@ -23,13 +23,16 @@ SAMPLER = dict(g_image=2.0, g_condition=7.5, padding=False)
 
 
 def run(args: argparse.Namespace) -> int:
-  write.refuse(args)
-  own = release.own_config(args.source, 'sonic')
-  parts = [release.part(args.source, 'sonic', name, own) for name in layouts.SONIC]
+  model_folder.refuse(args)
+  own = release_folder.own_config(args.source, 'sonic')
+  parts = [
+    release_folder.part(args.source, 'sonic', name, own)
+    for name in published_layouts.SONIC
+  ]
   parts += svd.parts(args.svd, ('vae', 'image_encoder')) if args.svd else []
-  parts += release.companions(args, own)
-  write.model_folder(
-    args, parts, _settings(args, own), notes=release.not_given(args, OPTIONS)
+  parts += release_folder.companions(args, own)
+  model_folder.model_folder(
+    args, parts, _settings(args, own), notes=release_folder.not_given(args, OPTIONS)
   )
   return 0
 
@@ -51,5 +54,5 @@ def add_parser(commands) -> None:
     epilog=EXAMPLE,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  release.add_arguments(parser)
+  release_folder.add_arguments(parser)
   parser.set_defaults(run=run)

@@ -4,8 +4,8 @@ import argparse
 import pathlib
 from typing import Any
 
-from convert import layouts, published, write
-from convert.part import Part
+from convert import model_folder, published_layouts, torch_files
+from convert.component_check import Part
 from dicetalk_jax.errors import WeightsError
 
 EXAMPLE = """example:
@@ -20,11 +20,11 @@ SCHEDULE = dict(
 )
 
 
-def parts(folder: pathlib.Path, names=tuple(layouts.SVD)) -> list[Part]:
+def parts(folder: pathlib.Path, names=tuple(published_layouts.SVD)) -> list[Part]:
   """Components of the folder."""
   plain = dict(unet=dict(adapters=0))
   return [
-    layouts.folder_part(name, folder / name, 'svd', **plain.get(name, {}))
+    published_layouts.folder_part(name, folder / name, 'svd', **plain.get(name, {}))
     for name in names
   ]
 
@@ -35,8 +35,8 @@ def settings(folder: pathlib.Path) -> dict[str, Any]:
   Raises:
     WeightsError: it is of another kind.
   """
-  path = folder / layouts.SCHEDULER
-  config = published.read_json(path)
+  path = folder / published_layouts.SCHEDULER
+  config = torch_files.read_json(path)
   if other := {
     key: config.get(key) for key, value in SCHEDULE.items() if config.get(key) != value
   }:
@@ -50,8 +50,8 @@ def settings(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-  write.refuse(args)
-  write.model_folder(args, parts(args.source), settings(args.source))
+  model_folder.refuse(args)
+  model_folder.model_folder(args, parts(args.source), settings(args.source))
   return 0
 
 
@@ -63,5 +63,5 @@ def add_parser(commands) -> None:
     epilog=EXAMPLE,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  write.add_arguments(parser)
+  model_folder.add_arguments(parser)
   parser.set_defaults(run=run)

@@ -5,8 +5,8 @@ import dataclasses
 import pathlib
 import re
 
-from convert import layouts, write
-from convert.part import Part
+from convert import model_folder, published_layouts
+from convert.component_check import Part
 
 EXAMPLE = """example:
   python -m convert whisper downloads/whisper-tiny models/whisper
@@ -20,22 +20,31 @@ def parts(folder: pathlib.Path) -> list[Part]:
   """Encoder, and decoder if there is one; published files were saved from two
   classes, with and without the prefix.
   """
-  whole = layouts.folder_part('whisper', folder, 'whisper')
-  tensors = layouts.without_prefix(whole.tensors, layouts.WHISPER_PREFIX)
-  rest = {key: x for key, x in tensors.items() if re.match(layouts.WHISPER_UNUSED, key)}
+  whole = published_layouts.folder_part('whisper', folder, 'whisper')
+  tensors = published_layouts.without_prefix(
+    whole.tensors, published_layouts.WHISPER_PREFIX
+  )
+  rest = {
+    key: x
+    for key, x in tensors.items()
+    if re.match(published_layouts.WHISPER_UNUSED, key)
+  }
   encoder = dataclasses.replace(
     whole, tensors={key: x for key, x in tensors.items() if key not in rest}
   )
   return (
-    [encoder, dataclasses.replace(whole, name=layouts.WHISPER_DECODER, tensors=rest)]
+    [
+      encoder,
+      dataclasses.replace(whole, name=published_layouts.WHISPER_DECODER, tensors=rest),
+    ]
     if rest
     else [encoder]
   )
 
 
 def run(args: argparse.Namespace) -> int:
-  write.refuse(args)
-  write.model_folder(args, parts(args.source))
+  model_folder.refuse(args)
+  model_folder.model_folder(args, parts(args.source))
   return 0
 
 
@@ -47,5 +56,5 @@ def add_parser(commands) -> None:
     epilog=EXAMPLE,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  write.add_arguments(parser)
+  model_folder.add_arguments(parser)
   parser.set_defaults(run=run)

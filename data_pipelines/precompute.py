@@ -20,11 +20,11 @@ import sys
 
 import jax
 
-from data_pipelines import compute, crops
-from data_pipelines.source import ClipSource, data_sets
-from dicetalk_jax import bundle, command, parallel
+from dicetalk_jax import bundle, cli, parallel
+from dicetalk_jax.component import Component
+from dicetalk_jax.data import face_crops, feature_extraction
+from dicetalk_jax.data.clip_source import ClipSource, data_sets
 from dicetalk_jax.errors import ConfigError, WeightsError, one_sentence
-from dicetalk_jax.network import Network
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = command.OptionParser(
+  parser = cli.OptionParser(
     prog='python -m data_pipelines.precompute',
     description='Computes features of prepared data sets.',
     formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -55,19 +55,19 @@ def _parser() -> argparse.ArgumentParser:
   add(
     '--features',
     type=_names,
-    default=','.join(compute.NETWORKS),
+    default=','.join(feature_extraction.NETWORKS),
     help='which ones; also crops_64, or another size, for embedders with visual=crops',
   )
   add(
     '--clip_stride',
     type=int,
-    default=compute.CLIP_STRIDE,
+    default=feature_extraction.CLIP_STRIDE,
     help='frames per CLIP token, as config.data.clip_stride',
   )
   add(
     '--batch',
     type=int,
-    default=compute.BATCH,
+    default=feature_extraction.BATCH,
     help='frames, or windows of 30 s, per device and call',
   )
   add('--threads', type=int, default=4, help='clips read at a time')
@@ -95,32 +95,32 @@ def main(argv: Sequence[str]) -> None:
   args = _parser().parse_args(argv)
   _check(args)
   if args.records:
-    from data_pipelines.builders import packed, write
+    from data_pipelines.builders import latent_records, tfds_writer
 
-    write.make_root(args.records)
+    tfds_writer.make_root(args.records)
   sources = [
     ClipSource(folder, split)
     for folder in args.datasets or data_sets(args.data)
     for split in args.split
   ]
-  parallel.start(args.multihost)
+  parallel.initialize(args.multihost)
   mesh = parallel.make_mesh(data=-1, fsdp=1, devices=jax.local_devices())
   shard = None if args.multihost else (args.process_id, args.num_processes)
   names = [
     *filter(
-      crops.side, args.features
+      face_crops.parse_name, args.features
     ),  # in this order: the prior is made from crops and Whisper's states
     *[
       name
-      for name in compute.NETWORKS
+      for name in feature_extraction.NETWORKS
       if name in args.features
       or (name == 'whisper' and 'prior' in args.features)
-      or (args.records and name in packed.BLOCKS)
+      or (args.records and name in latent_records.BLOCKS)
     ],
   ]
   networks = _networks(args.model, names, mesh)
   jobs = [
-    compute.Features(
+    feature_extraction.FeatureExtractor(
       networks,
       source,
       args.data / 'features',
@@ -136,11 +136,11 @@ def main(argv: Sequence[str]) -> None:
   for features in jobs:
     source = features.source
     if args.multihost:  # leaving early would end the job
-      features.ready(*names)
+      features.load_or_compute(*names)
     for name in names:
       state = (
         'complete'
-        if features.fill(name)
+        if features.compute_missing(name)
         else 'done here, not yet by the other processes'
       )
       print(
@@ -149,16 +149,18 @@ def main(argv: Sequence[str]) -> None:
       )
   if args.records:
     for _, splits in itertools.groupby(jobs, lambda features: features.source.folder):
-      print(packed.prepare_packed(args.records, [*splits], names))
+      print(latent_records.prepare_packed(args.records, [*splits], names))
 
 
 def _check(args: argparse.Namespace) -> None:
   if unknown := sorted(
-    name for name in set(args.features) - set(compute.NETWORKS) if not crops.side(name)
+    name
+    for name in set(args.features) - set(feature_extraction.NETWORKS)
+    if not face_crops.parse_name(name)
   ):
     raise ConfigError(
       f'--features={",".join(unknown)} is not known; choose some of '
-      f'{",".join(compute.NETWORKS)}, or crops_64'
+      f'{",".join(feature_extraction.NETWORKS)}, or crops_64'
     )
   for name in ('batch', 'threads', 'clip_stride', 'num_processes'):
     if getattr(args, name) < 1:
@@ -200,10 +202,14 @@ def _check_records(args: argparse.Namespace) -> None:
 
 def _networks(
   folder: str, names: Sequence[str], mesh: jax.sharding.Mesh
-) -> dict[str, Network]:
+) -> dict[str, Component]:
   known, wanted = (
     bundle.require(folder),
-    {compute.NETWORKS[name]: name for name in names if not crops.side(name)},
+    {
+      feature_extraction.NETWORKS[name]: name
+      for name in names
+      if not face_crops.parse_name(name)
+    },
   )
   missing = {
     component: name for component, name in wanted.items() if component not in known
@@ -214,7 +220,7 @@ def _networks(
       f'convert or by training, or leave out {",".join(missing.values())} from '
       '--features'
     )
-  return {component: Network.load(folder, component, mesh) for component in wanted}
+  return {component: Component.load(folder, component, mesh) for component in wanted}
 
 
 if __name__ == '__main__':

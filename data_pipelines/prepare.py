@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import dataclasses
 import sys
 
-from data_pipelines.builders.synthetic_clips import SyntheticConfig
+from data_pipelines.builders.synthetic_clips import TINY, SyntheticConfig
 from data_pipelines.corpora import folder, mead
-from data_pipelines.expression import parse_columns
 from data_pipelines.preprocess import CorpusConfig
-from dicetalk_jax import command
+from dicetalk_jax import cli
+from dicetalk_jax.data.expression_files import parse_columns
 from dicetalk_jax.errors import ConfigError, one_sentence
 
 CORPORA = {
@@ -35,13 +35,14 @@ def _views(text: str) -> tuple[str, ...]:
   return tuple(text.split(','))
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = command.OptionParser(
+def _parser(tiny: bool) -> argparse.ArgumentParser:
+  """`tiny` decides which defaults the settings of synthetic data have."""
+  parser = cli.OptionParser(
     prog='python -m data_pipelines.prepare',
     description='Prepares a data set of talking clips.',
   )
   corpora = parser.add_subparsers(
-    dest='corpus', required=True, metavar='corpus', parser_class=command.OptionParser
+    dest='corpus', required=True, metavar='corpus', parser_class=cli.OptionParser
   )
 
   def corpus(name: str, what: str) -> argparse.ArgumentParser:
@@ -71,15 +72,20 @@ def _parser() -> argparse.ArgumentParser:
     return ours
 
   _add_synthetic(
-    corpus('synthetic', 'procedural talking faces, nothing is downloaded').add_argument
+    corpus('synthetic', 'procedural talking faces, nothing is downloaded').add_argument,
+    TINY if tiny else SyntheticConfig(),
   )
   for name, what in CORPORA.items():
     _add_real(name, corpus(name, what).add_argument)
   return parser
 
 
-def _add_synthetic(add):
-  default = SyntheticConfig()
+def _add_synthetic(add, default: SyntheticConfig):
+  add(
+    '--tiny',
+    action='store_true',
+    help="start from the settings of the presets 'tiny' in configs/",
+  )
   add('--size', type=int, default=default.size, help='side of the picture in pixels')
   add('--train', type=int, default=default.train, help='people in the training split')
   add('--val', type=int, default=default.val, help='people in the validation split')
@@ -234,7 +240,7 @@ def _prepare_real(args: argparse.Namespace):
 
 def main(argv: Sequence[str]):
   """Prepares and prints the folder of the data set."""
-  args = _parser().parse_args(argv)
+  args = _parser(tiny='--tiny' in argv).parse_args(argv)
   if args.workers is not None and args.workers < 1:
     raise ConfigError(f'--workers={args.workers} renders nothing; give 1 or more')
   if args.corpus != 'synthetic':

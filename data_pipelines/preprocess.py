@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines import expression as features
-from data_pipelines import record, tracking
 from data_pipelines.corpora.clip_file import UNEXPECTED, ClipFile, Skipped
-from data_pipelines.corpora.tree import Tree
-from data_pipelines.tracking import Detector, Track
+from data_pipelines.corpora.file_tree import Tree
+from dicetalk_jax.data import clip_record, expression_files
 from dicetalk_jax.errors import ConfigError, DataError, InputError, UserError
-from dicetalk_jax.media import audio, face, stream
+from dicetalk_jax.media import audio, face, face_tracking, video_reader
+from dicetalk_jax.media.face_tracking import Detector, Track
 from dicetalk_jax.media.image import crop_square
 from dicetalk_jax.media.video import fit_length
 
@@ -90,7 +89,10 @@ class CorpusConfig:
       ),
       'max_seconds': (self.max_seconds <= 60, 'at most 60'),
       'expand': (0 <= self.expand <= 5, '0 to 5'),
-      'detect_every': (1 <= self.detect_every <= tracking.GAP, f'1 to {tracking.GAP}'),
+      'detect_every': (
+        1 <= self.detect_every <= face_tracking.GAP,
+        f'1 to {face_tracking.GAP}',
+      ),
       'expression_columns': (
         columns is None or 0 <= columns[0] < columns[1],
         'FIRST:END, such as 80:144',
@@ -106,8 +108,8 @@ class CorpusConfig:
         )
 
   @property
-  def spec(self) -> record.RecordSpec:
-    return record.RecordSpec(
+  def spec(self) -> clip_record.RecordSpec:
+    return clip_record.RecordSpec(
       self.content,
       expression_dim=self.expression_dim,
       latent_shape=(self.size // 8, self.size // 8, 4),
@@ -201,20 +203,20 @@ class _Clip:
     detector: Detector,
   ):
     self.clip, self.config, self.video = clip, config, video
-    self.facts = stream.facts(video)
+    self.facts = video_reader.probe(video)
     self.region = self._region()
     self.height, self.width = (
       len(range(n)[part])
       for n, part in zip((self.facts.height, self.facts.width), self.region)
     )
     self.wave = self._sound(tree)
-    boxes, cuts = tracking.watch(
+    boxes, cuts = face_tracking.detect(
       self._pictures(), detector, config.detect_every, shots=config.corpus in WILD
     )
     self.frames = len(boxes)
     if self.frames < self._frames(config.min_seconds):
-      raise _Unusable('clip too short', f'{self.frames / record.FPS:.2f} s')
-    self.tracks = tracking.tracks(boxes, cuts)
+      raise _Unusable('clip too short', f'{self.frames / clip_record.FPS:.2f} s')
+    self.tracks = face_tracking.tracks(boxes, cuts)
     if not self.tracks:
       raise _Unusable('no face found', f'{self.frames} frames')
     self.expression = (
@@ -239,14 +241,14 @@ class _Clip:
       try:
         if len(piece.boxes) < least:
           raise _Unusable(
-            'face seen too shortly', f'{len(piece.boxes) / record.FPS:.2f} s'
+            'face seen too shortly', f'{len(piece.boxes) / clip_record.FPS:.2f} s'
           )
         yield key, self._record(key, piece)
       except _Unusable as error:
         yield Skipped(key, *error.args)
 
   def _frames(self, seconds: float) -> int:
-    return math.floor(seconds * record.FPS + 1e-6)
+    return math.floor(seconds * clip_record.FPS + 1e-6)
 
   def _region(self) -> tuple[slice, slice]:
     """Rows and columns of the picture that the corpus asks for."""
@@ -264,9 +266,9 @@ class _Clip:
   def _pictures(self, first: int = 0, count: int | None = None) -> Iterator[np.ndarray]:
     clip = self.clip
     if count is None and clip.end is not None:
-      count = round((clip.end - clip.start) * record.FPS)
-    for picture in stream.pictures(
-      self.video, record.FPS, clip.start + first / record.FPS, count
+      count = round((clip.end - clip.start) * clip_record.FPS)
+    for picture in video_reader.frames(
+      self.video, clip_record.FPS, clip.start + first / clip_record.FPS, count
     ):
       yield picture[self.region]
 
@@ -294,7 +296,7 @@ class _Clip:
     config = self.config
     try:
       with expressions.local(self.clip.expression) as path:
-        rows = features.read_expression(
+        rows = expression_files.read_expression(
           path, config.expression_key, config.expression_columns
         )
       if rows.shape[1] != config.expression_dim:
@@ -302,12 +304,12 @@ class _Clip:
           f'{self.clip.expression} has {rows.shape[1]} columns, others '
           f'{config.expression_dim}; choose --expression_columns that all have'
         )
-      rows = features.resample(rows, config.expression_fps or self.facts.fps)
+      rows = expression_files.resample(rows, config.expression_fps or self.facts.fps)
       first = (
-        round(self.clip.start * record.FPS) if self.clip.expression_of_video else 0
+        round(self.clip.start * clip_record.FPS) if self.clip.expression_of_video else 0
       )
       cut = self.clip.expression_of_video and (first or self.clip.end is not None)
-      return features.fit(
+      return expression_files.fit(
         rows[first : first + self.frames] if cut else rows, self.frames
       )
     except DataError as error:
@@ -323,8 +325,8 @@ class _Clip:
         f'{np.median(sides):.0f} pixels; --min_face is {config.min_face}',
       )
     wave, samples = (
-      self.wave[piece.first * record.SAMPLES_PER_FRAME :],
-      count * record.SAMPLES_PER_FRAME,
+      self.wave[piece.first * clip_record.SAMPLES_PER_FRAME :],
+      count * clip_record.SAMPLES_PER_FRAME,
     )
     if samples - len(wave) > _LATE * audio.RATE:
       raise _Unusable(
@@ -342,7 +344,7 @@ class _Clip:
       else crop_square(tuple(union), self.width, self.height, config.expand)
     )
     corner, side = np.array(window[:2]), np.array(window[2:]) - np.array(window[:2])
-    return record.encode_example(
+    return clip_record.encode_example(
       config.spec,
       clip_id=key,
       video_id=clip.video_id,
@@ -362,7 +364,7 @@ class _Clip:
     """Pictures of a piece as JPEG, read a second time so that none had to be kept."""
     size = (self.config.size,) * 2
     return [
-      record.encode_jpeg(
+      clip_record.encode_jpeg(
         np.asarray(
           Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS, window)
         )
@@ -380,7 +382,7 @@ def expression_dim(
   for path in paths:
     try:
       with expressions.local(path) as local:
-        return features.read_expression(
+        return expression_files.read_expression(
           local, config.expression_key, config.expression_columns
         ).shape[1]
     except (DataError, InputError, FileNotFoundError):

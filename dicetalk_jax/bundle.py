@@ -34,7 +34,7 @@ from orbax.checkpoint import v1 as ocp
 
 from dicetalk_jax import orbax_paths, parallel
 from dicetalk_jax.errors import InputError, WeightsError
-from dicetalk_jax.models.core import Abstract, Params
+from dicetalk_jax.models.parameters import Abstract, Params
 
 FORMAT = 2  # 1 has no fingerprints and no references; it is still read
 INDEX = 'bundle.json'
@@ -78,7 +78,7 @@ def fingerprint(config: Mapping[str, Any], params: Mapping[str, Any]) -> str:
   """
   digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
   for name in sorted(params):
-    value = np.ascontiguousarray(parallel.fetch(params[name]))
+    value = np.ascontiguousarray(parallel.to_host(params[name]))
     digest.update(value.reshape(-1).view(np.uint8))
   return digest.hexdigest()[:16]
 

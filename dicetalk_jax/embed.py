@@ -10,16 +10,16 @@ import re
 
 import numpy as np
 
-from data_pipelines import compute, crops
-from data_pipelines.expression import parse_columns, read_expression, resample
-from data_pipelines.record import FPS, SAMPLES_PER_FRAME
-from dicetalk_jax import bundle, command, prior_file
+from dicetalk_jax import bundle, cli, published_priors
+from dicetalk_jax.component import Component
+from dicetalk_jax.data import face_crops, feature_extraction
+from dicetalk_jax.data.clip_record import FPS, SAMPLES_PER_FRAME
+from dicetalk_jax.data.expression_files import parse_columns, read_expression, resample
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.media import audio, stream
+from dicetalk_jax.media import audio, video_reader
 from dicetalk_jax.media.video import fit_length
 from dicetalk_jax.models import registry
 from dicetalk_jax.models.embedder import EmbedderConfig
-from dicetalk_jax.network import Network
 
 USAGE = """\
 usage: python -m dicetalk_jax.embed --model=DIR [--audio=FILE | --video=FILE] [--expression=FILE]
@@ -62,12 +62,14 @@ def main(argv: list[str]) -> None:
     None if wave is None else audio.audio_len(len(wave)),
   )
 
-  embedder = Network.load(flags.model, 'embedder')
+  embedder = Component.load(flags.model, 'embedder')
   if flags.save:
     bundle.check_replaceable(flags.model, [flags.save], embedder.fingerprint)
   states = np.zeros((0, config.whisper_states, config.whisper_dim), np.float32)
   if wave is not None:
-    states = compute.speech_states(Network.load(flags.model, 'whisper'), wave, frames)
+    states = feature_extraction.speech_states(
+      Component.load(flags.model, 'whisper'), wave, frames
+    )
   parts = ' and '.join(
     [
       *['expressions' if config.visual == 'expression' else 'pictures']
@@ -78,7 +80,7 @@ def main(argv: list[str]) -> None:
   seen = (
     np.zeros((0, *config.visual_shape), np.float32) if seen is None else seen[:frames]
   )
-  mu, sigma = compute.gaussian(embedder, seen, states)
+  mu, sigma = feature_extraction.gaussian(embedder, seen, states)
   print(
     f'prior of {frames / 25:.1f} s of {parts}: mean of norm {np.linalg.norm(mu):.2f}, '
     f'deviation {sigma.mean():.3f} on average'
@@ -89,7 +91,7 @@ def main(argv: list[str]) -> None:
       + ', '.join(f'{name} {cosine:+.2f}' for name, cosine in near[:NEAREST])
     )
   if flags.output:
-    prior_file.write(flags.output, (mu, sigma), embedder.fingerprint)
+    published_priors.write(flags.output, (mu, sigma), embedder.fingerprint)
     print(f'wrote {flags.output}')
   if flags.save:
     bundle.save_priors(flags.model, {flags.save: (mu, sigma)}, embedder.fingerprint)
@@ -141,12 +143,12 @@ def look(flags: argparse.Namespace, config: EmbedderConfig) -> Modalities:
   Raises:
     InputError: the video cannot be read, shows no face, or is silent.
   """
-  seen, first = crops.of_video(flags.video, config.crop_size)
+  seen, first = face_crops.of_video(flags.video, config.crop_size)
   print(
     f'the face is seen from {first / FPS:.2f} s to {(first + len(seen)) / FPS:.2f} s '
     f'of {flags.video}'
   )
-  if (delay := stream.facts(flags.video).sound_delay) is None:
+  if (delay := video_reader.probe(flags.video).sound_delay) is None:
     return seen, None
   wave = audio.begin_at(audio.load_audio(flags.video), first / FPS - delay)
   return seen, fit_length(wave, len(seen) * SAMPLES_PER_FRAME)
@@ -189,7 +191,7 @@ def load_expression(flags: argparse.Namespace, width: int) -> np.ndarray:
   second.
 
   Raises:
-    DataError: see `data_pipelines.expression`.
+    DataError: see `dicetalk_jax.data.expression_files`.
     InputError: they have another width.
   """
   rows = read_expression(
@@ -245,7 +247,7 @@ def nearest(mu: np.ndarray, priors: dict[str, bundle.Prior]) -> list[tuple[str, 
 
 
 def _flags(argv: list[str]) -> argparse.Namespace:
-  parser = command.Parser('dicetalk_jax.embed', USAGE)
+  parser = cli.Parser('dicetalk_jax.embed', USAGE)
   parser.add_argument('--model', required=True)
   for name in ('audio', 'video', 'expression', 'output'):
     parser.add_argument(f'--{name}', type=pathlib.Path)
@@ -274,7 +276,7 @@ def _flags(argv: list[str]) -> argparse.Namespace:
 
 def run() -> None:
   """Console entry."""
-  command.run(main, USAGE)
+  cli.run(main, USAGE)
 
 
 if __name__ == '__main__':

@@ -1,10 +1,10 @@
-"""Atomic folders: written under another name, and moved when whole.
+"""Atomic files and folders: written under another name, and moved when whole.
 
-Nobody ever finds half a model.
+Nobody ever finds half a video or half a model.
 
-The other name is `.NAME.XXXXXXXX.part`, next to the folder NAME and locked by the
-process that writes it: `new` in it becomes the folder, `old` is what that replaces. The
-system drops the lock of a killed process; the next run to NAME clears up.
+The other name of a folder is `.NAME.XXXXXXXX.part`, next to the folder NAME and locked
+by the process that writes it: `new` in it becomes the folder, `old` is what that
+replaces. The system drops the lock of a killed process; the next run to NAME clears up.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,6 +20,33 @@ from dicetalk_jax.errors import InputError, UserError
 
 # How TensorStore, safetensors and Python spell the number of the system's refusal.
 _REFUSAL = re.compile(r"(?:os_error_code='|os error |Errno )(\d+)")
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Gives a temporary file next to `path`, and moves it there at the end.
+
+  Missing parent folders are made. After a failure the temporary file is removed.
+
+  Raises:
+    InputError: the place cannot be written to.
+  """
+  path = pathlib.Path(path)
+  part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+  if path.is_dir():
+    raise InputError(f'cannot write {path}: it is a folder; name a file')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part.touch()
+  except OSError as error:
+    raise InputError(
+      f'cannot write {path}: {error.strerror}; choose another place'
+    ) from error
+  try:
+    yield part
+    os.replace(part, path)
+  finally:
+    part.unlink(missing_ok=True)
 
 
 def refuse_existing(path: pathlib.Path, overwrite: bool, mark: str) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from dicetalk_jax import bundle, command, parallel
+from dicetalk_jax import bundle, cli, parallel
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media.audio import load_audio
 from dicetalk_jax.media.face import find_face, parse_face_box
@@ -42,7 +42,7 @@ usage: python -m dicetalk_jax.generate --model=DIR --image=FILE --audio=FILE --e
 
 
 def _flags(argv: list[str]) -> argparse.Namespace:
-  parser = command.Parser('dicetalk_jax.generate', USAGE)
+  parser = cli.Parser('dicetalk_jax.generate', USAGE)
   for name in ('model', 'image', 'audio', 'output'):
     parser.add_argument(f'--{name}', required=True)
   parser.add_argument('--emotion')
@@ -185,7 +185,7 @@ def _progress_bars() -> Progress:
 
 def run() -> None:
   """Console entry."""
-  command.run(main, USAGE)
+  cli.run(main, USAGE)
 
 
 if __name__ == '__main__':

@@ -140,7 +140,9 @@ def main(argv: list[str]) -> None:
       '--workdir is missing; name a directory for checkpoints, metrics and pictures'
     )
   config, profile = _CONFIG.value, parse_span(_PROFILE.value)
-  parallel.start(config.multihost, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  parallel.initialize(
+    config.multihost, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+  )
   from dicetalk_jax.training.loop import (
     train,
   )  # after `start`: imports may touch devices

@@ -6,7 +6,7 @@ python -m dicetalk_jax.pack --model=runs/diffusion/model --output=models/mine
 from etils import epath
 from tqdm import tqdm
 
-from dicetalk_jax import bundle, command, model_references
+from dicetalk_jax import bundle, cli, model_references
 
 USAGE = """\
 usage: python -m dicetalk_jax.pack --model=DIR --output=DIR [--overwrite]
@@ -22,7 +22,7 @@ def _expanded(text: str) -> epath.Path:
 
 def main(argv: list[str]) -> None:
   """Packs one model folder."""
-  parser = command.Parser('dicetalk_jax.pack', USAGE)
+  parser = cli.Parser('dicetalk_jax.pack', USAGE)
   parser.add_argument('--model', required=True, type=_expanded)
   parser.add_argument('--output', required=True, type=_expanded)
   parser.add_argument('--overwrite', action='store_true')
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
   """Console entry."""
-  command.run(main, USAGE)
+  cli.run(main, USAGE)
 
 
 if __name__ == '__main__':

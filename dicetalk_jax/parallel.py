@@ -33,7 +33,7 @@ VARIABLES = (
 Rules = Sequence[tuple[str, Sequence[Any]]]
 
 
-def start(
+def initialize(
   multihost: bool = False, coordinator: str = '', processes: int = 0, process: int = -1
 ) -> None:
   """Joins the other processes of a pod or cluster; call it before anything touches a
@@ -70,7 +70,10 @@ def start(
   if coordinator or any(
     list(given.values())[1:]
   ):  # an address alone may be what a cluster sets
-    arguments, options = _by_hand(given), {'cluster_detection_method': 'deactivate'}
+    arguments, options = (
+      _explicit_cluster(given),
+      {'cluster_detection_method': 'deactivate'},
+    )
   else:
     arguments, options = (), {}
   try:
@@ -89,7 +92,7 @@ def start(
     ) from error
 
 
-def _by_hand(given: dict[str, str]) -> tuple[str, int, int]:
+def _explicit_cluster(given: dict[str, str]) -> tuple[str, int, int]:
   """Address, number of processes, and which one this is."""
   if missing := [name for name, value in given.items() if not value]:
     raise MeshError(
@@ -309,7 +312,7 @@ def split_pictures(x: jax.Array) -> jax.Array:
   return lax.with_sharding_constraint(x, P(BATCH_AXES, None, 'sequence'))
 
 
-def fetch(tree: Any) -> Any:
+def to_host(tree: Any) -> Any:
   """NumPy arrays of whole global arrays, on every process; all processes must call
   it together.
   """

@@ -23,15 +23,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from dicetalk_jax import bundle, parallel
+from dicetalk_jax.component import Component
 from dicetalk_jax.diffusion import sampler, strict
+from dicetalk_jax.diffusion.face_mask import mask_pyramid
 from dicetalk_jax.diffusion.sampler import Conditions, SamplerConfig, draw_noise
 from dicetalk_jax.errors import ConfigError, InputError, WeightsError
 from dicetalk_jax.media import audio
 from dicetalk_jax.media.face import find_face
 from dicetalk_jax.media.image import Box, prepare_portrait
-from dicetalk_jax.models import core, registry, rife
-from dicetalk_jax.models.face_mask import mask_pyramid
-from dicetalk_jax.network import Network
+from dicetalk_jax.models import parameters, registry, rife
 
 COMPONENTS = (
   'unet',
@@ -57,7 +57,7 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(core.ModelConfig):
+class Settings(parameters.ModelConfig):
   """What belongs to a model but to none of its components; read from `bundle.json`,
   defaults as published.
 
@@ -148,7 +148,7 @@ class Pipeline:
   def __init__(
     self,
     folder,
-    networks: dict[str, Network],
+    networks: dict[str, Component],
     settings: Settings,
     mesh: Mesh | None = None,
     dtype: jax.typing.DTypeLike | None = None,
@@ -165,7 +165,9 @@ class Pipeline:
     vae, scale = networks['vae'], settings.sampler.scaling_factor
     decoder = dataclasses.replace(
       vae,
-      graphdef=core.abstract(registry.builder('vae', vae.config.to_json(), dtype))[0],
+      graphdef=parameters.abstract(
+        registry.builder('vae', vae.config.to_json(), dtype)
+      )[0],
     )
     self._encode = (vae if settings.upcast_vae else decoder).stage(
       lambda model, x: model.encode(x)[0]
@@ -269,7 +271,7 @@ class Pipeline:
     networks = {}
     for done, name in enumerate(names):
       progress('loading', done, len(names))
-      networks[name] = Network.load(folder, name, mesh, **halved.get(name, {}))
+      networks[name] = Component.load(folder, name, mesh, **halved.get(name, {}))
     progress('loading', len(names), len(names))
     settings = Settings.of(folder, networks['vae'].config.scaling_factor, **sampling)
     return cls(folder, networks, settings, mesh, dtype, strict_order=strict_order)

@@ -8,17 +8,17 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines import compute, crops
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
-from data_pipelines.record import UNKNOWN
-from data_pipelines.source import ClipSource
 from data_pipelines.synthetic.clip import make_clip
-from dicetalk_jax import bundle, command, embed, prior_file, priors
+from dicetalk_jax import bundle, cli, dataset_priors, embed, published_priors
+from dicetalk_jax.component import Component
+from dicetalk_jax.data import face_crops, feature_extraction
+from dicetalk_jax.data.clip_record import UNKNOWN
+from dicetalk_jax.data.clip_source import ClipSource
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.media.video import write_video
-from dicetalk_jax.models import core, registry
-from dicetalk_jax.network import Network
+from dicetalk_jax.models import parameters, registry
 from tests import tiny
 
 EMBEDDER = dict(
@@ -60,7 +60,9 @@ def clip(tmp_path_factory):
 def save_model(folder, embedder):
   """What embedding needs, and two emotions."""
   for name, config in (('embedder', embedder), ('whisper', tiny.CONFIGS['whisper'])):
-    params = core.numpy_params(core.abstract(registry.builder(name, config))[1])
+    params = parameters.numpy_params(
+      parameters.abstract(registry.builder(name, config))[1]
+    )
     bundle.save_component(
       folder, name, registry.config_of(name, config).to_json(), params, {}
     )
@@ -102,7 +104,7 @@ def call(monkeypatch, module, **flags):
   monkeypatch.setattr(
     sys, 'argv', [module.__name__, *(spelled(*flag) for flag in flags.items())]
   )
-  command.run(module.main, module.USAGE)
+  cli.run(module.main, module.USAGE)
 
 
 @pytest.fixture
@@ -141,11 +143,11 @@ def test_both_modalities_into_model_folder_and_file(model, clip, run, tmp_path):
   )
   assert 'prior of 0.8 s of expressions and speech' in out and '--emotion=me' in out
   mu, sigma = bundle.load_prior(model, 'me')
-  network = {name: Network.load(model, name) for name in ('embedder', 'whisper')}
-  states = compute.speech_states(network['whisper'], tiny.speech(), FRAMES)
+  network = {name: Component.load(model, name) for name in ('embedder', 'whisper')}
+  states = feature_extraction.speech_states(network['whisper'], tiny.speech(), FRAMES)
   expression = np.load(clip / 'expression.npy').astype(np.float32)[:FRAMES]
   halves = [
-    compute.gaussian(
+    feature_extraction.gaussian(
       network['embedder'], expression[i : i + 10], states[2 * i : 2 * i + 20]
     )
     for i in (0, 10)
@@ -154,7 +156,7 @@ def test_both_modalities_into_model_folder_and_file(model, clip, run, tmp_path):
     [mu, sigma], np.mean(halves, axis=0), rtol=1e-3, atol=1e-4
   )  # the file has 16 bits
   np.testing.assert_array_equal(
-    prior_file.read(tmp_path / 'new' / 'me.npy')[0], [mu, sigma]
+    published_priors.read(tmp_path / 'new' / 'me.npy')[0], [mu, sigma]
   )
 
 
@@ -196,7 +198,7 @@ def test_a_prior_from_a_plain_video(seeing, portrait, run, tmp_path):
     embed, model=seeing, audio=folder / 'clip.mp4', output=tmp_path / 'heard.npy'
   )
   both, mute, heard = (
-    np.array(prior_file.read(tmp_path / f'{name}.npy')[0])
+    np.array(published_priors.read(tmp_path / f'{name}.npy')[0])
     for name in ('both', 'mute', 'heard')
   )
   assert (
@@ -205,14 +207,14 @@ def test_a_prior_from_a_plain_video(seeing, portrait, run, tmp_path):
   )
   faces = np.stack(
     [
-      crops.cut(picture, 128 * box, 8)
+      face_crops.crop_square(picture, 128 * box, 8)
       for picture, box in zip(person.frames, person.bbox)
     ]
   )
-  seen, _ = crops.of_video(folder / 'mute.mp4', 8)
+  seen, _ = face_crops.of_video(folder / 'mute.mp4', 8)
   assert np.corrcoef(faces.ravel(), seen.ravel())[0, 1] > 0.9  # whole pictures: 0.6
-  want = compute.gaussian(
-    Network.load(seeing, 'embedder'), seen, np.zeros((0, 2, 8), np.float32)
+  want = feature_extraction.gaussian(
+    Component.load(seeing, 'embedder'), seen, np.zeros((0, 2, 8), np.float32)
   )
   np.testing.assert_allclose(mute, want, rtol=1e-3, atol=1e-4)
 
@@ -306,7 +308,7 @@ def test_columns_and_rate_of_expressions(model, run, tmp_path):
   np.save(tmp_path / 'plain.npy', np.load(tmp_path / 'wide.npy')[::2, 3:67])
   run(embed, model=model, expression=tmp_path / 'plain.npy', output=tmp_path / 'b.npy')
   np.testing.assert_array_equal(
-    *(prior_file.read(tmp_path / name)[0] for name in ('a.npy', 'b.npy'))
+    *(published_priors.read(tmp_path / name)[0] for name in ('a.npy', 'b.npy'))
   )
 
 
@@ -345,7 +347,7 @@ def test_priors_of_another_embedder_are_never_replaced(model, clip, run, refuses
     save='happy',
     overwrite=True,
   )
-  refuses(sentence, priors, model=model, data=data)
+  refuses(sentence, dataset_priors, model=model, data=data)
   np.testing.assert_array_equal(bundle.load_prior(model, 'happy'), theirs)
 
 
@@ -353,7 +355,7 @@ def test_priors_name_their_embedder_and_the_emotion_model_that_cannot_read_them(
   model, clip, run
 ):
   embedder = bundle.components(model)['embedder']['fingerprint']
-  assert embedder == Network.load(model, 'embedder').fingerprint
+  assert embedder == Component.load(model, 'embedder').fingerprint
   bundle.save_component(model, 'emo_model', {}, {'x': np.zeros(1)}, {}, priors=embedder)
   flags = dict(model=model, audio=clip / 'speech.wav', save='me', overwrite=True)
   assert '--emotion=me' in run(embed, **flags)
@@ -434,11 +436,11 @@ def test_bad_flags(model, clip, refuses, tmp_path):
   refuses('--what', embed, **good, what=1)
 
 
-@pytest.mark.parametrize('module', [embed, priors])
+@pytest.mark.parametrize('module', [embed, dataset_priors])
 def test_no_arguments_show_the_usage(module, monkeypatch, capsys):
   monkeypatch.setattr(sys, 'argv', ['x'])
   with pytest.raises(SystemExit) as stop:
-    command.run(module.main, module.USAGE)
+    cli.run(module.main, module.USAGE)
   assert stop.value.code == 2 and capsys.readouterr().err == module.USAGE
 
 
@@ -457,7 +459,9 @@ def data(tmp_path_factory):
 
 
 def test_priors_of_a_data_set(model, data, run, tmp_path):
-  out = run(priors, model=model, data=data, by_intensity=True, output=tmp_path / 'npy')
+  out = run(
+    dataset_priors, model=model, data=data, by_intensity=True, output=tmp_path / 'npy'
+  )
   assert 'wrote 22 priors of 16 clips' in out
   names = bundle.emotions(model)
   assert (
@@ -466,12 +470,12 @@ def test_priors_of_a_data_set(model, data, run, tmp_path):
     and 'neutral_1' not in names
   )
   source = ClipSource(next(data.rglob('dataset_info.json')).parent)
-  embedder, whisper = (Network.load(model, name) for name in ('embedder', 'whisper'))
+  embedder, whisper = (Component.load(model, name) for name in ('embedder', 'whisper'))
   own = [
-    compute.gaussian(
+    feature_extraction.gaussian(
       embedder,
       record['expression'],
-      compute.speech_states(
+      feature_extraction.speech_states(
         whisper, record['audio'].astype(np.float32) / 32767, len(record['expression'])
       ),
     )
@@ -489,7 +493,7 @@ def test_priors_of_a_data_set(model, data, run, tmp_path):
   )
   for name in names:
     np.testing.assert_array_equal(
-      prior_file.read(tmp_path / 'npy' / f'{name}.npy')[0],
+      published_priors.read(tmp_path / 'npy' / f'{name}.npy')[0],
       bundle.load_prior(model, name),
     )
 
@@ -500,7 +504,7 @@ def test_priors_of_several_data_sets(model, data, run, refuses, tmp_path):
   """
   one = next(data.rglob('dataset_info.json')).parent
   assert 'wrote 8 priors of 9 clips' in run(
-    priors, model=model, data=tmp_path, datasets=one
+    dataset_priors, model=model, data=tmp_path, datasets=one
   )  # two are neutral
 
   def sad():
@@ -522,18 +526,18 @@ def test_priors_of_several_data_sets(model, data, run, refuses, tmp_path):
     workers=1,
   )
   shutil.copytree(data / 'synthetic', tmp_path / 'synthetic', dirs_exist_ok=True)
-  assert 'wrote 8 priors of 25 clips' in run(priors, model=model, data=tmp_path)
+  assert 'wrote 8 priors of 25 clips' in run(dataset_priors, model=model, data=tmp_path)
   merged = sad()
-  run(priors, model=model, data=tmp_path, datasets=other)
+  run(dataset_priors, model=model, data=tmp_path, datasets=other)
   np.testing.assert_allclose(merged, (alone + 2 * sad()) / 3, rtol=1e-5, atol=1e-6)
   table = ClipSource(other).table
   dataclasses.replace(table, emotion=np.full(len(table), UNKNOWN)).save(
     other / 'clips-train.npz'
   )
-  assert 'wrote 8 priors of 9 clips' in run(priors, model=model, data=tmp_path)
+  assert 'wrote 8 priors of 9 clips' in run(dataset_priors, model=model, data=tmp_path)
   refuses(
     'has an emotion label, which priors need',
-    priors,
+    dataset_priors,
     model=model,
     data=tmp_path,
     datasets=other,
@@ -545,7 +549,11 @@ def test_priors_of_several_data_sets(model, data, run, refuses, tmp_path):
 def test_a_place_that_cannot_be_written_is_refused_before_embedding(
   model, data, refuses, tmp_path, monkeypatch, kind
 ):
-  monkeypatch.setattr(compute.Features, 'ready', lambda *_: pytest.fail('computed'))
+  monkeypatch.setattr(
+    feature_extraction.FeatureExtractor,
+    'load_or_compute',
+    lambda *_: pytest.fail('computed'),
+  )
   (tmp_path / 'file').write_bytes(b'mine')
   place = {
     'a file': tmp_path / 'file',
@@ -554,7 +562,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_embedding(
   }
   refuses(
     f'cannot write into {place[kind]}: ',
-    priors,
+    dataset_priors,
     model=model,
     data=data,
     output=place[kind],
@@ -565,23 +573,27 @@ def test_a_place_that_cannot_be_written_is_refused_before_embedding(
 
 
 def test_bad_data_sets(model, data, refuses, tmp_path):
-  refuses('no prepared data set below', priors, model=model, data=tmp_path)
-  refuses("has no split 'test'", priors, model=model, data=data, split='test')
-  refuses('no model folder', priors, model=tmp_path, data=data)
+  refuses('no prepared data set below', dataset_priors, model=model, data=tmp_path)
+  refuses("has no split 'test'", dataset_priors, model=model, data=data, split='test')
+  refuses('no model folder', dataset_priors, model=tmp_path, data=data)
   refuses(
     'is itself a data set; name it with --datasets',
-    priors,
+    dataset_priors,
     model=model,
     data=next(data.rglob('dataset_info.json')).parent,
   )
-  refuses('--data', priors, model=model)
+  refuses('--data', dataset_priors, model=model)
 
 
 def test_a_model_that_cannot_be_written_is_refused_before_embedding(
   model, data, refuses, monkeypatch
 ):
-  monkeypatch.setattr(compute.Features, 'ready', lambda *_: pytest.fail('computed'))
+  monkeypatch.setattr(
+    feature_extraction.FeatureExtractor,
+    'load_or_compute',
+    lambda *_: pytest.fail('computed'),
+  )
   shutil.rmtree(model / 'priors')
   (model / 'priors').write_bytes(b'mine')
-  refuses(f'cannot write into {model}/priors: ', priors, model=model, data=data)
+  refuses(f'cannot write into {model}/priors: ', dataset_priors, model=model, data=data)
   assert (model / 'priors').read_bytes() == b'mine'

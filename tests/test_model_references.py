@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dicetalk_jax import bundle, command, model_references, pack
+from dicetalk_jax import bundle, cli, model_references, pack
+from dicetalk_jax.component import Component
 from dicetalk_jax.errors import InputError, WeightsError
-from dicetalk_jax.models import core, registry
-from dicetalk_jax.network import Network
+from dicetalk_jax.models import parameters, registry
 from tests import tiny
 
 PARAMS = {'kernel': np.arange(6, dtype=np.float32).reshape(2, 3)}
@@ -237,11 +237,13 @@ def test_folders_of_the_first_format_are_read_and_referred_to(source, run):
 def test_fingerprints_are_those_of_the_loaded_network(tmp_path):
   """Wherever the values live, and in whatever order they are named."""
   config = tiny.CONFIGS['vae']
-  params = core.numpy_params(core.abstract(registry.builder('vae', config))[1])
+  params = parameters.numpy_params(
+    parameters.abstract(registry.builder('vae', config))[1]
+  )
   config = registry.config_of('vae', config).to_json()
   bundle.save_component(tmp_path, 'vae', config, params, {})
   fingerprint = bundle.components(tmp_path)['vae']['fingerprint']
-  assert fingerprint == Network.load(tmp_path, 'vae').fingerprint
+  assert fingerprint == Component.load(tmp_path, 'vae').fingerprint
   turned = {name: np.asarray(params[name]) for name in reversed(params)}
   assert fingerprint == bundle.fingerprint(config, turned)
   other = turned | {'quant_conv.bias': turned['quant_conv.bias'] + 1}
@@ -252,7 +254,7 @@ def test_fingerprints_are_those_of_the_loaded_network(tmp_path):
 
 def pack_command(monkeypatch, *args):
   monkeypatch.setattr('sys.argv', ['pack', *map(str, args)])
-  command.run(pack.main, pack.USAGE)
+  cli.run(pack.main, pack.USAGE)
 
 
 def test_a_packed_copy_needs_no_other_folder(

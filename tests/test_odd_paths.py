@@ -16,21 +16,21 @@ import soundfile
 import tensorflow_datasets as tfds
 
 from convert import __main__ as convert
-from data_pipelines import loader
 from data_pipelines.builders import corpus
 from data_pipelines.builders.corpus_plan import make_plan
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
-from data_pipelines.features import FeatureStore
 from data_pipelines.preprocess import CorpusConfig
-from data_pipelines.source import ClipSource, data_sets
-from dicetalk_jax import bundle, literal_glob, orbax_paths, parallel, prior_file
+from dicetalk_jax import bundle, literal_glob, orbax_paths, parallel, published_priors
+from dicetalk_jax.data import loader
+from dicetalk_jax.data.clip_source import ClipSource, data_sets
+from dicetalk_jax.data.feature_store import FeatureStore
 from dicetalk_jax.errors import ConfigError, WeightsError
 from dicetalk_jax.main import tensorboard_writer
-from dicetalk_jax.media import audio, image, stream, video
+from dicetalk_jax.media import audio, image, video, video_reader
+from dicetalk_jax.training.datasets import open_train_and_val
 from dicetalk_jax.training.loop import train
-from dicetalk_jax.training.report import read_json_lines
-from dicetalk_jax.training.sources import train_and_val
+from dicetalk_jax.training.run_log import read_json_lines
 from tests import tiny
 from tests.data_pipelines import made_clips
 from tests.training import toy
@@ -288,14 +288,14 @@ def test_a_data_set_whose_name_is_read_as_a_list_is_refused(deep):
   with pytest.raises(
     ConfigError, match="not understood at 'runs/lr=1e-3/data'; write FOLDER"
   ):
-    train_and_val(config, epath.Path(deep))
+    open_train_and_val(config, epath.Path(deep))
 
 
 def test_conversion_and_export(deep):
   """Priors into a model folder, its export, and `inspect` on both."""
   (deep / 'emo').mkdir()
   for name in ('happy', 'sad'):
-    prior_file.write(deep / 'emo' / f'{name}.npy', (np.zeros(6), np.ones(6)))
+    published_priors.write(deep / 'emo' / f'{name}.npy', (np.zeros(6), np.ones(6)))
   model = deep / 'model'
   tiny.save_model(
     model,
@@ -325,8 +325,8 @@ def test_media(deep, monkeypatch, name):
   video.write_video(f'{name}.mp4', frames, 25.0, made_clips.tone(0.2))
   assert video.read_video(f'{name}.mp4').frames.shape == frames.shape
   assert (
-    stream.facts(f'{name}.mp4').height == 72
-    and len([*stream.pictures(f'{name}.mp4')]) == 5
+    video_reader.probe(f'{name}.mp4').height == 72
+    and len([*video_reader.frames(f'{name}.mp4')]) == 5
   )
   soundfile.write(f'{name}.wav', made_clips.tone(0.5), 16000)
   assert len(audio.load_audio(f'{name}.wav')) == 8000

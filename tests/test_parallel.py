@@ -110,7 +110,7 @@ def test_pictures_are_split_between_devices_of_a_sequence():
     batch = parallel.put_batch({'x': video}, mesh)
     split = jax.jit(parallel.split_pictures)(batch['x'])
     assert {shard.data.shape for shard in split.addressable_shards} == {(1, 3, 2, 6, 4)}
-    np.testing.assert_array_equal(parallel.fetch(split), video)
+    np.testing.assert_array_equal(parallel.to_host(split), video)
     with pytest.raises(MeshError, match='sequence=4 .* pictures of 6 rows'):
       jax.jit(parallel.split_pictures)(batch['x'].swapaxes(2, 3))
   assert parallel.split_pictures(video) is video
@@ -179,7 +179,7 @@ def test_a_start_that_cannot_work_is_refused(
     jax.distributed, 'initialize', refuse
   )  # as without a cluster; devices are in use here
   with pytest.raises(MeshError, match=sentence):
-    parallel.start(**arguments)
+    parallel.initialize(**arguments)
 
 
 def test_start_by_hand_takes_arguments_before_the_environment(monkeypatch):
@@ -189,7 +189,7 @@ def test_start_by_hand_takes_arguments_before_the_environment(monkeypatch):
   )
   for name, value in zip(parallel.VARIABLES, ('host:1234', '4', '3')):
     monkeypatch.setenv(name, value)
-  parallel.start()
-  parallel.start(True)
-  parallel.start(True, process=0)
+  parallel.initialize()
+  parallel.initialize(True)
+  parallel.initialize(True, process=0)
   assert calls == [('host:1234', 4, 3), ('host:1234', 4, 0)]

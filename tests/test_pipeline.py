@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from dicetalk_jax import bundle, parallel
+from dicetalk_jax.component import Component
 from dicetalk_jax.errors import ConfigError, InputError, WeightsError
-from dicetalk_jax.models import core, registry, rife
-from dicetalk_jax.network import Network
+from dicetalk_jax.models import parameters, registry, rife
 from dicetalk_jax.pipeline import Pipeline, Settings
 from tests import tiny
 
@@ -124,10 +124,10 @@ def test_decodes_in_chunks_with_padding_frames(pipe, folder):
   """Chunks of 3 from frame 0, each by itself; the last one may be cut by the end of
   the latents.
   """
-  graphdef, _ = core.abstract(registry.builder('vae', tiny.CONFIGS['vae']))
+  graphdef, _ = parameters.abstract(registry.builder('vae', tiny.CONFIGS['vae']))
   params = bundle.load_component(folder, 'vae')[1]
   decode = jax.jit(
-    lambda params, z: core.merge(graphdef, params).decode(z[None] / 0.5)[0]
+    lambda params, z: parameters.merge(graphdef, params).decode(z[None] / 0.5)[0]
   )
   z = np.float32(np.random.default_rng(0).normal(size=(7, 10, 8, 4)))
   for length, frames in ((3, 7), (7, 7), (4, 6)):
@@ -152,11 +152,13 @@ def test_interpolates(pipe, folder, video):
   )
   assert frames.shape == (19, 20, 16, 3) and frames.dtype == np.uint8 and fps == 25
   np.testing.assert_array_equal(frames[::2], video[0])
-  graphdef, _ = core.abstract(registry.builder('flownet', tiny.CONFIGS['flownet']))
-  params = bundle.load_component(folder, 'flownet')[1]
-  expected = jax.jit(lambda params, x: rife.double(core.merge(graphdef, params), x))(
-    params, video[0] / np.float32(255)
+  graphdef, _ = parameters.abstract(
+    registry.builder('flownet', tiny.CONFIGS['flownet'])
   )
+  params = bundle.load_component(folder, 'flownet')[1]
+  expected = jax.jit(
+    lambda params, x: rife.double(parameters.merge(graphdef, params), x)
+  )(params, video[0] / np.float32(255))
   assert (
     np.abs(frames - 255 * expected).max() < 3
   )  # those were computed from whole levels
@@ -261,4 +263,4 @@ def test_parameters_must_fit_their_configuration(folder, tmp_path):
   config, params = bundle.load_component(folder, 'audio_linear')
   bundle.save_component(tmp_path, 'audio_linear', config | {'channels': 9}, params, {})
   with pytest.raises(WeightsError, match='parameters of audio_linear do not fit'):
-    Network.load(tmp_path, 'audio_linear')
+    Component.load(tmp_path, 'audio_linear')

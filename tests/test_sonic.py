@@ -10,7 +10,7 @@ import pytest
 from dicetalk_jax import bundle
 from dicetalk_jax.errors import ConfigError, InputError, WeightsError
 from dicetalk_jax.media import audio
-from dicetalk_jax.models import core, registry
+from dicetalk_jax.models import parameters, registry
 from dicetalk_jax.pipeline import Pipeline, Settings
 from tests import tiny
 
@@ -38,7 +38,9 @@ def clip(pipe):
 
 def model(folder, name):
   config, params = bundle.load_component(folder, name)
-  return core.merge(core.abstract(registry.builder(name, config))[0], params)
+  return parameters.merge(
+    parameters.abstract(registry.builder(name, config))[0], params
+  )
 
 
 def test_generates(pipe):

@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 
 from dicetalk_jax import bundle
-from dicetalk_jax.models import core, registry
+from dicetalk_jax.models import parameters, registry
 
 EMOTIONS = ('happy', 'sad')
 FACE_BOX = (12.0, 10.0, 40.0, 44.0)
@@ -82,7 +82,9 @@ SONIC_SETTINGS = SETTINGS | dict(
 def save_model(folder, configs=CONFIGS, settings=SETTINGS, emotions=EMOTIONS) -> None:
   """Writes the folder."""
   for name, config in configs.items():
-    params = core.numpy_params(core.abstract(registry.builder(name, config))[1])
+    params = parameters.numpy_params(
+      parameters.abstract(registry.builder(name, config))[1]
+    )
     bundle.save_component(
       folder,
       name,

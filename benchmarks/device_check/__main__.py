@@ -14,7 +14,7 @@ import time
 
 from benchmarks.device_check import report
 from benchmarks.device_check.parts import PARTS, Part, chosen
-from dicetalk_jax.command import OptionParser
+from dicetalk_jax.cli import OptionParser
 from dicetalk_jax.errors import ConfigError, InputError, one_sentence
 
 # Compiles much faster, to slower programs.

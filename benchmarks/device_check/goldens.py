@@ -10,8 +10,9 @@ import numpy as np
 
 from benchmarks.device_check import report, run_part
 from benchmarks.device_check.parts import Context, Unavailable
-from convert import kinds, verify
-from convert.golden import Case
+from convert import verify
+from convert.verify import registry
+from convert.verify.golden import Case
 
 FOLDER = report.ROOT / 'tests' / 'goldens'
 REDUCED = (
@@ -50,7 +51,7 @@ def run(context: Context) -> dict[str, Any]:
       f'{FOLDER} is missing; run the check in a checkout of the project'
     )
   places = [FOLDER / name for name in REDUCED] if context.reduced else [FOLDER]
-  paths = [path for place in places for path in kinds.descriptions(place)]
+  paths = [path for place in places for path in registry.descriptions(place)]
   paths.sort(key=lambda path: path.stat().st_size)
   entries: dict[str, dict[str, Any]] = {'float32': {}, 'bfloat16': {}}
 
@@ -58,7 +59,7 @@ def run(context: Context) -> dict[str, Any]:
     entries['float32'][name_of(path)] = attempt(path, None)
     context.save(entries)
   for path in paths:
-    if kinds.recognise(path) in HALF:
+    if registry.recognise(path) in HALF:
       entries['bfloat16'][name_of(path)] = attempt(path, 'bfloat16')
       context.save(entries)
 
@@ -105,7 +106,7 @@ def attempt(path: pathlib.Path, dtype: str | None) -> dict[str, Any]:
   # For every thread, unlike the context of the same name. Float32 must not become TF32.
   jax.config.update('jax_default_matmul_precision', None if dtype else 'highest')
   try:
-    name, golden = kinds.load(path, dtype)
+    name, golden = registry.load(path, dtype)
     cases = verify.cases(name, golden)
     entry = signal(cases) if dtype else errors(name, cases)
   except Exception as error:

@@ -13,7 +13,7 @@ from benchmarks.device_check import floors
 from benchmarks.device_check.measure import check_finite, compiled, peak_gib
 from benchmarks.device_check.parts import Context
 from benchmarks.timing import laps
-from dicetalk_jax.models import core
+from dicetalk_jax.models import parameters
 from dicetalk_jax.models.unet import UNetConfig
 from dicetalk_jax.models.vae import VAE, VAEConfig
 
@@ -34,7 +34,7 @@ REDUCED = Sizes(SMALL_UNET, rows=3, frames=8, side=16, dtype=jnp.float32)
 
 def fill_for(context: Context) -> Fill:
   """The quickest way to fill parameters: on the device where there are many."""
-  return core.numpy_params if context.reduced else device_params
+  return parameters.numpy_params if context.reduced else device_params
 
 
 def denoise(context: Context) -> dict[str, Any]:
@@ -56,17 +56,17 @@ def decode(context: Context) -> dict[str, Any]:
     (3, 32, jnp.float32) if context.reduced else (10, 64, jnp.bfloat16)
   )
   size = side * 2 ** (len(config.block_out_channels) - 1)
-  graphdef, target = core.abstract(functools.partial(VAE, config, dtype=dtype))
+  graphdef, target = parameters.abstract(functools.partial(VAE, config, dtype=dtype))
   params = fill_for(context)(as_dtype(target, dtype))
   shape = (1, frames, side, side, config.latent_channels)
   latents = jax.random.normal(jax.random.key(1), shape, dtype)
-  call = jax.jit(lambda params, z: core.merge(graphdef, params).decode(z))
+  call = jax.jit(lambda params, z: parameters.merge(graphdef, params).decode(z))
   facts = {'sizes': f'{frames} frames of {size} x {size}'}
   return facts | _timed(context, call, params, latents)
 
 
 def _timed(
-  context: Context, function: Any, params: core.Params, *args: Any
+  context: Context, function: Any, params: parameters.Params, *args: Any
 ) -> dict[str, Any]:
   """Compiles, checks and times `function(params, *args)`."""
   jax.block_until_ready((params, args))

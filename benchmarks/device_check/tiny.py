@@ -1,5 +1,6 @@
 """Part `tiny`: ten steps of the smallest diffusion model through the real loop."""
 
+import dataclasses
 import math
 import pathlib
 import statistics
@@ -11,10 +12,10 @@ import ml_collections
 from benchmarks.device_check.parts import Context
 from configs import autoencoder, diffusion, embedder
 from dicetalk_jax import bundle
-from dicetalk_jax.models import core, registry
+from dicetalk_jax.models import parameters, registry
 from dicetalk_jax.training import loop
 from dicetalk_jax.training.diffusion import DiffusionTask
-from dicetalk_jax.training.report import read_json_lines
+from dicetalk_jax.training.run_log import read_json_lines
 
 STEPS = 10
 # Two levels and Adam: compiling the preset takes minutes on a CPU.
@@ -23,7 +24,6 @@ SMALLER = {
   'batch_size': 2,
   'data.frames': 3,
   'data.size': 32,
-  'data.synthetic.size': 32,
   'unet.num_frames': 3,
   'unet.block_out_channels': (32, 32),
   'unet.num_attention_heads': (1, 2),
@@ -41,14 +41,15 @@ def run(context: Context) -> dict[str, Any]:
   """Makes data and a model folder with random frozen parts, and trains on them."""
   # TFDS is needed here only.
   from data_pipelines.builders.synthetic import prepare_synthetic
-  from data_pipelines.builders.synthetic_clips import SyntheticConfig
+  from data_pipelines.builders.synthetic_clips import TINY
 
   with tempfile.TemporaryDirectory() as place:
     folder = pathlib.Path(place)
     config = config_for(folder, context.reduced)
     make_model(folder / 'model', config)
-    settings = SyntheticConfig(**config.data.synthetic.to_dict())
-    config.data.dataset = str(prepare_synthetic(config.data.dir, settings, workers=1))
+    size = 32 if context.reduced else TINY.size
+    settings = dataclasses.replace(TINY, size=size, train=2, val=2, test=0)
+    prepare_synthetic(config.data.dir, settings, workers=1)
     loop.train(DiffusionTask, config, folder / 'run')
     rows = read_json_lines(folder / 'run' / 'metrics.jsonl')
 
@@ -75,7 +76,6 @@ def config_for(folder: pathlib.Path, reduced: bool) -> ml_collections.ConfigDict
   config.total_steps = config.eval_every = config.checkpoint_every = STEPS
   config.log_every = 1
   config.model, config.data.dir = str(folder / 'model'), str(folder / 'data')
-  config.data.synthetic.update(train=2, val=2, test=0)
   if reduced:
     config.update_from_flattened_dict(SMALLER)
   return config
@@ -91,5 +91,7 @@ def make_model(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   }
   for name, section in parts.items():
     values = registry.config_of(name, section.to_dict()).to_json()
-    params = core.numpy_params(core.abstract(registry.builder(name, values))[1])
+    params = parameters.numpy_params(
+      parameters.abstract(registry.builder(name, values))[1]
+    )
     bundle.save_component(folder, name, values, params, {'source': 'random'})

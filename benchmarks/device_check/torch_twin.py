@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from benchmarks.denoising_step import Step
-from convert import naming, published
+from convert import naming, torch_files
 from dicetalk_jax.models.unet import UNetConfig
 
 OURS = ('adapters', 'norm_num_groups')  # the stock class has no such arguments
@@ -23,7 +23,7 @@ OURS = ('adapters', 'norm_num_groups')  # the stock class has no such arguments
 
 def tensor(x: Any, where: Mapping[str, Any]) -> torch.Tensor:
   """A contiguous copy of an array, of device and type `where`."""
-  return published.to_torch(np.array(x, order='C')).to(**where)
+  return torch_files.to_torch(np.array(x, order='C')).to(**where)
 
 
 class AdaptedAttention:

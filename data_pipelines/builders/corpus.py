@@ -21,10 +21,10 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.writer import ExampleWriter
 import tqdm
 
-from data_pipelines.builders import corpus_work, write
+from data_pipelines.builders import corpus_workers, tfds_writer
 from data_pipelines.builders.corpus_plan import Plan
 from data_pipelines.builders.corpus_report import Report
-from data_pipelines.builders.corpus_work import Worker
+from data_pipelines.builders.corpus_workers import Worker
 from data_pipelines.clip_cache import ClipCache, Outcome
 from data_pipelines.corpora.clip_file import ClipFile, reasons
 from data_pipelines.preprocess import NO_ROOM, CorpusConfig
@@ -181,7 +181,7 @@ def prepare_corpus(
     DataError: no training clip could be prepared.
     ConfigError: Beam is asked for and not installed.
   """
-  data_dir = write.make_root(data_dir)
+  data_dir = tfds_writer.make_root(data_dir)
   corpus = plan.config.corpus
   builder = BUILDERS[corpus](
     data_dir=data_dir,
@@ -201,7 +201,9 @@ def prepare_corpus(
     )
   with (
     _room(data_dir),
-    write.alone(f'{data_dir}/{corpus}', f'{plan.name}/incomplete.*_{builder.version}'),
+    tfds_writer.alone(
+      f'{data_dir}/{corpus}', f'{plan.name}/incomplete.*_{builder.version}'
+    ),
   ):
     return folder, _prepare(
       builder, plan, data_dir, workers, beam_runner, beam_options, keep_work
@@ -224,7 +226,7 @@ def _prepare(
   run = (
     functools.partial(_run_in_beam, **config)
     if config
-    else functools.partial(corpus_work.run, processes=workers)
+    else functools.partial(corpus_workers.run, processes=workers)
   )
   outcomes = dict(_work(worker, plan, run))
   report = Report.of(plan, outcomes)
@@ -243,7 +245,7 @@ def _prepare(
     builder.manifests = {
       split: _manifest(cache, split, clips) for split, clips in builder.clips.items()
     }
-  write.write(builder, builder.clips, **config)
+  tfds_writer.write(builder, builder.clips, **config)
   report.save(folder)
   if not keep_work:
     cache.remove()

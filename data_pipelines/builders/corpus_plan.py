@@ -13,10 +13,10 @@ import re
 from typing import Any
 
 from data_pipelines import preprocess, splits
-from data_pipelines.builders.corpus_work import sizes
+from data_pipelines.builders.corpus_workers import sizes
 from data_pipelines.corpora import folder, hdtf, mead, voxceleb2
 from data_pipelines.corpora.clip_file import ClipFile, Skipped, reasons
-from data_pipelines.corpora.tree import Tree
+from data_pipelines.corpora.file_tree import Tree
 from data_pipelines.preprocess import CorpusConfig
 from dicetalk_jax.errors import InputError
 

@@ -13,7 +13,7 @@ from etils import epath
 from data_pipelines.builders.corpus_plan import Plan
 from data_pipelines.clip_cache import Outcome
 from data_pipelines.corpora.clip_file import UNEXPECTED, Skipped, reasons
-from data_pipelines.record import FPS
+from dicetalk_jax.data.clip_record import FPS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_pipelines.builders import synthetic_clips, write
+from data_pipelines.builders import synthetic_clips, tfds_writer
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 
 
@@ -99,11 +99,11 @@ def prepare_synthetic(
     InputError: `data_dir` cannot be written.
   """
   config = config or SyntheticConfig()
-  write.make_root(data_dir)
+  tfds_writer.make_root(data_dir)
   builder = Synthetic(
     data_dir=data_dir,
     config=BuilderConfig(name=config.name, settings=config),
     file_format='array_record',
   )
   builder.workers = workers or os.cpu_count() or 1
-  return pathlib.Path(write.write(builder, config.splits))
+  return pathlib.Path(tfds_writer.write(builder, config.splits))

@@ -12,9 +12,9 @@ import zlib
 
 import numpy as np
 
-from data_pipelines import record
 from data_pipelines.synthetic import phonemes, speech
 from data_pipelines.synthetic.clip import make_clip
+from dicetalk_jax.data import clip_record
 from dicetalk_jax.errors import ConfigError
 
 # Each split has people and sentences of its own. People are numbered from far apart, so
@@ -56,7 +56,7 @@ class SyntheticConfig:
   test: int = 4
   clips: int = 24
   seconds: float = 2.4
-  levels: tuple[int, ...] = record.LEVELS
+  levels: tuple[int, ...] = clip_record.LEVELS
   motion: float = 1.0
   articulation: float = 1.0
   zoom: float = 1.0
@@ -74,7 +74,7 @@ class SyntheticConfig:
       'clips': (self.clips > 0, '1 or more'),
       'seconds': (0.2 <= self.seconds <= 20, '0.2 to 20'),
       'levels': (
-        self.levels and set(self.levels) <= set(record.LEVELS),
+        self.levels and set(self.levels) <= set(clip_record.LEVELS),
         'some of 1, 2, 3',
       ),
       'motion': (0 <= self.motion <= 3, '0 to 3'),
@@ -93,8 +93,8 @@ class SyntheticConfig:
     object.__setattr__(self, 'levels', tuple(sorted(set(self.levels))))
 
   @property
-  def spec(self) -> record.RecordSpec:
-    return record.RecordSpec(self.content)
+  def spec(self) -> clip_record.RecordSpec:
+    return clip_record.RecordSpec(self.content)
 
   @property
   def name(self) -> str:
@@ -112,6 +112,21 @@ class SyntheticConfig:
     }
 
 
+# What the presets 'tiny' of `configs/` train on.
+TINY = SyntheticConfig(
+  size=64,
+  train=64,
+  val=4,
+  test=1,
+  clips=8,
+  seconds=1.2,
+  levels=(2, 3),
+  motion=0.15,
+  articulation=2.0,
+  zoom=1.2,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
   """One clip to be rendered."""
@@ -123,11 +138,11 @@ class Job:
 
   @property
   def emotion(self) -> str:
-    return record.EMOTIONS[self.take % len(record.EMOTIONS)]
+    return clip_record.EMOTIONS[self.take % len(clip_record.EMOTIONS)]
 
   @property
   def level(self) -> int:
-    levels, turn = self.config.levels, self.take // len(record.EMOTIONS)
+    levels, turn = self.config.levels, self.take // len(clip_record.EMOTIONS)
     return (
       levels[(turn + self.identity) % len(levels)] if self.emotion != 'neutral' else 1
     )
@@ -183,7 +198,7 @@ def render(job: Job) -> tuple[str, dict[str, Any]]:
     max_seconds=config.seconds,
     render=config.content == 'full',
   )
-  return job.key, record.encode_example(
+  return job.key, clip_record.encode_example(
     config.spec,
     clip_id=job.key,
     identity=f'synthetic/{job.identity:08d}',

@@ -4,7 +4,7 @@ import collections
 from collections.abc import Iterable
 import dataclasses
 
-from data_pipelines.record import UNKNOWN
+from dicetalk_jax.data.clip_record import UNKNOWN
 
 VIDEO = ('.mp4', '.mov', '.mkv', '.avi', '.webm', '.m4v', '.mpg')
 AUDIO = ('.m4a', '.wav', '.aac', '.mp3', '.flac', '.ogg')

@@ -12,11 +12,11 @@ import io
 import math
 import posixpath
 
-from data_pipelines.corpora import tree as files
+from data_pipelines.corpora import file_tree
 from data_pipelines.corpora.clip_file import AUDIO, FEATURES, VIDEO, ClipFile, Skipped
-from data_pipelines.corpora.tree import Tree
-from data_pipelines.record import EMOTIONS, LEVELS, UNKNOWN
+from data_pipelines.corpora.file_tree import Tree
 from data_pipelines.splits import SPLITS
+from dicetalk_jax.data.clip_record import EMOTIONS, LEVELS, UNKNOWN
 from dicetalk_jax.errors import InputError
 
 LAYOUT = 'videos, and labels.csv with a column `file`'
@@ -55,7 +55,7 @@ def walk(
   if labels in tree:
     rows = _rows(tree, labels)
   elif labels == LABELS:
-    rows = [{'file': path} for path in tree.files if files.extension(path) in VIDEO]
+    rows = [{'file': path} for path in tree.files if file_tree.extension(path) in VIDEO]
   else:
     raise InputError(
       f'--labels={labels} is not in {tree.address}; give its path relative to the '
@@ -73,10 +73,10 @@ def walk(
     )
     yield Skipped(clip.clip_id, 'file missing', ', '.join(missing)) if missing else clip
   for path in tree.files:
-    if path not in videos and files.extension(path) in VIDEO:
+    if path not in videos and file_tree.extension(path) in VIDEO:
       yield Skipped(path, 'not in the labels')
-    elif files.extension(path) not in (*VIDEO, *AUDIO, *FEATURES):
-      yield Skipped(path, 'no video file', files.extension(path))
+    elif file_tree.extension(path) not in (*VIDEO, *AUDIO, *FEATURES):
+      yield Skipped(path, 'no video file', file_tree.extension(path))
 
 
 def _rows(tree: Tree, labels: str) -> list[dict[str, str]]:

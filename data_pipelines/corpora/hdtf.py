@@ -12,9 +12,9 @@ import dataclasses
 import posixpath
 import re
 
-from data_pipelines.corpora import tree as files
+from data_pipelines.corpora import file_tree
 from data_pipelines.corpora.clip_file import AUDIO, FEATURES, VIDEO, ClipFile, Skipped
-from data_pipelines.corpora.tree import Tree
+from data_pipelines.corpora.file_tree import Tree
 from dicetalk_jax.errors import InputError
 
 LAYOUT = '{RD,WDA,WRA}_annotion_time.txt and <subset>_<name>.mp4'
@@ -195,7 +195,7 @@ def walk(tree: Tree, expressions: Tree | None = None) -> Iterator[ClipFile | Ski
   """Finds the annotated clips among the videos that are there."""
   found: dict[str, list[str]] = {}
   for path in tree.files:
-    ending = files.extension(path)
+    ending = file_tree.extension(path)
     if ending in VIDEO:
       found.setdefault(posixpath.basename(path)[: -len(ending)], []).append(path)
     elif ending not in (*AUDIO, *FEATURES):

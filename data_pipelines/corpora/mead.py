@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 import re
 from typing import NamedTuple
 
-from data_pipelines.corpora import tree as files
+from data_pipelines.corpora import file_tree
 from data_pipelines.corpora.clip_file import AUDIO, FEATURES, VIDEO, ClipFile, Skipped
-from data_pipelines.corpora.tree import Tree
-from data_pipelines.record import EMOTIONS
+from data_pipelines.corpora.file_tree import Tree
+from dicetalk_jax.data.clip_record import EMOTIONS
 
 LAYOUT = '<ID>/video/<view>/<emotion>/level_<1|2|3>/<nnn>.mp4'
 VIEWS = ('front', 'down', 'top', 'left_30', 'left_60', 'right_30', 'right_60')
@@ -68,9 +68,11 @@ def parse(path: str) -> Take | None:
 
 def _index(tree: Tree, extensions: Sequence[str]) -> dict[Take, str]:
   """Files of these kinds by what their paths say."""
-  paths = [path for path in tree.files if files.extension(path) in extensions]
+  paths = [path for path in tree.files if file_tree.extension(path) in extensions]
   return {
-    take: path for path in paths if (take := parse(path[: -len(files.extension(path))]))
+    take: path
+    for path in paths
+    if (take := parse(path[: -len(file_tree.extension(path))]))
   }
 
 
@@ -85,7 +87,7 @@ def walk(
   sounds = _index(tree, AUDIO)
   features = _index(expressions, FEATURES) if expressions else {}
   for path in tree.files:
-    ending = files.extension(path)
+    ending = file_tree.extension(path)
     if ending in (*AUDIO, *FEATURES):
       continue
     if ending not in VIDEO:

@@ -8,9 +8,9 @@ emotion.
 from collections.abc import Iterator
 import re
 
-from data_pipelines.corpora import tree as files
+from data_pipelines.corpora import file_tree
 from data_pipelines.corpora.clip_file import AUDIO, FEATURES, VIDEO, ClipFile, Skipped
-from data_pipelines.corpora.tree import Tree
+from data_pipelines.corpora.file_tree import Tree
 
 LAYOUT = '{dev,test}/mp4/<idNNNNN>/<video>/<nnnnn>.mp4'
 _TAIL = re.compile(r'(id\d{5})/([^/]+)/(\d+)$')
@@ -24,12 +24,12 @@ def walk(tree: Tree, expressions: Tree | None = None) -> Iterator[ClipFile | Ski
   sounds = {
     (_part(path), tail.group()): path
     for path in tree.files
-    if files.extension(path) in AUDIO
-    for tail in [_TAIL.search(path[: -len(files.extension(path))])]
+    if file_tree.extension(path) in AUDIO
+    for tail in [_TAIL.search(path[: -len(file_tree.extension(path))])]
     if tail
   }
   for path in tree.files:
-    ending = files.extension(path)
+    ending = file_tree.extension(path)
     if ending in (*AUDIO, *FEATURES):
       continue
     if ending not in VIDEO:

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines.synthetic import geometry, hair, projection
 from data_pipelines.synthetic.identity import Identity
-from data_pipelines.synthetic.raster import (
+from data_pipelines.synthetic.painting import (
   Texture,
   band,
   bump,

@@ -5,7 +5,6 @@ import zlib
 
 import numpy as np
 
-from data_pipelines.record import EMOTIONS, FPS, LEVELS, SAMPLES_PER_FRAME
 from data_pipelines.synthetic import emotions, phonemes, speech, visemes
 from data_pipelines.synthetic.emotions import AU
 from data_pipelines.synthetic.geometry import make_face
@@ -14,6 +13,7 @@ from data_pipelines.synthetic.landmarks import face_box, landmarks
 from data_pipelines.synthetic.motion import blinks, head_motion, loudness
 from data_pipelines.synthetic.projection import Pose
 from data_pipelines.synthetic.renderer import Renderer
+from dicetalk_jax.data.clip_record import EMOTIONS, FPS, LEVELS, SAMPLES_PER_FRAME
 from dicetalk_jax.errors import InputError
 
 _BROW_FLASH = 0.15  # brows rise on loud syllables

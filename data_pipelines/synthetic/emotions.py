@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-from data_pipelines.record import FPS
+from dicetalk_jax.data.clip_record import FPS
 
 # FACS numbers; L and R are the viewer's left and right. 43 droops the lids, 64 lowers
 # the gaze. 2 and 10 act on both sides; 2R and 10R add to the right side alone.

@@ -6,7 +6,7 @@ import numpy as np
 
 from data_pipelines.synthetic import projection
 from data_pipelines.synthetic.identity import Identity
-from data_pipelines.synthetic.raster import band, bump, noise, smooth, tint
+from data_pipelines.synthetic.painting import band, bump, noise, smooth, tint
 
 _VOLUME = {
   'short': 0.100,

@@ -5,7 +5,7 @@ Independent of identity by construction.
 
 import numpy as np
 
-from data_pipelines.record import FPS, SAMPLES_PER_FRAME
+from dicetalk_jax.data.clip_record import FPS, SAMPLES_PER_FRAME
 
 _HERTZ = (0.23, 0.51, 1.1)
 _SWAY = np.array([0.07, 0.035, 0.035])  # yaw, pitch, roll in radians

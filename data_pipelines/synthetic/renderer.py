@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_pipelines.synthetic import bake, features, geometry, projection
+from data_pipelines.synthetic import bake, facial_features, geometry, projection
 from data_pipelines.synthetic.geometry import Face
 from data_pipelines.synthetic.identity import Identity
+from data_pipelines.synthetic.painting import Patch, bump, smooth, tint, unit
 from data_pipelines.synthetic.projection import Pose
-from data_pipelines.synthetic.raster import Patch, bump, smooth, tint, unit
 
 Window = tuple[
   float, float, float, float
@@ -59,16 +59,16 @@ class Renderer:
       pose,
       span,
     )
-    features.paint_folds(patch, face)
+    facial_features.paint_folds(patch, face)
     for eye in face.eyes:
-      features.paint_eye(patch(features.eye_window(eye)), face, eye)
-    features.paint_mouth(patch(features.mouth_window(face)), face)
+      facial_features.paint_eye(patch(facial_features.eye_window(eye)), face, eye)
+    facial_features.paint_mouth(patch(facial_features.mouth_window(face)), face)
     if layers.glasses is not None:
       self._glasses(patch((0.0, p.eye_y, p.face_width + 0.06, 0.26)))
     if layers.front is not None:
       self._hair(patch(layers.front_window))
     for brow in face.brows:  # over a fringe too: brows carry half of the expression
-      features.paint_brow(patch(features.brow_window(brow)), face, brow)
+      facial_features.paint_brow(patch(facial_features.brow_window(brow)), face, brow)
     return self._develop(canvas, grain)
 
   def _span(self, pose: Pose, window: Window, z: float | None = None) -> Span:

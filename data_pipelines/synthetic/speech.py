@@ -10,8 +10,8 @@ import dataclasses
 
 import numpy as np
 
-from data_pipelines.record import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from data_pipelines.synthetic import phonemes
+from dicetalk_jax.data.clip_record import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 CONTROL_RATE = 200  # ticks per second of every control track
 _HOP = SAMPLE_RATE // CONTROL_RATE  # samples per tick

@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from data_pipelines.record import FPS
 from data_pipelines.synthetic import phonemes, speech
+from dicetalk_jax.data.clip_record import FPS
 
 CHANNELS = ('jaw', 'wide', 'round', 'press', 'fv', 'tongue')
 JAW, WIDE, ROUND, PRESS, FV, TONGUE = range(6)

@@ -21,11 +21,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dicetalk_jax import parallel
 from dicetalk_jax.diffusion import edm, guidance, schedule, windows
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.models import core
+from dicetalk_jax.models import parameters
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplerConfig(core.ModelConfig):
+class SamplerConfig(parameters.ModelConfig):
   """How to sample; the defaults are the published settings.
 
   Attributes:
@@ -293,7 +293,7 @@ def make_sampler(
     out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()),
   )
   def sample(params, x, conditions, lengths, first=0, last=config.steps_run):
-    unet = core.merge(graphdef, params)
+    unet = parameters.merge(graphdef, params)
     tables = context_tables(unet, conditions)
     per_call = windows_per_call(*x.shape[:2])
     totals = lengths + config.padding_frames

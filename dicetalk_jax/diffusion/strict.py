@@ -18,7 +18,7 @@ import numpy as np
 
 from dicetalk_jax.diffusion import edm, guidance, schedule, windows
 from dicetalk_jax.diffusion.sampler import Conditions, SamplerConfig
-from dicetalk_jax.models import core
+from dicetalk_jax.models import parameters
 
 _TEMPORAL = 'temporal_transformer_blocks'
 
@@ -58,7 +58,7 @@ def make_sampler(
     g2,
   ):
     """The stepped samples `[F,h,w,C]` of one window; contexts are `[3,F,K,D]` each."""
-    unet = core.merge(graphdef, params)
+    unet = parameters.merge(graphdef, params)
 
     def rows(x):
       return jnp.broadcast_to(x, (guidance.BRANCHES, *x.shape))

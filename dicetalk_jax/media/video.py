@@ -11,10 +11,10 @@ from av.video.reformatter import ColorRange, Colorspace
 import numpy as np
 
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.media.aside import written_aside
+from dicetalk_jax.files import atomic_file
 from dicetalk_jax.media.audio import begin_at, load_span
 from dicetalk_jax.media.file_part import FilePart, open_container
-from dicetalk_jax.media.stream import facts
+from dicetalk_jax.media.video_reader import probe
 
 AUDIO_RATE = 16000
 AI_GENERATED = {
@@ -84,7 +84,7 @@ def write_video(
   rate = fractions.Fraction(fps).limit_denominator(1001)
 
   with (
-    written_aside(path) as part,
+    atomic_file(path) as part,
     av.open(
       os.path.abspath(part),
       'w',
@@ -140,7 +140,7 @@ def read_video(path: str | os.PathLike) -> Video:
   frames = np.stack(pictures)
   if not has_audio:
     return Video(frames, float(rate), None)
-  wave = begin_at(load_span(path), -facts(path).sound_delay)
+  wave = begin_at(load_span(path), -probe(path).sound_delay)
   return Video(
     frames, float(rate), fit_length(wave, round(len(frames) / rate * AUDIO_RATE))
   )

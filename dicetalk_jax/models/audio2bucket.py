@@ -9,7 +9,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from dicetalk_jax.models.core import ModelConfig
+from dicetalk_jax.models.parameters import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ import functools
 from flax import nnx
 import jax
 
-from dicetalk_jax.models.core import ModelConfig
 from dicetalk_jax.models.layers import LayerNorm
+from dicetalk_jax.models.parameters import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

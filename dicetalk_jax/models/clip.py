@@ -7,9 +7,9 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from dicetalk_jax.models.core import ModelConfig
 from dicetalk_jax.models.encoder_attention import EncoderAttention
 from dicetalk_jax.models.layers import LayerNorm, gelu
+from dicetalk_jax.models.parameters import ModelConfig
 
 ACTIVATIONS = {'gelu': gelu, 'quick_gelu': lambda x: x * nnx.sigmoid(1.702 * x)}
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.models.core import ModelConfig
 from dicetalk_jax.models.crop_encoder import CropEncoder
 from dicetalk_jax.models.layers import LayerNorm
+from dicetalk_jax.models.parameters import ModelConfig
 
 CHOICES = {
   'whisper_layers': ('weighted', 'last'),

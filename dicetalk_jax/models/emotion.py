@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.attention import attend
 from dicetalk_jax.models.audio_projection import AudioProjection, AudioProjectionConfig
-from dicetalk_jax.models.core import ModelConfig
+from dicetalk_jax.models.parameters import ModelConfig
 
 CHOICES = {
   'mode': ('bank', 'direct', 'learnable'),

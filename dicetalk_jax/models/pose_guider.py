@@ -8,7 +8,7 @@ import itertools
 from flax import nnx
 import jax
 
-from dicetalk_jax.models.core import ModelConfig
+from dicetalk_jax.models.parameters import ModelConfig
 from dicetalk_jax.models.resnet import Conv3x3
 
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from dicetalk_jax.models.audio2bucket import AudioToBucket, AudioToBucketConfig
 from dicetalk_jax.models.audio_projection import AudioProjection, AudioProjectionConfig
 from dicetalk_jax.models.clip import CLIPVision, CLIPVisionConfig
-from dicetalk_jax.models.core import ModelConfig
 from dicetalk_jax.models.embedder import Embedder, EmbedderConfig
 from dicetalk_jax.models.emotion import EmotionConfig, EmotionModel
+from dicetalk_jax.models.parameters import ModelConfig
 from dicetalk_jax.models.pose_guider import PoseGuider, PoseGuiderConfig
 from dicetalk_jax.models.rife import IFNet, RIFEConfig
 from dicetalk_jax.models.unet import UNet, UNetConfig

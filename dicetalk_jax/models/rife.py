@@ -14,7 +14,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from dicetalk_jax.models.core import ModelConfig
+from dicetalk_jax.models.parameters import ModelConfig
 
 SCALES = (4, 2, 1)  # of the blocks, coarse to fine
 MULTIPLE = 4 * max(

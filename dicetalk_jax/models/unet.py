@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.attention import CrossAttention, KeyValue
-from dicetalk_jax.models.core import ModelConfig, Params, under
 from dicetalk_jax.models.layers import GroupNorm, sinusoid
+from dicetalk_jax.models.parameters import ModelConfig, Params, strip_prefix
 from dicetalk_jax.models.resnet import Conv3x3, SpatioTemporalResBlock
 from dicetalk_jax.models.transformer import EmbeddingMLP, SpatioTemporalTransformer
 from dicetalk_jax.models.unet_blocks import DownBlock, Inputs, MidBlock, UpBlock
@@ -267,7 +267,9 @@ class UNet(nnx.Module):
     run = REMAT[remat](_apply)
 
     def inputs(name: str, level: int) -> Inputs:
-      return Inputs(temb, under(name, kv), None if masks is None else masks[level], run)
+      return Inputs(
+        temb, strip_prefix(name, kv), None if masks is None else masks[level], run
+      )
 
     x = self.conv_in(sample)
     if spatial_condition is not None:

@@ -8,7 +8,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from dicetalk_jax.models.core import under
+from dicetalk_jax.models.parameters import strip_prefix
 from dicetalk_jax.models.resnet import Downsample, Upsample
 
 
@@ -29,7 +29,7 @@ class Inputs:
   def transformer(self, blocks: nnx.List, i: int, x: jax.Array) -> jax.Array:
     """Applies transformer i of a stage; plain stages have none."""
     return (
-      self.run(blocks[i], x, under(f'attentions.{i}', self.kv), self.mask)
+      self.run(blocks[i], x, strip_prefix(f'attentions.{i}', self.kv), self.mask)
       if blocks
       else x
     )

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from dicetalk_jax.models.attention import attend
-from dicetalk_jax.models.core import ModelConfig
 from dicetalk_jax.models.layers import GroupNorm
+from dicetalk_jax.models.parameters import ModelConfig
 from dicetalk_jax.models.resnet import (
   Conv3x3,
   Downsample,

@@ -10,9 +10,9 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from dicetalk_jax.models.core import ModelConfig
 from dicetalk_jax.models.encoder_attention import EncoderAttention
 from dicetalk_jax.models.layers import LayerNorm, gelu
+from dicetalk_jax.models.parameters import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import loader
 from dicetalk_jax import bundle, parallel
-from dicetalk_jax.media.sheet import grid
-from dicetalk_jax.models import core, registry
-from dicetalk_jax.training import sources
+from dicetalk_jax.data import loader
+from dicetalk_jax.media.contact_sheet import grid
+from dicetalk_jax.models import parameters, registry
+from dicetalk_jax.training import datasets, init_from
 from dicetalk_jax.training.task import Task
 
 
@@ -24,29 +24,31 @@ class AutoencoderTask(Task):
   def __init__(self, config, mesh, workdir):
     super().__init__(config, mesh, workdir)
     self.build = registry.builder('vae', config.vae.to_dict(), config.dtype)
-    self.graphdef, self.target = core.abstract(self.build)
-    self.train, self.val = sources.train_and_val(config, self.data_dir)
+    self.graphdef, self.target = parameters.abstract(self.build)
+    self.train, self.val = datasets.open_train_and_val(config, self.data_dir)
     self.reconstruct = jax.jit(self._reconstruct)
 
   def trained(self) -> tuple[str, ...]:
     return ('vae',)
 
-  def init(self, key: jax.Array) -> core.Params:
+  def init(self, key: jax.Array) -> parameters.Params:
     """Parameters `vae.*`: from `init_from`, or drawn."""
     if self.config.init_from:
-      return core.prefixed('vae', sources.initial(self.config, 'vae', self.target))
-    params = core.init_params(self.build, key)
+      return parameters.add_prefix(
+        'vae', init_from.load_initial(self.config, 'vae', self.target)
+      )
+    params = parameters.init_params(self.build, key)
     # The posterior begins narrow: at deviation 1 its noise would drown the untrained
     # mean.
     params['quant_conv.bias'] = (
       params['quant_conv.bias'].at[self.config.vae.latent_channels :].set(-6.0)
     )
-    return core.prefixed('vae', params)
+    return parameters.add_prefix('vae', params)
 
   def loss(self, params, frozen, batch, key, step):
     """Scalar loss and its parts for `video` [B,F,H,W,3] in [-1,1]."""
     video = parallel.split_pictures(batch['video'])
-    vae = core.merge(self.graphdef, core.under('vae', params))
+    vae = parameters.merge(self.graphdef, parameters.strip_prefix('vae', params))
     mean, logvar = vae.encode(video.reshape(-1, *video.shape[2:]))
     mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
     z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
@@ -73,7 +75,7 @@ class AutoencoderTask(Task):
     )
 
   def _reconstruct(self, params, video):
-    vae = core.merge(self.graphdef, core.under('vae', params))
+    vae = parameters.merge(self.graphdef, parameters.strip_prefix('vae', params))
     mean, _ = vae.encode(video.reshape(-1, *video.shape[2:]))
     return mean, vae.decode(mean.reshape(*video.shape[:2], *mean.shape[1:])).astype(
       jnp.float32
@@ -92,7 +94,7 @@ class AutoencoderTask(Task):
         )
       )
     )['video']
-    out = parallel.fetch(self.reconstruct(params, video)[1])
+    out = parallel.to_host(self.reconstruct(params, video)[1])
     mse = float(np.mean((out - video) ** 2))
     rows = [video[:, 0], np.clip(out[:, 0], -1, 1)]
     return {'psnr': 10 * np.log10(4 / mse)}, {'reconstruction': grid(rows)}
@@ -110,7 +112,7 @@ class AutoencoderTask(Task):
       batch = next(
         iter(loader.frames_loader(self.train, batch=32, frames=1, step=1, seed=2))
       )['video']
-      measured = 1 / np.std(parallel.fetch(self.reconstruct(params, batch)[0]))
+      measured = 1 / np.std(parallel.to_host(self.reconstruct(params, batch)[0]))
       # Five digits, as those published have: another device must not give another
       # model.
       scaling_factor = float(f'{measured:.5g}')
@@ -121,6 +123,6 @@ class AutoencoderTask(Task):
       self.model_dir,
       'vae',
       config.to_json(),
-      core.under('vae', params),
-      sources.provenance(self),
+      parameters.strip_prefix('vae', params),
+      init_from.provenance(self),
     )

@@ -92,7 +92,8 @@ class Checkpoints:
 
     All processes call it together.
 
-    The position must be the same on all of them, as that of `data_pipelines.loader` is.
+    The position must be the same on all of them, as that of
+    `dicetalk_jax.data` is.
     """
     self._orbax.save_checkpointables_async(
       step,

@@ -9,20 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import compute, loader
-from data_pipelines import record as clip_record
 from dicetalk_jax import bundle, parallel
+from dicetalk_jax.component import Component
+from dicetalk_jax.data import clip_record, feature_extraction, loader
 from dicetalk_jax.diffusion import sampler
 from dicetalk_jax.errors import ConfigError, WeightsError
-from dicetalk_jax.media import sheet
+from dicetalk_jax.media import contact_sheet
 from dicetalk_jax.media.video import Video
-from dicetalk_jax.models import core, registry
+from dicetalk_jax.models import parameters, registry
 from dicetalk_jax.models.unet import init_adapters_from_image, zero_residuals
-from dicetalk_jax.network import Network
-from dicetalk_jax.training import averages, bank, checks, sources
-from dicetalk_jax.training import frozen as networks
+from dicetalk_jax.training import (
+  codebook,
+  config_checks,
+  datasets,
+  init_from,
+  metric_means,
+)
 from dicetalk_jax.training.diffusion_loss import FPS, DiffusionLoss
-from dicetalk_jax.training.report import Picture
+from dicetalk_jax.training.run_log import Picture
 from dicetalk_jax.training.state import partition
 from dicetalk_jax.training.task import Task
 
@@ -58,29 +62,29 @@ class DiffusionTask(Task):
 
   def __init__(self, config, mesh, workdir):
     super().__init__(config, mesh, workdir)
-    checks.diffusion(config)
+    config_checks.diffusion(config)
     self.builds = {
       name: registry.builder(name, config[name].to_dict(), config.dtype)
       for name in TRAINED
       if name in config
     }
-    abstract = {name: core.abstract(build) for name, build in self.builds.items()}
+    abstract = {name: parameters.abstract(build) for name, build in self.builds.items()}
     self.targets = {name: target for name, (_, target) in abstract.items()}
     self._check_held()
     self.has_emotion = 'emo_model' in config
     self.prior_of = config.emotion.emo_ref if self.has_emotion else 'none'
     self._check_model()  # before data is made
-    self.train, self.val = sources.train_and_val(config, self.data_dir)
+    self.train, self.val = datasets.open_train_and_val(config, self.data_dir)
     random = config.get('frozen', {})
-    self.vae = Network.load(self.model_dir, 'vae')
-    self.whisper = networks.ensure(
+    self.vae = Component.load(self.model_dir, 'vae')
+    self.whisper = Component.load_or_random(
       self.model_dir, 'whisper', random.get('whisper'), seed=1
     )
-    self.tower = networks.ensure(
+    self.tower = Component.load_or_random(
       self.model_dir, 'image_encoder', random.get('image_encoder'), seed=2
     )
     self.embedder = (
-      Network.load(self.model_dir, 'embedder') if self.has_emotion else None
+      Component.load(self.model_dir, 'embedder') if self.has_emotion else None
     )
     self._check_fit()
     self._check_priors()
@@ -217,12 +221,12 @@ class DiffusionTask(Task):
     frozen = dict(vae=self.vae, image_encoder=self.tower, whisper=self.whisper)
     if self.has_emotion:
       frozen['embedder'] = self.embedder
-    features = compute.Features(
+    features = feature_extraction.FeatureExtractor(
       frozen, part.source, self.data_dir / 'features', self.config.data.clip_stride
     )
     return dataclasses.replace(
       part,
-      features=features.ready(
+      features=features.load_or_compute(
         'latents', 'clip_embed', 'whisper', *['prior'] * self.has_emotion
       ),
     )
@@ -254,7 +258,7 @@ class DiffusionTask(Task):
       workers=self.config.data.workers,
     )
 
-  def init(self, key: jax.Array) -> core.Params:
+  def init(self, key: jax.Array) -> parameters.Params:
     """Parameters of all trained components: from `init_from`, or drawn.
 
     Adapters begin as copies of the image's projections, those that a UNet in
@@ -265,9 +269,9 @@ class DiffusionTask(Task):
     shardings = functools.partial(parallel.shardings, mesh=self.mesh)
     for i, (name, build) in enumerate(self.builds.items()):
       if self.config.init_from and name in bundle.components(self.config.init_from):
-        part = sources.initial(self.config, name, self.targets[name], shardings)
+        part = init_from.load_initial(self.config, name, self.targets[name], shardings)
       else:
-        part = core.init_params(
+        part = parameters.init_params(
           build, jax.random.fold_in(key, i), shardings=shardings(self.targets[name])
         )
         part = (
@@ -278,8 +282,8 @@ class DiffusionTask(Task):
           and self.config.emo_model.mode == 'bank'
           and self.config.emotion.bank_init == 'kmeans'
         ):
-          part = bank.fit_codes(part, self.parts['train'], self.config.seed)
-      params |= core.prefixed(name, part)
+          part = codebook.fit_codes(part, self.parts['train'], self.config.seed)
+      params |= parameters.add_prefix(name, part)
     return params
 
   def loss(self, params, frozen, batch, key, step):
@@ -288,11 +292,11 @@ class DiffusionTask(Task):
 
   def extra_state(self, params):
     """How the codes of the emotion bank are used."""
-    return bank.extra_state(params, self.config) if self.has_emotion else {}
+    return codebook.extra_state(params, self.config) if self.has_emotion else {}
 
   def after_update(self, state, rows, key):
     """Moves codes that no gradient moves."""
-    return bank.after_update(state, rows, key, self.config)
+    return codebook.after_update(state, rows, key, self.config)
 
   def evaluate(self, params, frozen):
     """Loss parts on unseen identities (fixed noise), and samples beside the truth for
@@ -319,7 +323,7 @@ class DiffusionTask(Task):
         return self._eval_loss(params, batch, jax.random.key(i), jnp.array(10**9))[1]  # noqa: B023
 
       parts.append(
-        parallel.fetch(
+        parallel.to_host(
           {name: value for name, value in loss(batch).items() if name != 'per_row'}
         )
       )
@@ -328,7 +332,7 @@ class DiffusionTask(Task):
           name: np.roll(batch[name], 1, axis=0) for name in SWAPPED[effect]
         }
         losses.append(float(loss(other)['denoise']))
-    metrics = averages.mean(parts)
+    metrics = metric_means.aggregate(parts)
     for effect, losses in swapped.items():
       metrics[effect] = 100 * (np.mean(losses) / metrics['denoise'] - 1)
     return metrics, self._samples(params)
@@ -369,7 +373,7 @@ class DiffusionTask(Task):
       jax.random.split(jax.random.key(0), 2), conditions, self._sampling.padding_frames
     )
     out = self._sampler(
-      core.under('unet', params), noise, conditions, jnp.full(2, frames)
+      parameters.strip_prefix('unet', params), noise, conditions, jnp.full(2, frames)
     )[:, :frames]
     pictures, sheet_rows = {}, []
     for (part, clip), *latents in zip(
@@ -379,13 +383,13 @@ class DiffusionTask(Task):
       truth, sample = (self._pixels(z) for z in latents)
       emotion = clip_record.decode_emotion(record)
       pictures[f'sample_{len(pictures)}'] = Video(
-        sheet.side_by_side([truth, sample], [f'{emotion}: truth', 'sample']),
+        contact_sheet.side_by_side([truth, sample], [f'{emotion}: truth', 'sample']),
         FPS,
         clip_record.decode_audio(record),
       )
       shown = np.linspace(0, frames - 1, min(frames, SHEET_COLUMNS)).round().astype(int)
       sheet_rows += [(f'{emotion}: truth', truth[shown]), ('sample', sample[shown])]
-    return pictures | {'sample': sheet.contact_sheet(sheet_rows)}
+    return pictures | {'sample': contact_sheet.contact_sheet(sheet_rows)}
 
   def _pixels(self, latents: np.ndarray) -> np.ndarray:
     """Unscaled latents `[N,h,w,c]` to uint8 `[N,H,W,3]`, a window at a time, to
@@ -410,8 +414,8 @@ class DiffusionTask(Task):
         self.model_dir,
         name,
         registry.config_of(name, self.config[name].to_dict()).to_json(),
-        core.under(name, params),
-        sources.provenance(self),
+        parameters.strip_prefix(name, params),
+        init_from.provenance(self),
         priors=self._learned_on() if name == bundle.EMOTION_MODEL else None,
       )
     data = self.config.data

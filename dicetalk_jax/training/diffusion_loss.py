@@ -13,9 +13,9 @@ import optax
 from dicetalk_jax import parallel
 from dicetalk_jax.diffusion import edm, sampler
 from dicetalk_jax.diffusion.condition_dropout import Dropped, condition_dropout
-from dicetalk_jax.models import core
-from dicetalk_jax.models.face_mask import mask_pyramid
-from dicetalk_jax.training import averages
+from dicetalk_jax.diffusion.face_mask import mask_pyramid
+from dicetalk_jax.models import parameters
+from dicetalk_jax.training import metric_means
 
 FPS = 12.5
 REF_NOISE = (
@@ -38,17 +38,17 @@ class DiffusionLoss:
     """
     self.config, self.graphs, self.scaling_factor = config, graphs, scaling_factor
 
-  def models(self, params: core.Params) -> dict[str, Any]:
+  def models(self, params: parameters.Params) -> dict[str, Any]:
     """The trained components by name."""
     return {
-      name: core.merge(graph, core.under(name, params))
+      name: parameters.merge(graph, parameters.strip_prefix(name, params))
       for name, graph in self.graphs.items()
     }
 
   def __call__(
     self, params, batch, key, step, train: bool = True
   ) -> tuple[jax.Array, dict[str, Any]]:
-    """Loss and its parts for a batch of `data_pipelines.loader.diffusion_loader`.
+    """Loss and its parts for a batch of `dicetalk_jax.data.loader.diffusion_loader`.
 
     Without `train` the network is judged as it is: no dropout in the classifier, and
     the bank is not chosen by chance. Noise and the draw from the prior remain; they
@@ -92,7 +92,9 @@ class DiffusionLoss:
     denoise = jnp.mean(error)
     parts = {
       'denoise': denoise,
-      **averages.by_sigma('denoise', jnp.mean(error, axis=(1, 2, 3, 4)), sigma),
+      **metric_means.split_by_sigma(
+        'denoise', jnp.mean(error, axis=(1, 2, 3, 4)), sigma
+      ),
     }
     if vq is None:
       return denoise, parts
@@ -110,7 +112,9 @@ class DiffusionLoss:
     parts |= {
       'cls': classify,
       'cls_accuracy': accuracy,
-      **averages.by_sigma('cls', each, sigma, (label >= 0) & ~dropped.emotion),
+      **metric_means.split_by_sigma(
+        'cls', each, sigma, (label >= 0) & ~dropped.emotion
+      ),
     }
     if c.emo_model.mode == 'bank':
       parts |= {

@@ -9,17 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import compute, crops, loader, sampling
-from data_pipelines.record import UNKNOWN
 from dicetalk_jax import bundle, parallel
+from dicetalk_jax.component import Component
+from dicetalk_jax.data import example_sampling, face_crops, feature_extraction, loader
+from dicetalk_jax.data.clip_record import UNKNOWN
 from dicetalk_jax.errors import ConfigError, DataError
 from dicetalk_jax.metrics import clustering, tsne
-from dicetalk_jax.models import core, registry
-from dicetalk_jax.network import Network
-from dicetalk_jax.training import checks, contrastive, sources
-from dicetalk_jax.training import frozen as networks
-from dicetalk_jax.training.priors import mean_gaussians
-from dicetalk_jax.training.report import Picture
+from dicetalk_jax.models import parameters, registry
+from dicetalk_jax.training import config_checks, contrastive, datasets, init_from
+from dicetalk_jax.training.mean_priors import mean_gaussians
+from dicetalk_jax.training.run_log import Picture
 from dicetalk_jax.training.task import Task
 
 BATCH = 64  # clips embedded at a time in evaluation
@@ -35,9 +34,9 @@ class EmbedderTask(Task):
 
   def __init__(self, config, mesh, workdir):
     super().__init__(config, mesh, workdir)
-    checks.embedder(config)
+    config_checks.embedder(config)
     self.model_config = registry.config_of('embedder', config.embedder.to_dict())
-    self.visual = crops.visual(self.model_config)
+    self.visual = face_crops.input_name(self.model_config)
     data = config.data
     size = (data.identities * data.emotions + data.videos) * data.clips
     if config.batch_size != size:
@@ -46,7 +45,7 @@ class EmbedderTask(Task):
         f'{size} windows (identities x emotions x clips + videos x clips); set it to '
         'that'
       )
-    self.train, self.val = sources.train_and_val(config, self.data_dir)
+    self.train, self.val = datasets.open_train_and_val(config, self.data_dir)
     for parts in (self.train, self.val):
       self._labelled(parts)  # refuses data without labels before training
     if (
@@ -59,7 +58,7 @@ class EmbedderTask(Task):
         'learnt from sound alone; prepare the data with --expression=DIR, or take the '
         "preset 'crops', which sees pictures, or 'audio_only'"
       )
-    self.whisper = networks.ensure(
+    self.whisper = Component.load_or_random(
       self.model_dir, 'whisper', config.get('frozen', {}).get('whisper'), seed=1
     )
     if self.whisper.config.d_model != config.embedder.whisper_dim:
@@ -85,7 +84,7 @@ class EmbedderTask(Task):
           'set it to that'
         )
     self.build = registry.builder('embedder', config.embedder.to_dict(), config.dtype)
-    self.graphdef, self.target = core.abstract(self.build)
+    self.graphdef, self.target = parameters.abstract(self.build)
     self.parts = {
       split: [self._part(part) for part in parts]
       for split, parts in (('train', self.train), ('val', self.val))
@@ -95,13 +94,17 @@ class EmbedderTask(Task):
   def _part(self, part: loader.Part) -> loader.Part:
     return dataclasses.replace(
       part,
-      features=self._features(part, whisper=self.whisper).ready(
-        *compute.inputs(self.model_config)
+      features=self._features(part, whisper=self.whisper).load_or_compute(
+        *feature_extraction.inputs(self.model_config)
       ),
     )
 
-  def _features(self, part: loader.Part, **networks: Network) -> compute.Features:
-    return compute.Features(networks, part.source, self.data_dir / 'features')
+  def _features(
+    self, part: loader.Part, **networks: Component
+  ) -> feature_extraction.FeatureExtractor:
+    return feature_extraction.FeatureExtractor(
+      networks, part.source, self.data_dir / 'features'
+    )
 
   @staticmethod
   def _labelled(
@@ -126,25 +129,27 @@ class EmbedderTask(Task):
     )
 
   def _model(self, params):
-    return core.merge(self.graphdef, core.under('embedder', params))
+    return parameters.merge(self.graphdef, parameters.strip_prefix('embedder', params))
 
   def needed(self) -> tuple[str, ...]:
     return ('whisper',)
 
-  def init(self, key: jax.Array) -> core.Params:
+  def init(self, key: jax.Array) -> parameters.Params:
     """Parameters `embedder.*`: from `init_from`, or drawn."""
     if self.config.init_from:
-      return core.prefixed(
-        'embedder', sources.initial(self.config, 'embedder', self.target)
+      return parameters.add_prefix(
+        'embedder', init_from.load_initial(self.config, 'embedder', self.target)
       )
-    params = core.init_params(self.build, key)
+    params = parameters.init_params(self.build, key)
     if self.config.embedder.expr_norm == 'zscore':
       params['expr_mean'], params['expr_std'] = _moments(
-        sampling.visual_rows(record['expression'], self.model_config.visual_shape)
+        example_sampling.visual_rows(
+          record['expression'], self.model_config.visual_shape
+        )
         for part in self.train
         for record in part.source
       )
-    return core.prefixed('embedder', params)
+    return parameters.add_prefix('embedder', params)
 
   def batches(self):
     data = self.config.data
@@ -210,7 +215,7 @@ class EmbedderTask(Task):
       ]
       *inputs, has_video, has_audio = (np.stack(x) for x in zip(*batch))
       rows.append(
-        parallel.fetch(
+        parallel.to_host(
           self._embed(params, *inputs, has_video & video, has_audio & audio)
         )
       )
@@ -227,7 +232,7 @@ class EmbedderTask(Task):
       part.rows(name, clip, record, slice(rows))
       for name, rows in ((self.visual, n), ('whisper', 2 * n))
     )
-    seen = sampling.visual_rows(seen, self.model_config.visual_shape)
+    seen = example_sampling.visual_rows(seen, self.model_config.visual_shape)
     return (
       pad(seen, length),
       pad(heard, 2 * length),
@@ -273,14 +278,15 @@ class EmbedderTask(Task):
       self.model_dir,
       'embedder',
       self.model_config.to_json(),
-      core.under('embedder', params),
-      sources.provenance(self),
+      parameters.strip_prefix('embedder', params),
+      init_from.provenance(self),
     )
-    embedder = Network.load(self.model_dir, 'embedder')
+    embedder = Component.load(self.model_dir, 'embedder')
     parts = self._labelled(self.parts['train'])[0]
     networks = dict(whisper=self.whisper, embedder=embedder)
     statistics = [
-      self._features(part, **networks).ready('prior')['prior'] for part in parts
+      self._features(part, **networks).load_or_compute('prior')['prior']
+      for part in parts
     ]
     priors = mean_gaussians(statistics, [part.source.table for part in parts])
     bundle.save_priors(self.model_dir, priors, embedder.fingerprint, replace=True)

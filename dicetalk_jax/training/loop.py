@@ -22,7 +22,7 @@ from dicetalk_jax.training.lock import Lock, hold
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
 from dicetalk_jax.training.prefetch import prefetched
 from dicetalk_jax.training.profile import Profiler, check_span
-from dicetalk_jax.training.report import Meter, Report, Writer
+from dicetalk_jax.training.run_log import Meter, Report, Writer
 from dicetalk_jax.training.state import TrainState, init_state, partition
 from dicetalk_jax.training.step import make_train_step
 from dicetalk_jax.training.task import Task

@@ -14,7 +14,7 @@ import zlib
 import numpy as np
 
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.models.core import Params
+from dicetalk_jax.models.parameters import Params
 
 A, B = '.lora_a', '.lora_b'
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.models.core import Params
+from dicetalk_jax.models.parameters import Params
 
 
 @flax.struct.dataclass

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import optax
 
-from dicetalk_jax.models.core import Params
+from dicetalk_jax.models.parameters import Params
 from dicetalk_jax.parallel import BATCH_AXES
 from dicetalk_jax.training.optimizer import ema_decay
 from dicetalk_jax.training.state import TrainState

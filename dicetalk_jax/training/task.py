@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 
 from dicetalk_jax import model_references
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.models.core import Params
+from dicetalk_jax.models.parameters import Params
 from dicetalk_jax.training import lora
 from dicetalk_jax.training.checkpoint import has_checkpoint
-from dicetalk_jax.training.report import Picture
+from dicetalk_jax.training.run_log import Picture
 from dicetalk_jax.training.state import TrainState
 
 
@@ -162,7 +162,8 @@ class Task(abc.ABC):
     `index, count = parallel.batch_shard(self.mesh)` tells which share of each global
     batch this process reads. The iterator's state goes into the checkpoint as JSON.
     Neither batches nor state may depend on the number of devices or processes: the
-    state of one process is restored on all of another job (see `data_pipelines.deal`).
+    state of one process is restored on all of another job (see
+    `dicetalk_jax.data.process_shard`).
     """
 
   @abc.abstractmethod

@@ -33,6 +33,9 @@ FREE = (
   'remat',
 )
 
+# Sections of older versions: the data set itself says how it was made.
+GONE = ('data.synthetic.',)
+
 
 def open_workdir(path: os.PathLike | str) -> epath.Path:
   """Creates the directory where it is missing.
@@ -110,5 +113,7 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   return [
     f'{key} (was {old.get(key, "absent")}, now {new.get(key, "absent")})'
     for key in sorted(old.keys() | new.keys())
-    if key not in FREE and old.get(key, 'absent') != new.get(key, 'absent')
+    if key not in FREE
+    and not key.startswith(GONE)
+    and old.get(key, 'absent') != new.get(key, 'absent')
   ]

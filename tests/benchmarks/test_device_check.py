@@ -18,9 +18,9 @@ from benchmarks.device_check import floors, goldens, networks, report, run_part
 from benchmarks.device_check.parts import PARTS, Unavailable, chosen
 from benchmarks.device_check.torch_twin import Twin
 from benchmarks.timing import Laps
-from convert.golden import Case
+from convert.verify.golden import Case
 from dicetalk_jax.errors import ConfigError, DataError
-from dicetalk_jax.models import core
+from dicetalk_jax.models import parameters
 from dicetalk_jax.models.unet import UNet
 
 
@@ -298,11 +298,11 @@ def test_fused_attention_of_a_gpu_counts_as_the_plain_one():
 
 def test_full_size_step_is_the_stated_arithmetic():
   build = functools.partial(UNet, FULL.config, dtype=FULL.dtype)
-  graphdef, params = core.abstract(build)
+  graphdef, params = parameters.abstract(build)
   inputs, _ = jax.eval_shape(lambda p: make_inputs(graphdef, p, FULL), params)
 
   def step(params, *inputs):
-    return core.merge(graphdef, params)(*inputs)[0]
+    return parameters.merge(graphdef, params)(*inputs)[0]
 
   counted = arithmetic.tflop(step, params, *inputs)
   assert counted == pytest.approx(STEP_TFLOP, rel=0.005)
@@ -364,7 +364,7 @@ def test_psnr_is_that_of_a_known_error():
 
 def test_pytorch_twin_computes_our_step_with_adapters_masks_and_guide():
   sizes = networks.REDUCED._replace(frames=3, side=8)
-  step = denoising_step.make_step(sizes, core.numpy_params)
+  step = denoising_step.make_step(sizes, parameters.numpy_params)
   sample, timestep, kv, ids, spatial, masks = step.inputs
   keys = jax.random.split(jax.random.key(7), len(masks))
   masks = tuple(jax.random.uniform(k, x.shape) for k, x in zip(keys, masks))

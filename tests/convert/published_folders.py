@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import transformers
 
-from convert import layouts, naming
-from dicetalk_jax.models import core, registry
+from convert import naming, published_layouts
+from dicetalk_jax.models import parameters, registry
 
 # The published classes have 32 groups per norm, so widths are multiples of 32.
 UNET = dict(
@@ -137,7 +137,9 @@ def save_whisper(folder: pathlib.Path, pickled: bool = False) -> pathlib.Path:
 @functools.cache
 def _params(name: str, kind: str) -> dict[str, np.ndarray]:
   return naming.to_torch(
-    core.numpy_params(core.abstract(registry.builder(name, SIZES[kind][name]))[1])
+    parameters.numpy_params(
+      parameters.abstract(registry.builder(name, SIZES[kind][name]))[1]
+    )
   )
 
 
@@ -154,7 +156,7 @@ def save_rife(folder: pathlib.Path) -> pathlib.Path:
   state = {f'module.{key}': x for key, x in state_dict('flownet').items()}
   torch.save(
     state | {'epoch': torch.zeros(1)},
-    folder / layouts.FLOWNET,
+    folder / published_layouts.FLOWNET,
     _use_new_zipfile_serialization=False,
   )
   return folder
@@ -164,7 +166,7 @@ def save_release(folder: pathlib.Path, kind: str) -> pathlib.Path:
   """The release folder; the sizes beside it are ours, since the published files have
   the published sizes.
   """
-  release = layouts.RELEASES[kind]
+  release = published_layouts.RELEASES[kind]
   folder.mkdir(parents=True)
   for name, file in release.files.items():
     torch.save(state_dict(name, kind), folder / file)

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from convert import __main__ as command
-from convert import layouts, published
+from convert import published_layouts, torch_files
 from dicetalk_jax import bundle
 from dicetalk_jax.pipeline import COMPONENTS, Settings
 from tests.convert import published_folders as folders
@@ -81,11 +81,11 @@ def test_the_model_folder_is_complete(model):
   assert not list(model.parent.glob('.*'))
 
 
-@pytest.mark.parametrize('name', layouts.DICETALK)
+@pytest.mark.parametrize('name', published_layouts.DICETALK)
 def test_dicetalk_files_come_back(downloads, exported, name):
-  file = layouts.DICETALK[name]
+  file = published_layouts.DICETALK[name]
   assert_equal(
-    published.load(exported / file), published.load(downloads / 'dicetalk' / file)
+    torch_files.load(exported / file), torch_files.load(downloads / 'dicetalk' / file)
   )
 
 
@@ -93,8 +93,8 @@ def test_dicetalk_files_come_back(downloads, exported, name):
 def test_diffusers_folders_come_back(downloads, exported, name):
   place = exported / 'stable-video-diffusion-img2vid-xt' / name
   assert_equal(
-    published.load(published.weights_in(place)),
-    published.load(published.weights_in(downloads / 'svd' / name)),
+    torch_files.load(torch_files.weights_in(place)),
+    torch_files.load(torch_files.weights_in(downloads / 'svd' / name)),
   )
 
 
@@ -102,10 +102,10 @@ def test_whisper_comes_back(downloads, exported):
   """With the decoder, which no module here reads."""
   before, after = downloads / 'whisper', exported / 'whisper-tiny'
   assert_equal(
-    published.load(after / 'model.safetensors'),
-    published.load(before / 'model.safetensors'),
+    torch_files.load(after / 'model.safetensors'),
+    torch_files.load(before / 'model.safetensors'),
   )
-  assert published.read_json(after / 'config.json') == published.read_json(
+  assert torch_files.read_json(after / 'config.json') == torch_files.read_json(
     before / 'config.json'
   )
 
@@ -122,7 +122,7 @@ def test_live_classes_load_the_export(exported):
     module, report = kind.from_pretrained(svd / name, output_loading_info=True)
     assert not any(report.values()), (name, report)
     module.load_state_dict(
-      published.load(published.weights_in(svd / name)), strict=True
+      torch_files.load(torch_files.weights_in(svd / name)), strict=True
     )
   assert (
     diffusers.EulerDiscreteScheduler.from_pretrained(svd / 'scheduler').config.sigma_max
@@ -132,8 +132,8 @@ def test_live_classes_load_the_export(exported):
     exported / 'whisper-tiny', output_loading_info=True
   )
   assert not any(report.values()), report
-  own = published.load(exported / 'whisper-tiny' / 'model.safetensors')
-  whisper.load_state_dict(layouts.without_prefix(own, 'model.'), strict=True)
+  own = torch_files.load(exported / 'whisper-tiny' / 'model.safetensors')
+  whisper.load_state_dict(published_layouts.without_prefix(own, 'model.'), strict=True)
   assert (
     transformers.WhisperFeatureExtractor.from_pretrained(
       exported / 'whisper-tiny'
@@ -194,7 +194,7 @@ def test_every_layout_of_svd(tmp_path, options):
     for key, x in folders.svd_modules()['unet'].state_dict().items()
   }
   out = tmp_path / 'out/stable-video-diffusion-img2vid-xt/unet'
-  assert_equal(published.load(published.weights_in(out)), before)
+  assert_equal(torch_files.load(torch_files.weights_in(out)), before)
   assert not (
     tmp_path / 'out/unet.pth'
   ).exists()  # no adapters: plain Stable Video Diffusion
@@ -213,8 +213,8 @@ def test_pickled_whisper(downloads, tmp_path):
   )
   assert call('export', tmp_path / 'from_bin', tmp_path / 'out') == 0
   assert_equal(
-    published.load(tmp_path / 'out/whisper-tiny/model.safetensors'),
-    published.load(tmp_path / 'bin/pytorch_model.bin'),
+    torch_files.load(tmp_path / 'out/whisper-tiny/model.safetensors'),
+    torch_files.load(tmp_path / 'bin/pytorch_model.bin'),
   )
 
 
@@ -227,18 +227,18 @@ def test_bfloat16_and_old_files_are_kept_to_the_bit(downloads, tmp_path, legacy)
   )
   assert call('dicetalk', release, tmp_path / 'model') == 0
   assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
-  assert_equal(published.load(tmp_path / 'out/pose_guider.pth'), state)
+  assert_equal(torch_files.load(tmp_path / 'out/pose_guider.pth'), state)
 
 
 def test_dtype_is_chosen(downloads, tmp_path, capsys):
   assert call('svd', downloads / 'svd', tmp_path / 'model', '--dtype', 'bfloat16') == 0
   assert 'bfloat16' in capsys.readouterr().out
   _, params = bundle.load_component(tmp_path / 'model', 'vae')
-  expected = published.load(downloads / 'svd/vae/diffusion_pytorch_model.safetensors')[
-    'quant_conv.bias'
-  ].bfloat16()
+  expected = torch_files.load(
+    downloads / 'svd/vae/diffusion_pytorch_model.safetensors'
+  )['quant_conv.bias'].bfloat16()
   assert_equal(
-    {'x': published.to_torch(np.array(params['quant_conv.bias']))}, {'x': expected}
+    {'x': torch_files.to_torch(np.array(params['quant_conv.bias']))}, {'x': expected}
   )
 
 
@@ -259,9 +259,9 @@ def test_unet_is_laid_over_the_base(downloads, tmp_path, capsys):
   assert "taken from copies of the base's keys and values: 32" in out
   assert 'unet: not known to the model and left aside: unknown.weight' in out
   assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
-  base = published.load(downloads / 'svd/unet/diffusion_pytorch_model.safetensors')
+  base = torch_files.load(downloads / 'svd/unet/diffusion_pytorch_model.safetensors')
   assert_equal(
-    published.load(tmp_path / 'out/unet.pth'),
+    torch_files.load(tmp_path / 'out/unet.pth'),
     folders.adapters_from(base) | base | partial,
   )
 
@@ -296,7 +296,7 @@ def test_frame_interpolation(tmp_path, file, capsys):
       release,
       tmp_path / 'model',
       '--rife',
-      rife / layouts.FLOWNET if file else rife,
+      rife / published_layouts.FLOWNET if file else rife,
     )
     == 0
   )
@@ -305,7 +305,7 @@ def test_frame_interpolation(tmp_path, file, capsys):
   )
   assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
   assert_equal(
-    published.load(tmp_path / 'out/RIFE/flownet.pkl'),
+    torch_files.load(tmp_path / 'out/RIFE/flownet.pkl'),
     {f'module.{key}': x for key, x in folders.state_dict('flownet').items()},
   )
 
@@ -324,11 +324,11 @@ def test_what_was_not_given_is_told(tmp_path, capsys):
 def test_report(downloads, tmp_path, capsys):
   assert call('whisper', downloads / 'whisper', tmp_path / 'model') == 0
   out = capsys.readouterr().out
-  rest = len(published.load(downloads / 'whisper' / 'model.safetensors')) - 37
+  rest = len(torch_files.load(downloads / 'whisper' / 'model.safetensors')) - 37
   rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
   assert rows['whisper'][:3] == ['37', '37', '0'] and rows['whisper'][-1] == 'float32'
   assert rows['whisper_decoder'][:3] == [str(rest), str(rest), '0']
-  digest = published.sha256([downloads / 'whisper' / 'model.safetensors'])[
+  digest = torch_files.sha256([downloads / 'whisper' / 'model.safetensors'])[
     'whisper/model.safetensors'
   ]
   assert f'sha256 {digest}  whisper/model.safetensors' in out
@@ -367,19 +367,23 @@ def test_overwrite_replaces_the_whole_folder(downloads, tmp_path):
 def test_settings_survive(downloads, tmp_path):
   """A model of other sizes keeps its settings on the way out and in."""
   release = folders.save_dicetalk(tmp_path / 'release')
-  own = json.loads((release / layouts.DICETALK_CONFIG).read_text())
+  own = json.loads((release / published_layouts.DICETALK_CONFIG).read_text())
   settings = dict(image_size=64, sampler=dict(frames=4, sigma_max=80.0))
-  (release / layouts.DICETALK_CONFIG).write_text(
+  (release / published_layouts.DICETALK_CONFIG).write_text(
     json.dumps(own | dict(settings=settings))
   )
   assert call('dicetalk', release, tmp_path / 'model', '--svd', downloads / 'svd') == 0
   assert bundle.settings(tmp_path / 'model') == settings
   assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
   assert (
-    json.loads((tmp_path / 'out' / layouts.DICETALK_CONFIG).read_text())['settings']
+    json.loads((tmp_path / 'out' / published_layouts.DICETALK_CONFIG).read_text())[
+      'settings'
+    ]
     == settings
   )
-  scheduler = tmp_path / 'out/stable-video-diffusion-img2vid-xt' / layouts.SCHEDULER
+  scheduler = (
+    tmp_path / 'out/stable-video-diffusion-img2vid-xt' / published_layouts.SCHEDULER
+  )
   assert json.loads(scheduler.read_text())['sigma_max'] == 80
 
 

@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
-from convert import layouts, naming
-from convert.part import Part, fit
+from convert import naming, published_layouts
+from convert.component_check import Part, fit
 from dicetalk_jax.models import registry
 from tests.models.parity import MANIFESTS
 
@@ -23,7 +23,11 @@ PUBLISHED = {
   'unet_sonic': ('unet', CONFIGS['unet_config'] | dict(adapters=1), None),
   'vae_temporal_decoder': ('vae', CONFIGS['vae_config'], None),
   'clip_vision_h14': ('image_encoder', CONFIGS['image_encoder_config'], None),
-  'whisper_tiny': ('whisper', CONFIGS['whisper_tiny_config'], layouts.WHISPER_UNUSED),
+  'whisper_tiny': (
+    'whisper',
+    CONFIGS['whisper_tiny_config'],
+    published_layouts.WHISPER_UNUSED,
+  ),
   'audio_linear': (
     'audio_linear',
     CONFIGS['dicetalk_component_arguments']['audio_projection'],
@@ -54,7 +58,9 @@ def test_names_and_shapes(manifest):
   }
   tensors = {key: torch.empty(shape, device='meta') for key, shape in shapes.items()}
   if name == 'flownet':
-    tensors = layouts.without_prefix(tensors, layouts.FLOWNET_PREFIX)
+    tensors = published_layouts.without_prefix(
+      tensors, published_layouts.FLOWNET_PREFIX
+    )
   tensors = {
     key: x for key, x in tensors.items() if unused is None or not re.match(unused, key)
   }
@@ -67,12 +73,14 @@ def test_names_and_shapes(manifest):
 @pytest.mark.parametrize(
   'kind, name',
   [
-    (kind, name) for kind, release in layouts.RELEASES.items() for name in release.files
+    (kind, name)
+    for kind, release in published_layouts.RELEASES.items()
+    for name in release.files
   ],
 )
 def test_defaults_are_the_published_sizes(kind, name):
   """The releases have no configuration beside their files."""
-  release = layouts.RELEASES[kind]
+  release = published_layouts.RELEASES[kind]
   stem = release.files[name].removesuffix('.pth')
   manifest = (
     f'unet_{kind}' if name == 'unet' else f'sonic_{stem}' if kind == 'sonic' else stem

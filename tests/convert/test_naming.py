@@ -9,7 +9,7 @@ import torch
 
 from convert import naming
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.models import core
+from dicetalk_jax.models import parameters
 
 
 class Net(nnx.Module):
@@ -53,7 +53,7 @@ def state_dict():
 
 @pytest.fixture(scope='module')
 def target():
-  return core.abstract(lambda rngs: Net(rngs=rngs))[1]
+  return parameters.abstract(lambda rngs: Net(rngs=rngs))[1]
 
 
 def test_round_trip(state_dict, target):
@@ -70,8 +70,8 @@ def test_round_trip(state_dict, target):
 
 
 def test_layers_compute_the_same(state_dict, target):
-  graphdef, _ = core.abstract(lambda rngs: Net(rngs=rngs))
-  net = core.merge(graphdef, naming.from_torch(target, state_dict))
+  graphdef, _ = parameters.abstract(lambda rngs: Net(rngs=rngs))
+  net = parameters.merge(graphdef, naming.from_torch(target, state_dict))
   rng = np.random.default_rng(0)
   with jax.default_matmul_precision('highest'), torch.no_grad():
     x = rng.normal(size=(2, 3)).astype(np.float32)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from convert import __main__ as command
-from convert import published
-from dicetalk_jax import bundle, prior_file
+from convert import torch_files
+from dicetalk_jax import bundle, published_priors
 from dicetalk_jax.errors import InputError, WeightsError
 from tests.convert import published_folders as folders
 
@@ -49,10 +49,8 @@ def test_both_ways(model, tmp_path, capsys):
   out = capsys.readouterr().out
   row = f'{"priors":16} {3:6} {3:6} {0:9} {18:13} {72:13}  float32'
   assert out.count(row) == 2  # in and out
-  assert (
-    f'sha256 {published.sha256([tmp_path / "npy/sad.npy"])["npy/sad.npy"]}  npy/sad.npy'
-    in out
-  )
+  digest = torch_files.sha256([tmp_path / 'npy/sad.npy'])['npy/sad.npy']
+  assert f'sha256 {digest}  npy/sad.npy' in out
   for emotion in ('happy', 'sad'):
     # What the original program does.
     ours, theirs = (
@@ -67,7 +65,7 @@ def test_both_ways(model, tmp_path, capsys):
 def test_deviations_survive(model, tmp_path):
   bundle.save_priors(model, {'happy': (MU, MU**2)})
   assert call('priors', model, tmp_path / 'out') == 0
-  (mu, sigma), embedder, others = prior_file.read(tmp_path / 'out/happy.npy')
+  (mu, sigma), embedder, others = published_priors.read(tmp_path / 'out/happy.npy')
   np.testing.assert_array_equal([mu, sigma], [MU, MU**2])
   assert not others and not embedder
 
@@ -76,7 +74,7 @@ def test_a_file_names_the_embedder_that_made_it(model, tmp_path):
   """The reference implementation reads it all the same."""
   bundle.save_priors(model, {'happy': (MU, MU**2)}, 'abc')
   assert call('priors', model, tmp_path / 'out') == 0
-  assert prior_file.read(tmp_path / 'out/happy.npy').embedder == 'abc'
+  assert published_priors.read(tmp_path / 'out/happy.npy').embedder == 'abc'
   content = np.load(tmp_path / 'out/happy.npy', allow_pickle=True).item()
   np.testing.assert_array_equal(content['mu'], MU.reshape(1, -1))
   bundle.save_component(
@@ -155,7 +153,7 @@ def test_every_spelling_of_an_array(tmp_path, protocol, dtype):
   for mu in (MU.reshape(1, -1), np.asfortranarray(MU)):
     content = np.array({'mu': mu.astype(dtype), 'label': 'x', 'step': 3}, object)
     path.write_bytes(header + pickle.dumps(content, protocol))
-    prior, _, others = prior_file.read(path)
+    prior, _, others = published_priors.read(path)
     np.testing.assert_array_equal(prior[0], mu.astype(dtype).astype(np.float32).ravel())
     assert others == ['label', 'step']
 
@@ -200,19 +198,19 @@ def test_a_malicious_prior_executes_nothing(model, tmp_path, capsys):
 def test_other_contents_are_refused(tmp_path, content):
   np.save(tmp_path / 'x.npy', content, allow_pickle=True)
   with pytest.raises(WeightsError, match='x.npy'):
-    prior_file.read(tmp_path / 'x.npy')
+    published_priors.read(tmp_path / 'x.npy')
 
 
 @pytest.mark.parametrize('content', [b'', b'junk' * 50, b'\x93NUMPY\x01\x00v\x00{'])
 def test_damaged_files_are_refused(tmp_path, content):
   (tmp_path / 'x.npy').write_bytes(content)
   with pytest.raises(WeightsError, match='is no emotion prior'):
-    prior_file.read(tmp_path / 'x.npy')
+    published_priors.read(tmp_path / 'x.npy')
   with pytest.raises(InputError, match='No such file'):
-    prior_file.read(tmp_path / 'y.npy')
-  (tmp_path / 'z.npy').write_bytes(bytes(prior_file.MAX_BYTES + 1))
+    published_priors.read(tmp_path / 'y.npy')
+  (tmp_path / 'z.npy').write_bytes(bytes(published_priors.MAX_BYTES + 1))
   with pytest.raises(WeightsError, match='too large'):
-    prior_file.read(tmp_path / 'z.npy')
+    published_priors.read(tmp_path / 'z.npy')
 
 
 def test_truncated_published_file(tmp_path):
@@ -221,7 +219,7 @@ def test_truncated_published_file(tmp_path):
   for length in range(0, len(whole), 7):
     (tmp_path / 'happy.npy').write_bytes(whole[:length])
     with pytest.raises(WeightsError, match='is no emotion prior'):
-      prior_file.read(tmp_path / 'happy.npy')
+      published_priors.read(tmp_path / 'happy.npy')
 
 
 def test_what_does_not_fit_the_model(model, tmp_path, capsys):

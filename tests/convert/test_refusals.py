@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 import torch
 
 from convert import __main__ as command
-from convert import background, layouts, published
+from convert import background, published_layouts, torch_files
 from dicetalk_jax import bundle, files
 from dicetalk_jax.errors import InputError
 from tests.convert import published_folders as folders
@@ -169,7 +169,7 @@ def test_misshaped_tensors_are_refused_even_where_others_may_be_missing(
   key = sorted(state)[0]
   torch.save(
     {key: torch.zeros(1, 2, 3), sorted(state)[1]: state[sorted(state)[1]]},
-    release / layouts.DICETALK[name],
+    release / published_layouts.DICETALK[name],
   )
   assert f'{name}: shape (1, 2, 3) instead of' in refused(
     'dicetalk', release, tmp_path / 'model'
@@ -184,7 +184,9 @@ def test_files_of_something_else(release, svd, tmp_path, refused):
   broken = pathlib.Path(shutil.copytree(svd, tmp_path / 'svd'))
   for name in ('vae', 'unet'):
     other = 'unet' if name == 'vae' else 'image_encoder'
-    shutil.copy(published.weights_in(svd / other), published.weights_in(broken / name))
+    shutil.copy(
+      torch_files.weights_in(svd / other), torch_files.weights_in(broken / name)
+    )
     assert f'has nothing of {name}; use the published file' in sentence(
       refused('svd', broken, tmp_path / 'model')
     )
@@ -239,8 +241,8 @@ def test_nonsense_in_a_configuration(whisper, tmp_path, refused, config):
   ['{', '{"components": 3}', '{"components": {"unet": []}}', '{"settings": []}'],
 )
 def test_a_damaged_description_of_an_export(release, tmp_path, refused, content):
-  (release / layouts.DICETALK_CONFIG).write_text(content)
-  assert layouts.DICETALK_CONFIG in sentence(
+  (release / published_layouts.DICETALK_CONFIG).write_text(content)
+  assert published_layouts.DICETALK_CONFIG in sentence(
     refused('dicetalk', release, tmp_path / 'model')
   )
 
@@ -248,7 +250,7 @@ def test_a_damaged_description_of_an_export(release, tmp_path, refused, content)
 def test_broken_shards(svd, tmp_path, refused):
   copy = pathlib.Path(shutil.copytree(svd, tmp_path / 'svd'))
   vae = copy / 'vae'
-  state = published.load(vae / 'diffusion_pytorch_model.safetensors')
+  state = torch_files.load(vae / 'diffusion_pytorch_model.safetensors')
   index = vae / 'diffusion_pytorch_model.safetensors.index.json'
   save_file(dict(list(state.items())[1:]), vae / 'part-1.safetensors')
   (vae / 'diffusion_pytorch_model.safetensors').unlink()
@@ -283,7 +285,7 @@ def test_broken_shards(svd, tmp_path, refused):
 
 def test_another_scheduler(svd, tmp_path, refused):
   copy = pathlib.Path(shutil.copytree(svd, tmp_path / 'svd'))
-  path = copy / layouts.SCHEDULER
+  path = copy / published_layouts.SCHEDULER
   path.write_text(
     json.dumps(json.loads(path.read_text()) | dict(prediction_type='epsilon'))
   )

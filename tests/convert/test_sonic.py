@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from convert import __main__ as command
-from convert import layouts, published
+from convert import published_layouts, torch_files
 from dicetalk_jax import bundle, pipeline
 from dicetalk_jax.diffusion.sampler import SamplerConfig
 from tests.convert import published_folders as folders
@@ -52,7 +52,7 @@ def place(tmp_path_factory):
 
 
 def test_the_model_folder_is_complete(place):
-  assert layouts.RELEASES.keys() == pipeline.KINDS.keys()
+  assert published_layouts.RELEASES.keys() == pipeline.KINDS.keys()
   known = bundle.require(
     place / 'model', *pipeline.KINDS['sonic'], pipeline.INTERPOLATION
   )
@@ -83,10 +83,10 @@ def test_settings_are_those_of_the_published_program(place):
   )
 
 
-@pytest.mark.parametrize('name', layouts.SONIC)
+@pytest.mark.parametrize('name', published_layouts.SONIC)
 def test_files_come_back(place, name):
   before, after = (
-    published.load(place / folder / layouts.SONIC[name])
+    torch_files.load(place / folder / published_layouts.SONIC[name])
     for folder in ('release', 'out')
   )
   assert after.keys() == before.keys()
@@ -131,7 +131,7 @@ def test_inspect_tells_the_same_of_model_and_files(place, capsys):
     rows.append(
       {tuple(line.split()) for line in text.splitlines() if 'float32' in line}
     )
-  whisper = {'whisper', layouts.WHISPER_DECODER}  # one file
+  whisper = {'whisper', published_layouts.WHISPER_DECODER}  # one file
   assert {row[0] for row in rows[0]} == {
     *pipeline.KINDS['sonic'],
     pipeline.INTERPOLATION,

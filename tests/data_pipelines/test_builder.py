@@ -12,13 +12,14 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines import loader, prepare, record
+from data_pipelines import prepare
 from data_pipelines.builders import synthetic_clips
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
-from data_pipelines.source import ClipSource
 from data_pipelines.synthetic import phonemes
 from data_pipelines.synthetic.clip import make_clip
+from dicetalk_jax.data import clip_record, loader
+from dicetalk_jax.data.clip_source import ClipSource
 from dicetalk_jax.errors import ConfigError, DataError, InputError, one_sentence
 
 TINY = SyntheticConfig(size=32, train=2, val=1, test=1, clips=3, seconds=0.4)
@@ -50,7 +51,7 @@ def test_splits_share_neither_people_nor_sentences():
 def test_clips_go_round_emotions_and_levels():
   jobs = synthetic_clips.jobs(SyntheticConfig(train=1, clips=24), 'train')
   counts = collections.Counter(
-    record.emotion_class(job.emotion, job.level) for job in jobs
+    clip_record.emotion_class(job.emotion, job.level) for job in jobs
   )
   assert counts == {0: 3} | dict.fromkeys(range(1, 22), 1)
   assert {
@@ -78,7 +79,7 @@ def test_records_are_the_clips(folder):
   assert len(source) == 3
   jobs = {job.key: job for job in synthetic_clips.jobs(TINY, 'val')}
   for clip in source:
-    job = jobs.pop(record.decode_text(clip, 'clip_id'))
+    job = jobs.pop(clip_record.decode_text(clip, 'clip_id'))
     truth = make_clip(
       job.identity,
       job.emotion,
@@ -88,13 +89,15 @@ def test_records_are_the_clips(folder):
       take=job.take,
       max_seconds=0.4,
     )
-    frames = record.decode_frames(clip)
+    frames = clip_record.decode_frames(clip)
     assert frames.shape == (10, 32, 32, 3)
     assert np.abs(frames.astype(float) - truth.frames).mean() < 3
-    assert record.decode_text(clip, 'text') == truth.text
-    assert record.decode_emotion(clip) == job.emotion and clip['intensity'] == job.level
-    assert record.decode_text(clip, 'identity') == f'synthetic/{job.identity:08d}'
-    assert np.abs(record.decode_audio(clip) - truth.audio).max() < 1e-4
+    assert clip_record.decode_text(clip, 'text') == truth.text
+    assert (
+      clip_record.decode_emotion(clip) == job.emotion and clip['intensity'] == job.level
+    )
+    assert clip_record.decode_text(clip, 'identity') == f'synthetic/{job.identity:08d}'
+    assert np.abs(clip_record.decode_audio(clip) - truth.audio).max() < 1e-4
     for name in ('expression', 'bbox', 'opening', 'landmarks', 'phoneme'):
       np.testing.assert_allclose(clip[name], getattr(truth, name), rtol=1e-6)
     assert (
@@ -150,9 +153,12 @@ def test_a_source_knows_its_clips(folder):
     'synthetic/00000001': 3,
   }
   assert (
-    set(table.emotion) == set(record.EMOTIONS[:3]) and (table.num_frames == 10).all()
+    set(table.emotion) == set(clip_record.EMOTIONS[:3])
+    and (table.num_frames == 10).all()
   )
-  assert [record.decode_text(clip, 'clip_id') for clip in source] == list(table.clip_id)
+  assert [clip_record.decode_text(clip, 'clip_id') for clip in source] == list(
+    table.clip_id
+  )
   assert (folder / 'clips-train.npz').exists()
   val = ClipSource(folder, 'val')
   assert val.fingerprint != source.fingerprint == ClipSource(folder).fingerprint

@@ -18,12 +18,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 import numpy as np
 import pytest
 
-from data_pipelines import loader, prepare, preprocess, record
-from data_pipelines.builders import corpus, corpus_work
+from data_pipelines import prepare, preprocess
+from data_pipelines.builders import corpus, corpus_workers
 from data_pipelines.builders.corpus_plan import make_plan
 from data_pipelines.corpora.clip_file import Skipped
 from data_pipelines.preprocess import CorpusConfig
-from data_pipelines.source import ClipSource
+from dicetalk_jax.data import clip_record, loader
+from dicetalk_jax.data.clip_source import ClipSource
 from dicetalk_jax.errors import DataError, InputError, one_sentence
 from tests.data_pipelines import made_clips
 
@@ -84,9 +85,9 @@ def test_records_of_every_clip_that_can_be_used(prepared):
     people[split] = set(source.table.identity)
     ids |= set(source.table.clip_id)
     for clip in source:
-      assert record.decode_frames(clip).shape == (clip['num_frames'], 32, 32, 3)
+      assert clip_record.decode_frames(clip).shape == (clip['num_frames'], 32, 32, 3)
       assert (
-        record.DATASETS[clip['dataset']] == 'mead'
+        clip_record.DATASETS[clip['dataset']] == 'mead'
         and clip['has_audio']
         and len(clip['bbox']) > 14
       )
@@ -103,8 +104,8 @@ def test_records_of_every_clip_that_can_be_used(prepared):
     and len(people['val']) == 1
   )
   labels = {
-    record.decode_text(clip, 'clip_id'): (
-      record.decode_emotion(clip),
+    clip_record.decode_text(clip, 'clip_id'): (
+      clip_record.decode_emotion(clip),
       clip['intensity'],
     )
     for clip in ClipSource(folder, 'test')
@@ -403,7 +404,7 @@ def test_a_split_whose_clips_are_all_left_out_is_none(tmp_path, monkeypatch):
   monkeypatch.setattr(
     corpus,
     '_run_in_beam',
-    lambda worker, clips, beam_runner, beam_options: corpus_work.run(
+    lambda worker, clips, beam_runner, beam_options: corpus_workers.run(
       worker, clips, processes=1
     ),
   )
@@ -455,7 +456,7 @@ def test_hdtf_and_voxceleb2_by_command(tmp_path, capsys):
   )
   assert 'left out: 1 x video missing' in lines
   clips = {
-    record.decode_text(clip, 'clip_id'): clip
+    clip_record.decode_text(clip, 'clip_id'): clip
     for split in ('train', 'val')
     for clip in ClipSource(folder, split)
   }
@@ -472,7 +473,9 @@ def test_hdtf_and_voxceleb2_by_command(tmp_path, capsys):
     1,
     1,
   ]
-  assert record.decode_text(ClipSource(folder, 'test')[0], 'identity') == 'vox2/id00003'
+  assert (
+    clip_record.decode_text(ClipSource(folder, 'test')[0], 'identity') == 'vox2/id00003'
+  )
 
 
 def test_a_folder_with_labels_by_command(tmp_path, capsys):
@@ -503,7 +506,7 @@ def test_a_folder_with_labels_by_command(tmp_path, capsys):
   folder = pathlib.Path(capsys.readouterr().out.splitlines()[-1])
   anna = ClipSource(folder)[0]
   assert anna['expression'].shape == (25, 5) and anna['motion_exp'] > 0.5
-  assert (record.decode_emotion(anna), anna['intensity']) == ('happy', 3)
+  assert (clip_record.decode_emotion(anna), anna['intensity']) == ('happy', 3)
   assert len(ClipSource(folder, 'val')[0]['expression']) == 0
 
 
@@ -644,7 +647,7 @@ def test_corpus_and_data_set_may_lie_in_a_bucket(tmp_path, monkeypatch, capsys):
   assert folder.startswith('s3://mine/out/folder/full_32px_')
   bucket.get(f'{folder}/', f'{tmp_path}/copy/', recursive=True)
   (train,) = ClipSource(tmp_path / 'copy')
-  assert record.decode_frames(train).shape == (15, 32, 32, 3)
+  assert clip_record.decode_frames(train).shape == (15, 32, 32, 3)
   assert not [path for path in bucket.find('mine/out') if 'work' in path]
 
 
@@ -657,7 +660,7 @@ def test_what_is_done_is_found_without_a_question_per_clip(tmp_path, monkeypatch
   plan = make_plan(
     CorpusConfig('folder', size=32, min_seconds=0.4, detector=RED), 's3://found/in'
   )
-  worker = corpus_work.Worker(
+  worker = corpus_workers.Worker(
     plan.config, plan.tree, plan.expressions, corpus.ClipCache('s3://found/work')
   )
   for name in ('info', 'cat_file', 'ls'):
@@ -674,7 +677,7 @@ def test_what_is_done_is_found_without_a_question_per_clip(tmp_path, monkeypatch
   assert len(asked) < 5  # one listing of a folder that is empty
 
   def run(worker, clips):
-    return corpus_work.run(worker, clips, 1)
+    return corpus_workers.run(worker, clips, 1)
 
   made = dict(corpus._work(worker, plan, run))
   assert len(made) == 20

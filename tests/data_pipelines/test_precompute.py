@@ -11,17 +11,18 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines import compute, crops, precompute
+from data_pipelines import precompute
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
-from data_pipelines.features import Feature
-from data_pipelines.record import decode_audio, decode_frames, encode_jpeg
-from data_pipelines.source import ClipSource
 from dicetalk_jax import bundle
+from dicetalk_jax.component import Component
+from dicetalk_jax.data import face_crops, feature_extraction
+from dicetalk_jax.data.clip_record import decode_audio, decode_frames, encode_jpeg
+from dicetalk_jax.data.clip_source import ClipSource
+from dicetalk_jax.data.feature_store import Feature
 from dicetalk_jax.errors import ConfigError, DataError, WeightsError
 from dicetalk_jax.media import audio, image
-from dicetalk_jax.models import core, registry
-from dicetalk_jax.network import Network
+from dicetalk_jax.models import parameters, registry
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -47,7 +48,9 @@ def model(tmp_path_factory):
     name: tiny.CONFIGS[name] for name in ('vae', 'image_encoder', 'whisper')
   } | {'embedder': EMBEDDER}
   for name, config in configs.items():
-    params = core.numpy_params(core.abstract(registry.builder(name, config))[1])
+    params = parameters.numpy_params(
+      parameters.abstract(registry.builder(name, config))[1]
+    )
     bundle.save_component(
       folder,
       name,
@@ -60,7 +63,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def nets(model):
-  return {name: Network.load(model, name) for name in bundle.components(model)}
+  return {name: Component.load(model, name) for name in bundle.components(model)}
 
 
 @pytest.fixture(scope='module')
@@ -161,7 +164,9 @@ def test_crops_are_stored_and_priors_are_made_from_them(
     params = (
       nets[name].params
       if name == 'whisper'
-      else core.numpy_params(core.abstract(registry.builder(name, config))[1])
+      else parameters.numpy_params(
+        parameters.abstract(registry.builder(name, config))[1]
+      )
     )
     bundle.save_component(
       folder,
@@ -183,28 +188,32 @@ def test_crops_are_stored_and_priors_are_made_from_them(
   source = ClipSource(dataset, 'train')
   stored_crops = stored(data, source)['crops_8']
   assert (
-    stored_crops.folder.name == f'crops_8-x{crops.ENLARGE}'
+    stored_crops.folder.name == f'crops_8-x{face_crops.ENLARGE}'
     and len(list(stored_crops.folder.glob('*.npy'))) == 2
   )
   for clip, record in enumerate(source):
-    np.testing.assert_array_equal(stored_crops(clip), crops.of_record(record, 8))
+    np.testing.assert_array_equal(stored_crops(clip), face_crops.of_record(record, 8))
     assert (
       len(stored_crops(clip)) == record['num_frames']
       and np.ptp(stored_crops(clip)) > 50
     )
-  embedder = Network.load(folder, 'embedder')
-  features = compute.Features(
+  embedder = Component.load(folder, 'embedder')
+  features = feature_extraction.FeatureExtractor(
     nets | {'embedder': embedder}, source, tmp_path_factory.mktemp('new')
   )
-  prior = features.ready('prior')['prior']  # and, unasked, what it is made from
+  prior = features.load_or_compute('prior')[
+    'prior'
+  ]  # and, unasked, what it is made from
   assert features.store.complete('crops_8', 'x1.2')
-  states = features.ready('whisper')['whisper'](2)
+  states = features.load_or_compute('whisper')['whisper'](2)
   np.testing.assert_allclose(
-    prior(2)[0], compute.gaussian(embedder, stored_crops(2), states), atol=1e-5
+    prior(2)[0],
+    feature_extraction.gaussian(embedder, stored_crops(2), states),
+    atol=1e-5,
   )
   assert (
     np.abs(
-      prior(2)[0] - compute.gaussian(embedder, 255 - stored_crops(2), states)
+      prior(2)[0] - feature_extraction.gaussian(embedder, 255 - stored_crops(2), states)
     ).max()
     > 1e-3
   )
@@ -286,7 +295,7 @@ def test_nothing_is_computed_twice(model, whole, monkeypatch):
   def fail(*_):
     raise AssertionError('computed again')
 
-  monkeypatch.setattr(compute, '_batched', fail)
+  monkeypatch.setattr(feature_extraction, '_batched', fail)
   run(model, whole)
 
 
@@ -299,12 +308,12 @@ def test_rows_share_batches():
 
   lengths = [3, 0, 9, 1, 4]
   items = [(clip, np.full((n, 2), clip + 1)) for clip, n in enumerate(lengths)]
-  out = dict(compute._batched(apply, 4, iter(items)))
+  out = dict(feature_extraction._batched(apply, 4, iter(items)))
   assert {clip: rows.tolist() for clip, rows in out.items()} == {
     clip: (rows * 2).tolist() for clip, rows in items
   }
   assert [len(rows) for rows in seen] == [4] * 5 and not seen[-1][1:].any()
-  silent = dict(compute._batched(apply, 4, iter([(7, np.zeros((0, 2)))])))
+  silent = dict(feature_extraction._batched(apply, 4, iter([(7, np.zeros((0, 2)))])))
   assert silent[7].shape == (0, 2)
 
 
@@ -336,9 +345,9 @@ class Clips:
 
 
 def test_long_sound_is_read_in_windows_and_silence_has_no_rows(nets, tmp_path):
-  features = compute.Features(nets, Clips(), tmp_path, batch=2).ready(
-    'whisper', 'prior'
-  )
+  features = feature_extraction.FeatureExtractor(
+    nets, Clips(), tmp_path, batch=2
+  ).load_or_compute('whisper', 'prior')
   assert list(features['whisper'].lengths) == [1550, 0]
   mel = audio.log_mel(decode_audio(Clips()[0]))
   states = np.asarray(nets['whisper'].stage(call)(mel)).reshape(3000, 2, 8)[:1550]
@@ -358,10 +367,10 @@ class Unseen(Clips):
 
 
 def test_priors_of_clips_without_expressions_are_those_of_their_sound(nets, tmp_path):
-  features = compute.Features(nets, Unseen(), tmp_path, batch=2).ready(
-    'whisper', 'prior'
-  )
-  want = compute.gaussian(
+  features = feature_extraction.FeatureExtractor(
+    nets, Unseen(), tmp_path, batch=2
+  ).load_or_compute('whisper', 'prior')
+  want = feature_extraction.gaussian(
     nets['embedder'], np.zeros((0, 64), np.float32), features['whisper'](0)
   )
   np.testing.assert_allclose(features['prior'](0)[0], want, atol=1e-5)
@@ -370,7 +379,7 @@ def test_priors_of_clips_without_expressions_are_those_of_their_sound(nets, tmp_
 def test_expressions_of_another_width_are_refused(nets, tmp_path):
   wide = Clips()
   wide.expression_dim = 51
-  features = compute.Features(nets, wide, tmp_path)
+  features = feature_extraction.FeatureExtractor(nets, wide, tmp_path)
   for refuse in (features.check, features.fill):
     with pytest.raises(
       DataError,
@@ -393,12 +402,16 @@ class Seen(Clips):
 
 def test_clips_without_pixels_have_no_crops(tmp_path):
   assert list(
-    compute.Features({}, Seen(), tmp_path).ready('crops_8')['crops_8'].lengths
+    feature_extraction.FeatureExtractor({}, Seen(), tmp_path)
+    .load_or_compute('crops_8')['crops_8']
+    .lengths
   ) == [0, 5]
   with pytest.raises(
     DataError, match='no pixels, which crops_16 is made from.*content=full'
   ):
-    compute.Features({}, Clips(), tmp_path).ready('crops_16')
+    feature_extraction.FeatureExtractor({}, Clips(), tmp_path).load_or_compute(
+      'crops_16'
+    )
 
 
 class Complete(Clips):
@@ -413,31 +426,36 @@ class Complete(Clips):
 
 
 def test_what_the_records_carry_is_not_computed(nets, tmp_path):
-  features = compute.Features(nets, Complete(), tmp_path, batch=2)
-  assert features.fill('latents') and features.ready('latents', 'whisper') == {}
-  prior = features.ready('latents', 'whisper', 'prior')['prior']
+  features = feature_extraction.FeatureExtractor(nets, Complete(), tmp_path, batch=2)
+  assert (
+    features.compute_missing('latents')
+    and features.load_or_compute('latents', 'whisper') == {}
+  )
+  prior = features.load_or_compute('latents', 'whisper', 'prior')['prior']
   n, there = 5, np.ones(1, bool)
   mu, _ = nets['embedder'].stage(call)(
     np.ones((1, n, 64)), np.ones((1, 2 * n, 2, 8)), np.ones((1, n), bool), there, there
   )
   np.testing.assert_allclose(prior(1)[0, 0], mu[0], atol=1e-5)
   with pytest.raises(DataError, match='no pixels, which clip_embed is made from'):
-    features.fill('clip_embed')
+    features.compute_missing('clip_embed')
 
 
 def test_values_that_are_not_finite_are_refused(model, tmp_path):
   params = {
     name: value + np.float32(1e6)
-    for name, value in Network.load(model, 'whisper').params.items()
+    for name, value in Component.load(model, 'whisper').params.items()
   }
-  broken = Network.load(model, 'whisper')
+  broken = Component.load(model, 'whisper')
   broken.params.update(params)
   with pytest.raises(
     DataError,
     match='whisper of clip long is not finite in float16; check the clip and the '
     'weights',
   ):
-    compute.Features({'whisper': broken}, Clips(), tmp_path, batch=2).fill('whisper')
+    feature_extraction.FeatureExtractor(
+      {'whisper': broken}, Clips(), tmp_path, batch=2
+    ).compute_missing('whisper')
 
 
 def test_refusals(model, data, tmp_path_factory):

@@ -10,13 +10,14 @@ import pytest
 from skimage import data
 import soundfile
 
-from data_pipelines import preprocess, record
+from data_pipelines import preprocess
 from data_pipelines.corpora import clip_file
 from data_pipelines.corpora.clip_file import ClipFile, Skipped
-from data_pipelines.corpora.tree import Tree
+from data_pipelines.corpora.file_tree import Tree
 from data_pipelines.preprocess import CorpusConfig
+from dicetalk_jax.data import clip_record
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.media import audio, face, stream, video
+from dicetalk_jax.media import audio, face, video, video_reader
 from dicetalk_jax.media.image import crop_square
 from tests.data_pipelines import made_clips
 from tests.data_pipelines.made_clips import pictures, tone
@@ -52,7 +53,7 @@ def _records(root, config=CONFIG, expressions=None, detector=None, **clip):
 
 def _overlaps(clip, box=None):
   """Whether the boxes of a record are where its pictures are red."""
-  for picture, place in zip(record.decode_frames(clip), clip['bbox'] * 32):
+  for picture, place in zip(clip_record.decode_frames(clip), clip['bbox'] * 32):
     left, top, width, height = made_clips.red()(picture)
     np.testing.assert_allclose(place, [left, top, left + width, top + height], atol=2)
 
@@ -72,14 +73,14 @@ def test_a_clip_becomes_a_square_about_the_face(tmp_path):
     and clip['has_audio']
     and not clip['has_expression']
   )
-  frames = record.decode_frames(clip)
+  frames = clip_record.decode_frames(clip)
   assert frames.shape == (30, 32, 32, 3)
   _overlaps(clip)
   assert (
     clip['bbox'][:, 0].max() > clip['bbox'][:, 0].min() + 0.2
   )  # the face moves in a window that stays
   assert clip['motion_head'] > 0.1
-  sound = record.decode_audio(clip)
+  sound = clip_record.decode_audio(clip)
   assert len(sound) == 30 * 640
   np.testing.assert_allclose(np.corrcoef(sound, tone(1.2))[0, 1], 1, atol=0.03)
 
@@ -115,7 +116,7 @@ def test_a_photograph_is_found_by_the_cascade(tmp_path):
     and 0.15 < top < 0.4
     and 0.6 < bottom < 0.85
   )
-  assert np.unique(record.decode_frames(clip)).size > 100
+  assert np.unique(clip_record.decode_frames(clip)).size > 100
 
 
 def test_interval_and_box_of_the_corpus(tmp_path):
@@ -128,7 +129,7 @@ def test_interval_and_box_of_the_corpus(tmp_path):
   _overlaps(clip)
   np.testing.assert_allclose(clip['bbox'][6, 0], (30 + 0.4 * 31 - 30) / 60, atol=0.04)
   np.testing.assert_allclose(
-    record.decode_audio(clip)[3000:9000], tone(3.0)[19000:25000], atol=0.05
+    clip_record.decode_audio(clip)[3000:9000], tone(3.0)[19000:25000], atol=0.05
   )
   assert _records(tmp_path, crop=(60, 20, 220, 120), crop_height=144)[1] == [
     ('a', 'crop box outside of the picture')
@@ -149,7 +150,7 @@ def test_long_clips_are_cut_into_equal_pieces(tmp_path):
   assert np.concatenate([clip['expression'] for _, clip in clips])[
     :, 0
   ].tolist() == list(range(65))
-  whole = np.concatenate([record.decode_audio(clip) for _, clip in clips])
+  whole = np.concatenate([clip_record.decode_audio(clip) for _, clip in clips])
   np.testing.assert_allclose(whole[4000:38000], tone(2.6)[4000:38000], atol=0.05)
   for _, clip in clips:
     _overlaps(clip)
@@ -185,7 +186,7 @@ def test_sound_of_its_own(tmp_path):
   video.write_video(tmp_path / 'b.mp4', pictures(25), 25, tone(1.0, 440.0))
   ((_, clip),) = _records(tmp_path, audio='b.mp4')[0]
   np.testing.assert_allclose(
-    np.corrcoef(record.decode_audio(clip), tone(1.0, 440.0))[0, 1], 1, atol=0.03
+    np.corrcoef(clip_record.decode_audio(clip), tone(1.0, 440.0))[0, 1], 1, atol=0.03
   )
 
 
@@ -209,7 +210,9 @@ def test_an_interval_has_the_same_sound_as_before(tmp_path, monkeypatch):
         lambda path, start, end: audio.begin_at(load_span(path), start),
       )
       ((_, whole),) = _records(tmp_path, **clip)[0]
-    np.testing.assert_array_equal(record.decode_audio(ours), record.decode_audio(whole))
+    np.testing.assert_array_equal(
+      clip_record.decode_audio(ours), clip_record.decode_audio(whole)
+    )
 
 
 def test_a_joined_recording_is_kept_whole(tmp_path):
@@ -218,7 +221,7 @@ def test_a_joined_recording_is_kept_whole(tmp_path):
   soundfile.write(tmp_path / 'half.mp3', wave, 16000)
   (tmp_path / 'b.mp3').write_bytes((tmp_path / 'half.mp3').read_bytes() * 2)
   ((_, clip),) = _records(tmp_path, audio='b.mp3')[0]
-  sound = record.decode_audio(clip)
+  sound = clip_record.decode_audio(clip)
   assert len(sound) == 48000
   for half in (sound[:24000], sound[24000:]):
     np.testing.assert_allclose(np.corrcoef(half, wave)[0, 1], 1, atol=0.03)
@@ -229,7 +232,7 @@ def test_sound_must_last_as_long_as_the_pictures(tmp_path):
   for name, seconds in (('nearly', 1.85), ('half', 1.0), ('none', 0.01)):
     soundfile.write(tmp_path / f'{name}.wav', tone(seconds), 16000)
   ((_, clip),) = _records(tmp_path, audio='nearly.wav')[0]
-  sound = record.decode_audio(clip)
+  sound = clip_record.decode_audio(clip)
   assert (
     len(sound) == 32000
     and np.abs(sound[:29600]).max() > 0.3
@@ -315,7 +318,7 @@ def test_what_is_not_the_fault_of_the_clip_is_told_apart(tmp_path, monkeypatch):
   read = functools.partial(_records, tmp_path, expressions=tmp_path, expression='a.npy')
   for module, name, error in (
     (Tree, 'local', TimeoutError('bucket')),
-    (stream.av, 'open', av.error.OSError(errno.EIO, 'Input/output error')),
+    (video_reader.av, 'open', av.error.OSError(errno.EIO, 'Input/output error')),
     (np, 'load', MemoryError()),
     (np, 'load', OSError(errno.ESTALE, 'Stale file handle')),
   ):

@@ -5,14 +5,14 @@ throughout.
 import numpy as np
 import pytest
 
-from data_pipelines.record import EMOTIONS
-from data_pipelines.synthetic import emotions, geometry, projection, raster
+from data_pipelines.synthetic import emotions, geometry, painting, projection
 from data_pipelines.synthetic.clip import make_portrait
 from data_pipelines.synthetic.geometry import make_face
 from data_pipelines.synthetic.identity import make_identity
 from data_pipelines.synthetic.landmarks import face_box, landmarks
 from data_pipelines.synthetic.projection import Pose
 from data_pipelines.synthetic.renderer import Renderer
+from dicetalk_jax.data.clip_record import EMOTIONS
 
 _REST = np.zeros(6)
 _MOODS = tuple(e for e in EMOTIONS if e != 'neutral')
@@ -201,9 +201,9 @@ def test_painting_stays_in_float32(identity, monkeypatch):
     return call
 
   for owner, name in (
-    (raster.Patch, 'paint'),
-    (raster.Patch, 'shade'),
-    (raster.Texture, 'sample'),
+    (painting.Patch, 'paint'),
+    (painting.Patch, 'shade'),
+    (painting.Texture, 'sample'),
   ):
     monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
   rng, person = np.random.default_rng(identity), make_identity(identity)

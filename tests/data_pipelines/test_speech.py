@@ -5,9 +5,9 @@ emotion is audible.
 import numpy as np
 import pytest
 
-from data_pipelines.record import SAMPLE_RATE, SAMPLES_PER_FRAME
 from data_pipelines.synthetic import phonemes, speech, visemes
 from data_pipelines.synthetic.clip import make_clip
+from dicetalk_jax.data.clip_record import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 _VOICE = speech.Voice(f0=120.0, tract=1.0)
 

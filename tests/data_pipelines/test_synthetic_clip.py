@@ -12,10 +12,10 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines.record import EMOTIONS, FPS, SAMPLES_PER_FRAME
 from data_pipelines.synthetic import emotions, motion, phonemes, speech, visemes
 from data_pipelines.synthetic.clip import Clip, activations, make_clip, make_portrait
 from data_pipelines.synthetic.identity import make_identity
+from dicetalk_jax.data.clip_record import EMOTIONS, FPS, SAMPLES_PER_FRAME
 from dicetalk_jax.errors import InputError
 
 _ROOT = pathlib.Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 
 from dicetalk_jax.diffusion import sampler, schedule, strict
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.models import core
+from dicetalk_jax.models import parameters
 
 CONFIG = sampler.SamplerConfig(
   num_steps=3, frames=5, shift=2, g_image=(2.0, 3.0), g_condition=5.0
@@ -168,7 +168,7 @@ def naive(params, config, c, noise, length):
 
 @pytest.fixture(scope='module')
 def network():
-  return core.split(Toy(core.ParamKeys(jax.random.key(0))))
+  return parameters.split(Toy(parameters.ParamKeys(jax.random.key(0))))
 
 
 @pytest.fixture(scope='module')

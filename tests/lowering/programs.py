@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import ml_collections
 
 from benchmarks.memory_table import abstract_step, batch_shapes, diffusion_task
-from dicetalk_jax import network, parallel
+from dicetalk_jax import component, parallel
 from dicetalk_jax.diffusion import sampler
-from dicetalk_jax.models import core, registry, target
-from dicetalk_jax.models.face_mask import mask_pyramid
+from dicetalk_jax.diffusion.face_mask import mask_pyramid
+from dicetalk_jax.models import parameters, registry, target
 from dicetalk_jax.pipeline import INTERPOLATION, KINDS, Pipeline, Settings
 from dicetalk_jax.training.autoencoder import AutoencoderTask
 from dicetalk_jax.training.embedder import EmbedderTask
@@ -61,27 +61,31 @@ def training(make: Any, config: ml_collections.ConfigDict, mesh: Any) -> Program
     return Program(*abstract_step(*make(config), mesh), mesh)
 
 
-def diffusion(config: ml_collections.ConfigDict) -> tuple[Any, core.Abstract, Any]:
+def diffusion(
+  config: ml_collections.ConfigDict,
+) -> tuple[Any, parameters.Abstract, Any]:
   """Task, parameters and batch."""
   return *diffusion_task(config), batch_shapes(config)
 
 
-def autoencoder(config: ml_collections.ConfigDict) -> tuple[Any, core.Abstract, Any]:
+def autoencoder(
+  config: ml_collections.ConfigDict,
+) -> tuple[Any, parameters.Abstract, Any]:
   """Task, parameters and batch."""
   task = AutoencoderTask.__new__(AutoencoderTask)  # without data
   task.config = config
-  task.graphdef, params = core.abstract(
+  task.graphdef, params = parameters.abstract(
     registry.builder('vae', config.vae.to_dict(), config.dtype)
   )
   video = Shape((config.batch_size, config.data.frames, 512, 512, 3), jnp.float32)
-  return task, core.prefixed('vae', params), {'video': video}
+  return task, parameters.add_prefix('vae', params), {'video': video}
 
 
-def embedder(config: ml_collections.ConfigDict) -> tuple[Any, core.Abstract, Any]:
+def embedder(config: ml_collections.ConfigDict) -> tuple[Any, parameters.Abstract, Any]:
   """Task, parameters and batch."""
   task = EmbedderTask.__new__(EmbedderTask)  # without data and Whisper
   task.config = config
-  task.graphdef, params = core.abstract(
+  task.graphdef, params = parameters.abstract(
     registry.builder('embedder', config.embedder.to_dict(), config.dtype)
   )
   model = registry.config_of('embedder', config.embedder.to_dict())
@@ -100,7 +104,7 @@ def embedder(config: ml_collections.ConfigDict) -> tuple[Any, core.Abstract, Any
     name: Shape((config.batch_size, *shape), dtype)
     for name, (shape, dtype) in batch.items()
   }
-  return task, core.prefixed('embedder', params), rows
+  return task, parameters.add_prefix('embedder', params), rows
 
 
 def pipeline(kind: str, mesh: jax.sharding.Mesh | None) -> Pipeline:
@@ -125,22 +129,22 @@ def pipeline(kind: str, mesh: jax.sharding.Mesh | None) -> Pipeline:
 
 def _network(
   name: str, config: dict[str, Any], mesh: jax.sharding.Mesh | None, dtype: Any
-) -> network.Network:
+) -> component.Component:
   graphdef, params = _abstract(name, tuple(config.items()), dtype)
   if dtype is not None:
     params = {key: Shape(x.shape, dtype) for key, x in params.items()}
   if mesh is not None:
     params = parallel.with_shardings(params, parallel.shardings(params, mesh))
-  return network.Network(
-    registry.config_of(name, config), graphdef, params, mesh or network.NO_MESH
+  return component.Component(
+    registry.config_of(name, config), graphdef, params, mesh or component.NO_MESH
   )
 
 
 @functools.cache
 def _abstract(
   name: str, config: tuple, dtype: Any
-) -> tuple[nnx.GraphDef, core.Abstract]:
-  return core.abstract(registry.builder(name, dict(config), dtype))
+) -> tuple[nnx.GraphDef, parameters.Abstract]:
+  return parameters.abstract(registry.builder(name, dict(config), dtype))
 
 
 class Lowered:

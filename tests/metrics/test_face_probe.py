@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from data_pipelines.record import EMOTIONS, FPS
 from data_pipelines.synthetic.clip import make_clip
+from dicetalk_jax.data.clip_record import EMOTIONS, FPS
 from dicetalk_jax.metrics import face_probe
 from dicetalk_jax.metrics.emotion_accuracy import emotion_accuracy
 from dicetalk_jax.metrics.lip_sync import lip_sync

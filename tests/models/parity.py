@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from convert.naming import from_torch, to_torch
-from dicetalk_jax.models import core
+from dicetalk_jax.models import parameters
 
 # Tests compile for longer than they run.
 jit = functools.partial(
@@ -43,12 +43,12 @@ def manifest(name: str) -> dict[str, np.ndarray]:
   }
 
 
-def abstract(config: core.ModelConfig, model: type, dtype=None):
-  return core.abstract(functools.partial(model, config, dtype=dtype))
+def abstract(config: parameters.ModelConfig, model: type, dtype=None):
+  return parameters.abstract(functools.partial(model, config, dtype=dtype))
 
 
 def converted(
-  config: core.ModelConfig, model: type, state_dict: Mapping[str, np.ndarray]
+  config: parameters.ModelConfig, model: type, state_dict: Mapping[str, np.ndarray]
 ):
   """Structure and parameters of our model with published weights."""
   graphdef, target = abstract(config, model)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dicetalk_jax.models import attention, core
+from dicetalk_jax.models import attention, parameters
 from dicetalk_jax.models.attention import CrossAttention, attend
 from dicetalk_jax.models.transformer import SpatioTemporalTransformer
 
@@ -95,14 +95,14 @@ def test_chunks_keep_the_batch_sharded(mesh, monkeypatch):
 @pytest.fixture(scope='module')
 def layer():
   """Runs a CrossAttention with fixed weights on (x, contexts, mask)."""
-  graphdef, target = core.abstract(
+  graphdef, target = parameters.abstract(
     lambda rngs: CrossAttention(CHANNELS, HEADS, CONTEXT, 2, rngs=rngs)
   )
-  params = core.numpy_params(target)
+  params = parameters.numpy_params(target)
 
   @jax.jit
   def run(x, contexts, mask=None):
-    module = core.merge(graphdef, params)
+    module = parameters.merge(graphdef, params)
     return jnp.broadcast_to(module(x, module.context_kv(contexts), mask), x.shape)
 
   run.params = params
@@ -170,7 +170,7 @@ def test_temporal_context_is_the_mean_token():
       CHANNELS, heads=HEADS, context_dim=CONTEXT, adapters=2, groups=8, rngs=rngs
     )
 
-  graphdef, target = core.abstract(build)
+  graphdef, target = parameters.abstract(build)
   x = draw(0, 2, 3, 4, 5, CHANNELS)
   tokens = (
     draw(1, 2, 3, 1, CONTEXT),
@@ -184,7 +184,7 @@ def test_temporal_context_is_the_mean_token():
 
   @jax.jit
   def run(params, temporal):
-    module = core.merge(graphdef, params)
+    module = parameters.merge(graphdef, params)
     contexts = {'transformer_blocks': tokens, 'temporal_transformer_blocks': temporal}
     kv = {
       f'{name}.0.attn2': getattr(module, name)[0].attn2.context_kv(c)
@@ -192,7 +192,7 @@ def test_temporal_context_is_the_mean_token():
     }
     return module(x, kv)
 
-  params = core.numpy_params(target)
+  params = parameters.numpy_params(target)
   np.testing.assert_allclose(run(params, tokens), run(params, mean), rtol=0, atol=2e-5)
   assert jnp.abs(run(params, first) - run(params, mean)).max() > 0.01
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from dicetalk_jax.models.audio2bucket import AudioToBucket, AudioToBucketConfig
-from dicetalk_jax.models.core import merge
+from dicetalk_jax.models.parameters import merge
 from tests.models import parity
 
 SMALL = AudioToBucketConfig(seq_len=5, channels=3, clip_dim=4, intermediate_dim=8)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dicetalk_jax.models.audio_projection import AudioProjection, AudioProjectionConfig
-from dicetalk_jax.models.core import merge
+from dicetalk_jax.models.parameters import merge
 from tests.models import parity
 
 

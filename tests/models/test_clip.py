@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dicetalk_jax.models.clip import CLIPVision, CLIPVisionConfig
-from dicetalk_jax.models.core import merge
+from dicetalk_jax.models.parameters import merge
 from tests.models import parity
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.models import core, crop_encoder
+from dicetalk_jax.models import crop_encoder, parameters
 from dicetalk_jax.models.crop_encoder import CropEncoder
 from dicetalk_jax.models.embedder import Embedder, EmbedderConfig
 from tests import tiny
@@ -38,10 +38,10 @@ def quick_compilation():
 
 
 def encoder():
-  graphdef, target = core.abstract(
+  graphdef, target = parameters.abstract(
     lambda rngs: CropEncoder(CONFIG.crop_channels, rngs=rngs)
   )
-  return graphdef, core.numpy_params(target)
+  return graphdef, parameters.numpy_params(target)
 
 
 def pictures(seed=0):
@@ -50,7 +50,7 @@ def pictures(seed=0):
 
 def test_every_frame_is_encoded_by_itself():
   graphdef, params = encoder()
-  encode = jax.jit(lambda crops: core.merge(graphdef, params)(crops))
+  encode = jax.jit(lambda crops: parameters.merge(graphdef, params)(crops))
   crops = pictures()
   features = encode(crops)
   assert features.shape == (B, N, 12) and features.dtype == jnp.float32
@@ -69,7 +69,7 @@ def test_chunks_of_time_change_nothing(monkeypatch):
 
   def run():
     def loss(params):
-      return (core.merge(graphdef, params)(pictures()) * weights).sum()
+      return (parameters.merge(graphdef, params)(pictures()) * weights).sum()
 
     return jax.jit(jax.value_and_grad(loss))(params)
 
@@ -86,13 +86,13 @@ def embed():
   """embed(crops, mask, has_video, ...) -> statistics and gradients of a number that
   depends on all of them.
   """
-  graphdef, target = core.abstract(lambda rngs: Embedder(CONFIG, rngs=rngs))
-  params = core.numpy_params(target)
+  graphdef, target = parameters.abstract(lambda rngs: Embedder(CONFIG, rngs=rngs))
+  params = parameters.numpy_params(target)
   whisper = np.random.default_rng(2).normal(size=(B, 2 * N, 3, 5)).astype(np.float32)
   weights = np.random.default_rng(3).normal(size=(2, B, 16))
 
   def loss(params, *batch):
-    mu, var = core.merge(graphdef, params)(
+    mu, var = parameters.merge(graphdef, params)(
       batch[0], whisper, *batch[1:], np.ones(B, bool)
     )
     return sum((w * x).sum() for w, x in zip(weights, (mu, var))), (mu, var)
@@ -132,7 +132,7 @@ def test_gradients_reach_every_parameter(embed):
 
 
 def test_sizes():
-  _, target = core.abstract(
+  _, target = parameters.abstract(
     lambda rngs: Embedder(EmbedderConfig(visual='crops'), rngs=rngs)
   )
   assert sum(np.prod(x.shape) for x in target.values()) == pytest.approx(

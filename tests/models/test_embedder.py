@@ -11,7 +11,7 @@ from torch import nn
 
 from convert import naming
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.models import core
+from dicetalk_jax.models import parameters
 from dicetalk_jax.models.embedder import Embedder, EmbedderConfig, positions
 from tests.models import parity
 
@@ -41,9 +41,9 @@ def make(config=TINY):
   and shape.
   """
   graphdef, target = parity.abstract(config, Embedder)
-  params = core.numpy_params(target)
+  params = parameters.numpy_params(target)
   return params, parity.jit(
-    lambda params, method, *args: method(core.merge(graphdef, params), *args),
+    lambda params, method, *args: method(parameters.merge(graphdef, params), *args),
     static_argnums=1,
   )
 
@@ -216,7 +216,8 @@ def gradient():
   graphdef, _ = parity.abstract(TINY, Embedder)
   return parity.jit(
     jax.grad(
-      lambda params, *args: loss(core.merge(graphdef, params), *args), has_aux=True
+      lambda params, *args: loss(parameters.merge(graphdef, params), *args),
+      has_aux=True,
     )
   )
 
@@ -289,7 +290,7 @@ def test_switches_change_the_parameters():
     5,
     16,
   )  # half of what two packed positions need
-  drawn = core.init_params(
+  drawn = parameters.init_params(
     lambda rngs: Embedder(SWITCHED, rngs=rngs),
     jax.random.key(0),
     ['fusion.0.cross_weight'],
@@ -432,9 +433,11 @@ def test_dropout_is_by_key():
 
 def test_bfloat16_returns_float32():
   graphdef, target = parity.abstract(TINY, Embedder, dtype=jnp.bfloat16)
-  params = core.numpy_params(target)
+  params = parameters.numpy_params(target)
   batch = clips()
-  mu, var = parity.jit(lambda params: core.merge(graphdef, params)(*batch))(params)
+  mu, var = parity.jit(lambda params: parameters.merge(graphdef, params)(*batch))(
+    params
+  )
   assert mu.dtype == var.dtype == jnp.float32
   exact, _ = make()[1](params, forward, *batch)
   np.testing.assert_allclose(mu, exact, atol=0.1)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from convert import naming
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.models import core
+from dicetalk_jax.models import parameters
 from dicetalk_jax.models.emotion import EmotionConfig, EmotionModel
 from tests.models import parity
 
@@ -50,7 +50,7 @@ def run(graphdef, params):
   """
 
   def call(params, method, args):
-    return method(core.merge(graphdef, params), *args)
+    return method(parameters.merge(graphdef, params), *args)
 
   jitted = parity.jit(call, static_argnums=1)
   return lambda method, *args: jitted(params, method, args)
@@ -207,7 +207,7 @@ def test_gradients_equal_pytorch(retrieval):
   weight, drop = rng.normal(size=(6, 3, 16)), np.arange(6) == 2
 
   def loss(params):
-    model = core.merge(graphdef, params)
+    model = parameters.merge(graphdef, params)
     tokens, vq = model(jnp.asarray(prior, jnp.float32), retrieval, drop)
     return (
       (tokens * weight).sum()
@@ -236,7 +236,7 @@ def test_gradients_equal_pytorch(retrieval):
 
 
 def variant(**changes):
-  return core.abstract(
+  return parameters.abstract(
     lambda rngs: EmotionModel(
       EmotionConfig.from_json(TINY.to_json() | changes), rngs=rngs
     )
@@ -247,13 +247,13 @@ class TestBank:
   """Gradient paths of the look-up."""
 
   graphdef, target = parity.abstract(TINY, EmotionModel)
-  params = core.numpy_params(target)
+  params = parameters.numpy_params(target)
   prior = np.random.default_rng(4).normal(size=(7, 12)).astype(np.float32)
   table, fc = 'codebook.codebook.embedding', 'codebook.fc.kernel'
 
   def look_up(self, params):
     """z, the code and the look-up's loss and indices."""
-    codebook = core.merge(self.graphdef, params).codebook
+    codebook = parameters.merge(self.graphdef, params).codebook
     return codebook.fc(self.prior), *codebook(self.prior)
 
   def gradient(self, function):
@@ -356,7 +356,7 @@ class TestBank:
 
 def test_null_keys_can_be_the_same_in_training_and_sampling():
   """Dropped emotions become what sampling uses for none; kept ones do not change."""
-  params = core.numpy_params(parity.abstract(TINY, EmotionModel)[1])
+  params = parameters.numpy_params(parity.abstract(TINY, EmotionModel)[1])
   prior, drop = (
     np.random.default_rng(1).normal(size=(4, 12)).astype(np.float32),
     np.arange(4) < 2,
@@ -386,7 +386,7 @@ def test_null_keys_can_be_the_same_in_training_and_sampling():
 
 def test_shared_bank_equals_a_bank_per_row():
   graphdef, target = parity.abstract(TINY, EmotionModel)
-  model = run(graphdef, core.numpy_params(target))
+  model = run(graphdef, parameters.numpy_params(target))
   prior = np.random.default_rng(1).normal(size=(4, 12)).astype(np.float32)
   together = model(RETRIEVE[False], prior)[0]
   apart = np.concatenate(
@@ -404,7 +404,10 @@ def test_ablations():
   for mode in ('direct', 'learnable', 'bank'):
     config = EmotionConfig.from_json(TINY.to_json() | {'mode': mode})
     graphdef, target = parity.abstract(config, EmotionModel)
-    names[mode], models[mode] = set(target), run(graphdef, core.numpy_params(target))
+    names[mode], models[mode] = (
+      set(target),
+      run(graphdef, parameters.numpy_params(target)),
+    )
     tokens, vq = models[mode](RETRIEVE[True], prior)
     assert tokens.shape == (2, 3, 16)
     assert (vq.loss > 0) == (mode == 'bank')
@@ -435,7 +438,7 @@ def test_classifier_dropout_is_by_key():
   )
   graphdef, target = parity.abstract(config, EmotionModel)
   model, features = (
-    run(graphdef, core.numpy_params(target)),
+    run(graphdef, parameters.numpy_params(target)),
     np.ones((3, 2, 2, 6), np.float32),
   )
 

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from convert import naming
-from dicetalk_jax.models import core
+from dicetalk_jax.models import parameters
 from dicetalk_jax.models.pose_guider import PoseGuider, PoseGuiderConfig
 
 
 def test_published_tree(goldens):
   manifest = json.loads((goldens.parent / 'manifests/pose_guider.json').read_text())
-  _, target = core.abstract(lambda rngs: PoseGuider(PoseGuiderConfig(), rngs=rngs))
+  _, target = parameters.abstract(
+    lambda rngs: PoseGuider(PoseGuiderConfig(), rngs=rngs)
+  )
   naming.from_torch(
     target, {k: np.broadcast_to(np.float32(0), v['shape']) for k, v in manifest.items()}
   )
@@ -29,14 +31,14 @@ def test_starts_at_zero_and_learns():
   def build(rngs):
     return PoseGuider(config, rngs=rngs)
 
-  graphdef, target = core.abstract(build)
+  graphdef, target = parameters.abstract(build)
   last = [name for name in target if name.startswith('conv_out')]
-  params = core.numpy_params(target) | core.init_params(
+  params = parameters.numpy_params(target) | parameters.init_params(
     build, jax.random.key(0), names=last
   )
 
   def forward(params):
-    return core.merge(graphdef, params)(jnp.ones((1, 2, 8, 16, 3)))
+    return parameters.merge(graphdef, params)(jnp.ones((1, 2, 8, 16, 3)))
 
   y, pull = jax.vjp(jax.jit(forward), params)
   assert y.shape == (1, 2, 4, 8, 8)  # one halving for two widths

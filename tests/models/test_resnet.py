@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dicetalk_jax.models import core, registry
+from dicetalk_jax.models import parameters, registry
 from dicetalk_jax.models.resnet import (
   Blend,
   SpatioTemporalResBlock,
@@ -43,8 +43,8 @@ def test_temporal_convolution_agrees_with_torch(form):
 
 
 def test_temporal_convolution_mixes_frames_of_a_pixel_only():
-  graphdef, target = core.abstract(lambda rngs: TemporalConv(4, 4, rngs=rngs))
-  convolve = jax.jit(core.merge(graphdef, core.numpy_params(target)))
+  graphdef, target = parameters.abstract(lambda rngs: TemporalConv(4, 4, rngs=rngs))
+  convolve = jax.jit(parameters.merge(graphdef, parameters.numpy_params(target)))
   x = draw(0, 1, 5, 2, 3, 4)
   moved = x.copy()
   moved[0, 3, 1, 2] += 1
@@ -65,10 +65,10 @@ def test_rows_are_independent_and_frames_are_not():
   """Spatial statistics are per frame, temporal ones per row: a change stays in its
   row, but reaches all its frames.
   """
-  graphdef, target = core.abstract(
+  graphdef, target = parameters.abstract(
     lambda rngs: SpatioTemporalResBlock(8, 16, groups=4, temb_channels=6, rngs=rngs)
   )
-  block = jax.jit(core.merge(graphdef, core.numpy_params(target)))
+  block = jax.jit(parameters.merge(graphdef, parameters.numpy_params(target)))
   x, temb = draw(0, 2, 6, 4, 4, 8), draw(1, 2, 6)
   moved = x.copy()
   moved[1, 0] *= 2
@@ -84,5 +84,5 @@ def test_rows_are_independent_and_frames_are_not():
 def test_no_parameter_has_a_weak_type():
   """One would lose it in the first step and so compile training a second time."""
   for name, config in tiny.CONFIGS.items():
-    target = core.abstract(registry.builder(name, config))[1]
+    target = parameters.abstract(registry.builder(name, config))[1]
     assert not [key for key, x in target.items() if x.weak_type], name

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from convert import naming
-from dicetalk_jax.models import core, rife
+from dicetalk_jax.models import parameters, rife
 from tests.models import parity
 
 
@@ -26,7 +26,7 @@ def exact():
 def net():
   """A small network and its parameters."""
   graphdef, target = parity.abstract(rife.RIFEConfig(c=8), rife.IFNet)
-  return graphdef, core.numpy_params(target)
+  return graphdef, parameters.numpy_params(target)
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +34,9 @@ def double(net):
   """Clips [N,H,W,3] to [2N-1,H,W,3], two pairs at a time."""
   graphdef, params = net
   call = parity.jit(
-    lambda params, frames: rife.double(core.merge(graphdef, params), frames, pairs=2)
+    lambda params, frames: rife.double(
+      parameters.merge(graphdef, params), frames, pairs=2
+    )
   )
   return lambda frames: call(params, frames)
 
@@ -64,7 +66,7 @@ def test_doubles(net, double, clip):
   graphdef, params = net
   doubled = double(clip)
   between = parity.jit(
-    lambda params, *pair: core.merge(graphdef, params)(*pair)[-1].frame
+    lambda params, *pair: parameters.merge(graphdef, params)(*pair)[-1].frame
   )(params, clip[:-1], clip[1:])
   assert doubled.shape == (7, 64, 48, 3)
   np.testing.assert_array_equal(doubled[::2], clip)
@@ -78,7 +80,9 @@ def test_sizes_that_do_not_fit_are_extended(net, double, clip):
   assert double(frames).shape == (5, 52, 40, 3)
   np.testing.assert_allclose(double(frames), double(extended)[:, :52, :40], atol=1e-6)
   with pytest.raises(ValueError, match='multiples of 16'):
-    jax.eval_shape(lambda params, x: core.merge(net[0], params)(x, x), net[1], frames)
+    jax.eval_shape(
+      lambda params, x: parameters.merge(net[0], params)(x, x), net[1], frames
+    )
 
 
 def test_time_may_run_backwards(double, clip):
@@ -142,9 +146,9 @@ def test_transposed_convolution_and_rectifier_live():
     torch.nn.ConvTranspose2d(3, 5, 4, 2, 1), torch.nn.PReLU(5)
   )
   state_dict = {f'layers.{k}': x for k, x in parity.lively(stock).items()}
-  graphdef, target = core.abstract(lambda rngs: Net(rngs=rngs))
+  graphdef, target = parameters.abstract(lambda rngs: Net(rngs=rngs))
   params = naming.from_torch(target, state_dict)
-  net = core.merge(graphdef, {k: jnp.asarray(x) for k, x in params.items()})
+  net = parameters.merge(graphdef, {k: jnp.asarray(x) for k, x in params.items()})
   x = np.random.default_rng(0).normal(size=(2, 6, 7, 3)).astype(np.float32)
   with torch.no_grad():
     expected = stock(torch.tensor(x).movedim(-1, 1)).movedim(1, -1)

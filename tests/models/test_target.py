@@ -6,7 +6,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 import pytest
 
 from dicetalk_jax.models import resnet, target
-from dicetalk_jax.models.core import abstract, merge
+from dicetalk_jax.models.parameters import abstract, merge
 
 
 def test_by_default_it_is_that_of_this_host():

@@ -18,7 +18,7 @@ import torch
 
 from convert import naming
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.models import core
+from dicetalk_jax.models import parameters
 from dicetalk_jax.models.unet import (
   UNet,
   UNetConfig,
@@ -80,12 +80,12 @@ class Twin:
       k: rng.normal(size=shape).astype(np.float32) for k, shape in self.x.items()
     }
     self.t = np.array([0.5, -1.25], np.float32)
-    self.graphdef, target = core.abstract(lambda rngs: UNet(SMALL, rngs=rngs))
-    self.params = core.numpy_params(target)
+    self.graphdef, target = parameters.abstract(lambda rngs: UNet(SMALL, rngs=rngs))
+    self.params = parameters.numpy_params(target)
 
   def ours(self):
     def loss(params, sample):
-      unet = core.merge(self.graphdef, params)
+      unet = parameters.merge(self.graphdef, params)
       v, _ = unet(
         sample, self.t, unet.context_kv(self.x['image']), self.x['ids'], remat='dots'
       )
@@ -145,7 +145,7 @@ def test_published_tree(goldens, name, adapters):
   ]
   config = UNetConfig.from_json(published | {'adapters': adapters})
   assert config == UNetConfig(adapters=adapters)
-  _, target = core.abstract(lambda rngs: UNet(config, rngs=rngs))
+  _, target = parameters.abstract(lambda rngs: UNet(config, rngs=rngs))
   manifest = json.loads((manifests / f'{name}.json').read_text())
   naming.from_torch(
     target, {k: np.broadcast_to(np.float32(0), v['shape']) for k, v in manifest.items()}
@@ -167,7 +167,7 @@ def equations(jaxpr):
 
 def abstract_call(config, rows, frames, size, tokens=32, **kwargs):
   """The traced program of a UNet and its output shapes, from shapes alone."""
-  graphdef, target = core.abstract(
+  graphdef, target = parameters.abstract(
     lambda rngs: UNet(config, dtype=jnp.bfloat16, rngs=rngs)
   )
 
@@ -175,7 +175,7 @@ def abstract_call(config, rows, frames, size, tokens=32, **kwargs):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
   def forward(params, sample, image, audio, emotion, *args):
-    unet = core.merge(graphdef, params)
+    unet = parameters.merge(graphdef, params)
     return unet(sample, 0.3, unet.context_kv(image, audio, emotion), *args, **kwargs)
 
   return jax.make_jaxpr(forward, return_shape=True)(
@@ -239,13 +239,13 @@ THREE_LEVELS = dataclasses.replace(
 
 
 def test_what_waits_for_the_backward_pass():
-  graphdef, target = core.abstract(lambda rngs: UNet(ONE_LEVEL, rngs=rngs))
+  graphdef, target = parameters.abstract(lambda rngs: UNet(ONE_LEVEL, rngs=rngs))
 
   def kept(remat):
     """Numbers, parameters not counted."""
 
     def out(params):
-      unet, x = core.merge(graphdef, params), jnp.ones((1, 3, 16, 16, 8))
+      unet, x = parameters.merge(graphdef, params), jnp.ones((1, 3, 16, 16, 8))
       return unet(
         x, 0.3, unet.context_kv(jnp.ones((1, 1, 1, 12))), jnp.ones((1, 3)), remat=remat
       )[0]
@@ -267,9 +267,11 @@ def test_any_number_of_levels(config):
 
 
 def test_adapters_start_as_copies():
-  _, target = core.abstract(lambda rngs: UNet(ONE_LEVEL, rngs=rngs))
-  before = core.numpy_params(target)
-  after = core.under('unet', init_adapters_from_image(core.prefixed('unet', before)))
+  _, target = parameters.abstract(lambda rngs: UNet(ONE_LEVEL, rngs=rngs))
+  before = parameters.numpy_params(target)
+  after = parameters.strip_prefix(
+    'unet', init_adapters_from_image(parameters.add_prefix('unet', before))
+  )
   assert after.keys() == before.keys()
   for name in before:
     layer, is_adapter, projection = name.partition('processor.')
@@ -287,8 +289,8 @@ def test_adapters_start_as_copies():
 
 
 def test_residual_branches_can_begin_at_zero():
-  graphdef, target = core.abstract(lambda rngs: UNet(SMALL, rngs=rngs))
-  before = core.numpy_params(target)
+  graphdef, target = parameters.abstract(lambda rngs: UNet(SMALL, rngs=rngs))
+  before = parameters.numpy_params(target)
   after = zero_residuals(before)
   changed = {name for name in before if not np.array_equal(before[name], after[name])}
   assert changed == {
@@ -329,9 +331,11 @@ def test_stages_that_do_not_exist_are_named(change, sentence):
 
 
 def test_tokens_without_adapter_are_refused():
-  graphdef, target = core.abstract(lambda rngs: UNet(SMALL, rngs=rngs))
+  graphdef, target = parameters.abstract(lambda rngs: UNet(SMALL, rngs=rngs))
   tokens = jax.ShapeDtypeStruct((1, 1, 1, 16), jnp.float32)
   with pytest.raises(ValueError, match='0 adapters'):
     jax.eval_shape(
-      lambda params, x: core.merge(graphdef, params).context_kv(x, x), target, tokens
+      lambda params, x: parameters.merge(graphdef, params).context_kv(x, x),
+      target,
+      tokens,
     )

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dicetalk_jax.models import core
-from dicetalk_jax.models.core import merge
+from dicetalk_jax.models import parameters
+from dicetalk_jax.models.parameters import merge
 from dicetalk_jax.models.vae import VAE, VAEConfig
 from tests.models import parity
 
@@ -89,10 +89,10 @@ def test_trains_from_scratch_and_remat_saves_memory():
   build = functools.partial(
     VAE, dataclasses.replace(TINY, block_out_channels=(8,))
   )  # compiles fastest
-  graphdef, _ = core.abstract(build)
-  params = parity.jit(lambda key: core.split(build(rngs=core.ParamKeys(key)))[1])(
-    jax.random.key(0)
-  )
+  graphdef, _ = parameters.abstract(build)
+  params = parity.jit(
+    lambda key: parameters.split(build(rngs=parameters.ParamKeys(key)))[1]
+  )(jax.random.key(0))
   ramp = np.linspace(-1, 1, 16, dtype=np.float32)
   clip = np.stack(
     [np.broadcast_to(c * ramp[:, None], (16, 16)) for c in (1, -1, 0.5)], axis=-1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dicetalk_jax.media import audio
-from dicetalk_jax.models.core import ParamKeys, merge
+from dicetalk_jax.models.parameters import ParamKeys, merge
 from dicetalk_jax.models.whisper import WhisperConfig, WhisperEncoder
 from tests.models import parity
 

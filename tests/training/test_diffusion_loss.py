@@ -14,7 +14,7 @@ import pytest
 from configs import diffusion
 from dicetalk_jax.diffusion import edm, guidance, sampler, schedule
 from dicetalk_jax.diffusion.condition_dropout import Dropped
-from dicetalk_jax.models import core, registry
+from dicetalk_jax.models import parameters, registry
 from dicetalk_jax.training.diffusion_loss import DiffusionLoss
 from tests import tiny
 
@@ -101,7 +101,7 @@ def make(arg='default', network=Toy, **changes):
     if name in config
   }
   builds['unet'] = network
-  abstract = {name: core.abstract(build) for name, build in builds.items()}
+  abstract = {name: parameters.abstract(build) for name, build in builds.items()}
   loss = DiffusionLoss(
     config, {name: graph for name, (graph, _) in abstract.items()}, scaling_factor=0.5
   )
@@ -110,7 +110,7 @@ def make(arg='default', network=Toy, **changes):
     for name, (_, target) in abstract.items()
     for k, x in target.items()
   }
-  return loss, core.numpy_params(shapes), jax.jit(loss)
+  return loss, parameters.numpy_params(shapes), jax.jit(loss)
 
 
 def batch(draw=NOTHING, **changes):
@@ -494,10 +494,10 @@ def test_a_sampling_step_is_the_guided_sum_of_dropped_forwards():
   v = np.asarray(training(params))
   assert min(np.abs(v[i] - v[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-2
   sample = sampler.make_sampler(
-    core.abstract(registry.builder('unet', sizes))[0], config
+    parameters.abstract(registry.builder('unet', sizes))[0], config
   )
   out = sample(
-    core.under('unet', params),
+    parameters.strip_prefix('unet', params),
     noise,
     jax.jit(loss.conditions)(params, one),
     jnp.array([F]),

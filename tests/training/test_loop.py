@@ -23,7 +23,7 @@ from dicetalk_jax import bundle, parallel
 from dicetalk_jax.errors import ConfigError, InputError, MeshError
 from dicetalk_jax.training.checkpoint import Checkpoints
 from dicetalk_jax.training.loop import train
-from dicetalk_jax.training.report import DivergedError, read_json_lines
+from dicetalk_jax.training.run_log import DivergedError, read_json_lines
 from tests.training import toy
 
 ROOT = pathlib.Path(__file__).parents[2]

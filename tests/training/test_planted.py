@@ -12,7 +12,7 @@ import pytest
 
 from configs import diffusion, embedder
 from dicetalk_jax.metrics import clustering
-from dicetalk_jax.models import core, registry
+from dicetalk_jax.models import parameters, registry
 from dicetalk_jax.training import contrastive
 from dicetalk_jax.training.diffusion_loss import DiffusionLoss
 from tests import tiny
@@ -112,13 +112,13 @@ def train_embedder(clips, visual):
     max_len=N,
   )
   build = registry.builder('embedder', config)
-  graphdef, target = core.abstract(build)
-  params, tx = core.numpy_params(target), optax.adam(3e-3)
+  graphdef, target = parameters.abstract(build)
+  params, tx = parameters.numpy_params(target), optax.adam(3e-3)
   person, emotion, _ = clips(0)
   pairs = contrastive.make_pairs(person, emotion, np.arange(len(person)))
 
   def loss(params, batch, key):
-    model = core.merge(graphdef, params)
+    model = parameters.merge(graphdef, params)
     present = contrastive.modality_dropout(key, *np.ones((2, len(person)), bool))
     return contrastive.info_nce(model.sample(*model(*batch, *present), key), pairs)
 
@@ -129,7 +129,7 @@ def train_embedder(clips, visual):
 
   @jax.jit
   def priors(params, *batch):
-    return core.merge(graphdef, params)(*batch, *jnp.ones((2, len(person)), bool))
+    return parameters.merge(graphdef, params)(*batch, *jnp.ones((2, len(person)), bool))
 
   person, emotion, unseen = clips(1000)
 
@@ -171,11 +171,11 @@ def test_diffusion_loss_and_classification_fall():
     name: registry.builder(name, config[name].to_dict())
     for name in ('unet', 'audio_linear', 'pose_guider', 'emo_model')
   }
-  abstract = {name: core.abstract(build) for name, build in builds.items()}
+  abstract = {name: parameters.abstract(build) for name, build in builds.items()}
   loss = DiffusionLoss(
     config, {name: graph for name, (graph, _) in abstract.items()}, scaling_factor=1.0
   )
-  params = core.numpy_params(
+  params = parameters.numpy_params(
     {
       f'{name}.{k}': x
       for name, (_, target) in abstract.items()

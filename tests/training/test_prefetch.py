@@ -10,8 +10,8 @@ import grain
 import numpy as np
 import pytest
 
-from data_pipelines.loader import _batches
 from dicetalk_jax import parallel
+from dicetalk_jax.data.loader import _batches
 from dicetalk_jax.errors import MeshError
 from dicetalk_jax.training.prefetch import AHEAD, prefetched
 

@@ -14,8 +14,8 @@ from benchmarks.memory_table import batch_shapes
 from configs import autoencoder, diffusion, embedder
 from dicetalk_jax import parallel
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.models import core, registry
-from dicetalk_jax.training import checks
+from dicetalk_jax.models import parameters, registry
+from dicetalk_jax.training import config_checks
 from dicetalk_jax.training.diffusion import TRAINED, DiffusionTask
 from dicetalk_jax.training.diffusion_loss import DiffusionLoss
 from dicetalk_jax.training.embedder import EmbedderTask
@@ -91,7 +91,6 @@ def test_presets_that_do_not_go_together(module, arg, sentence):
 def test_what_tiny_sets_can_be_set_at_full_size(module):
   """A key that only a preset has could not be overridden without it."""
   assert flat(module.get_config('tiny')).keys() - flat(module.get_config()).keys() == {
-    'data.synthetic',
     'frozen.whisper',
     'frozen.image_encoder',
   }
@@ -149,7 +148,7 @@ def changed(task, arg='default', **changes):
 )
 def test_impossible_diffusion_settings(arg, changes, sentence):
   with pytest.raises(ConfigError, match=sentence):
-    checks.diffusion(changed('diffusion', arg, **changes))
+    config_checks.diffusion(changed('diffusion', arg, **changes))
 
 
 @pytest.mark.parametrize(
@@ -185,17 +184,17 @@ def test_impossible_diffusion_settings(arg, changes, sentence):
 )
 def test_impossible_embedder_settings(arg, changes, sentence):
   with pytest.raises(ConfigError, match=sentence):
-    checks.embedder(changed('embedder', arg, **changes))
+    config_checks.embedder(changed('embedder', arg, **changes))
 
 
 @pytest.mark.parametrize('name', ['default', 'tiny', *diffusion.VARIANTS])
 def test_variants_pass_the_checks(name):
-  checks.diffusion(diffusion.get_config(name))
+  config_checks.diffusion(diffusion.get_config(name))
 
 
 @pytest.mark.parametrize('name', ['default', 'tiny', 'tiny,crops', *embedder.VARIANTS])
 def test_embedder_variants_pass_the_checks(name):
-  checks.embedder(embedder.get_config(name))
+  config_checks.embedder(embedder.get_config(name))
 
 
 def test_rates_of_all_cases_are_needed():
@@ -205,7 +204,7 @@ def test_rates_of_all_cases_are_needed():
     with pytest.raises(
       ConfigError, match='config.drop={} must have these probabilities: .*audio'
     ):
-      getattr(checks, task)(config)
+      getattr(config_checks, task)(config)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +310,9 @@ def tree(task, arg, component):
   config = importlib.import_module(f'configs.{task}').get_config(arg)
   if component not in config:
     return None
-  _, target = core.abstract(registry.builder(component, config[component].to_dict()))
+  _, target = parameters.abstract(
+    registry.builder(component, config[component].to_dict())
+  )
   return {name: x.shape for name, x in target.items()}
 
 
@@ -459,7 +460,7 @@ def smallest(arg):
 def test_every_diffusion_variant_makes_a_step(name):
   plain, config = smallest('tiny'), smallest(f'tiny,{name}'.strip(','))
   abstract = {
-    c: core.abstract(registry.builder(c, config[c].to_dict()))
+    c: parameters.abstract(registry.builder(c, config[c].to_dict()))
     for c in TRAINED
     if c in config
   }
@@ -471,7 +472,7 @@ def test_every_diffusion_variant_makes_a_step(name):
   params = {
     key: x
     for c, (_, part) in abstract.items()
-    for key, x in core.prefixed(c, part).items()
+    for key, x in parameters.add_prefix(c, part).items()
   }
   batch = batch_shapes(plain)
   for key, shape in (
@@ -489,7 +490,7 @@ def test_every_embedder_variant_makes_a_step(name):
   config = embedder.get_config(f'tiny,{name}'.strip(','))
   task = EmbedderTask.__new__(EmbedderTask)
   task.config = config
-  task.graphdef, params = core.abstract(
+  task.graphdef, params = parameters.abstract(
     registry.builder('embedder', config.embedder.to_dict())
   )
   c, rows, frames = config.embedder, config.batch_size, config.data.max_len
@@ -511,5 +512,5 @@ def test_every_embedder_variant_makes_a_step(name):
     key: jax.ShapeDtypeStruct((rows, *shape), dtype)
     for key, (shape, dtype) in shapes.items()
   }
-  metrics = metrics_of_a_step(task, core.prefixed('embedder', params), batch)
+  metrics = metrics_of_a_step(task, parameters.add_prefix('embedder', params), batch)
   assert {'loss', 'sigma'} <= metrics.keys()

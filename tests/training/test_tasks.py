@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 
 from configs import embedder
-from data_pipelines import compute, crops, precompute
-from data_pipelines import record as clip_record
+from data_pipelines import precompute
 from data_pipelines.builders.synthetic import prepare_synthetic
-from data_pipelines.builders.synthetic_clips import SyntheticConfig
-from data_pipelines.loader import Part
-from data_pipelines.source import ClipSource, ClipTable
+from data_pipelines.builders.synthetic_clips import TINY, SyntheticConfig
 from dicetalk_jax import bundle, main, model_references, parallel
+from dicetalk_jax.data import clip_record, face_crops, feature_extraction
+from dicetalk_jax.data.clip_source import ClipSource, ClipTable
+from dicetalk_jax.data.loader import Part
 from dicetalk_jax.errors import ConfigError, DataError, WeightsError
 from dicetalk_jax.media.video import read_video
-from dicetalk_jax.models import core, registry
+from dicetalk_jax.models import parameters, registry
 from dicetalk_jax.pipeline import Pipeline
-from dicetalk_jax.training import loop, sources
+from dicetalk_jax.training import datasets, loop
 from dicetalk_jax.training.diffusion import DiffusionTask
 from dicetalk_jax.training.diffusion_loss import (
   DiffusionLoss,
@@ -36,13 +36,13 @@ from dicetalk_jax.training.diffusion_loss import (
 from tests import tiny
 
 STEPS = 4
+DATA = dataclasses.replace(TINY, size=32, train=2, val=2, test=0, seconds=0.6, clips=16)
 ONE = parallel.make_mesh(devices=jax.devices()[:1])
 
 
 def micro(task, arg='tiny'):
   """32 px, two levels everywhere."""
   config = importlib.import_module(f'configs.{task}').get_config(arg)
-  config.data.synthetic.update(size=32, train=2, val=2, test=0, seconds=0.6, clips=16)
   config.total_steps = config.log_every = STEPS
   config.eval_every = config.checkpoint_every = STEPS
   config.optim.name = 'adam'  # compiles in half the time
@@ -99,6 +99,7 @@ def run(
   config.total_steps, config.log_every = steps, 1
   if task == 'diffusion':
     config.remat = remat
+  prepare_synthetic(folder.parent / 'data', DATA, workers=1)
   mesh = parallel.make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
   return loop.train(main.task_class(task), config, folder, mesh=mesh)
 
@@ -279,7 +280,9 @@ def test_every_loss_is_logged_and_every_run_has_pictures_and_curves(trained):
 
 
 def test_samples_are_videos_with_the_sound_of_their_clip(trained):
-  source = sources.train_and_val(micro('diffusion'), trained / 'data')[1][0].source
+  source = datasets.open_train_and_val(micro('diffusion'), trained / 'data')[1][
+    0
+  ].source
   for name, clip in (('sample_0', 0), ('sample_1', len(source) - 1)):
     video = read_video(trained / 'diffusion' / 'pictures' / f'{name}_{STEPS:07d}.mp4')
     frames = (int(source[clip]['num_frames']) - 1) // 2 + 1  # more than a window
@@ -342,7 +345,7 @@ def test_training_takes_precomputed_features_and_mixes_by_weight(
   def fail(*_):
     raise AssertionError('computed again')
 
-  monkeypatch.setattr(compute, '_batched', fail)
+  monkeypatch.setattr(feature_extraction, '_batched', fail)
   config = micro('diffusion')
   config.data.dataset = '{}=1, {}=3'.format(*two_sets)
   task = diffusion_task(trained, config)
@@ -444,7 +447,7 @@ def set_width(monkeypatch, width):
     'emotion': np.array(['happy', 'sad'])
   }
   part = Part(types.SimpleNamespace(table=ClipTable(**table), expression_dim=width))
-  monkeypatch.setattr(sources, 'train_and_val', lambda *_: ([part], [part]))
+  monkeypatch.setattr(datasets, 'open_train_and_val', lambda *_: ([part], [part]))
 
 
 @pytest.mark.parametrize(
@@ -500,13 +503,13 @@ def test_embedder_of_crops_and_its_priors_in_diffusion(tmp_path):
     tmp_path / 'embedder/model',
     'vae',
     vae,
-    core.numpy_params(core.abstract(registry.builder('vae', vae))[1]),
+    parameters.numpy_params(parameters.abstract(registry.builder('vae', vae))[1]),
     {},
   )
   task = diffusion_task(tmp_path, micro('diffusion'))
   part = task.parts['train'][0]
-  want = compute.gaussian(
-    task.embedder, crops.of_record(part.source[1], 8), part.features['whisper'](1)
+  want = feature_extraction.gaussian(
+    task.embedder, face_crops.of_record(part.source[1], 8), part.features['whisper'](1)
   )
   np.testing.assert_allclose(part.features['prior'](1)[0], want, atol=1e-5)
 
@@ -600,7 +603,7 @@ def test_adapters_are_added_to_a_plain_unet(tmp_path, trained):
   config = micro('diffusion')
   config.init_from, config.trainable = str(tmp_path), ('adapters',)
   task = diffusion_task(trained, config)
-  unet = core.under('unet', task.init(jax.random.key(0)))
+  unet = parameters.strip_prefix('unet', task.init(jax.random.key(0)))
   assert unet.keys() == bundle.shapes(trained / 'diffusion/model', 'unet').keys()
   attention = 'mid_block.attentions.0.transformer_blocks.0.attn2.'
   for name in unet:

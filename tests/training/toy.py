@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from data_pipelines.deal import Dealt
 from dicetalk_jax import bundle, parallel
+from dicetalk_jax.data.process_shard import ProcessShard
 from dicetalk_jax.errors import one_sentence
-from dicetalk_jax.models import core
+from dicetalk_jax.models import parameters
 from dicetalk_jax.training.loop import train
 from dicetalk_jax.training.task import Task
 
@@ -89,11 +89,11 @@ class ToyTask(Task):
   def __init__(self, config, mesh, workdir):
     super().__init__(config, mesh, workdir)
     self.build = functools.partial(MLP, 256)
-    self.graphdef, self.target = core.abstract(self.build)
+    self.graphdef, self.target = parameters.abstract(self.build)
     self.error = jax.jit(
       lambda params, frozen, x: jnp.mean(
         (
-          core.merge(self.graphdef, core.under('net', params))(x)
+          parameters.merge(self.graphdef, parameters.strip_prefix('net', params))(x)
           - x @ frozen['projection']
         )
         ** 2
@@ -104,14 +104,17 @@ class ToyTask(Task):
     self.frozen = {
       'projection': np.random.default_rng(7).normal(size=(16, 4)).astype(np.float32)
     }
-    return core.prefixed('net', core.numpy_params(self.target)) | {
+    return parameters.add_prefix('net', parameters.numpy_params(self.target)) | {
       'scale': np.ones(4, np.float32)
     }
 
   def loss(self, params, frozen, batch, key, step):
     target = batch['x'] @ frozen['projection']
     x = batch['x'] + 0.1 * jax.random.uniform(key, batch['x'].shape)
-    out = core.merge(self.graphdef, core.under('net', params))(x) * params['scale']
+    out = (
+      parameters.merge(self.graphdef, parameters.strip_prefix('net', params))(x)
+      * params['scale']
+    )
     error = jnp.mean((out - target) ** 2, -1) * batch['weight']
     error = jnp.where(step == self.config.bad_step, jnp.nan, error)
     return error.mean(), {
@@ -137,7 +140,7 @@ class ToyTask(Task):
       .random_map(self.row)
     )
     rows = self.config.batch_size // count
-    data = Dealt(data, rows, (index, count)).batch(rows, drop_remainder=True)
+    data = ProcessShard(data, rows, (index, count)).batch(rows, drop_remainder=True)
     return iter(
       data.to_iter_dataset(grain.ReadOptions(num_threads=0))
     )  # no reading ahead: `delay` paces the steps
@@ -163,7 +166,7 @@ class ToyTask(Task):
     bundle.save_component(
       self.model_dir, self.workdir.name, {}, {**params, 'own': jnp.arange(3)}, {}
     )
-    params = parallel.fetch(params)
+    params = parallel.to_host(params)
     if jax.process_index() == 0:
       self.model_dir.mkdir(parents=True, exist_ok=True)
       with (self.model_dir / f'{self.workdir.name}.npz').open('wb') as f:
@@ -173,7 +176,7 @@ class ToyTask(Task):
 if __name__ == '__main__':
   devices, delay, total, *workdirs = sys.argv[1:]
   jax.config.update('jax_num_cpu_devices', int(devices))
-  parallel.start(multihost := parallel.VARIABLES[0] in os.environ)
+  parallel.initialize(multihost := parallel.VARIABLES[0] in os.environ)
   ToyTask.delay = float(delay)
   with one_sentence():
     for workdir in workdirs:

@@ -7,7 +7,7 @@ import pytest
 
 from data_pipelines.corpora import folder
 from data_pipelines.corpora.clip_file import ClipFile, Skipped
-from data_pipelines.corpora.tree import Tree
+from data_pipelines.corpora.file_tree import Tree
 from dicetalk_jax.errors import InputError
 from tests.data_pipelines.made_clips import touch
 

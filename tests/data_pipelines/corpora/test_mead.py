@@ -4,8 +4,8 @@ import pytest
 
 from data_pipelines.corpora import mead
 from data_pipelines.corpora.clip_file import ClipFile, Skipped
+from data_pipelines.corpora.file_tree import Tree
 from data_pipelines.corpora.mead import Take
-from data_pipelines.corpora.tree import Tree
 from tests.data_pipelines.made_clips import touch
 
 

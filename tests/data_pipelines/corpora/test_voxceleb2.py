@@ -2,7 +2,7 @@
 
 from data_pipelines.corpora import voxceleb2
 from data_pipelines.corpora.clip_file import ClipFile, Skipped
-from data_pipelines.corpora.tree import Tree
+from data_pipelines.corpora.file_tree import Tree
 from tests.data_pipelines.made_clips import touch
 
 

@@ -1,0 +1,152 @@
+"""Where published folders keep each component, and under which terms.
+
+Source: the published folders.
+"""
+
+from collections.abc import Mapping
+import pathlib
+from typing import Any, NamedTuple
+
+from convert import torch_files
+from convert.component_check import Part
+from dicetalk_jax.errors import InputError, WeightsError
+from dicetalk_jax.models import registry
+
+# Component -> its folder in stable-video-diffusion-img2vid-xt and -xt-1-1, its class,
+# and what ours needs not know.
+SVD = {
+  'unet': dict(_class_name='UNetSpatioTemporalConditionModel', sample_size=96),
+  'vae': dict(_class_name='AutoencoderKLTemporalDecoder'),
+  'image_encoder': dict(
+    architectures=['CLIPVisionModelWithProjection'], model_type='clip_vision_model'
+  ),
+}
+SCHEDULER = pathlib.PurePath('scheduler/scheduler_config.json')
+
+# Component -> file of a release, all of them state dicts without configuration.
+DICETALK = {
+  'unet': 'unet.pth',
+  'audio_linear': 'audio_linear.pth',
+  'pose_guider': 'pose_guider.pth',
+  'emo_model': 'emo_model.pth',
+}
+# ours: sizes and settings of an exported model; the published folder has none
+DICETALK_CONFIG = 'dicetalk.json'
+SONIC = {
+  'unet': 'unet.pth',
+  'audio_linear': 'audio2token.pth',
+  'audio2bucket': 'audio2bucket.pth',
+}
+
+
+class Release(NamedTuple):
+  """A folder of state dicts.
+
+  Attributes:
+    files: file of each component.
+    config: the name of our configuration in an exported folder, as above.
+    sizes: configuration by component, where the release differs from the defaults of
+      our classes.
+  """
+
+  files: Mapping[str, str]
+  config: str
+  sizes: Mapping[str, Mapping[str, Any]]
+
+
+# By kind of model, see `bundle.json`.
+RELEASES = {
+  'dicetalk': Release(DICETALK, DICETALK_CONFIG, {}),
+  'sonic': Release(SONIC, 'sonic.json', {'unet': dict(adapters=1)}),
+}
+
+
+def release_of(settings: Mapping[str, Any]) -> Release:
+  """The release that a model folder with these settings is of.
+
+  Raises:
+    WeightsError: a newer program made it.
+  """
+  if (kind := settings.get('kind', 'dicetalk')) not in RELEASES:
+    raise WeightsError(
+      f'the model folder is of kind {kind!r}, but only {", ".join(RELEASES)} are known '
+      'here; update the program'
+    )
+  return RELEASES[kind]
+
+
+FLOWNET = 'flownet.pkl'  # of the RIFE release
+FLOWNET_PREFIX = 'module.'
+
+WHISPER_PREFIX = 'model.'
+WHISPER_DECODER = (
+  'whisper_decoder'  # the component that carries what our encoder has no use for
+)
+WHISPER_UNUSED = r'(decoder|proj_out)\.'
+WHISPER = dict(architectures=['WhisperModel'], model_type='whisper')
+WHISPER_FEATURES = dict(
+  chunk_length=30,
+  feature_extractor_type='WhisperFeatureExtractor',
+  hop_length=160,
+  n_fft=400,
+  n_samples=480000,
+  nb_max_frames=3000,
+  padding_side='right',
+  padding_value=0.0,
+  return_attention_mask=False,
+  sampling_rate=16000,
+)
+
+LICENCES = dict(
+  svd='Stability AI community licence',
+  dicetalk='CC BY-NC-SA 4.0',
+  sonic='CC BY-NC-SA 4.0',
+  whisper='MIT (see the model card)',
+  rife='MIT (see the code it was published with)',
+)
+
+
+def folder_part(name: str, folder: pathlib.Path, licence: str, **config: Any) -> Part:
+  """A component from a diffusers or transformers folder (`config.json` beside weights).
+
+  Args:
+    name: of the component.
+    folder: of the component.
+    licence: see `LICENCES`.
+    **config: what the published configuration does not say.
+
+  Raises:
+    InputError, WeightsError: the folder is incomplete or damaged.
+  """
+  if not folder.is_dir():
+    raise InputError(
+      f'{folder} is not a folder; give the downloaded folder of the model'
+    )
+  path = torch_files.weights_in(folder)
+  mapping = torch_files.read_json(folder / 'config.json') | config
+  return Part(
+    name, mapping, torch_files.load(path), torch_files.files_of(path), LICENCES[licence]
+  )
+
+
+def file_part(
+  name: str,
+  path: pathlib.Path,
+  licence: str,
+  config: dict[str, Any] | None = None,
+  **options,
+) -> Part:
+  """A component from one file without a configuration; `config` replaces class
+  defaults.
+  """
+  mapping = registry.COMPONENTS[name][0]().to_json() | (config or {})
+  return Part(
+    name, mapping, torch_files.load(path), (path,), LICENCES[licence], **options
+  )
+
+
+def without_prefix(
+  tensors: torch_files.StateDict, prefix: str
+) -> torch_files.StateDict:
+  """Takes a prefix off the keys that have it."""
+  return {key.removeprefix(prefix): x for key, x in tensors.items()}

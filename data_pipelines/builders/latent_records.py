@@ -1,0 +1,156 @@
+"""TFDS builder of data sets for training elsewhere: the clips of a set with pixels, and
+instead of the pixels what the frozen networks say about them.
+
+A set of content `latents` is made from a `full` one whose features are computed;
+nothing else can fill its blocks.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+import tensorflow_datasets as tfds
+import tqdm
+
+from data_pipelines.builders import tfds_writer
+from dicetalk_jax.data import clip_record
+from dicetalk_jax.data.clip_record import RecordSpec
+from dicetalk_jax.data.clip_source import ClipSource
+from dicetalk_jax.data.feature_extraction import FeatureExtractor
+from dicetalk_jax.data.feature_store import Feature, FeatureStore
+from dicetalk_jax.data.loader import Part
+
+BLOCKS = ('latents', 'clip_embed', 'whisper')  # features that move into the records
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class BuilderConfig(tfds.core.BuilderConfig):
+  """Sizes of the blocks, and which networks made them (`ClipSource.made_by`)."""
+
+  spec: RecordSpec = RecordSpec('latents')
+  made_by: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  def __repr__(self) -> str:
+    return self.name
+
+
+class Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Records `talking_clip` without pixels. `parts` is set before it is prepared."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  parts: Mapping[str, Part]  # by split
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=self.builder_config.spec.features(),
+      metadata=tfds.core.MetadataDict(made_by=dict(self.builder_config.made_by)),
+    )
+
+  def _split_generators(
+    self, dl_manager
+  ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+    del dl_manager  # nothing is downloaded
+    return {split: self._generate_examples(part) for split, part in self.parts.items()}
+
+  def _generate_examples(self, part: Part) -> Iterator[tuple[str, dict[str, Any]]]:
+    source = part.source
+    for clip, record in enumerate(
+      tqdm.tqdm(source, desc=f'records ({source.split})', unit='clip', mininterval=1)
+    ):
+      # TFDS orders clips by key and split, and the keys are those of the set with
+      # pixels: so is the order.
+      yield (
+        clip_record.decode_text(record, 'clip_id'),
+        {
+          name: part.rows(name, clip, record, slice(None))
+          if name in BLOCKS
+          else record[name]
+          for name in self.info.features
+        },
+      )
+
+
+def prepare_packed(
+  root: str | os.PathLike,
+  jobs: Sequence[FeatureExtractor],
+  names: Sequence[str] = BLOCKS,
+) -> pathlib.Path:
+  """Writes the clips of a data set with features instead of pixels, or finds them where
+  that has been done before.
+
+  Training on the result gives the batches of the set with pixels. What is missing of
+  the features is computed first.
+
+  Args:
+    root: of the new data sets, on a disk; like any root of data sets it also holds
+      their side files.
+    jobs: the splits of one data set, under the same networks; in one process.
+    names: further features: 'prior', 'crops_64'. They stay outside of the records,
+      since another embedder gives other priors and needs other crops.
+
+  Returns:
+    The folder of the data set, for `ClipSource`. It appears when whole.
+
+  Raises:
+    InputError: `root` cannot be written.
+    DataError: there are no pixels to compute from, or a clip has not all that diffusion
+      training reads.
+  """
+  root = pathlib.Path(tfds_writer.make_root(root))
+  parts = {
+    job.source.split: Part(
+      job.source, job.load_or_compute(*dict.fromkeys((*BLOCKS, *names)))
+    )
+    for job in jobs
+  }
+  for job in jobs:
+    part, frames = parts[job.source.split], job.source.table.num_frames
+    for name, lengths in zip(
+      BLOCKS, (frames, -(-frames // job.clip_stride), 2 * frames)
+    ):
+      part.check_feature(name, lengths)
+  made_by = {name: jobs[0].fingerprint(name) for name in BLOCKS}
+  clips = {job.source.split: job.source.fingerprint for job in jobs}
+  digest = hashlib.sha256(
+    json.dumps([clips, made_by], sort_keys=True).encode()
+  ).hexdigest()[:8]
+  name = f'{tfds.builder_from_directory(jobs[0].source.folder).name}_{digest}'
+  config = BuilderConfig(
+    name=name, spec=_spec(next(iter(parts.values()))), made_by=made_by
+  )
+  builder = Packed(data_dir=root, config=config, file_format='array_record')
+  builder.parts = parts
+  folder = pathlib.Path(tfds_writer.write(builder, parts))
+  for split, part in parts.items():
+    for name in set(part.features) - set(BLOCKS):
+      _copy(part.features[name], part.source, root, ClipSource(folder, split))
+  return folder
+
+
+def _spec(part: Part) -> RecordSpec:
+  first = part.source[0]
+  shapes = {name: part.rows(name, 0, first, slice(None)).shape[1:] for name in BLOCKS}
+  return RecordSpec(
+    'latents',
+    first['expression'].shape[1],
+    shapes['latents'],
+    *shapes['clip_embed'],
+    shapes['whisper'],
+    len(first['emo_mu']),
+  )
+
+
+def _copy(feature: Feature, source: ClipSource, root: pathlib.Path, packed: ClipSource):
+  """A side file of `source` as one of `packed`, below `root`; by the clips' names,
+  whatever their order.
+  """
+  clip = dict(zip(source.table.clip_id.tolist(), range(len(source))))
+  FeatureStore(root / 'features', packed.fingerprint).write(
+    *feature.folder.name.rpartition('-')[::2],
+    ((k, feature(clip[name])) for k, name in enumerate(packed.table.clip_id.tolist())),
+  )

@@ -1,0 +1,108 @@
+"""How a TFDS builder of this project becomes a folder for `ClipSource`."""
+
+from collections.abc import Iterable, Iterator
+import contextlib
+import fcntl
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+from etils import epath
+import tensorflow_datasets as tfds
+import tqdm
+
+from dicetalk_jax.data.clip_source import ClipSource
+from dicetalk_jax.errors import InputError
+
+
+def make_root(data_dir: str | os.PathLike) -> str:
+  """Makes the root of all data sets, and returns its whole path.
+
+  Raises:
+    InputError: it cannot be written.
+  """
+  if '://' in os.fspath(data_dir):
+    return os.fspath(data_dir)
+  try:
+    pathlib.Path(data_dir).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(
+      f'data_dir {data_dir} cannot be made: {error.strerror}; choose a folder you can '
+      'write'
+    ) from error
+  if not os.access(data_dir, os.W_OK):
+    raise InputError(f'data_dir {data_dir} cannot be written; choose another folder')
+  return os.path.abspath(data_dir)
+
+
+@contextlib.contextmanager
+def alone(folder: str, leftovers: str) -> Iterator[None]:
+  """Removes what killed runs left below a folder, unless another run works there, and
+  keeps others from doing so.
+
+  Buckets and file systems without locks keep everything.
+
+  Args:
+    folder: of a corpus, made where it does not exist.
+    leftovers: pattern of the folders to remove, relative to it.
+  """
+  if '://' in folder:
+    yield
+    return
+  os.makedirs(folder, exist_ok=True)
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      for left in pathlib.Path(folder).glob(leftovers):
+        shutil.rmtree(left)
+    with contextlib.suppress(OSError):
+      fcntl.flock(handle, fcntl.LOCK_SH)
+    yield
+  finally:
+    os.close(handle)
+
+
+class _Scanned(ClipSource):
+  """Shows how far it has been read."""
+
+  def __iter__(self) -> Iterator[dict[str, Any]]:
+    return iter(
+      tqdm.tqdm(
+        super().__iter__(),
+        f'table of {self.split}',
+        len(self),
+        unit='clip',
+        mininterval=1,
+      )
+    )
+
+
+def write(
+  builder: tfds.core.DatasetBuilder, splits: Iterable[str], **download_config: Any
+) -> epath.Path:
+  """Generates the records of a builder, or finds them where they have been generated
+  before.
+
+  Returns:
+    The folder of the data set. It appears when whole: a killed run leaves only a folder
+    marked incomplete.
+  """
+  tfds.disable_progress_bar()  # ours knows how much there is to do
+  with (
+    tempfile.TemporaryDirectory() as unused
+  ):  # TFDS makes a folder for downloads, and there are none
+    builder.download_and_prepare(
+      download_dir=unused,
+      download_config=tfds.download.DownloadConfig(
+        try_download_gcs=False, **download_config
+      ),
+    )
+  if '://' not in str(builder.data_dir):
+    for split in splits:
+      len(
+        _Scanned(builder.data_dir, split).table
+      )  # written beside the records now, while the folder is ours
+  return epath.Path(builder.data_dir)

@@ -1,0 +1,113 @@
+"""One component of a model folder in memory: structure and parameters, ready to be
+compiled into stages.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from dicetalk_jax import bundle, parallel
+from dicetalk_jax.errors import WeightsError
+from dicetalk_jax.models import parameters, registry
+
+NO_MESH = Mesh(np.empty((), object), ())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Component:
+  """A component: its configuration, its structure, its parameters."""
+
+  config: parameters.ModelConfig
+  graphdef: nnx.GraphDef
+  params: parameters.Params
+  mesh: Mesh = NO_MESH
+  _stages: dict[Callable[..., Any], Callable[..., Any]] = dataclasses.field(
+    default_factory=dict, init=False
+  )
+
+  @classmethod
+  def load(
+    cls, folder, name: str, mesh: Mesh | None = None, dtype=None, param_dtype=None
+  ) -> 'Component':
+    """Restores a component; `dtype` is that of the computation, `param_dtype` that of
+    the parameters in memory.
+
+    Without a mesh it lives on one device, and its stages run there whatever mesh is set
+    around them.
+
+    Raises:
+      WeightsError: the folder does not have it, or its parameters do not fit its
+        configuration.
+    """
+    shardings = functools.partial(parallel.shardings, mesh=mesh) if mesh else None
+    config, params = bundle.load_component(folder, name, shardings, param_dtype)
+    graphdef, target = parameters.abstract(registry.builder(name, config, dtype))
+    if {k: x.shape for k, x in target.items()} != {
+      k: x.shape for k, x in params.items()
+    }:
+      raise WeightsError(
+        f'{folder}: the parameters of {name} do not fit its configuration; save the '
+        'component again'
+      )
+    return cls(registry.config_of(name, config), graphdef, params, mesh or NO_MESH)
+
+  @classmethod
+  def load_or_random(
+    cls, folder, name: str, random: Mapping[str, Any] | None, seed: int
+  ) -> 'Component':
+    """Restores a component, or puts a random one into a folder that has none.
+
+    Random components serve the tiny synthetic models only: no published weights exist
+    at that size.
+
+    Args:
+      folder: model folder.
+      name: of the component.
+      random: configuration of the random component.
+      seed: of its parameters.
+
+    Raises:
+      WeightsError: the folder has no such component and `random` is None.
+    """
+    if name not in bundle.components(folder):
+      if random is None:
+        raise WeightsError(
+          f'{folder} has no {name}; name a model folder that has one with '
+          '--config.model (python -m convert makes one from the published weights)'
+        )
+      config = registry.config_of(name, random).to_json()
+      params = parameters.init_params(
+        registry.builder(name, config), jax.random.key(seed)
+      )
+      source = {'source': f'random, seed {seed}'}
+      bundle.save_component(folder, name, config, params, source)
+    return cls.load(folder, name)
+
+  def stage(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(model, *args)` compiled, with the parameters bound: call it with args.
+
+    Once per function.
+    """
+    if function not in self._stages:
+      run = jax.jit(
+        lambda params, *args: function(parameters.merge(self.graphdef, params), *args)
+      )
+      self._stages[function] = functools.partial(self._call, run)
+    return self._stages[function]
+
+  def _call(self, run: Callable[..., Any], *args) -> Any:
+    with jax.set_mesh(self.mesh):
+      return run(self.params, *args)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Names what the component computes: equal for equal configuration and
+    parameters.
+    """
+    return bundle.fingerprint(self.config.to_json(), self.params)

@@ -1,0 +1,73 @@
+"""The data sets that a task trains and validates on (`config.data`)."""
+
+import os
+from typing import Any
+
+from etils import epath
+
+from dicetalk_jax.data.clip_source import ClipSource
+from dicetalk_jax.data.loader import Part
+from dicetalk_jax.errors import ConfigError, DataError
+
+SYNTHETIC = 'synthetic'
+
+
+def open_train_and_val(
+  config: Any, data_dir: epath.Path
+) -> tuple[list[Part], list[Part]]:
+  """Opens the training and validation clips of all data sets, with their weights.
+
+  `config.data.dataset` names one data set or several: `A` or `A=0.5,B=0.25,C=0.25`.
+  Each is the folder of a prepared data set, or 'synthetic' for the one below
+  `data_dir` that `python -m data_pipelines.prepare synthetic` made.
+
+  Raises:
+    ConfigError: a weight is not a positive number, or there are several synthetic data
+      sets.
+    DataError: a data set is missing.
+  """
+  train, val = [], []
+  for name, share in _weights(config.data.dataset).items():
+    folder = _synthetic(data_dir) if name == SYNTHETIC else name
+    train.append(Part(ClipSource(folder, 'train'), weight=share))
+    val.append(Part(ClipSource(folder, 'val'), weight=share))
+  return train, val
+
+
+def _weights(dataset: str) -> dict[str, float]:
+  """Weight by name of the data set, from `NAME` or `NAME=WEIGHT,NAME=WEIGHT`."""
+  weights: dict[str, float] = {}
+  for entry in dataset.split(','):
+    name, _, weight = entry.strip().partition('=')
+    try:
+      share = float(weight or 1)
+    except ValueError:
+      share = 0.0
+    if not name or not 0 < share < float('inf') or name in weights:
+      raise ConfigError(
+        f'config.data.dataset={dataset!r} is not understood at {entry!r}; '
+        'write FOLDER, or FOLDER=WEIGHT,FOLDER=WEIGHT with positive weights'
+      )
+    weights[name] = share
+  return weights
+
+
+def _synthetic(data_dir: epath.Path) -> os.PathLike:
+  # TFDS names folders NAME/SETTINGS/VERSION, and incomplete.* while it writes them.
+  marks = (epath.Path(data_dir) / SYNTHETIC).glob('*/*/dataset_info.json')
+  found = sorted(
+    mark.parent for mark in marks if not mark.parent.name.startswith('incomplete.')
+  )
+  if not found:
+    raise DataError(
+      f'there is no synthetic data set below {data_dir}; make one with python -m '
+      f'data_pipelines.prepare synthetic --out={data_dir}, and add --tiny for the '
+      "presets 'tiny'"
+    )
+  if len(found) > 1:
+    names = ', '.join(str(path) for path in found)
+    raise ConfigError(
+      f"config.data.dataset='{SYNTHETIC}' could be any of {names}; name the folder of "
+      'one of them'
+    )
+  return found[0]

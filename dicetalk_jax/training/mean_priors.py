@@ -1,0 +1,76 @@
+"""Priors of data sets: the mean Gaussian of each emotion at its strongest level
+(paper section 4.1, the prompt).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dicetalk_jax.bundle import Prior
+from dicetalk_jax.data.clip_record import UNKNOWN
+from dicetalk_jax.data.clip_source import ClipTable
+from dicetalk_jax.data.feature_store import Feature
+from dicetalk_jax.errors import DataError
+
+NEUTRAL = 'neutral'  # has no levels
+
+
+def averaged_clips(
+  tables: Sequence[ClipTable], by_intensity: bool = False
+) -> dict[str, np.ndarray]:
+  """Which clips each prior is the mean of; arguments as of `mean_gaussians`.
+
+  Returns:
+    Emotion to bool `[clips]`, over the clips of all data sets.
+
+  Raises:
+    DataError: no clip has a label.
+  """
+  emotions, intensity = (
+    np.concatenate([getattr(t, name) for t in tables])
+    for name in ('emotion', 'intensity')
+  )
+  clips = {}
+  for emotion in map(str, np.unique(emotions[emotions != UNKNOWN])):
+    own = emotions == emotion
+    levels = np.unique(intensity[own])
+    clips[emotion] = own & (intensity == levels[-1])
+    if by_intensity and emotion != NEUTRAL:
+      clips |= {
+        f'{emotion}_{level}': own & (intensity == level) for level in levels[levels > 0]
+      }
+  if not clips:
+    raise DataError(
+      'no clip of the data set has an emotion label; priors need labelled clips'
+    )
+  return clips
+
+
+def mean_gaussians(
+  statistics: Sequence[Feature], tables: Sequence[ClipTable], by_intensity: bool = False
+) -> dict[str, Prior]:
+  """Averages means and standard deviations over the clips of each emotion at its
+  strongest level.
+
+  Weak levels are left out, as those of different emotions look alike: an emotion that
+  is asked for by its name should show clearly.
+
+  Args:
+    statistics: the feature 'prior' of each data set (`data.feature_extraction`).
+    tables: of the same clips.
+    by_intensity: adds one for each level, such as 'happy_3'; neutral and unlabelled
+      levels have none.
+
+  Returns:
+    Emotion to (mean, standard deviation), float32 `[256]`.
+
+  Raises:
+    DataError: no clip has a label.
+  """
+  gaussians = np.concatenate(
+    [[prior(clip)[0] for clip in range(len(prior))] for prior in statistics]
+  )
+  return {
+    name: tuple(gaussians[clips].mean(0))
+    for name, clips in averaged_clips(tables, by_intensity).items()
+  }
