@@ -28,6 +28,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/codespell
 
+# Joins lint once it passes.
 types: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
