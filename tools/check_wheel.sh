@@ -13,7 +13,7 @@ export JAX_PLATFORMS=cpu
 unset PYTHONPATH
 
 # 1. Build it, from a source distribution, so that nothing of an older build gets in.
-"$root/.venv/bin/python" -m build --outdir "$work/dist" "$root" > "$work/build.log" ||
+"$root/.venv/bin/python" -m build --outdir "$work/dist" "$root" > "$work/build.log" 2>&1 ||
   { tail -n 20 "$work/build.log"; exit 1; }
 
 # 2. Install it: the library alone.
