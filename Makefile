@@ -8,7 +8,10 @@ WORKERS ?= 2
 export JAX_PLATFORMS ?= cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-slow verify lint clean
+# Resolved for Python 3.11, the oldest supported; the same versions install on 3.12.
+LOCK := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux --no-annotate $(LOCK_FLAGS)
+
+.PHONY: demo test test-slow verify lint types lock clean
 
 demo: $(VENV)/.demo            ## data, training and video from nothing; under 20 minutes on two cores
 	$(PY) -m examples.demo --folder=$(DEMO) $(DEMO_FLAGS)
@@ -24,9 +27,21 @@ verify: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disabl
 verify: $(VENV)/.test          ## every golden, up to the whole program and full size; several minutes, 5 GB of memory
 	$(PY) -m convert verify tests/goldens
 
-lint: $(VENV)/.test
+lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell
+
+# Joins lint once it passes.
+types: $(VENV)/.dev
+	$(VENV)/bin/mypy
+
+lock: export UV_CUSTOM_COMPILE_COMMAND := make lock
+lock: | $(PY)                  ## lock files for what setup.cfg says now; LOCK_FLAGS=--upgrade takes the newest versions
+	$(PY) -m pip install --quiet uv
+	$(LOCK) --extra dev --output-file requirements/dev.lock setup.cfg
+	$(LOCK) --constraint requirements/dev.lock --extra cuda12 --extra train --output-file requirements/cuda12.lock setup.cfg
+	$(LOCK) --output-file requirements/beam.lock requirements/beam.txt
 
 clean:
 	rm -rf $(VENV) $(DEMO)
@@ -37,7 +52,7 @@ $(PY):
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 
-$(VENV)/.demo $(VENV)/.test: $(VENV)/.%: setup.cfg pyproject.toml | $(PY)
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: setup.cfg pyproject.toml requirements/dev.lock | $(PY)
 	@echo "installing into $(VENV): a few minutes, once"
-	$(PY) -m pip install --quiet --editable '.[$*]'
+	$(PY) -m pip install --quiet --constraint requirements/dev.lock --editable '.[$*]'
 	@touch $@
