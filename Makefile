@@ -22,6 +22,11 @@ test: $(VENV)/.test            ## the test suite, no GPU and no network needed; 
 test-slow: $(VENV)/.test       ## what the test suite leaves out: see tests/durations.md
 	$(PY) -m pytest -q -n $(WORKERS) -m slow $(TEST_FLAGS)
 
+.PHONY: docs
+docs: | $(PY)                  ## the documentation as a web site, in site/
+	$(PY) -m pip install --quiet --editable '.[docs]'
+	$(VENV)/bin/mkdocs build --strict
+
 # Compiles much and computes little.
 verify: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 verify: $(VENV)/.test          ## every golden, up to the whole program and full size; several minutes, 5 GB of memory
