@@ -11,7 +11,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Resolved for Python 3.11, the oldest supported; the same versions install on 3.12.
 LOCK := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux --no-annotate $(LOCK_FLAGS)
 
-.PHONY: demo test test-slow verify lint types lock clean
+.PHONY: demo test test-slow docs verify lint types lock clean
 
 demo: $(VENV)/.demo            ## data, training and video from nothing; under 20 minutes on two cores
 	$(PY) -m examples.demo --folder=$(DEMO) $(DEMO_FLAGS)
@@ -22,9 +22,7 @@ test: $(VENV)/.test            ## the test suite, no GPU and no network needed; 
 test-slow: $(VENV)/.test       ## what the test suite leaves out: see tests/durations.md
 	$(PY) -m pytest -q -n $(WORKERS) -m slow $(TEST_FLAGS)
 
-.PHONY: docs
-docs: | $(PY)                  ## the documentation as a web site, in site/
-	$(PY) -m pip install --quiet --editable '.[docs]'
+docs: $(VENV)/.docs            ## the documentation as a web site, in site/
 	$(VENV)/bin/mkdocs build --strict
 
 # Compiles much and computes little.
@@ -44,7 +42,7 @@ types: $(VENV)/.dev
 lock: export UV_CUSTOM_COMPILE_COMMAND := make lock
 lock: | $(PY)                  ## lock files for what setup.cfg says now; LOCK_FLAGS=--upgrade takes the newest versions
 	$(PY) -m pip install --quiet uv
-	$(LOCK) --extra dev --output-file requirements/dev.lock setup.cfg
+	$(LOCK) --extra dev --extra docs --output-file requirements/dev.lock setup.cfg
 	$(LOCK) --constraint requirements/dev.lock --extra cuda12 --extra train --output-file requirements/cuda12.lock setup.cfg
 	$(LOCK) --output-file requirements/beam.lock requirements/beam.txt
 
@@ -57,7 +55,7 @@ $(PY):
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: setup.cfg pyproject.toml requirements/dev.lock | $(PY)
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: setup.cfg pyproject.toml requirements/dev.lock | $(PY)
 	@echo "installing into $(VENV): a few minutes, once"
 	$(PY) -m pip install --quiet --constraint requirements/dev.lock --editable '.[$*]'
 	@touch $@
