@@ -45,7 +45,7 @@ class AutoencoderTask(Task):
     )
     return parameters.add_prefix('vae', params)
 
-  def loss(self, params, frozen, batch, key, step):
+  def loss(self, params, batch, key, step):
     """Scalar loss and its parts for `video` [B,F,H,W,3] in [-1,1]."""
     video = parallel.split_pictures(batch['video'])
     vae = parameters.merge(self.graphdef, parameters.strip_prefix('vae', params))
@@ -81,7 +81,7 @@ class AutoencoderTask(Task):
       jnp.float32
     )
 
-  def evaluate(self, params, frozen) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+  def evaluate(self, params) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """PSNR in dB on unseen identities, and a picture: truth above reconstruction."""
     video = next(
       iter(

@@ -286,7 +286,7 @@ class DiffusionTask(Task):
       params |= parameters.add_prefix(name, part)
     return params
 
-  def loss(self, params, frozen, batch, key, step):
+  def loss(self, params, batch, key, step):
     """See `DiffusionLoss`."""
     return self._loss(params, batch, key, step)
 
@@ -298,7 +298,7 @@ class DiffusionTask(Task):
     """Moves codes that no gradient moves."""
     return codebook.after_update(state, rows, key, self.config)
 
-  def evaluate(self, params, frozen):
+  def evaluate(self, params):
     """Loss parts on unseen identities (fixed noise), and samples beside the truth for
     two of their clips.
 

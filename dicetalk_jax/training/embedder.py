@@ -170,7 +170,7 @@ class EmbedderTask(Task):
       )
     )
 
-  def loss(self, params, frozen, batch, key, step):
+  def loss(self, params, batch, key, step):
     """InfoNCE between samples of the priors, with modality dropout."""
     c, model = self.config, self._model(params)
     drop_key, sample_key, dropout_key = jax.random.split(key, 3)
@@ -241,7 +241,7 @@ class EmbedderTask(Task):
       len(heard) > 0,
     )
 
-  def evaluate(self, params, frozen) -> tuple[dict[str, float], dict[str, Picture]]:
+  def evaluate(self, params) -> tuple[dict[str, float], dict[str, Picture]]:
     """Clustering and probes on unseen people, from both modalities and from each
     alone (paper table 5).
     """

@@ -103,7 +103,6 @@ def _train(
       constants=task_class.constants,
     )
     lora.check(params, config)
-    rest = {'held': held, 'frozen': parallel.put_params(task.frozen, mesh)}
 
     new_state = functools.partial(
       init_state, tx=tx, ema=bool(config.optim.ema), extra=task.extra_state
@@ -111,8 +110,8 @@ def _train(
     target = jax.eval_shape(new_state, params)
     shards = parallel.shardings(target, mesh)
     train_step = make_train_step(
-      lambda params, rest, *args: task.loss(
-        lora.merged({**rest['held'], **params}, config), rest['frozen'], *args
+      lambda params, held, *args: task.loss(
+        lora.merged({**held, **params}, config), *args
       ),
       tx,
       shards,
@@ -143,7 +142,7 @@ def _train(
       report = Report(workdir, make_writer, first, config.total_steps)
       report.say(
         f'{task.name}: {_millions(target.params)} parameters trained, '
-        f'{_millions(rest)} held; {mesh.size} devices {dict(mesh.shape)}; from step '
+        f'{_millions(held)} held; {mesh.size} devices {dict(mesh.shape)}; from step '
         f'{first} to {config.total_steps}'
       )
       if profiler.missed:  # the same command that began the run may go on with it
@@ -160,7 +159,7 @@ def _train(
       stopping = False
       for step in range(first + 1, config.total_steps + 1):
         profiler.before(step)
-        state, metrics = train_step(state, rest, next(data), step_key)
+        state, metrics = train_step(state, held, next(data), step_key)
         meter.add(step, metrics)
         if profiler.after(step, metrics):
           report.say(f'step {step}: profile written to {workdir / "profile"}')
@@ -188,7 +187,7 @@ def _train(
           save()
         score = None
         if due(config.eval_every) and not stopping:  # whoever asks to stop cannot wait
-          values, pictures = task.evaluate(complete(state), rest['frozen'])
+          values, pictures = task.evaluate(complete(state))
           report.evaluation(step, values, pictures)
           score = values[task.best] if task.best else None
         if save and task.best:

@@ -22,8 +22,8 @@ class Task(abc.ABC):
   """A model with its loss, data and evaluation; the loop owns steps, optimizer,
   averages and checkpoints.
 
-  The loop calls `init` once, reads `frozen`, calls `batches` once, then `loss`
-  (traced), `evaluate` and finally `export`. Where several processes train together, all
+  The loop calls `init` once, `batches` once, then `loss` (traced), `evaluate` and
+  finally `export`. Where several processes train together, all
   of them call all methods alike.
 
   Everything random in `loss` comes from `key`, which derives from (seed, step);
@@ -44,9 +44,6 @@ class Task(abc.ABC):
     mesh: the devices; see `parallel.py`.
     workdir: folder of this run; the task may write below it, but not into 'checkpoints'
       or 'pictures'.
-    frozen: second argument of `loss` and `evaluate`, a tree of arrays (or flat Params);
-      read after `init`. Never differentiated, optimised or saved in checkpoints; so
-      `init` must reproduce it.
   """
 
   name: ClassVar[str]
@@ -57,7 +54,6 @@ class Task(abc.ABC):
 
   def __init__(self, config: Any, mesh: Mesh, workdir: epath.Path):
     self.config, self.mesh, self.workdir = config, mesh, epath.Path(workdir)
-    self.frozen: Params = {}
     lora.check_start(config, self.model_dir)
     self._adopt_model()
 
@@ -113,7 +109,7 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def loss(
-    self, params: Params, frozen: Any, batch: Any, key: jax.Array, step: jax.Array
+    self, params: Params, batch: Any, key: jax.Array, step: jax.Array
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean loss of a batch, and its parts.
 
@@ -121,7 +117,6 @@ class Task(abc.ABC):
 
     Args:
       params: every name that `init` returned, trained or not.
-      frozen: `self.frozen`.
       batch: a batch (one of `config.accum` micro-batches) as global arrays `[rows,
         ...]`.
       key: for this step and micro-batch alone.
@@ -167,9 +162,7 @@ class Task(abc.ABC):
     """
 
   @abc.abstractmethod
-  def evaluate(
-    self, params: Params, frozen: Any
-  ) -> tuple[dict[str, float], dict[str, Picture]]:
+  def evaluate(self, params: Params) -> tuple[dict[str, float], dict[str, Picture]]:
     """Metrics, and uint8 pictures `[H,W,3]` or videos by name, from averaged
     parameters (complete, as in `loss`).
     """

@@ -264,7 +264,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
 class FailingTask(toy.ToyTask):
   best = ''
 
-  def evaluate(self, params, frozen):
+  def evaluate(self, params):
     raise RuntimeError('no picture')
 
 

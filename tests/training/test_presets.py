@@ -429,7 +429,7 @@ def metrics_of_a_step(task, params, batch):
       functools.partial(init_state, tx=tx, ema=True, extra=task.extra_state), trained
     )
     step = make_train_step(
-      lambda params, held, *args: task.loss({**held, **params}, {}, *args),
+      lambda params, held, *args: task.loss({**held, **params}, *args),
       tx,
       parallel.shardings(state, mesh),
       ema=0.9,
