@@ -34,21 +34,8 @@ class Checkpoints:
   leaves the previous one.
   """
 
-  def __init__(self, folder: epath.Path, keep: int = 2, with_best: bool = False):
-    """Opens or creates `folder`.
-
-    Keeps the latest `keep` checkpoints and, if asked, the one with the lowest score.
-    """
-    kept = [keep_policies.LatestN(keep)]
-    if with_best:
-      kept.append(
-        keep_policies.BestN(
-          get_metric_fn=lambda metrics: metrics['score'],
-          reverse=True,
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
+  def __init__(self, folder: epath.Path, keep: int = 2):
+    """Opens or creates `folder`; the latest `keep` checkpoints are kept."""
     handlers = ocp.handlers.local_registry()
     handlers.add(
       ocp.handlers.JsonHandler, checkpointable_name='data'
@@ -59,7 +46,7 @@ class Checkpoints:
     self._orbax = ocp.training.Checkpointer(
       orbax_paths.plain(self._folder),
       context=context,
-      preservation_policy=keep_policies.AnyPreservationPolicy(kept),
+      preservation_policy=keep_policies.LatestN(keep),
       save_decision_policy=save_policies.FixedIntervalPolicy(
         1
       ),  # the loop decides when
@@ -81,13 +68,7 @@ class Checkpoints:
   def latest(self) -> int | None:
     return max(self.steps, default=None)
 
-  def save(
-    self,
-    step: int,
-    state: TrainState,
-    data: grain.DatasetIterator,
-    score: float | None = None,
-  ) -> None:
+  def save(self, step: int, state: TrainState, data: grain.DatasetIterator) -> None:
     """Copies state and data position now, writes them in the background.
 
     All processes call it together.
@@ -96,9 +77,7 @@ class Checkpoints:
     `dicetalk_jax.data` is.
     """
     self._orbax.save_checkpointables_async(
-      step,
-      dict(state=state, data=copy.deepcopy(data.get_state())),
-      metrics=None if score is None else {'score': float(score)},
+      step, dict(state=state, data=copy.deepcopy(data.get_state()))
     )
 
   def restore(

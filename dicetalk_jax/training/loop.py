@@ -126,7 +126,7 @@ def _train(
     # Opened when nothing is left to refuse: a process that ends at once would cut off
     # the tidying in its background.
     with (
-      Checkpoints(folder, config.keep, bool(task_class.best)) as checkpoints,
+      Checkpoints(folder, config.keep) as checkpoints,
       contextlib.closing(task.batches()) as batches,
       contextlib.closing(prefetched(batches, mesh)) as data,
       _stop_requests() as stop_requested,
@@ -176,22 +176,12 @@ def _train(
         lock.check()
         means, rate = meter.means()  # raises before a bad state is saved
         tell(step, means, rate)
-        save = (
-          functools.partial(checkpoints.save, step, state, data)
-          if due(config.checkpoint_every)
-          else None
-        )
-        if (
-          save and not task.best
-        ):  # before the evaluation: should that fail, the steps until here are not lost
-          save()
-        score = None
+        # Before the evaluation: should that fail, the steps until here are not lost.
+        if due(config.checkpoint_every):
+          checkpoints.save(step, state, data)
         if due(config.eval_every) and not stopping:  # whoever asks to stop cannot wait
           values, pictures = task.evaluate(complete(state))
           report.evaluation(step, values, pictures)
-          score = values[task.best] if task.best else None
-        if save and task.best:
-          save(score)
         meter.restart_clock()
         if stopping:
           report.say(

@@ -32,8 +32,6 @@ class Task(abc.ABC):
 
   Attributes:
     name: 'autoencoder', 'embedder' or 'diffusion'; equals `config.task`.
-    best: the key of `evaluate`'s metrics that decides which checkpoint is kept as the
-      best one, lower is better; '' keeps the latest ones only.
     sets: what a name in `config.trainable` stands for: regular expressions on dotted
       parameter names.
     new_modules: patterns of what no pretrained model has; learns at
@@ -47,7 +45,6 @@ class Task(abc.ABC):
   """
 
   name: ClassVar[str]
-  best: ClassVar[str] = ''
   sets: ClassVar[dict[str, tuple[str, ...]]] = {'all': ('.*',)}
   new_modules: ClassVar[tuple[str, ...]] = ()
   constants: ClassVar[tuple[str, ...]] = ()

@@ -84,7 +84,6 @@ class ToyTask(Task):
   """`net` is trained to repeat `PROJECTION`; `scale` may be trained too, by pattern."""
 
   name = 'toy'
-  best = 'loss'
   delay = 0.0  # seconds per batch
 
   def __init__(self, config, mesh, workdir):
