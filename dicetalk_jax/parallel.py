@@ -1,7 +1,7 @@
 """Devices to mesh, arrays to devices, processes to one program.
 
 Models know nothing of this file. Parameters, moving averages and optimizer state are
-laid out by one rule on name and shape; batches are split over all axes in `BATCH_AXES`,
+laid out by one rule on their shape; batches are split over all axes in `BATCH_AXES`,
 and each picture over 'sequence'.
 """
 
@@ -27,10 +27,6 @@ VARIABLES = (
   'JAX_NUM_PROCESSES',
   'JAX_PROCESS_ID',
 )  # see `start`
-
-# (regular expression on the dotted parameter name, one entry of a PartitionSpec per
-# dimension)
-Rules = Sequence[tuple[str, Sequence[Any]]]
 
 
 def initialize(
@@ -155,18 +151,12 @@ def make_mesh(
   )
 
 
-def param_spec(
-  name: str, shape: Sequence[int], mesh: Mesh, rules: Rules = (), min_size: int = 2**12
-) -> P:
-  """The first rule whose pattern is found in `name`; else `PARAM_AXES` over the largest
-  dimension that divides.
+def param_spec(shape: Sequence[int], mesh: Mesh, min_size: int = 2**12) -> P:
+  """`PARAM_AXES` over the largest dimension that divides.
 
   Arrays of less than `min_size` elements are copied: gathering them would cost more
   than it saves.
   """
-  for pattern, spec in rules:
-    if re.search(pattern, name):
-      return P(*spec)
   axes = (
     tuple(axis for axis in PARAM_AXES if mesh.shape.get(axis, 1) > 1) or PARAM_AXES[:1]
   )
@@ -183,22 +173,11 @@ def param_spec(
   return P()
 
 
-def _dotted_name(path) -> str:
-  """The parameter's name within any tree of flat dicts: the innermost string key."""
-  keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-  return keys[-1] if keys else jax.tree_util.keystr(path)
-
-
-def shardings(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
+def shardings(tree: Any, mesh: Mesh) -> Any:
   """A NamedSharding per leaf of flat parameters, or of a whole training state made
   from them.
   """
-  return jax.tree.map_with_path(
-    lambda path, x: NamedSharding(
-      mesh, param_spec(_dotted_name(path), x.shape, mesh, rules)
-    ),
-    tree,
-  )
+  return jax.tree.map(lambda x: NamedSharding(mesh, param_spec(x.shape, mesh)), tree)
 
 
 def with_shardings(tree: Any, shards: Any) -> Any:
@@ -208,7 +187,7 @@ def with_shardings(tree: Any, shards: Any) -> Any:
   )
 
 
-def put_params(params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
+def put_params(params: Any, mesh: Mesh) -> Any:
   """Places flat parameters, or a tree of them, by rule.
 
   Arrays that one process holds whole must be equal on all processes; each then sends
@@ -223,7 +202,7 @@ def put_params(params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-  return jax.tree.map(put, params, shardings(params, mesh, rules))
+  return jax.tree.map(put, params, shardings(params, mesh))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
