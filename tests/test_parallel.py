@@ -53,7 +53,7 @@ def test_param_spec_takes_largest_dimension_that_divides(mesh):
   assert parallel.param_spec((64,), mesh) == P()
 
 
-def test_devices_that_share_pictures_share_parameters_too():
+def test_devices_that_share_frames_share_parameters_too():
   mesh = parallel.make_mesh(fsdp=4, sequence=2)
   assert parallel.param_spec((64, 128), mesh) == P(None, ('fsdp', 'sequence'))
   assert parallel.param_spec((3, 3, 130, 68), mesh) == P()
@@ -98,7 +98,7 @@ def test_check_batch_counts_micro_batches(mesh):
     parallel.check_batch(16, mesh, accum=4)
 
 
-def test_pictures_are_split_between_devices_of_a_sequence():
+def test_frames_are_split_between_devices_of_a_sequence():
   mesh = parallel.make_mesh(fsdp=2, sequence=4)
   video = np.random.default_rng(0).normal(size=(2, 3, 8, 6, 4)).astype(np.float32)
   with jax.set_mesh(mesh):
@@ -106,7 +106,7 @@ def test_pictures_are_split_between_devices_of_a_sequence():
     split = jax.jit(parallel.split_pictures)(batch['x'])
     assert {shard.data.shape for shard in split.addressable_shards} == {(1, 3, 2, 6, 4)}
     np.testing.assert_array_equal(parallel.to_host(split), video)
-    with pytest.raises(MeshError, match='sequence=4 .* pictures of 6 rows'):
+    with pytest.raises(MeshError, match='sequence=4 .* frames of 6 rows'):
       jax.jit(parallel.split_pictures)(batch['x'].swapaxes(2, 3))
   assert parallel.split_pictures(video) is video
 
