@@ -2,10 +2,10 @@
 
 Also a script, for tests that kill it:
 
-    python toy.py DEVICES SECONDS_PER_BATCH TOTAL_STEPS WORKDIR [WORKDIR ...]     (runs one after the other)
+    python toy.py DEVICES SECONDS_PER_BATCH TOTAL_STEPS WORKDIR [WORKDIR ...]
 
-It is one of several processes, with as many devices each, where the environment says so
-(`parallel.start`).
+It makes one run after the other. It is one of several processes, with as many devices
+each, if the environment says so (`parallel.initialize`).
 """
 
 import functools
