@@ -1,3 +1,5 @@
+"""Meshes, layouts of parameters and batches, and processes that join each other."""
+
 import types
 
 import jax

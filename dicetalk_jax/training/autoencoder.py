@@ -2,11 +2,13 @@
 fine-tuned.
 """
 
+import os
 from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from dicetalk_jax import bundle, parallel
@@ -27,7 +29,7 @@ class AutoencoderTask(Task):
 
   name = 'autoencoder'
 
-  def __init__(self, config, mesh, workdir):
+  def __init__(self, config: Any, mesh: Mesh, workdir: os.PathLike | str):
     super().__init__(config, mesh, workdir)
     self.build = registry.builder('vae', config.vae.to_dict(), config.dtype)
     self.graphdef, self.target = parameters.abstract(self.build)

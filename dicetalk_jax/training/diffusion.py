@@ -4,11 +4,13 @@ discrimination, emotion bank.
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from dicetalk_jax import bundle, parallel
@@ -65,7 +67,7 @@ class DiffusionTask(Task):
   }
   new_modules = NEW
 
-  def __init__(self, config, mesh, workdir):
+  def __init__(self, config: Any, mesh: Mesh, workdir: os.PathLike | str):
     config_checks.diffusion(config)
     super().__init__(config, mesh, workdir)
     self.has_emotion = 'emo_model' in config
@@ -307,19 +309,19 @@ class DiffusionTask(Task):
     ignores them.
     """
     parts = []
-    errors: dict[str, list[float]] = {
-      effect: [] for effect in SWAPPED if self.has_emotion or effect != 'emotion_effect'
-    }
+    effects = dict(SWAPPED)
+    if not self.has_emotion:
+      del effects['emotion_effect']
+    errors: dict[str, list[float]] = {effect: [] for effect in effects}
     batches = self._batches('val', batch=4, seed=1, area=EVAL_AREA)
     for i in range(EVAL_BATCHES):
       batch = next(batches)
       batch['drop'] = np.ones_like(batch['drop'])  # nothing is dropped
       parts.append(self._loss_parts(params, batch, i))
-      for effect, names in SWAPPED.items():
-        if effect in errors:
-          others = {name: np.roll(batch[name], 1, axis=0) for name in names}
-          swapped = self._loss_parts(params, batch | others, i)
-          errors[effect].append(float(swapped['denoise']))
+      for effect, names in effects.items():
+        others = {name: np.roll(batch[name], 1, axis=0) for name in names}
+        swapped = self._loss_parts(params, batch | others, i)
+        errors[effect].append(float(swapped['denoise']))
     metrics = metric_means.aggregate(parts)
     for effect, values in errors.items():
       metrics[effect] = 100 * (float(np.mean(values)) / metrics['denoise'] - 1)
@@ -337,7 +339,8 @@ class DiffusionTask(Task):
     """
     # 1. Choose clips: the first of the first data set, the last of the last
     step = self.config.data.step
-    first, last = self.parts['val'][0], self.parts['val'][-1]
+    first = self.parts['val'][0]
+    last = self.parts['val'][-1]
     clips = [(first, 0), (last, len(last.source) - 1)]
     lengths = [part.source.table.num_frames[clip] for part, clip in clips]
     frames = min(SAMPLE_FRAMES, *((length - 1) // step + 1 for length in lengths))

@@ -4,11 +4,13 @@ its Gaussian prior.
 
 from collections.abc import Iterable
 import dataclasses
+import os
 from typing import Any, NamedTuple
 
 import grain
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from dicetalk_jax import bundle, parallel
@@ -51,7 +53,7 @@ class EmbedderTask(Task):
   name = 'embedder'
   constants = (r'\.expr_(mean|std)$',)
 
-  def __init__(self, config, mesh, workdir):
+  def __init__(self, config: Any, mesh: Mesh, workdir: os.PathLike | str):
     config_checks.embedder(config)
     super().__init__(config, mesh, workdir)
     self.model_config = EmbedderConfig.from_json(config.embedder.to_dict())
