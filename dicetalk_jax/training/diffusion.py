@@ -173,8 +173,8 @@ class DiffusionTask(Task):
     trained_on = self._trained_on()
     if not bundle.readable(self.embedder.fingerprint, trained_on):
       raise WeightsError(
-        f'the emotion model of {self.config.init_from} was trained on priors of '
-        f'another embedder ({trained_on}) than that of {self.config.model} '
+        f'the emotion model of {self.config.init_from} learned on priors of another '
+        f'embedder ({trained_on}) than that of {self.config.model} '
         f'({self.embedder.fingerprint}); train it too with config.trainable, or name a '
         'model folder with its embedder in config.model'
       )
