@@ -135,7 +135,7 @@ def abstract_step(
 
   # State and step.
   def loss(params, held, *args):
-    return task.loss(lora.merged({**held, **params}, config), {}, *args)
+    return task.loss(lora.merged({**held, **params}, config), *args)
 
   tx = make_optimizer(config.optim, config.total_steps, task.new_modules)
   new_state = functools.partial(

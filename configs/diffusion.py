@@ -1,22 +1,48 @@
-"""The diffusion model (paper sections 3.2 and 3.3):
-`--config=configs/diffusion.py[:PRESET,PRESET]`.
+r"""The diffusion model (paper sections 3.2 and 3.3).
+
+  python -m dicetalk_jax.main --config=configs/diffusion.py:tiny \
+      --config.model=runs/embedder/model --workdir=runs/diffusion
+  python -m dicetalk_jax.main --config=configs/diffusion.py --config.model=MODEL \
+      --config.init_from=MODEL --config.data.dataset=DATA --workdir=runs/diffusion
+
+Presets are combined with commas: configs/diffusion.py:tiny,abl_no_bank
 """
+
+import ml_collections
 
 from configs import common
 
-DIRECT = {'emo_model.mode': 'direct', 'emotion.p_whole_bank': 0.0}
-VARIANTS = {
-  'paper_strict': {'drop.audio_emotion': 0.0, 'emotion.bank_init': 'uniform'},
-  'adapters': {'trainable': ('adapters',)},
+DIRECT: common.Variant = {
+  'emo_model.mode': 'direct',
+  'emotion.p_whole_bank': 0.0,
+}
+VARIANTS: dict[str, common.Variant] = {
+  'paper_strict': {
+    'drop.audio_emotion': 0.0,
+    'emotion.bank_init': 'uniform',
+  },
+  'adapters': {
+    'trainable': ('adapters',),
+  },
   # Prior and injection of arXiv 2409.03270. Its guide, head keypoints, would need a
   # landmark tracker in preparation and in sampling; the face region serves instead.
-  'svp': DIRECT | {'loss.lambda_cls': 0.0},
+  'svp': {
+    **DIRECT,
+    'loss.lambda_cls': 0.0,
+  },
   # Paper table 4.
   'abl_no_bank': DIRECT,
-  'abl_no_cls': {'loss.lambda_cls': 0.0},
-  'abl_learnable_ca': {'emo_model.mode': 'learnable', 'emotion.p_whole_bank': 0.0},
-  'abl_no_prior': {'emotion.sample': False},
-  # DICE-Talk's predecessor: no emotion, no pose guider. Motion is told in training;
+  'abl_no_cls': {
+    'loss.lambda_cls': 0.0,
+  },
+  'abl_learnable_ca': {
+    'emo_model.mode': 'learnable',
+    'emotion.p_whole_bank': 0.0,
+  },
+  'abl_no_prior': {
+    'emotion.sample': False,
+  },
+  # DICE-Talk's predecessor: no emotion, no pose guider. Training measures the motion;
   # sampling predicts it with the audio2bucket of the release, which is not trained here
   # and must be in the model folder.
   'sonic': {
@@ -35,22 +61,24 @@ VARIANTS = {
 }
 
 
-def get_config(arg: str = 'default'):
+def get_config(arg: str = 'default') -> ml_collections.ConfigDict:
   tiny, changes = common.presets(arg, VARIANTS)
   config = common.training('diffusion')
-  config.data.frames, config.data.step, config.data.size = 25, 2, 512
-  config.data.reference = (
-    'clip'  # reference frame of the same 'clip', or of any clip of the 'identity'
-  )
+
+  # Data.
+  config.data.frames = 25  # of a window
+  config.data.step = 2  # of the 25 fps source: the model's rate is 12.5 fps
+  config.data.size = 512  # side of the images
+  # The reference frame comes from the same clip, or from any clip of the identity.
+  config.data.reference = 'clip'  # 'clip' | 'identity'
   config.data.clip_stride = (
-    5  # every fifth frame has a CLIP token and may be a reference
+    5  # every fifth frame may be a reference: it has a CLIP token
   )
-  # motion amounts: as measured in the clip, or 'fixed' as in released sampling
-  config.data.buckets = 'measured'
-  config.data.area = (
-    1.0,
-    1.3,
-  )  # face box enlargement, drawn per clip; 1.1 in evaluation
+  # Amounts of motion: as measured in the clip, or fixed as in released sampling.
+  config.data.buckets = 'measured'  # 'measured' | 'fixed'
+  config.data.area = (1.0, 1.3)  # enlargement of the face box, drawn; 1.1 in evaluation
+
+  # Model.
   config.unet = dict(
     in_channels=8,
     out_channels=4,
@@ -62,10 +90,19 @@ def get_config(arg: str = 'default'):
     projection_class_embeddings_input_dim=768,
     num_frames=25,
     norm_num_groups=32,
-    adapters=2,
-    down_block_types=('CrossAttnDownBlockSpatioTemporal',) * 3
-    + ('DownBlockSpatioTemporal',),
-    up_block_types=('UpBlockSpatioTemporal',) + ('CrossAttnUpBlockSpatioTemporal',) * 3,
+    adapters=2,  # audio and emotion; 1: audio alone
+    down_block_types=(
+      'CrossAttnDownBlockSpatioTemporal',
+      'CrossAttnDownBlockSpatioTemporal',
+      'CrossAttnDownBlockSpatioTemporal',
+      'DownBlockSpatioTemporal',
+    ),
+    up_block_types=(
+      'UpBlockSpatioTemporal',
+      'CrossAttnUpBlockSpatioTemporal',
+      'CrossAttnUpBlockSpatioTemporal',
+      'CrossAttnUpBlockSpatioTemporal',
+    ),
   )
   config.audio_linear = dict(
     seq_len=10,
@@ -76,8 +113,10 @@ def get_config(arg: str = 'default'):
     context_tokens=32,
   )
   config.pose_guider = dict(
-    conditioning_embedding_channels=320, block_out_channels=(16, 32, 96, 256)
+    conditioning_embedding_channels=320,
+    block_out_channels=(16, 32, 96, 256),
   )
+  # See models.emotion.EmotionConfig.
   config.emo_model = dict(
     prior_dim=256,
     dim=1024,
@@ -86,40 +125,63 @@ def get_config(arg: str = 'default'):
     codebook_size=64,
     num_heads=8,
     commitment=0.25,
-    mode='bank',
+    mode='bank',  # 'bank' | 'direct' | 'learnable'
     classifier_in=1280,
     classifier_hidden=(512, 256),
     num_classes=22,
     dropout=0.1,
-    distance='l2',
-    codebook_update='grad',
+    distance='l2',  # 'l2' | 'cosine'
+    codebook_update='grad',  # 'grad' | 'ema'
     stop_fc_grad=False,
-    null_kv='released',
-  )  # see models.emotion.EmotionConfig
+    null_kv='released',  # 'released' | 'zeros' | 'bank'
+  )
+  # Recompute in the backward pass: nothing, every block, or all but matrix products.
+  config.remat = 'block'  # 'none' | 'block' | 'dots'
+
+  # Emotion in training.
   config.emotion = dict(
-    sample=True,
-    p_whole_bank=0.0,
-    # prior of the clip itself, or an 'other_clip' of same person and label
-    emo_ref='same_clip',
-    bank_init='kmeans',  # or 'uniform', as released
-    # of the average use of codes, and of the codes where codebook_update='ema'
+    sample=True,  # False: the mean of a prior instead of a draw
+    p_whole_bank=0.0,  # how often a step attends to the whole bank, as sampling does
+    # The prior of the clip itself, or of another one of same identity and label.
+    emo_ref='same_clip',  # 'same_clip' | 'other_clip'
+    # Initial codes; the release has 'uniform'.
+    bank_init='kmeans',  # 'kmeans' | 'uniform'
+    # Decay of the average use of codes, and of the codes if codebook_update='ema'.
     bank_decay=0.99,
-    restart=0,
-  )  # every so many steps (100) hardly used codes move to a prior; 0 = never
+    restart=0,  # every so many steps (100) rare codes move to a prior; 0: never
+  )
+
+  # Noise: the logarithm of its level is normal.
   config.noise = dict(
-    p_mean=0.7, p_std=1.6, sigma_min=0.002, sigma_max=700.0, ref_aug='none'
-  )  # 'lognormal': noise of strength exp(N(-3, 0.5)) on the reference latents
-  config.drop = dict(audio=0.05, image=0.05, emotion=0.05, all=0.05, audio_emotion=0.05)
+    p_mean=0.7,
+    p_std=1.6,
+    sigma_min=0.002,
+    sigma_max=700.0,
+    # Noise on the reference latents; its strength is exp(N(-3, 0.5)).
+    ref_aug='none',  # 'none' | 'lognormal'
+  )
+
+  # Condition dropout: probabilities that exclude each other.
+  config.drop = dict(
+    audio=0.05,
+    image=0.05,
+    emotion=0.05,
+    all=0.05,
+    audio_emotion=0.05,  # not in the paper; guidance needs this branch
+  )
+
+  # Loss (paper equation 15).
   config.loss = dict(
     lambda_cls=0.05,
-    cls_warmup=1_000,
+    cls_warmup=1_000,  # steps
     lambda_vq=1.0,
-    cls_pool='frame',  # or 'clip': classify the mean of a clip's features
-    face_weight=0.0,
-    mouth_weight=0.0,
-  )  # extra weight of the denoising error in face and mouth
-  # recompute every block in the backward pass; or 'dots', 'none': models.unet
-  config.remat = 'block'
+    # Classify each frame, or the mean of a clip's features.
+    cls_pool='frame',  # 'frame' | 'clip'
+    face_weight=0.0,  # extra weight of the denoising error in the face
+    mouth_weight=0.0,  # and in the mouth
+  )
+
+  # Sampling.
   config.sample = dict(
     num_steps=25,
     g_image=3.0,
@@ -127,71 +189,100 @@ def get_config(arg: str = 'default'):
     overlap=0,
     shift=7,
     sigma_max=700.0,
-    padding=True,
-  )  # a window of frames behind each clip
+    padding=True,  # a window of frames after each clip
+  )
+
   if tiny:
-    common.tiny(config)
-    config.batch_size = (
-      8  # many people and noise levels per step rather than many frames
-    )
-    config.data.frames, config.data.size = 4, 64
-    config.data.buckets = 'fixed'
-    # one that shows the emotion would let little training ignore the tokens
-    config.data.reference = 'identity'
-    config.total_steps = 570
-    config.optim.lr, config.optim.schedule, config.optim.ema = 2.5e-3, 'cosine', 0.99
-    # Transformers at the middle level only: at the top one they would take most of the
-    # time of two CPU cores.
-    config.unet.update(
-      in_channels=8,
-      out_channels=4,
-      block_out_channels=(32, 64, 64),
-      layers_per_block=1,
-      num_attention_heads=(1, 2, 2),
-      cross_attention_dim=64,
-      addition_time_embed_dim=32,
-      projection_class_embeddings_input_dim=96,
-      num_frames=4,
-      norm_num_groups=2,
-      down_block_types=(
-        'DownBlockSpatioTemporal',
-        'CrossAttnDownBlockSpatioTemporal',
-        'DownBlockSpatioTemporal',
-      ),
-      up_block_types=(
-        'UpBlockSpatioTemporal',
-        'CrossAttnUpBlockSpatioTemporal',
-        'UpBlockSpatioTemporal',
-      ),
-    )
-    config.audio_linear.update(
-      blocks=2, channels=64, intermediate_dim=256, output_dim=64, context_tokens=4
-    )
-    config.pose_guider.update(
-      conditioning_embedding_channels=32, block_out_channels=(8, 8, 16)
-    )
-    config.emo_model.update(
-      prior_dim=64,
-      dim=64,
-      intermediate_dim=128,
-      tokens=4,
-      codebook_size=16,
-      num_heads=4,
-      classifier_in=64,
-      classifier_hidden=(64, 32),
-      dropout=0.0,
-    )
-    config.emotion.p_whole_bank = 0.5
-    # What moves is a hundredth of the latents' variance: no more noise than hides it,
-    # and weight where it is.
-    config.noise.update(p_mean=0.3, p_std=1.0, sigma_max=5.0)
-    config.loss.update(
-      lambda_cls=0.01, cls_warmup=100, face_weight=3.0, mouth_weight=15.0
-    )
-    config.drop.update(audio=0.02, image=0.02, all=0.02)
-    config.remat = 'none'
-    config.sample.update(
-      num_steps=12, g_image=1.0, g_condition=3.5, shift=1, sigma_max=5.0
-    )
-    config.log_every, config.eval_every, config.checkpoint_every = 50, 570, 285
-  return common.change(config, changes)
+    _tiny(config)
+  common.change(config, changes)
+  return config
+
+
+def _tiny(config: ml_collections.ConfigDict) -> None:
+  common.tiny(config)
+  config.total_steps = 570
+  config.batch_size = 8  # many identities and noise levels rather than many frames
+  config.optim.lr = 2.5e-3
+  config.optim.schedule = 'cosine'
+  config.optim.ema = 0.99
+  config.data.frames = 4
+  config.data.size = 64
+  config.data.buckets = 'fixed'
+  # A reference that shows the emotion would let so little training ignore the tokens.
+  config.data.reference = 'identity'
+  # Transformers at the middle level only: at the top one they would take most of the
+  # time of two CPU cores.
+  config.unet.update(
+    in_channels=8,
+    out_channels=4,
+    block_out_channels=(32, 64, 64),
+    layers_per_block=1,
+    num_attention_heads=(1, 2, 2),
+    cross_attention_dim=64,
+    addition_time_embed_dim=32,
+    projection_class_embeddings_input_dim=96,
+    num_frames=4,
+    norm_num_groups=2,
+    down_block_types=(
+      'DownBlockSpatioTemporal',
+      'CrossAttnDownBlockSpatioTemporal',
+      'DownBlockSpatioTemporal',
+    ),
+    up_block_types=(
+      'UpBlockSpatioTemporal',
+      'CrossAttnUpBlockSpatioTemporal',
+      'UpBlockSpatioTemporal',
+    ),
+  )
+  config.audio_linear.update(
+    blocks=2,
+    channels=64,
+    intermediate_dim=256,
+    output_dim=64,
+    context_tokens=4,
+  )
+  config.pose_guider.update(
+    conditioning_embedding_channels=32,
+    block_out_channels=(8, 8, 16),
+  )
+  config.emo_model.update(
+    prior_dim=64,
+    dim=64,
+    intermediate_dim=128,
+    tokens=4,
+    codebook_size=16,
+    num_heads=4,
+    classifier_in=64,
+    classifier_hidden=(64, 32),
+    dropout=0.0,
+  )
+  config.remat = 'none'
+  config.emotion.p_whole_bank = 0.5
+  # What moves is a hundredth of the latents' variance: no more noise than hides it, and
+  # weight where it is.
+  config.noise.update(
+    p_mean=0.3,
+    p_std=1.0,
+    sigma_max=5.0,
+  )
+  config.loss.update(
+    lambda_cls=0.01,
+    cls_warmup=100,
+    face_weight=3.0,
+    mouth_weight=15.0,
+  )
+  config.drop.update(
+    audio=0.02,
+    image=0.02,
+    all=0.02,
+  )
+  config.sample.update(
+    num_steps=12,
+    g_image=1.0,
+    g_condition=3.5,
+    shift=1,
+    sigma_max=5.0,
+  )
+  config.log_every = 50
+  config.eval_every = 570
+  config.checkpoint_every = 285

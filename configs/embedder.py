@@ -1,47 +1,77 @@
-"""The disentangled emotion embedder (paper section 3.1):
-`--config=configs/embedder.py[:PRESET,PRESET]`.
+r"""The disentangled emotion embedder (paper section 3.1).
+
+  python -m dicetalk_jax.main --config=configs/embedder.py:tiny --workdir=runs/embedder
+  python -m dicetalk_jax.main --config=configs/embedder.py --config.model=MODEL \
+      --config.data.dataset=DATA --workdir=runs/embedder
+
+Presets are combined with commas: configs/embedder.py:tiny,crops
 """
+
+import ml_collections
 
 from configs import common
 
-VARIANTS = {
-  # The published rule pushes all people apart, so that the prior tells who speaks; this
-  # one has no reason to.
-  'identity_free': {'loss.other_people': 'ignored'},
-  'svp': {'loss.similarity': 'inv_dist'},  # the style extractor of arXiv 2409.03270
+VARIANTS: dict[str, common.Variant] = {
+  # The paper's rule pushes all identities apart, so that the prior shows who speaks;
+  # this one gives it no reason to.
+  'identity_free': {
+    'loss.other_people': 'ignored',
+  },
+  # The style extractor of arXiv 2409.03270.
+  'svp': {
+    'loss.similarity': 'inv_dist',
+  },
+  # Blendshapes instead of 3DMM fits.
   'mediapipe': {
     'embedder.expr_dim': 51,
     'embedder.expr_norm': 'zscore',
-  },  # blendshapes instead of 3DMM fits
-  'crops': {'embedder.visual': 'crops'},  # pictures instead of 3DMM fits
+  },
+  # Images instead of 3DMM fits.
+  'crops': {
+    'embedder.visual': 'crops',
+  },
+  # Paper table 5.
   'video_only': {
     'embedder.modalities': 'video',
     'drop.video': 0.0,
     'drop.audio': 0.0,
-  },  # paper table 5
-  'audio_only': {'embedder.modalities': 'audio', 'drop.video': 0.0, 'drop.audio': 0.0},
+  },
+  'audio_only': {
+    'embedder.modalities': 'audio',
+    'drop.video': 0.0,
+    'drop.audio': 0.0,
+  },
 }
 
 
-def get_config(arg: str = 'default'):
+def get_config(arg: str = 'default') -> ml_collections.ConfigDict:
   tiny, changes = common.presets(arg, VARIANTS)
   config = common.training('embedder')
   config.total_steps = 20_000
-  config.optim.lr, config.optim.schedule, config.optim.end_lr, config.optim.ema = (
-    1e-4,
-    'cosine',
-    1e-6,
-    0.0,
-  )
+  config.batch_size = 192  # identities * emotions * clips + videos * clips
+  config.optim.lr = 1e-4
+  config.optim.schedule = 'cosine'
+  config.optim.end_lr = 1e-6
+  config.optim.ema = 0.0
+
+  # Data.
+  config.data.identities = 8  # I
+  config.data.emotions = 4  # E, of each identity
+  config.data.clips = 4  # K, of each emotion of an identity, and windows of each video
+  config.data.videos = 16  # V, unlabelled
+  config.data.min_len = 32  # of a window, in frames
+  config.data.max_len = 256
+
+  # Model; see models.embedder.EmbedderConfig.
   config.embedder = dict(
-    visual='expression',
+    visual='expression',  # 'expression' | 'crops'
     expr_dim=64,
     crop_size=64,
     crop_channels=(32, 64, 128, 256, 256),
     whisper_dim=384,
     whisper_states=5,
-    whisper_layers='weighted',
-    pack='concat',
+    whisper_layers='weighted',  # 'weighted' | 'last'
+    pack='concat',  # 'concat' | 'mean'
     width=256,
     heads=8,
     mlp_dim=1024,
@@ -52,35 +82,43 @@ def get_config(arg: str = 'default'):
     max_len=256,
     lambda_ca=1.0,
     lambda_learnable=False,
-    pool='linear',
+    pool='linear',  # 'linear' | 'mlp_mish'
     var_eps=1e-6,
     missing_token=False,
-    modalities='both',
-    expr_norm='none',
+    modalities='both',  # 'both' | 'video' | 'audio'
+    expr_norm='none',  # 'none' | 'zscore'
   )
-  (
-    config.data.identities,
-    config.data.emotions,
-    config.data.clips,
-    config.data.videos,
-  ) = 8, 4, 4, 16  # I, E, K, V
-  config.data.min_len, config.data.max_len = 32, 256
-  config.drop = dict(video=0.2, audio=0.2)
+
+  # Modality dropout: probabilities, never both.
+  config.drop = dict(
+    video=0.2,
+    audio=0.2,
+  )
+
+  # Loss.
   config.loss = dict(
-    similarity='cosine',
+    similarity='cosine',  # 'cosine' | 'inv_dist'
     tau=0.1,
-    sim_offset=1.0,
-    level_aware=False,
-    # pairs of one emotion: as published; or 'ignored', 'positive'
-    other_people='negative',
-    use_sample=True,
-  )  # False: compare means instead of samples
-  config.batch_size = 192  # I * E * K + V * K
+    sim_offset=1.0,  # the paper's c; it cancels
+    level_aware=False,  # True: only clips of one level attract each other
+    # Clips of one emotion but different identities; the paper has 'negative'.
+    other_people='negative',  # 'negative' | 'ignored' | 'positive'
+    use_sample=True,  # False: compare means instead of samples
+  )
+
   if tiny:
     common.tiny(config)
     config.total_steps = 250
+    config.batch_size = 32
     config.optim.name = 'adam'
-    config.optim.lr, config.optim.end_lr = 1e-3, 0.0
+    config.optim.lr = 1e-3
+    config.optim.end_lr = 0.0
+    config.data.identities = 4
+    config.data.emotions = 4
+    config.data.clips = 2
+    config.data.videos = 0
+    config.data.min_len = 25
+    config.data.max_len = 50
     config.embedder.update(
       crop_size=32,
       crop_channels=(16, 32, 64),
@@ -95,14 +133,9 @@ def get_config(arg: str = 'default'):
       dropout=0.0,
       max_len=50,
     )
+    config.log_every = 50
+    config.eval_every = 125
+    config.checkpoint_every = 125
     changes.pop('embedder.expr_dim', None)  # the synthetic faces have 64 coefficients
-    (
-      config.data.identities,
-      config.data.emotions,
-      config.data.clips,
-      config.data.videos,
-    ) = 4, 4, 2, 0
-    config.data.min_len, config.data.max_len = 25, 50
-    config.batch_size = 32
-    config.log_every, config.eval_every, config.checkpoint_every = 50, 125, 125
-  return common.change(config, changes)
+  common.change(config, changes)
+  return config

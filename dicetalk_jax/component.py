@@ -5,7 +5,8 @@ compiled into stages.
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-from typing import Any
+import os
+from typing import Any, Generic, TypeVar
 
 from flax import nnx
 import jax
@@ -18,12 +19,21 @@ from dicetalk_jax.models import parameters, registry
 
 NO_MESH = Mesh(np.empty((), object), ())
 
+Config = TypeVar('Config', bound=parameters.ModelConfig)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Component:
-  """A component: its configuration, its structure, its parameters."""
+class Component(Generic[Config]):
+  """A component of a model folder.
 
-  config: parameters.ModelConfig
+  Attributes:
+    config: its configuration.
+    graphdef: its structure.
+    params: its parameters.
+    mesh: where it is computed; without a mesh, on one device.
+  """
+
+  config: Config
   graphdef: nnx.GraphDef
   params: parameters.Params
   mesh: Mesh = NO_MESH
@@ -33,13 +43,22 @@ class Component:
 
   @classmethod
   def load(
-    cls, folder, name: str, mesh: Mesh | None = None, dtype=None, param_dtype=None
-  ) -> 'Component':
-    """Restores a component; `dtype` is that of the computation, `param_dtype` that of
-    the parameters in memory.
+    cls,
+    folder: os.PathLike | str,
+    name: str,
+    mesh: Mesh | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
+    param_dtype: jax.typing.DTypeLike | None = None,
+  ) -> 'Component[Any]':
+    """Restores a component.
 
-    Without a mesh it lives on one device, and its stages run there whatever mesh is set
-    around them.
+    Args:
+      folder: model folder.
+      name: of the component.
+      mesh: its devices. Without a mesh it lives on one device, and its stages run
+        there whatever mesh is set around them.
+      dtype: of the computation.
+      param_dtype: of the parameters in memory.
 
     Raises:
       WeightsError: the folder does not have it, or its parameters do not fit its
@@ -48,19 +67,25 @@ class Component:
     shardings = functools.partial(parallel.shardings, mesh=mesh) if mesh else None
     config, params = bundle.load_component(folder, name, shardings, param_dtype)
     graphdef, target = parameters.abstract(registry.builder(name, config, dtype))
-    if {k: x.shape for k, x in target.items()} != {
-      k: x.shape for k, x in params.items()
-    }:
+    wanted = {key: x.shape for key, x in target.items()}
+    found = {key: x.shape for key, x in params.items()}
+    if wanted != found:
       raise WeightsError(
         f'{folder}: the parameters of {name} do not fit its configuration; save the '
         'component again'
       )
-    return cls(registry.config_of(name, config), graphdef, params, mesh or NO_MESH)
+    return Component(
+      registry.config_of(name, config), graphdef, params, mesh or NO_MESH
+    )
 
   @classmethod
   def load_or_random(
-    cls, folder, name: str, random: Mapping[str, Any] | None, seed: int
-  ) -> 'Component':
+    cls,
+    folder: os.PathLike | str,
+    name: str,
+    random: Mapping[str, Any] | None,
+    seed: int,
+  ) -> 'Component[Any]':
     """Restores a component, or puts a random one into a folder that has none.
 
     Random components serve the tiny synthetic models only: no published weights exist
@@ -82,28 +107,29 @@ class Component:
           '--config.model (python -m convert makes one from the published weights)'
         )
       config = registry.config_of(name, random).to_json()
-      params = parameters.init_params(
-        registry.builder(name, config), jax.random.key(seed)
-      )
+      build = registry.builder(name, config)
+      params = parameters.init_params(build, jax.random.key(seed))
       source = {'source': f'random, seed {seed}'}
       bundle.save_component(folder, name, config, params, source)
     return cls.load(folder, name)
 
   def stage(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(model, *args)` compiled, with the parameters bound: call it with args.
+    """Compiles `function(model, *args)` and binds the parameters: call it with args.
 
-    Once per function.
+    Compiles each function once.
     """
     if function not in self._stages:
-      run = jax.jit(
-        lambda params, *args: function(parameters.merge(self.graphdef, params), *args)
-      )
-      self._stages[function] = functools.partial(self._call, run)
+
+      @jax.jit
+      def compiled(params, *args):
+        return function(parameters.merge(self.graphdef, params), *args)
+
+      self._stages[function] = functools.partial(self._run, compiled)
     return self._stages[function]
 
-  def _call(self, run: Callable[..., Any], *args) -> Any:
+  def _run(self, compiled: Callable[..., Any], *args: Any) -> Any:
     with jax.set_mesh(self.mesh):
-      return run(self.params, *args)
+      return compiled(self.params, *args)
 
   @functools.cached_property
   def fingerprint(self) -> str:

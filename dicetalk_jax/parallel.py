@@ -1,8 +1,8 @@
-"""Devices to mesh, arrays to devices, processes to one program.
+"""Meshes of devices, arrays laid out on them, and processes that work together.
 
-Models know nothing of this file. Parameters, moving averages and optimizer state are
-laid out by one rule on name and shape; batches are split over all axes in `BATCH_AXES`,
-and each picture over 'sequence'.
+Models know nothing of this file. Parameters, EMA and optimizer state are laid out by
+one rule on their shape; batches are split over all axes in `BATCH_AXES`, and each frame
+over 'sequence'.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,8 @@ from dicetalk_jax.errors import MeshError
 
 BATCH_AXES = ('data', 'fsdp')
 PARAM_AXES = ('fsdp', 'sequence')
-VARIABLES = (
-  'JAX_COORDINATOR_ADDRESS',
-  'JAX_NUM_PROCESSES',
-  'JAX_PROCESS_ID',
-)  # see `start`
-
-# (regular expression on the dotted parameter name, one entry of a PartitionSpec per
-# dimension)
-Rules = Sequence[tuple[str, Sequence[Any]]]
+# Environment variables in place of the arguments of `initialize`.
+VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
 def initialize(
@@ -39,9 +32,9 @@ def initialize(
   """Joins the other processes of a pod or cluster; call it before anything touches a
   device.
 
-  TPU pods, Slurm, Kubernetes (with the `kubernetes` package) and Open MPI say by
-  themselves who takes part. Elsewhere all three of the other arguments are needed, here
-  or in the environment (`VARIABLES`).
+  On TPU pods, Slurm, Kubernetes (with the `kubernetes` package) and Open MPI, jax finds
+  the other processes by itself. Elsewhere all three of the other arguments are needed,
+  here or in the environment (`VARIABLES`).
 
   Args:
     multihost: False: this process is alone.
@@ -50,16 +43,10 @@ def initialize(
     process: which one this is, from 0.
 
   Raises:
-    MeshError: `multihost` without a cluster, or what is given is incomplete or
-      impossible. Never passed over in silence: a pod that is set up wrongly would train
-      as many separate jobs.
+    MeshError: `multihost` without a cluster, or the arguments are incomplete or
+      impossible. This is never ignored: a pod that is set up wrongly would train as
+      many separate jobs.
   """
-  given = dict(
-    zip(VARIABLES, (coordinator, processes or '', process if process >= 0 else ''))
-  )
-  given = {
-    name: str(value) or os.environ.get(name, '') for name, value in given.items()
-  }
   if not multihost:
     if coordinator or processes or process >= 0:
       raise MeshError(
@@ -67,46 +54,57 @@ def initialize(
         'multihost=False; set multihost=True to train on several machines'
       )
     return
-  if coordinator or any(
-    list(given.values())[1:]
-  ):  # an address alone may be what a cluster sets
-    arguments, options = (
-      _explicit_cluster(given),
-      {'cluster_detection_method': 'deactivate'},
-    )
-  else:
-    arguments, options = (), {}
+
+  # Arguments come before the environment.
+  arguments = (
+    coordinator,
+    str(processes) if processes else '',
+    str(process) if process >= 0 else '',
+  )
+  given = {
+    name: argument or os.environ.get(name, '')
+    for name, argument in zip(VARIABLES, arguments)
+  }
+  # An address alone may be set by a cluster.
+  _, number_of_processes, process_id = given.values()
+  by_hand = bool(coordinator or number_of_processes or process_id)
   try:
-    jax.distributed.initialize(*arguments, **options)
+    if by_hand:
+      jax.distributed.initialize(
+        *_explicit_cluster(given), cluster_detection_method='deactivate'
+      )
+    else:
+      jax.distributed.initialize()
   except ValueError as error:
     raise MeshError(
       'multihost=True, but no TPU pod, Slurm, Kubernetes or MPI job was found '
-      f'({error}); set multihost=False to run on this machine alone, or say which '
-      'processes there are'
+      f'({error}); set multihost=False to run on this machine alone, or set '
+      f'{", ".join(VARIABLES)}'
     ) from error
   except RuntimeError as error:
     cause = str(error).partition('\n')[0]
     raise MeshError(
-      f'the other processes were not joined ({cause}); start all within five minutes, '
+      f'could not join the other processes ({cause}); start all within five minutes, '
       'where they can reach process 0'
     ) from error
 
 
 def _explicit_cluster(given: dict[str, str]) -> tuple[str, int, int]:
-  """Address, number of processes, and which one this is."""
-  if missing := [name for name, value in given.items() if not value]:
+  """Returns address, number of processes, and which one this is."""
+  missing = [name for name, value in given.items() if not value]
+  if missing:
     raise MeshError(
       f'several processes started by hand need all of {", ".join(VARIABLES)}; '
       f'{" and ".join(missing)} are not set'
     )
-  address, *numbers = given.values()
-  if re.fullmatch(r'.+:\d+', address) and all(number.isdigit() for number in numbers):
-    processes, process = map(int, numbers)
-    if process < processes:
-      return address, processes, process
+  address, processes, process = given.values()
+  is_address = re.fullmatch(r'.+:\d+', address)
+  are_numbers = processes.isdigit() and process.isdigit()
+  if is_address and are_numbers and int(process) < int(processes):
+    return address, int(processes), int(process)
   raise MeshError(
     'the coordinator must be HOST:PORT and the process a number below the number of '
-    f'processes, not {address!r} and {numbers[1]!r} of {numbers[0]!r}'
+    f'processes, not {address!r} and {process!r} of {processes!r}'
   )
 
 
@@ -117,16 +115,17 @@ def make_mesh(
   *,
   devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-  """A mesh over all devices, or those given.
+  """Makes a mesh over all devices, or those given.
 
   Args:
     data: copies of the parameters; each sees other rows of the batch.
     fsdp: devices that share one copy of the parameters; each sees other rows of the
       batch.
-    sequence: devices that share the pictures of the same rows (`split_pictures`), and
-      the copy of the parameters. One of the sizes may be -1: all devices that the
-      others leave.
+    sequence: devices that share the frames of the same rows (`split_pictures`), and
+      the copy of the parameters.
     devices: default all devices of all processes.
+
+  One of the sizes may be -1: all devices that the others leave.
 
   Raises:
     MeshError: the sizes do not multiply to the number of devices.
@@ -135,19 +134,19 @@ def make_mesh(
   sizes = {'data': data, 'fsdp': fsdp, 'sequence': sequence}
   asked = ', '.join(f'{axis}={size}' for axis, size in sizes.items())
   free = [axis for axis, size in sizes.items() if size == -1]
-  if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+  fixed = [size for size in sizes.values() if size != -1]
+  if len(free) > 1 or any(size < 1 for size in fixed):
     raise MeshError(
       f'mesh sizes {asked}: each must be positive, and only one may be -1'
     )
-  rest, remainder = divmod(
-    len(devices), math.prod(size for size in sizes.values() if size != -1)
-  )
+  rest, remainder = divmod(len(devices), math.prod(fixed))
   if remainder or not rest or (not free and rest != 1):
     raise MeshError(
       f'mesh sizes {asked} do not multiply to the {len(devices)} devices present; '
       'change them, or set one to -1'
     )
-  sizes.update({axis: rest for axis in free})
+  for axis in free:
+    sizes[axis] = rest
   # Automatic axes: explicit ones reject a sharded kernel that meets a batch split over
   # the same axis.
   return jax.make_mesh(
@@ -155,100 +154,91 @@ def make_mesh(
   )
 
 
-def param_spec(
-  name: str, shape: Sequence[int], mesh: Mesh, rules: Rules = (), min_size: int = 2**12
-) -> P:
-  """The first rule whose pattern is found in `name`; else `PARAM_AXES` over the largest
-  dimension that divides.
+def param_spec(shape: Sequence[int], mesh: Mesh, min_size: int = 2**12) -> P:
+  """Splits the largest dimension that divides over `PARAM_AXES`.
 
   Arrays of less than `min_size` elements are copied: gathering them would cost more
   than it saves.
   """
-  for pattern, spec in rules:
-    if re.search(pattern, name):
-      return P(*spec)
-  axes = (
-    tuple(axis for axis in PARAM_AXES if mesh.shape.get(axis, 1) > 1) or PARAM_AXES[:1]
-  )
+  if math.prod(shape) < min_size:
+    return P()
+  axes = tuple(axis for axis in PARAM_AXES if mesh.shape.get(axis, 1) > 1)
+  if not axes:
+    axes = PARAM_AXES[:1]
   count = math.prod(mesh.shape[axis] for axis in axes)
-  if math.prod(shape) >= min_size:
-    for d in sorted(range(len(shape)), key=lambda d: -shape[d]):
-      if shape[d] % count == 0:
-        return P(
-          *(
-            (axes if len(axes) > 1 else axes[0]) if i == d else None
-            for i in range(len(shape))
-          )
-        )
+  for dimension in sorted(range(len(shape)), key=lambda i: -shape[i]):
+    if shape[dimension] % count == 0:
+      entries: list[Any] = [None] * len(shape)
+      entries[dimension] = axes if len(axes) > 1 else axes[0]
+      return P(*entries)
   return P()
 
 
-def _dotted_name(path) -> str:
-  """The parameter's name within any tree of flat dicts: the innermost string key."""
-  keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-  return keys[-1] if keys else jax.tree_util.keystr(path)
-
-
-def shardings(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
-  """A NamedSharding per leaf of flat parameters, or of a whole training state made
-  from them.
+def shardings(tree: Any, mesh: Mesh) -> Any:
+  """Returns a NamedSharding per leaf of flat parameters, or of a whole training state
+  made from them.
   """
-  return jax.tree.map_with_path(
-    lambda path, x: NamedSharding(
-      mesh, param_spec(_dotted_name(path), x.shape, mesh, rules)
-    ),
-    tree,
-  )
+  return jax.tree.map(lambda x: NamedSharding(mesh, param_spec(x.shape, mesh)), tree)
 
 
 def with_shardings(tree: Any, shards: Any) -> Any:
-  """Abstract arrays that carry their sharding: the target of restoring a checkpoint."""
+  """Returns abstract arrays with shardings: the target of restoring a checkpoint."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shards
   )
 
 
-def put_params(params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
-  """Places flat parameters, or a tree of them, by rule.
+def put_params(params: Any, mesh: Mesh) -> Any:
+  """Lays out flat parameters, or a tree of them.
 
   Arrays that one process holds whole must be equal on all processes; each then sends
   only its own slices.
   """
 
   def put(x, sharding):
-    if isinstance(x, jax.Array) and (
-      sharding.is_fully_addressable or not x.is_fully_addressable
-    ):
-      return jax.device_put(x, sharding)
+    if isinstance(x, jax.Array):
+      spans_processes = not x.is_fully_addressable
+      if sharding.is_fully_addressable or spans_processes:
+        return jax.device_put(x, sharding)
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-  return jax.tree.map(put, params, shardings(params, mesh, rules))
+  return jax.tree.map(put, params, shardings(params, mesh))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The first dimension over all batch axes, the others whole."""
+  """Splits the first dimension over all batch axes, and leaves the others whole."""
   return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def batch_devices(mesh: Mesh) -> int:
-  """How many different slices of a batch the devices hold."""
+  """Returns how many different slices of a batch the devices hold."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_shard(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-  """(index, count) of the distinct batch slice that a process must load; default this
-  process.
+  """Returns (index, count) of the distinct batch slice that a process must load.
 
-  Processes get the same index where an axis that does not split the batch spans them.
+  Processes get the same index if an axis that does not split the batch spans them.
+
+  Args:
+    mesh: from `make_mesh`.
+    process: default this process.
   """
   process = jax.process_index() if process is None else process
+
+  # One row per slice of the batch: the devices that share it.
   axes = [mesh.axis_names.index(axis) for axis in BATCH_AXES]
-  rows = np.moveaxis(mesh.devices, axes, range(len(axes))).reshape(
-    batch_devices(mesh), -1
-  )
-  groups = list(dict.fromkeys(frozenset(d.process_index for d in row) for row in rows))
-  (index,) = (i for i, group in enumerate(groups) if process in group)
+  devices = np.moveaxis(mesh.devices, axes, range(len(axes)))
+  rows = devices.reshape(batch_devices(mesh), -1)
+
+  # The processes of each row; rows of the same processes make one slice to load.
+  groups: list[set[int]] = []
+  for row in rows:
+    group = {device.process_index for device in row}
+    if group not in groups:
+      groups.append(group)
+  (index,) = [i for i, group in enumerate(groups) if process in group]
   return index, len(groups)
 
 
@@ -258,9 +248,9 @@ def check_batch(batch_size: int, mesh: Mesh, accum: int = 1) -> None:
   """
   devices = batch_devices(mesh)
   if batch_size < 1 or accum < 1 or batch_size % (accum * devices):
-    parts = f'{devices} devices' + (
-      f' times {accum} micro-batches' if accum != 1 else ''
-    )
+    parts = f'{devices} devices'
+    if accum != 1:
+      parts += f' times {accum} micro-batches'
     raise MeshError(
       f'batch_size={batch_size} does not divide over {parts}; make it a multiple of '
       f'{accum * devices}'
@@ -268,7 +258,7 @@ def check_batch(batch_size: int, mesh: Mesh, accum: int = 1) -> None:
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-  """Global arrays from this process's rows.
+  """Makes global arrays from this process's rows.
 
   Args:
     batch: tree of NumPy arrays `[rows, ...]`: the rows of slice `batch_shard(mesh)`.
@@ -280,7 +270,8 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
   Raises:
     MeshError: the rows do not divide over the devices.
   """
-  sharding, (_, count) = batch_sharding(mesh), batch_shard(mesh)
+  sharding = batch_sharding(mesh)
+  _, count = batch_shard(mesh)
 
   def put(x):
     x = np.asarray(x)  # also unwraps the shared-memory arrays of Grain's workers
@@ -291,12 +282,12 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def split_pictures(x: jax.Array) -> jax.Array:
-  """Shares `[B,F,H,W,C]` out: rows of the batch over `BATCH_AXES`, rows of each picture
-  over 'sequence'. Traced.
+  """Splits `[B,F,H,W,C]`: rows of the batch over `BATCH_AXES`, rows of each frame over
+  'sequence'. Traced.
 
   What follows keeps the layout by itself: convolutions exchange border rows, spatial
-  attention gathers keys and values, all that runs along time stays where it is. The
-  number of frames, 25, would not divide.
+  attention gathers keys and values, all that runs along time stays where it is. (The
+  number of frames, 25, would not divide.)
 
   Raises:
     MeshError: the height does not divide.
@@ -306,22 +297,22 @@ def split_pictures(x: jax.Array) -> jax.Array:
     return x
   if x.shape[2] % parts:
     raise MeshError(
-      f'sequence={parts} devices cannot share pictures of {x.shape[2]} rows; take a '
+      f'sequence={parts} devices cannot share frames of {x.shape[2]} rows; choose a '
       'divisor of that'
     )
   return lax.with_sharding_constraint(x, P(BATCH_AXES, None, 'sequence'))
 
 
 def to_host(tree: Any) -> Any:
-  """NumPy arrays of whole global arrays, on every process; all processes must call
-  it together.
+  """Copies global arrays to NumPy arrays, on every process; all processes must call it
+  together.
   """
 
-  def whole(x):
-    if isinstance(x, jax.Array) and not (
-      x.is_fully_addressable or x.is_fully_replicated
-    ):
-      x = multihost_utils.process_allgather(x, tiled=True)
+  def copy(x):
+    if isinstance(x, jax.Array):
+      is_here = x.is_fully_addressable or x.is_fully_replicated
+      if not is_here:
+        x = multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)
 
-  return jax.tree.map(whole, tree)
+  return jax.tree.map(copy, tree)

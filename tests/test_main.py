@@ -3,12 +3,11 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
-
-from dicetalk_jax import main
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = '--config=configs/embedder.py:tiny'
@@ -92,7 +91,26 @@ def test_mistake_is_one_sentence(outcomes, name):
   assert not (ROOT / 'unused').exists()
 
 
-def test_no_arguments_show_the_usage():
-  result = run('-m', 'dicetalk_jax.main')
-  assert result.returncode == 2
-  assert result.stderr == main.USAGE
+def test_no_arguments_show_the_help():
+  """The same as `--help`: every flag with its default."""
+  bare = run('-m', 'dicetalk_jax.main')
+  asked = run('-m', 'dicetalk_jax.main', '--help')
+  assert bare.returncode == 2 and bare.stdout == ''
+  assert bare.stderr.strip() in asked.stdout
+  flags = re.findall(
+    r'^  --(\S+): \S.*?\(default: ', bare.stderr, re.DOTALL | re.MULTILINE
+  )
+  assert sorted(flags) == [
+    '[no]tensorboard',
+    'config',
+    'coordinator',
+    'process',
+    'processes',
+    'profile',
+    'workdir',
+  ]
+
+
+def test_an_installed_script_shows_the_same_help():
+  code = 'from dicetalk_jax import main; main.run()'
+  assert '--[no]tensorboard' in run('-c', code).stderr

@@ -1,3 +1,5 @@
+"""Meshes, layouts of parameters and batches, and processes that join each other."""
+
 import types
 
 import jax
@@ -47,31 +49,26 @@ def test_mesh_over_some_devices():
 
 
 def test_param_spec_takes_largest_dimension_that_divides(mesh):
-  assert parallel.param_spec('a.kernel', (3, 3, 64, 128), mesh) == P(
-    None, None, None, 'fsdp'
-  )
-  assert parallel.param_spec('a.kernel', (64, 127), mesh) == P('fsdp', None)
-  assert parallel.param_spec('a.kernel', (127, 63), mesh) == P()
-  assert parallel.param_spec('a.bias', (64,), mesh) == P()
+  assert parallel.param_spec((3, 3, 64, 128), mesh) == P(None, None, None, 'fsdp')
+  assert parallel.param_spec((64, 127), mesh) == P('fsdp', None)
+  assert parallel.param_spec((127, 63), mesh) == P()
+  assert parallel.param_spec((64,), mesh) == P()
 
 
-def test_devices_that_share_pictures_share_parameters_too():
+def test_devices_that_share_frames_share_parameters_too():
   mesh = parallel.make_mesh(fsdp=4, sequence=2)
-  assert parallel.param_spec('a.kernel', (64, 128), mesh) == P(
-    None, ('fsdp', 'sequence')
-  )
-  assert parallel.param_spec('a.kernel', (3, 3, 130, 68), mesh) == P()
+  assert parallel.param_spec((64, 128), mesh) == P(None, ('fsdp', 'sequence'))
+  assert parallel.param_spec((3, 3, 130, 68), mesh) == P()
 
 
-def test_rules_see_dotted_names_anywhere_in_a_state(mesh):
-  rules = [(r'^unet\..*kernel$', ('fsdp', None))]
+def test_a_whole_state_is_laid_out_by_shape(mesh):
   tree = {
-    'opt': ({'unet.a.kernel': np.zeros((8, 8))}, np.zeros(())),
+    'opt': ({'unet.a.kernel': np.zeros((64, 128))}, np.zeros(())),
     'ema': {'vae.a.kernel': np.zeros((8, 8))},
   }
-  specs = jax.tree.map(lambda s: s.spec, parallel.shardings(tree, mesh, rules))
+  specs = jax.tree.map(lambda s: s.spec, parallel.shardings(tree, mesh))
   assert specs == {
-    'opt': ({'unet.a.kernel': P('fsdp', None)}, P()),
+    'opt': ({'unet.a.kernel': P(None, 'fsdp')}, P()),
     'ema': {'vae.a.kernel': P()},
   }
 
@@ -103,7 +100,7 @@ def test_check_batch_counts_micro_batches(mesh):
     parallel.check_batch(16, mesh, accum=4)
 
 
-def test_pictures_are_split_between_devices_of_a_sequence():
+def test_frames_are_split_between_devices_of_a_sequence():
   mesh = parallel.make_mesh(fsdp=2, sequence=4)
   video = np.random.default_rng(0).normal(size=(2, 3, 8, 6, 4)).astype(np.float32)
   with jax.set_mesh(mesh):
@@ -111,7 +108,7 @@ def test_pictures_are_split_between_devices_of_a_sequence():
     split = jax.jit(parallel.split_pictures)(batch['x'])
     assert {shard.data.shape for shard in split.addressable_shards} == {(1, 3, 2, 6, 4)}
     np.testing.assert_array_equal(parallel.to_host(split), video)
-    with pytest.raises(MeshError, match='sequence=4 .* pictures of 6 rows'):
+    with pytest.raises(MeshError, match='sequence=4 .* frames of 6 rows'):
       jax.jit(parallel.split_pictures)(batch['x'].swapaxes(2, 3))
   assert parallel.split_pictures(video) is video
 

@@ -17,9 +17,9 @@ keep_policies = ocp.training.preservation_policies
 
 
 def has_checkpoint(folder: epath.Path) -> bool:
-  """Whether there is one to restore.
+  """Returns whether there is a checkpoint to restore.
 
-  Only looks; opening `Checkpoints` tidies up after killed runs.
+  Only looks, while opening `Checkpoints` cleans up after killed runs.
   """
   folder = epath.Path(folder)
   return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
@@ -28,48 +28,31 @@ def has_checkpoint(folder: epath.Path) -> bool:
 class Checkpoints:
   """State and data position of one run, by step.
 
-  Use as a context: leaving it waits for the last save.
-
-  A checkpoint appears under its final name only when it is whole, so a killed run
-  leaves the previous one.
+  Use as a context: leaving it waits for the last save. A checkpoint appears under its
+  final name only when it is complete, so a killed run leaves the previous one.
   """
 
-  def __init__(self, folder: epath.Path, keep: int = 2, with_best: bool = False):
-    """Opens or creates `folder`.
-
-    Keeps the latest `keep` checkpoints and, if asked, the one with the lowest score.
-    """
-    kept = [keep_policies.LatestN(keep)]
-    if with_best:
-      kept.append(
-        keep_policies.BestN(
-          get_metric_fn=lambda metrics: metrics['score'],
-          reverse=True,
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
+  def __init__(self, folder: epath.Path, keep: int = 2):
+    """Opens or creates `folder`; the latest `keep` checkpoints are kept."""
     handlers = ocp.handlers.local_registry()
-    handlers.add(
-      ocp.handlers.JsonHandler, checkpointable_name='data'
-    )  # one position for all processes
+    # One data position for all processes.
+    handlers.add(ocp.handlers.JsonHandler, checkpointable_name='data')
     context = ocp.Context()
     context.checkpointables.registry = handlers
     self._folder = epath.Path(folder)
     self._orbax = ocp.training.Checkpointer(
       orbax_paths.plain(self._folder),
       context=context,
-      preservation_policy=keep_policies.AnyPreservationPolicy(kept),
-      save_decision_policy=save_policies.FixedIntervalPolicy(
-        1
-      ),  # the loop decides when
+      preservation_policy=keep_policies.LatestN(keep),
+      # The loop decides when to save.
+      save_decision_policy=save_policies.FixedIntervalPolicy(1),
       cleanup_tmp_directories=True,
     )
 
-  def __enter__(self):
+  def __enter__(self) -> 'Checkpoints':
     return self
 
-  def __exit__(self, *exc_info):
+  def __exit__(self, *exc_info) -> None:
     self._orbax.close()
 
   @property
@@ -79,36 +62,29 @@ class Checkpoints:
 
   @property
   def latest(self) -> int | None:
+    """The latest of `steps`."""
     return max(self.steps, default=None)
 
-  def save(
-    self,
-    step: int,
-    state: TrainState,
-    data: grain.DatasetIterator,
-    score: float | None = None,
-  ) -> None:
-    """Copies state and data position now, writes them in the background.
+  def save(self, step: int, state: TrainState, data: grain.DatasetIterator) -> None:
+    """Copies state and data position now, and writes them in the background.
 
-    All processes call it together.
-
-    The position must be the same on all of them, as that of
-    `dicetalk_jax.data` is.
+    All processes call it together. The position must be the same on all of them, as
+    that of the loaders in `dicetalk_jax.data` is.
     """
-    self._orbax.save_checkpointables_async(
-      step,
-      dict(state=state, data=copy.deepcopy(data.get_state())),
-      metrics=None if score is None else {'score': float(score)},
-    )
+    position = copy.deepcopy(data.get_state())
+    self._orbax.save_checkpointables_async(step, dict(state=state, data=position))
 
   def restore(
     self, target: TrainState, data: grain.DatasetIterator, step: int | None = None
   ) -> TrainState:
-    """The state of `step` (default the latest) as `target` says: abstract arrays, with
-    shardings.
+    """Restores a state, and sets `data` to its saved position in place.
 
-    Mesh and number of processes may differ from those that saved. `data` is set to its
-    saved position in place.
+    Mesh and number of processes may differ from those that saved.
+
+    Args:
+      target: abstract arrays of the state, with shardings.
+      data: an iterator over the same batches.
+      step: of the checkpoint; default the latest.
     """
     step = self.latest if step is None else step
     orbax_paths.mend(self._folder / str(step))

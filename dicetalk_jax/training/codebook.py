@@ -1,8 +1,9 @@
-"""The codes of the emotion bank: where they begin, how they are used, and what else
-than gradients moves them.
+"""The codes of the emotion bank: their initial values, statistics of their use, and
+updates that do not come from gradients.
 """
 
 from collections.abc import Sequence
+import dataclasses
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from dicetalk_jax.training.state import TrainState
 
 DRAWS = 2048
 CODES = 'emo_model.codebook.codebook.embedding'
-# a code is rare that is used less than this share of what equal use would give it
+# A code is rare if it is used less than this share of what equal use would give it.
 RARE = 0.1
 
 
@@ -39,140 +40,171 @@ def fit_codes(params: Params, parts: Sequence[Part], seed: int) -> Params:
     The same parameters with another `codebook`.
   """
   rng = np.random.default_rng(seed)
-  drawn = []
+
+  # 1. Draw clips, and a prior from the Gaussian of each
+  total_weight = sum(part.weight for part in parts)
+  gaussians = []
   for part in parts:
-    priors, share = (
-      part.features['prior'],
-      part.weight / sum(part.weight for part in parts),
-    )
-    clips = rng.choice(np.flatnonzero(priors.lengths >= 0), round(DRAWS * share))
-    drawn += [priors(int(clip))[0] for clip in clips]
-  mu, sigma = np.stack(drawn, axis=1).astype(np.float32)
+    priors = part.features['prior']
+    count = round(DRAWS * (part.weight / total_weight))
+    clips = rng.choice(np.flatnonzero(priors.lengths >= 0), count)
+    gaussians += [priors(int(clip))[0] for clip in clips]
+  mu, sigma = np.stack(gaussians, axis=1).astype(np.float32)
+  draws = mu + sigma * rng.standard_normal(mu.shape, np.float32)
+
+  # 2. Project them into the space of the codes
   kernel, bias, codes = parallel.to_host(
     [
-      params[f'codebook.{name}']
-      for name in ('fc.kernel', 'fc.bias', 'codebook.embedding')
+      params['codebook.fc.kernel'],
+      params['codebook.fc.bias'],
+      params['codebook.codebook.embedding'],
     ]
   )
-  z = (mu + sigma * rng.standard_normal(mu.shape, np.float32)) @ kernel + bias
+  z = draws @ kernel + bias
+
+  # 3. Cluster
   centroids, _ = kmeans2(z, len(codes), minit='++', seed=rng)
   return {**params, 'codebook.codebook.embedding': centroids.astype(codes.dtype)}
 
 
 def extra_state(params: Params, config: Any) -> Params:
-  """Moving averages over batches (decay `config.emotion.bank_decay`) for a bank among
-  the trained parameters.
+  """Makes the moving averages over batches (decay `config.emotion.bank_decay`) for a
+  bank among the trained parameters.
 
   Returns:
-    `{}` without a bank, or where it is held. Else `bank.usage` `[K]`, the share of
-    priors that a code serves; `bank.labels` `[K,E]`, that share by emotion, of labelled
-    priors; with `codebook_update='ema'` also `bank.sums`
-    `[K,D]`, the projected priors that a code serves times that share.
+    `{}` if there is no bank, or if it is frozen. Otherwise:
+      `bank.usage` `[K]`: the share of priors that each code serves.
+      `bank.labels` `[K,E]`: that share by emotion, of labelled priors.
+      `bank.sums` `[K,D]`, with `codebook_update='ema'` only: the sum of the projected
+        priors that a code serves, times that share.
 
   Raises:
-    ConfigError: the codes should move without gradient, but are held.
+    ConfigError: the codes would have to move without gradients, but are frozen.
   """
   emo_model = config.emo_model
   if emo_model.mode != 'bank':
-    # the free table of 'learnable' has the bank's name, but nothing is looked up in it
+    # Mode 'learnable' has a table of the same name, but never looks anything up.
     return {}
   if CODES not in params:
     if emo_model.codebook_update == 'ema' or config.emotion.restart:
       raise ConfigError(
         f'emo_model.codebook_update={emo_model.codebook_update!r} with '
         f'emotion.restart={config.emotion.restart} moves the emotion bank, but '
-        f'config.trainable={config.trainable} holds it; train emo_model too'
+        f'config.trainable={config.trainable} freezes it; train emo_model too'
       )
     return {}
   size = emo_model.codebook_size
-  usage = jnp.full(size, 1 / size)
+  emotions = _emotion(emo_model.num_classes - 1) + 1
   extra = {
-    'bank.usage': usage,
-    'bank.labels': jnp.zeros((size, _emotion(emo_model.num_classes - 1) + 1)),
+    'bank.usage': jnp.full(size, 1 / size),
+    'bank.labels': jnp.zeros((size, emotions)),
   }
-  return extra | (
-    {'bank.sums': params[CODES] / size} if emo_model.codebook_update == 'ema' else {}
-  )
+  if emo_model.codebook_update == 'ema':
+    extra['bank.sums'] = params[CODES] / size
+  return extra
 
 
 def after_update(
   state: TrainState, rows: dict[str, jax.Array], key: jax.Array, config: Any
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Follows how codes are used; moves averaged codes to their priors, and rare ones to
-  a prior of the batch.
+  """Follows the use of the codes. Moves averaged codes to their priors, and rare ones
+  to a prior of the batch.
 
   Args:
     state: after the optimizer's update.
     rows: `code` int `[B]`, `z` `[B,D]`, and `emotion_class` int `[B]`, -1 where
       unknown.
     key: chooses the priors that replace rare codes.
-    config: `emo_model` and `emotion` of the whole.
+    config: the whole configuration; `emo_model` and `emotion` are read.
 
   Returns:
-    The state, and `bank_perplexity` (exponential of the entropy of the shares: how many
-    codes are in equal use) and `bank_purity` (share of labelled priors that have their
-    code's most frequent emotion).
+    The state, and metrics:
+      `bank_perplexity`: exponential of the entropy of the shares, that is how many
+        codes are in equal use.
+      `bank_purity`: share of labelled priors that have their code's most frequent
+        emotion.
   """
   if 'bank.usage' not in state.extra:
     return state, {}
-  c, codes, z = config.emotion, state.params[CODES], rows['z']
-  served = jax.nn.one_hot(rows['code'], len(codes))  # [B,K]
-  label = rows['emotion_class']
-  labels = jax.nn.one_hot(
-    jnp.where(label < 0, -1, _emotion(label)), state.extra['bank.labels'].shape[1]
-  )
 
-  def mean(old, new):
-    return c.bank_decay * old + (1 - c.bank_decay) * new / len(z)
+  # 1. Average who uses which code
+  extra = _averaged_use(state.extra, rows, config.emotion.bank_decay)
+  state = dataclasses.replace(state, extra=extra)
 
-  usage = mean(state.extra['bank.usage'], served.sum(0))
-  extra = {
-    'bank.usage': usage,
-    'bank.labels': mean(state.extra['bank.labels'], served.T @ labels),
-  }
-  if sums := 'bank.sums' in state.extra:
-    extra['bank.sums'] = mean(
-      state.extra['bank.sums'], jnp.matmul(served.T, z, precision='highest')
-    )
-    # A code that serves nobody for long stays where it is.
-    codes = jnp.where(
-      usage[:, None] > 1e-6,
-      extra['bank.sums'] / jnp.maximum(usage, 1e-6)[:, None],
-      codes,
-    )
+  # 2. Move codes to the mean of the priors that they serve
+  if 'bank.sums' in extra:
+    usage = extra['bank.usage'][:, None]
+    means = extra['bank.sums'] / jnp.maximum(usage, 1e-6)
+    # A code that serves no prior for long stays where it is.
+    codes = jnp.where(usage > 1e-6, means, state.params[CODES])
+    state = dataclasses.replace(state, params=state.params | {CODES: codes})
 
-  average, moments = state.ema, state.opt_state
-  if c.restart:
-    rare = (usage < RARE / len(codes)) & (state.step % c.restart == 0)
-    fresh = z[jax.random.randint(key, len(codes), 0, len(z))]
+  # 3. Restart rare codes at a prior of the batch
+  if config.emotion.restart:
+    state = _restart_rare(state, rows['z'], key, config.emotion.restart)
 
-    def put(old, new):
-      return jnp.where(rare.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-
-    codes = put(codes, fresh)
-    average = average | {CODES: put(average[CODES], fresh)} if average else average
-    moments = clear_moments(moments, state.params, CODES, rare)
-    restarted = {
-      'bank.usage': 1 / len(codes),
-      'bank.labels': 0.0,
-      'bank.sums': fresh / len(codes),
-    }
-    extra = {name: put(x, restarted[name]) for name, x in extra.items()}
-  params = state.params | {CODES: codes} if sums or c.restart else state.params
-
-  share = extra['bank.usage'] / extra['bank.usage'].sum()
-  labelled = extra['bank.labels']
+  # 4. Metrics
+  shares = state.extra['bank.usage'] / state.extra['bank.usage'].sum()
+  labels = state.extra['bank.labels']
   metrics = {
-    'bank_perplexity': jnp.exp(jax.scipy.special.entr(share).sum()),
-    'bank_purity': labelled.max(1).sum() / jnp.maximum(labelled.sum(), 1e-6),
+    'bank_perplexity': jnp.exp(jax.scipy.special.entr(shares).sum()),
+    'bank_purity': labels.max(1).sum() / jnp.maximum(labels.sum(), 1e-6),
   }
-  return state.replace(
-    params=params, ema=average, opt_state=moments, extra=extra
-  ), metrics
+  return state, metrics
+
+
+def _averaged_use(extra: Params, rows: dict[str, jax.Array], decay: float) -> Params:
+  """Moves the averages of `extra_state` towards the batch."""
+  codes, emotions = extra['bank.labels'].shape
+  z = rows['z']
+  label = rows['emotion_class']
+  served = jax.nn.one_hot(rows['code'], codes)  # [B,K]
+  emotion = jnp.where(label < 0, -1, _emotion(label))  # -1 becomes a row of zeros
+  sums = {
+    'bank.usage': served.sum(0),
+    'bank.labels': served.T @ jax.nn.one_hot(emotion, emotions),
+  }
+  if 'bank.sums' in extra:
+    sums['bank.sums'] = jnp.matmul(served.T, z, precision='highest')
+  return {
+    name: decay * extra[name] + (1 - decay) * total / len(z)
+    for name, total in sums.items()
+  }
+
+
+def _restart_rare(
+  state: TrainState, z: jax.Array, key: jax.Array, every: int
+) -> TrainState:
+  """Replaces codes that are rarely used by projected priors z `[B,D]`, every so many
+  steps, as if they had never been trained and had equal use.
+  """
+  codes = state.params[CODES]
+  count = len(codes)
+  rare = (state.extra['bank.usage'] < RARE / count) & (state.step % every == 0)
+  fresh = z[jax.random.randint(key, (count,), 0, len(z))]
+
+  def put(new, old):
+    return jnp.where(rare.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+  ema = state.ema
+  if ema:
+    ema = ema | {CODES: put(fresh, ema[CODES])}
+  restarted = {
+    'bank.usage': 1 / count,
+    'bank.labels': 0.0,
+    'bank.sums': fresh / count,
+  }
+  return dataclasses.replace(
+    state,
+    params=state.params | {CODES: put(fresh, codes)},
+    ema=ema,
+    opt_state=clear_moments(state.opt_state, state.params, CODES, rare),
+    extra={name: put(restarted[name], x) for name, x in state.extra.items()},
+  )
 
 
 def _emotion(index: Any) -> Any:
-  """The emotion of a class: levels of one emotion count alike
+  """Maps a class to its emotion: levels of one emotion count alike
   (`dicetalk_jax.data.clip_record.class_emotion`).
   """
   return (index + 2) // 3

@@ -1,99 +1,98 @@
-"""Combinations of settings that cannot work or that would do nothing, refused before
-anything is computed.
+"""Checks of what a configuration alone can get wrong: unknown values, and combinations
+that cannot work or that would do nothing.
+
+They run before anything is computed. What depends on data or on a model folder is
+checked by the tasks.
 """
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from dicetalk_jax.data import loader
 from dicetalk_jax.data.clip_record import CLASSES
 from dicetalk_jax.diffusion.condition_dropout import CASES
 from dicetalk_jax.errors import ConfigError
+from dicetalk_jax.models import embedder as embedder_model
+from dicetalk_jax.models import emotion as emotion_model
 from dicetalk_jax.models.unet import REMAT
-from dicetalk_jax.training.contrastive import OTHER_PEOPLE, SIMILARITIES
+from dicetalk_jax.training import contrastive, optimizer
 
-DIFFUSION = {
+# Legal values by dotted key. The comments in configs/ repeat them for the reader.
+CHOICES: dict[str, tuple[str, ...]] = {
+  'optim.name': optimizer.NAMES,
+  'optim.schedule': optimizer.SCHEDULES,
+}
+DIFFUSION_CHOICES: dict[str, tuple[str, ...]] = {
+  'data.reference': loader.REFERENCES,
   'data.buckets': ('measured', 'fixed'),
+  'emotion.emo_ref': tuple(name for name in loader.EMOTIONS if name != 'none'),
+  'emotion.bank_init': ('kmeans', 'uniform'),
   'noise.ref_aug': ('none', 'lognormal'),
   'loss.cls_pool': ('frame', 'clip'),
   'remat': tuple(REMAT),
-  'emotion.bank_init': ('kmeans', 'uniform'),
-  'emotion.emo_ref': ('same_clip', 'other_clip'),
+  **{f'emo_model.{key}': values for key, values in emotion_model.CHOICES.items()},
 }
-EMBEDDER = {'loss.similarity': SIMILARITIES, 'loss.other_people': OTHER_PEOPLE}
+EMBEDDER_CHOICES: dict[str, tuple[str, ...]] = {
+  'loss.similarity': contrastive.SIMILARITIES,
+  'loss.other_people': contrastive.OTHER_PEOPLE,
+  **{f'embedder.{key}': values for key, values in embedder_model.CHOICES.items()},
+}
+
+
+def loop(config: Any) -> None:
+  """Checks what the loop reads; `config` as in `configs/common.py`.
+
+  Raises:
+    ConfigError: a count is not positive, or a value is unknown.
+  """
+  _check_choices(config, CHOICES)
+  for key in ('total_steps', 'log_every', 'eval_every', 'checkpoint_every', 'keep'):
+    _check_positive(config, key)
+  if config.lora.rank < 0:
+    raise ConfigError(
+      f'config.lora.rank={config.lora.rank} must be at least 1, or 0 for no factors'
+    )
 
 
 def diffusion(config: Any) -> None:
-  """Raises ConfigError with the reason; `config` as in `configs/diffusion.py`."""
-  c, emotion = config, 'emo_model' in config
-  _choices(c, DIFFUSION)
-  _rates(c.drop, CASES)
-  for key in ('frames', 'step', 'clip_stride'):
-    if c.data[key] < 1:
-      raise ConfigError(f'config.data.{key}={c.data[key]} must be at least 1')
-  area = c.data.area
+  """Checks the diffusion task; `config` as in `configs/diffusion.py`.
+
+  Raises:
+    ConfigError: with the reason.
+  """
+  _check_choices(config, DIFFUSION_CHOICES)
+  _check_rates(config.drop, CASES)
+  for key in ('data.frames', 'data.step', 'data.clip_stride'):
+    _check_positive(config, key)
+  area = config.data.area
   if len(area) != 2 or not 0 < area[0] <= area[1]:
     raise ConfigError(
       f'config.data.area={area} must be two positive numbers, the smaller one first'
     )
-  if c.unet.projection_class_embeddings_input_dim != 3 * c.unet.addition_time_embed_dim:
+  _check_unet(config)
+  if 'emo_model' in config:
+    _check_emotion(config)
+  elif config.loss.lambda_cls:
     raise ConfigError(
-      f'config.unet.projection_class_embeddings_input_dim={c.unet.projection_class_embeddings_input_dim} '
-      'must be 3 times '
-      f'config.unet.addition_time_embed_dim={c.unet.addition_time_embed_dim}: frame '
-      'rate and two amounts of motion'
+      f'config.loss.lambda_cls={config.loss.lambda_cls}, but without config.emo_model '
+      'there is no classifier; set it to 0'
     )
-  if c.unet.adapters != 1 + emotion:
-    raise ConfigError(
-      f'config.unet.adapters={c.unet.adapters} {"with" if emotion else "without"} '
-      f'config.emo_model: audio{" and emotion need" if emotion else " alone needs"} '
-      f'{1 + emotion}; set it to that'
-    )
-  if not emotion:
-    if c.loss.lambda_cls:
-      raise ConfigError(
-        f'config.loss.lambda_cls={c.loss.lambda_cls}, but without config.emo_model '
-        'there is no classifier; set it to 0'
-      )
-    return
-  if c.loss.lambda_cls and c.emo_model.num_classes != CLASSES:
-    raise ConfigError(
-      f'config.emo_model.num_classes={c.emo_model.num_classes}, but clips are labelled '
-      f'with {CLASSES} classes; set it to that, or config.loss.lambda_cls to 0'
-    )
-  if c.emotion.restart < 0:
-    raise ConfigError(
-      f'config.emotion.restart={c.emotion.restart} must be a number of steps, or 0 for '
-      'never'
-    )
-  if c.emo_model.mode != 'bank':
-    for key in ('restart', 'p_whole_bank'):
-      if value := c.emotion[key]:
-        raise ConfigError(
-          f"config.emotion.{key}={value} needs config.emo_model.mode='bank', but there "
-          f"is no bank in mode '{c.emo_model.mode}'; set it to 0"
-        )
-  elif (
-    c.emotion.bank_init == 'uniform'
-    and c.emo_model.stop_fc_grad
-    and not c.emotion.restart
-  ):
-    raise ConfigError(
-      "config.emotion.bank_init='uniform' with config.emo_model.stop_fc_grad and "
-      'without config.emotion.restart: all priors would share one code for ever, as '
-      'neither projection nor unused codes move; set restart=100 or one of the other '
-      'two back'
-    )
+  check_fit(config, _sizes(config))
 
 
 def embedder(config: Any) -> None:
-  """Raises ConfigError with the reason; `config` as in `configs/embedder.py`."""
-  _choices(config, EMBEDDER)
-  _rates(config.drop, ('video', 'audio'))
-  shortest, longest = config.data.min_len, config.data.max_len
-  if not 1 <= shortest <= longest:
+  """Checks the embedder task; `config` as in `configs/embedder.py`.
+
+  Raises:
+    ConfigError: with the reason.
+  """
+  _check_choices(config, EMBEDDER_CHOICES)
+  _check_rates(config.drop, ('video', 'audio'))
+  data = config.data
+  if not 1 <= data.min_len <= data.max_len:
     raise ConfigError(
-      f'config.data.min_len={shortest} and config.data.max_len={longest} are the '
-      'shortest and the longest window in frames; make the first at least 1 and at '
+      f'config.data.min_len={data.min_len} and config.data.max_len={data.max_len} are '
+      'the shortest and the longest window in frames; make the first at least 1 and at '
       'most the second'
     )
   if config.accum != 1:
@@ -102,41 +101,149 @@ def embedder(config: Any) -> None:
       'batch, and micro-batches would hide them from each other; set it to 1, and use '
       'more devices or a smaller batch'
     )
-  only = config.embedder.modalities
-  if only in ('video', 'audio') and sum(config.drop.values()):
+  modalities = config.embedder.modalities
+  if modalities != 'both' and sum(config.drop.values()):
     raise ConfigError(
-      f"config.embedder.modalities='{only}' with config.drop={config.drop.to_dict()}: "
-      'the only modality cannot be dropped; set both rates to 0'
+      f"config.embedder.modalities='{modalities}' with "
+      f'config.drop={config.drop.to_dict()}: the only modality cannot be dropped; set '
+      'both rates to 0'
     )
   if config.embedder.visual == 'crops':
-    for key, value, reason in (
-      ('modalities', 'audio', 'the crops would never be seen'),
-      ('expr_norm', 'zscore', 'there are no expression coefficients to standardise'),
-    ):
-      if config.embedder[key] == value:
-        raise ConfigError(
-          f"config.embedder.{key}='{value}' with config.embedder.visual='crops': "
-          f'{reason}; set one of the two back'
-        )
+    if modalities == 'audio':
+      raise _contradiction("modalities='audio'", 'the crops would never be seen')
+    if config.embedder.expr_norm == 'zscore':
+      raise _contradiction(
+        "expr_norm='zscore'", 'there are no expression coefficients to standardise'
+      )
+  windows = (data.identities * data.emotions + data.videos) * data.clips
+  if config.batch_size != windows:
+    raise ConfigError(
+      f'config.batch_size={config.batch_size}, but the groups of config.data make '
+      f'{windows} windows (identities x emotions x clips + videos x clips); set it to '
+      'that'
+    )
 
 
-def _choices(config: Any, known: Mapping[str, tuple[str, ...]]) -> None:
-  for key, choices in known.items():
-    section, _, name = key.rpartition('.')
-    values = config.get(section, {}) if section else config
-    if name in values and (value := values[name]) not in choices:
+def check_fit(config: Any, sizes: Mapping[str, int]) -> None:
+  """Checks that components fit together.
+
+  Args:
+    config: the whole configuration.
+    sizes: dotted key to the value that the other components need.
+
+  Raises:
+    ConfigError: a size differs.
+  """
+  for key, needed in sizes.items():
+    value = _lookup(config, key)
+    if value != needed:
       raise ConfigError(
-        f'config.{key}={value!r} is unknown; choose one of: {", ".join(choices)}'
+        f'config.{key}={value} does not fit the other components, which need {needed}; '
+        'set it to that'
       )
 
 
-def _rates(drop: Mapping[str, float], cases: Collection[str]) -> None:
+def _check_unet(config: Any) -> None:
+  unet = config.unet
+  if unet.projection_class_embeddings_input_dim != 3 * unet.addition_time_embed_dim:
+    raise ConfigError(
+      'config.unet.projection_class_embeddings_input_dim='
+      f'{unet.projection_class_embeddings_input_dim} must be 3 times '
+      f'config.unet.addition_time_embed_dim={unet.addition_time_embed_dim}: frame rate '
+      'and two amounts of motion'
+    )
+  if 'emo_model' in config and unet.adapters != 2:
+    raise ConfigError(
+      f'config.unet.adapters={unet.adapters} with config.emo_model: audio and emotion '
+      'need 2; set it to that'
+    )
+  if 'emo_model' not in config and unet.adapters != 1:
+    raise ConfigError(
+      f'config.unet.adapters={unet.adapters} without config.emo_model: audio alone '
+      'needs 1; set it to that'
+    )
+
+
+def _check_emotion(config: Any) -> None:
+  emotion = config.emotion
+  emo_model = config.emo_model
+  if config.loss.lambda_cls and emo_model.num_classes != CLASSES:
+    raise ConfigError(
+      f'config.emo_model.num_classes={emo_model.num_classes}, but clips are labelled '
+      f'with {CLASSES} classes; set it to that, or config.loss.lambda_cls to 0'
+    )
+  if emotion.restart < 0:
+    raise ConfigError(
+      f'config.emotion.restart={emotion.restart} must be a number of steps, or 0 for '
+      'never'
+    )
+  if emo_model.mode != 'bank':
+    for key in ('restart', 'p_whole_bank'):
+      if emotion[key]:
+        raise ConfigError(
+          f"config.emotion.{key}={emotion[key]} needs config.emo_model.mode='bank', "
+          f"but there is no bank in mode '{emo_model.mode}'; set it to 0"
+        )
+  elif (
+    emotion.bank_init == 'uniform' and emo_model.stop_fc_grad and not emotion.restart
+  ):
+    raise ConfigError(
+      "config.emotion.bank_init='uniform' with config.emo_model.stop_fc_grad and "
+      'without config.emotion.restart would map every prior to the same code for good; '
+      "set restart=100, or bank_init='kmeans', or stop_fc_grad=False"
+    )
+
+
+def _sizes(config: Any) -> dict[str, int]:
+  """Sizes that follow from those of the UNet."""
+  unet = config.unet
+  sizes = {'audio_linear.output_dim': unet.cross_attention_dim}
+  if 'pose_guider' in config:
+    sizes['pose_guider.conditioning_embedding_channels'] = unet.block_out_channels[0]
+  if 'emo_model' in config:
+    sizes['emo_model.classifier_in'] = unet.block_out_channels[-1]
+    sizes['emo_model.dim'] = unet.cross_attention_dim
+  return sizes
+
+
+def _contradiction(setting: str, reason: str) -> ConfigError:
+  return ConfigError(
+    f"config.embedder.{setting} with config.embedder.visual='crops': {reason}; change "
+    'one of the two'
+  )
+
+
+def _check_choices(config: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
+  for key, known in choices.items():
+    value = _lookup(config, key, default=known[0])
+    if value not in known:
+      raise ConfigError(
+        f'config.{key}={value!r} is unknown; choose one of: {", ".join(known)}'
+      )
+
+
+def _check_positive(config: Any, key: str) -> None:
+  value = _lookup(config, key)
+  if value < 1:
+    raise ConfigError(f'config.{key}={value} must be at least 1')
+
+
+def _check_rates(drop: Mapping[str, float], cases: Collection[str]) -> None:
   if set(drop) != set(cases):
     raise ConfigError(
       f'config.drop={dict(drop)} must have these probabilities: {", ".join(cases)}'
     )
   if min(drop.values()) < 0 or sum(drop.values()) > 1:
     raise ConfigError(
-      f'config.drop={dict(drop)} are probabilities of cases that exclude each other; '
-      'make them at least 0 and their sum at most 1'
+      f'config.drop={dict(drop)} must be probabilities of cases that exclude each '
+      'other: each at least 0, their sum at most 1'
     )
+
+
+def _lookup(config: Any, key: str, default: Any = None) -> Any:
+  """The value of a dotted key, or `default` if its section has been removed."""
+  for name in key.split('.'):
+    config = config.get(name)
+    if config is None:
+      return default
+  return config

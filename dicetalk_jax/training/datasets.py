@@ -26,38 +26,39 @@ def open_train_and_val(
       sets.
     DataError: a data set is missing.
   """
-  train, val = [], []
-  for name, share in _weights(config.data.dataset).items():
+  train = []
+  val = []
+  for name, weight in _weights(config.data.dataset).items():
     folder = _synthetic(data_dir) if name == SYNTHETIC else name
-    train.append(Part(ClipSource(folder, 'train'), weight=share))
-    val.append(Part(ClipSource(folder, 'val'), weight=share))
+    train.append(Part(ClipSource(folder, 'train'), weight=weight))
+    val.append(Part(ClipSource(folder, 'val'), weight=weight))
   return train, val
 
 
 def _weights(dataset: str) -> dict[str, float]:
-  """Weight by name of the data set, from `NAME` or `NAME=WEIGHT,NAME=WEIGHT`."""
+  """Returns weights by name, from `NAME` or `NAME=WEIGHT,NAME=WEIGHT`."""
   weights: dict[str, float] = {}
   for entry in dataset.split(','):
-    name, _, weight = entry.strip().partition('=')
+    name, _, text = entry.strip().partition('=')
     try:
-      share = float(weight or 1)
+      weight = float(text or 1)
     except ValueError:
-      share = 0.0
-    if not name or not 0 < share < float('inf') or name in weights:
+      weight = 0.0
+    if not name or not 0 < weight < float('inf') or name in weights:
       raise ConfigError(
         f'config.data.dataset={dataset!r} is not understood at {entry!r}; '
         'write FOLDER, or FOLDER=WEIGHT,FOLDER=WEIGHT with positive weights'
       )
-    weights[name] = share
+    weights[name] = weight
   return weights
 
 
 def _synthetic(data_dir: epath.Path) -> os.PathLike:
+  """Finds the synthetic data set below a folder."""
   # TFDS names folders NAME/SETTINGS/VERSION, and incomplete.* while it writes them.
   marks = (epath.Path(data_dir) / SYNTHETIC).glob('*/*/dataset_info.json')
-  found = sorted(
-    mark.parent for mark in marks if not mark.parent.name.startswith('incomplete.')
-  )
+  folders = [mark.parent for mark in marks]
+  found = sorted(path for path in folders if not path.name.startswith('incomplete.'))
   if not found:
     raise DataError(
       f'there is no synthetic data set below {data_dir}; make one with python -m '

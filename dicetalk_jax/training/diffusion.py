@@ -4,9 +4,13 @@ discrimination, emotion bank.
 
 import dataclasses
 import functools
+import os
+from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from dicetalk_jax import bundle, parallel
@@ -17,7 +21,12 @@ from dicetalk_jax.errors import ConfigError, WeightsError
 from dicetalk_jax.media import contact_sheet
 from dicetalk_jax.media.video import Video
 from dicetalk_jax.models import parameters, registry
+from dicetalk_jax.models.clip import CLIPVisionConfig
+from dicetalk_jax.models.embedder import EmbedderConfig
+from dicetalk_jax.models.parameters import Params
 from dicetalk_jax.models.unet import init_adapters_from_image, zero_residuals
+from dicetalk_jax.models.vae import VAEConfig
+from dicetalk_jax.models.whisper import WhisperConfig
 from dicetalk_jax.training import (
   codebook,
   config_checks,
@@ -27,20 +36,18 @@ from dicetalk_jax.training import (
 )
 from dicetalk_jax.training.diffusion_loss import FPS, DiffusionLoss
 from dicetalk_jax.training.run_log import Picture
-from dicetalk_jax.training.state import partition
+from dicetalk_jax.training.state import TrainState, partition
 from dicetalk_jax.training.task import Task
 
-TRAINED = (
-  'unet',
-  'audio_linear',
-  'pose_guider',
-  'emo_model',
-)  # Sonic has the first two only
+TRAINED = ('unet', 'audio_linear', 'pose_guider', 'emo_model')  # Sonic: the first two
 NEW = (r'^(audio_linear|pose_guider|emo_model)\.', r'\.to_[kv]_ip\.')
-SAMPLE_FRAMES, SHEET_COLUMNS = (
-  50,
-  8,
-)  # longest sample, 4 s, and how many of its frames the sheet shows
+
+EVAL_AREA = (1.1, 1.1)  # enlargement of the face box in evaluation
+EVAL_BATCHES = 4
+ALL_UPDATES = 10**9  # a step at which every warm-up is over
+SAMPLE_FRAMES = 50  # longest sample, 4 s
+SHEET_COLUMNS = 8  # how many of its frames the contact sheet shows
+# What each window gets from another one, to see whether the model uses it.
 SWAPPED = {'audio_effect': ('audio',), 'emotion_effect': ('mu', 'sigma')}
 
 
@@ -60,56 +67,63 @@ class DiffusionTask(Task):
   }
   new_modules = NEW
 
-  def __init__(self, config, mesh, workdir):
-    super().__init__(config, mesh, workdir)
+  def __init__(self, config: Any, mesh: Mesh, workdir: os.PathLike | str):
     config_checks.diffusion(config)
+    super().__init__(config, mesh, workdir)
+    self.has_emotion = 'emo_model' in config
+
+    # Structure of the trained components.
     self.builds = {
       name: registry.builder(name, config[name].to_dict(), config.dtype)
-      for name in TRAINED
-      if name in config
+      for name in self.trained()
     }
-    abstract = {name: parameters.abstract(build) for name, build in self.builds.items()}
-    self.targets = {name: target for name, (_, target) in abstract.items()}
-    self._check_held()
-    self.has_emotion = 'emo_model' in config
-    self.prior_of = config.emotion.emo_ref if self.has_emotion else 'none'
-    self._check_model()  # before data is made
+    graphs = {}
+    self.targets = {}
+    for name, build in self.builds.items():
+      graphs[name], self.targets[name] = parameters.abstract(build)
+    self._check_frozen()
+    self._check_model()
+
+    # Data and frozen networks.
     self.train, self.val = datasets.open_train_and_val(config, self.data_dir)
     random = config.get('frozen', {})
-    self.vae = Component.load(self.model_dir, 'vae')
-    self.whisper = Component.load_or_random(
+    self.vae: Component[VAEConfig] = Component.load(self.model_dir, 'vae')
+    self.whisper: Component[WhisperConfig] = Component.load_or_random(
       self.model_dir, 'whisper', random.get('whisper'), seed=1
     )
-    self.tower = Component.load_or_random(
+    self.tower: Component[CLIPVisionConfig] = Component.load_or_random(
       self.model_dir, 'image_encoder', random.get('image_encoder'), seed=2
     )
-    self.embedder = (
-      Component.load(self.model_dir, 'embedder') if self.has_emotion else None
-    )
+    self.embedder: Component[EmbedderConfig] | None = None
+    if self.has_emotion:
+      self.embedder = Component.load(self.model_dir, 'embedder')
     self._check_fit()
     self._check_priors()
-    self._loss = DiffusionLoss(
-      config,
-      {name: graph for name, (graph, _) in abstract.items()},
-      self.scaling_factor,
-    )
     self.parts = {
-      split: [self._part(part) for part in parts]
-      for split, parts in (('train', self.train), ('val', self.val))
+      'train': [self._with_features(part) for part in self.train],
+      'val': [self._with_features(part) for part in self.val],
     }
-    self._decode = self.vae.stage(lambda model, z: model.decode(z))
+
+    # Loss and sampler.
+    self._loss = DiffusionLoss(config, graphs, self.scaling_factor)
     self._eval_loss = jax.jit(functools.partial(self._loss, train=False))
+    self._decode = self.vae.stage(lambda model, z: model.decode(z))
     self._sampling = sampler.SamplerConfig(
       **config.sample.to_dict(),
       frames=config.data.frames,
       scaling_factor=self.scaling_factor,
     )
-    self._sampler = sampler.make_sampler(abstract['unet'][0], self._sampling, mesh)
+    self._sampler = sampler.make_sampler(graphs['unet'], self._sampling, mesh)
     self._sample_inputs = jax.jit(self._loss.conditions)
 
   @property
   def scaling_factor(self) -> float:
     return self.vae.config.scaling_factor
+
+  @property
+  def prior_of(self) -> str:
+    """The clip whose prior a window gets; see `loader.DiffusionExamples.emotion`."""
+    return self.config.emotion.emo_ref if self.has_emotion else 'none'
 
   def trained(self) -> tuple[str, ...]:
     return tuple(name for name in TRAINED if name in self.config)
@@ -118,7 +132,7 @@ class DiffusionTask(Task):
     names = ('vae', 'whisper', 'image_encoder')
     return (*names, 'embedder') if 'emo_model' in self.config else names
 
-  def _check_model(self):
+  def _check_model(self) -> None:
     """Refuses to start without the components that are never drawn at random."""
     names = ('vae', 'embedder') if self.has_emotion else ('vae',)
     if not self.config.model:
@@ -129,113 +143,94 @@ class DiffusionTask(Task):
       )
     bundle.require(self.config.model, *names)
 
-  def _check_held(self):
-    """Refuses to hold parameters at random values."""
-    c = self.config
-    known = bundle.components(c.init_from) if c.init_from else {}
-    held = self._held()
-    if random := [name for name in held if name.partition('.')[0] not in known]:
+  def _check_frozen(self) -> None:
+    """Refuses to freeze parameters at random values."""
+    config = self.config
+    known = bundle.components(config.init_from) if config.init_from else {}
+    frozen = self._frozen_names()
+    random = [name for name in frozen if name.partition('.')[0] not in known]
+    if random:
       raise ConfigError(
-        f'config.trainable={c.trainable} would hold {len(random)} parameters, such as '
-        f"'{random[0]}', at random values; name a model folder that has them with "
-        'config.init_from, or train all'
+        f'config.trainable={config.trainable} would freeze {len(random)} parameters, '
+        f"such as '{random[0]}', at random values; name a model folder that has them "
+        'with config.init_from, or train all'
       )
 
-  def _held(self) -> list[str]:
+  def _frozen_names(self) -> list[str]:
     """Names of the parameters that are not trained."""
     names = [f'{name}.{key}' for name, target in self.targets.items() for key in target]
     if not self.config.trainable:
       return names
-    return list(
-      partition(dict.fromkeys(names), self.config.trainable, sets=self.sets)[1]
-    )
+    _, frozen = partition(dict.fromkeys(names), self.config.trainable, sets=self.sets)
+    return list(frozen)
 
-  def _check_priors(self):
-    """Refuses an emotion model that stays as it is, but learned on the priors of
-    another embedder.
+  def _check_priors(self) -> None:
+    """Refuses a frozen emotion model that was trained on the priors of another
+    embedder.
     """
-    if not self.has_emotion:
+    if self.embedder is None:
       return
-    learned_on = self._learned_on()
-    if not bundle.readable(self.embedder.fingerprint, learned_on):
+    trained_on = self._trained_on()
+    if not bundle.readable(self.embedder.fingerprint, trained_on):
       raise WeightsError(
         f'the emotion model of {self.config.init_from} learned on priors of another '
-        f'embedder ({learned_on}) than that of {self.config.model} '
+        f'embedder ({trained_on}) than that of {self.config.model} '
         f'({self.embedder.fingerprint}); train it too with config.trainable, or name a '
         'model folder with its embedder in config.model'
       )
 
-  def _learned_on(self) -> str:
-    """The embedder whose priors the emotion model learns on here, or did before if
+  def _trained_on(self) -> str:
+    """The embedder on whose priors the emotion model is trained here, or was before if
     it is frozen; '' if unknown.
     """
-    own = {
-      f'{bundle.EMOTION_MODEL}.{key}' for key in self.targets[bundle.EMOTION_MODEL]
-    }
-    if own <= set(self._held()):
+    emo_model = bundle.EMOTION_MODEL
+    own = {f'{emo_model}.{key}' for key in self.targets[emo_model]}
+    if own <= set(self._frozen_names()):
       return bundle.learned_priors(self.config.init_from)
-    return self.embedder.fingerprint
+    return self.embedder.fingerprint if self.embedder is not None else ''
 
-  def _check_fit(self):
-    """Refuses parts that do not fit each other, before anything is computed."""
-    c = self.config
-    wanted = {
-      'unet.out_channels': (c.unet.out_channels, self.vae.config.latent_channels),
-      'unet.in_channels': (c.unet.in_channels, 2 * self.vae.config.latent_channels),
-      'unet.cross_attention_dim': (
-        c.unet.cross_attention_dim,
-        self.tower.config.projection_dim,
-      ),
-      'audio_linear.output_dim': (
-        c.audio_linear.output_dim,
-        c.unet.cross_attention_dim,
-      ),
-      'audio_linear.channels': (c.audio_linear.channels, self.whisper.config.d_model),
-      'audio_linear.blocks': (
-        c.audio_linear.blocks,
-        self.whisper.config.encoder_layers + 1,
-      ),
+  def _check_fit(self) -> None:
+    """Refuses frozen networks that do not fit the trained ones."""
+    channels = self.vae.config.latent_channels
+    sizes = {
+      'unet.out_channels': channels,
+      'unet.in_channels': 2 * channels,
+      'unet.cross_attention_dim': self.tower.config.projection_dim,
+      'audio_linear.channels': self.whisper.config.d_model,
+      'audio_linear.blocks': self.whisper.config.encoder_layers + 1,
     }
-    if 'pose_guider' in c:
-      wanted['pose_guider.conditioning_embedding_channels'] = (
-        c.pose_guider.conditioning_embedding_channels,
-        c.unet.block_out_channels[0],
-      )
-    if self.has_emotion:
-      wanted |= {
-        'emo_model.prior_dim': (c.emo_model.prior_dim, self.embedder.config.width),
-        'emo_model.classifier_in': (
-          c.emo_model.classifier_in,
-          c.unet.block_out_channels[-1],
-        ),
-        'emo_model.dim': (c.emo_model.dim, c.unet.cross_attention_dim),
-      }
-    for key, (value, fitting) in wanted.items():
-      if value != fitting:
-        raise ConfigError(
-          f'config.{key}={value} does not fit the other parts of the model, which need '
-          f'{fitting}'
-        )
+    if self.embedder is not None:
+      sizes['emo_model.prior_dim'] = self.embedder.config.width
+    config_checks.check_fit(self.config, sizes)
 
-  def _part(self, part: loader.Part) -> loader.Part:
-    frozen = dict(vae=self.vae, image_encoder=self.tower, whisper=self.whisper)
-    if self.has_emotion:
-      frozen['embedder'] = self.embedder
-    features = feature_extraction.FeatureExtractor(
-      frozen, part.source, self.data_dir / 'features', self.config.data.clip_stride
+  def _with_features(self, part: loader.Part) -> loader.Part:
+    """Adds the outputs of the frozen networks to a data set; computes what is
+    missing.
+    """
+    networks: dict[str, Component[Any]] = {
+      'vae': self.vae,
+      'image_encoder': self.tower,
+      'whisper': self.whisper,
+    }
+    names = ['latents', 'clip_embed', 'whisper']
+    if self.embedder is not None:
+      networks['embedder'] = self.embedder
+      names.append('prior')
+    extractor = feature_extraction.FeatureExtractor(
+      networks, part.source, self.data_dir / 'features', self.config.data.clip_stride
     )
-    return dataclasses.replace(
-      part,
-      features=features.load_or_compute(
-        'latents', 'clip_embed', 'whisper', *['prior'] * self.has_emotion
-      ),
-    )
+    return dataclasses.replace(part, features=extractor.load_or_compute(*names))
 
-  def _loader(self, split: str, **kwargs):
+  def _batches(
+    self, split: str, *, batch: int, seed: int, area: tuple[float, float], **settings
+  ) -> grain.DatasetIterator:
     data = self.config.data
     return iter(
       loader.diffusion_loader(
         self.parts[split],
+        batch=batch,
+        seed=seed,
+        area=area,
         frames=data.frames,
         step=data.step,
         mask_size=data.size,
@@ -243,189 +238,194 @@ class DiffusionTask(Task):
         clip_stride=data.clip_stride,
         reference=data.reference,
         emotion=self.prior_of,
-        **kwargs,
+        **settings,
       )
     )
 
-  def batches(self):
+  def batches(self) -> grain.DatasetIterator:
     index, count = parallel.batch_shard(self.mesh)
-    return self._loader(
+    return self._batches(
       'train',
       batch=self.config.batch_size // count,
       seed=self.config.seed,
-      shard=(index, count),
       area=self.config.data.area,
+      shard=(index, count),
       workers=self.config.data.workers,
     )
 
-  def init(self, key: jax.Array) -> parameters.Params:
-    """Parameters of all trained components: from `init_from`, or drawn.
+  def init(self, key: jax.Array) -> Params:
+    """Returns parameters of all trained components: from `init_from`, or drawn.
 
-    Adapters begin as copies of the image's projections, those that a UNet in
-    `init_from` lacks too: it may be plain SVD, or Sonic. Each device reads or draws its
-    own part only.
+    Adapters begin as copies of the projections of the image, also those that a UNet in
+    `init_from` lacks: it may be plain SVD, or Sonic. Each device reads or draws its own
+    slices only.
     """
-    params = {}
+    config = self.config
+    known = bundle.components(config.init_from) if config.init_from else {}
     shardings = functools.partial(parallel.shardings, mesh=self.mesh)
-    for i, (name, build) in enumerate(self.builds.items()):
-      if self.config.init_from and name in bundle.components(self.config.init_from):
-        part = init_from.load_initial(self.config, name, self.targets[name], shardings)
+    params: Params = {}
+    for i, name in enumerate(self.builds):
+      if name in known:
+        component = init_from.load_initial(config, name, self.targets[name], shardings)
       else:
-        part = parameters.init_params(
-          build, jax.random.fold_in(key, i), shardings=shardings(self.targets[name])
-        )
-        part = (
-          zero_residuals(init_adapters_from_image(part)) if name == 'unet' else part
-        )
-        if (
-          name == 'emo_model'
-          and self.config.emo_model.mode == 'bank'
-          and self.config.emotion.bank_init == 'kmeans'
-        ):
-          part = codebook.fit_codes(part, self.parts['train'], self.config.seed)
-      params |= parameters.add_prefix(name, part)
+        component = self._drawn(name, jax.random.fold_in(key, i))
+      params |= parameters.add_prefix(name, component)
     return params
 
-  def loss(self, params, frozen, batch, key, step):
+  def _drawn(self, name: str, key: jax.Array) -> Params:
+    """Draws the initial parameters of a component."""
+    config = self.config
+    shardings = parallel.shardings(self.targets[name], self.mesh)
+    params = parameters.init_params(self.builds[name], key, shardings=shardings)
+    if name == 'unet':
+      return zero_residuals(init_adapters_from_image(params))
+    has_bank = name == 'emo_model' and config.emo_model.mode == 'bank'
+    if has_bank and config.emotion.bank_init == 'kmeans':
+      return codebook.fit_codes(params, self.parts['train'], config.seed)
+    return params
+
+  def loss(
+    self, params: Params, batch: Any, key: jax.Array, step: jax.Array
+  ) -> tuple[jax.Array, dict[str, Any]]:
     """See `DiffusionLoss`."""
     return self._loss(params, batch, key, step)
 
-  def extra_state(self, params):
-    """How the codes of the emotion bank are used."""
+  def extra_state(self, params: Params) -> Params:
+    """Returns statistics of the use of the codes of the emotion bank."""
     return codebook.extra_state(params, self.config) if self.has_emotion else {}
 
-  def after_update(self, state, rows, key):
+  def after_update(
+    self, state: TrainState, rows: dict[str, jax.Array], key: jax.Array
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Moves codes that no gradient moves."""
     return codebook.after_update(state, rows, key, self.config)
 
-  def evaluate(self, params, frozen):
-    """Loss parts on unseen identities (fixed noise), and samples beside the truth for
-    two of their clips.
+  def evaluate(self, params: Params) -> tuple[dict[str, float], dict[str, Picture]]:
+    """Returns loss parts on unseen identities (fixed noise), and samples next to the
+    truth for two of their clips.
 
-    `audio_effect` and `emotion_effect` tell how much the denoising error rises, in
-    percent, when each window gets the sound or the emotion of another: 0 where the
-    model ignores them.
+    `audio_effect` and `emotion_effect` are the increase of the denoising error, in
+    percent, when each window gets the audio or the emotion of another: 0 if the model
+    ignores them.
     """
-    parts, swapped = (
-      [],
-      {
-        effect: []
-        for effect in SWAPPED
-        if self.has_emotion or effect != 'emotion_effect'
-      },
-    )
-    batches = self._loader('val', batch=4, seed=1, area=(1.1, 1.1))
-    for i in range(4):
+    parts = []
+    effects = dict(SWAPPED)
+    if not self.has_emotion:
+      del effects['emotion_effect']
+    errors: dict[str, list[float]] = {effect: [] for effect in effects}
+    batches = self._batches('val', batch=4, seed=1, area=EVAL_AREA)
+    for i in range(EVAL_BATCHES):
       batch = next(batches)
       batch['drop'] = np.ones_like(batch['drop'])  # nothing is dropped
-
-      def loss(batch):
-        return self._eval_loss(params, batch, jax.random.key(i), jnp.array(10**9))[1]  # noqa: B023
-
-      parts.append(
-        parallel.to_host(
-          {name: value for name, value in loss(batch).items() if name != 'per_row'}
-        )
-      )
-      for effect, losses in swapped.items():
-        other = batch | {
-          name: np.roll(batch[name], 1, axis=0) for name in SWAPPED[effect]
-        }
-        losses.append(float(loss(other)['denoise']))
+      parts.append(self._loss_parts(params, batch, i))
+      for effect, names in effects.items():
+        others = {name: np.roll(batch[name], 1, axis=0) for name in names}
+        swapped = self._loss_parts(params, batch | others, i)
+        errors[effect].append(float(swapped['denoise']))
     metrics = metric_means.aggregate(parts)
-    for effect, losses in swapped.items():
-      metrics[effect] = 100 * (np.mean(losses) / metrics['denoise'] - 1)
+    for effect, values in errors.items():
+      metrics[effect] = 100 * (float(np.mean(values)) / metrics['denoise'] - 1)
     return metrics, self._samples(params)
 
-  def _samples(self, params) -> dict[str, Picture]:
-    """The beginnings of two clips of unseen people: videos of truth and sample with
-    sound, and a sheet of frames.
+  def _loss_parts(self, params: Params, batch: Any, seed: int) -> dict[str, np.ndarray]:
+    """Parts of the loss to log, with noise of a seed."""
+    key = jax.random.key(seed)
+    _, parts = self._eval_loss(params, batch, key, jnp.array(ALL_UPDATES))
+    return parallel.to_host({k: v for k, v in parts.items() if k != 'per_row'})
+
+  def _samples(self, params: Params) -> dict[str, Picture]:
+    """Samples the beginnings of two clips of unseen identities: videos of truth and
+    sample with audio, and a sheet of frames.
     """
-    parts, data = self.parts['val'], self.config.data
-    clips = [(parts[0], 0), (parts[-1], len(parts[-1].source) - 1)]
-    frames = min(
-      SAMPLE_FRAMES,
-      *(
-        (part.source.table.num_frames[clip] - 1) // data.step + 1
-        for part, clip in clips
-      ),
-    )
-    rows = data.step * np.arange(frames)
+    # 1. Choose clips: the first of the first data set, the last of the last
+    step = self.config.data.step
+    first = self.parts['val'][0]
+    last = self.parts['val'][-1]
+    clips = [(first, 0), (last, len(last.source) - 1)]
+    lengths = [part.source.table.num_frames[clip] for part, clip in clips]
+    frames = min(SAMPLE_FRAMES, *((length - 1) // step + 1 for length in lengths))
+
+    # 2. Sample
+    rows = step * np.arange(frames)
     windows = []
     for part, clip in clips:
-      examples = loader.DiffusionExamples(
-        part,
-        data.frames,
-        data.step,
-        data.size,
-        (1.1, 1.1),
-        False,
-        data.clip_stride,
-        data.reference,
-        self.prior_of,
-      )
-      windows.append(examples.window(clip, np.random.default_rng(0), rows))
-    batch = {
-      name: np.stack([window[name] for window in windows]) for name in windows[0]
-    }
+      rng = np.random.default_rng(0)
+      windows.append(self._examples(part).window(clip, rng, rows))
+    batch = {name: np.stack([w[name] for w in windows]) for name in windows[0]}
     conditions = self._sample_inputs(params, batch)
-    noise = sampler.draw_noise(
-      jax.random.split(jax.random.key(0), 2), conditions, self._sampling.padding_frames
-    )
-    out = self._sampler(
-      parameters.strip_prefix('unet', params), noise, conditions, jnp.full(2, frames)
-    )[:, :frames]
-    pictures, sheet_rows = {}, []
-    for (part, clip), *latents in zip(
-      clips, batch['latents'], np.asarray(out) / self.scaling_factor
-    ):
+    keys = jax.random.split(jax.random.key(0), len(clips))
+    noise = sampler.draw_noise(keys, conditions, self._sampling.padding_frames)
+    unet = parameters.strip_prefix('unet', params)
+    out = self._sampler(unet, noise, conditions, jnp.full(len(clips), frames))
+    samples = np.asarray(out[:, :frames]) / self.scaling_factor
+
+    # 3. Decode, and show next to the truth
+    pictures: dict[str, Picture] = {}
+    sheet = []
+    shown = np.linspace(0, frames - 1, min(frames, SHEET_COLUMNS)).round().astype(int)
+    for i, (part, clip) in enumerate(clips):
       record = part.source[clip]
-      truth, sample = (self._pixels(z) for z in latents)
-      emotion = clip_record.decode_emotion(record)
-      pictures[f'sample_{len(pictures)}'] = Video(
-        contact_sheet.side_by_side([truth, sample], [f'{emotion}: truth', 'sample']),
+      caption = f'{clip_record.decode_emotion(record)}: truth'
+      truth = self._pixels(batch['latents'][i])
+      sample = self._pixels(samples[i])
+      pictures[f'sample_{i}'] = Video(
+        contact_sheet.side_by_side([truth, sample], [caption, 'sample']),
         FPS,
         clip_record.decode_audio(record),
       )
-      shown = np.linspace(0, frames - 1, min(frames, SHEET_COLUMNS)).round().astype(int)
-      sheet_rows += [(f'{emotion}: truth', truth[shown]), ('sample', sample[shown])]
-    return pictures | {'sample': contact_sheet.contact_sheet(sheet_rows)}
+      sheet += [(caption, truth[shown]), ('sample', sample[shown])]
+    pictures['sample'] = contact_sheet.contact_sheet(sheet)
+    return pictures
+
+  def _examples(self, part: loader.Part) -> loader.DiffusionExamples:
+    data = self.config.data
+    return loader.DiffusionExamples(
+      part,
+      frames=data.frames,
+      step=data.step,
+      mask_size=data.size,
+      area=EVAL_AREA,
+      measured_buckets=False,
+      clip_stride=data.clip_stride,
+      reference=data.reference,
+      emotion=self.prior_of,
+    )
 
   def _pixels(self, latents: np.ndarray) -> np.ndarray:
-    """Unscaled latents `[N,h,w,c]` to uint8 `[N,H,W,3]`, a window at a time, to
+    """Decodes unscaled latents `[N,h,w,c]` to uint8 `[N,H,W,3]`, a window at a time to
     bound memory.
     """
     size = self.config.data.frames
-    padded = np.pad(latents, ((0, -len(latents) % size), *[(0, 0)] * 3), mode='edge')
-    video = np.concatenate(
-      [
-        np.asarray(self._decode(padded[None, i : i + size]))[0]
-        for i in range(0, len(padded), size)
-      ]
-    )
-    return np.round((np.clip(video[: len(latents)], -1, 1) + 1) * 127.5).astype(
-      np.uint8
-    )
+    padding = -len(latents) % size
+    padded = np.pad(latents, ((0, padding), (0, 0), (0, 0), (0, 0)), mode='edge')
+    windows = [
+      np.asarray(self._decode(padded[None, start : start + size]))[0]
+      for start in range(0, len(padded), size)
+    ]
+    video = np.concatenate(windows)[: len(latents)]
+    return np.round((np.clip(video, -1, 1) + 1) * 127.5).astype(np.uint8)
 
-  def export(self, params) -> None:
+  def export(self, params: Params) -> None:
     """Writes the trained components, and the settings that sampling needs."""
+    config = self.config
     for name in self.builds:
       bundle.save_component(
         self.model_dir,
         name,
-        registry.config_of(name, self.config[name].to_dict()).to_json(),
+        registry.config_of(name, config[name].to_dict()).to_json(),
         parameters.strip_prefix(name, params),
         init_from.provenance(self),
-        priors=self._learned_on() if name == bundle.EMOTION_MODEL else None,
+        priors=self._trained_on() if name == bundle.EMOTION_MODEL else None,
       )
-    data = self.config.data
-    downsampling = 2 ** (len(self.vae.config.block_out_channels) - 1)
+    # Sides of an image must be multiples of what autoencoder and UNet halve them to.
+    halvings = len(self.vae.config.block_out_channels) - 1
+    halvings += len(config.unet.block_out_channels) - 1
     bundle.save_settings(
       self.model_dir,
       {
         'kind': 'dicetalk' if self.has_emotion else 'sonic',
-        'image_size': data.size,
-        'multiple': downsampling * 2 ** (len(self.config.unet.block_out_channels) - 1),
-        'sampler': self.config.sample.to_dict() | {'frames': data.frames},
+        'image_size': config.data.size,
+        'multiple': 2**halvings,
+        'sampler': config.sample.to_dict() | {'frames': config.data.frames},
       },
     )

@@ -3,7 +3,7 @@
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -15,14 +15,42 @@ from dicetalk_jax.diffusion import edm, sampler
 from dicetalk_jax.diffusion.condition_dropout import Dropped, condition_dropout
 from dicetalk_jax.diffusion.face_mask import mask_pyramid
 from dicetalk_jax.models import parameters
+from dicetalk_jax.models.emotion import VQ
+from dicetalk_jax.models.parameters import Params
 from dicetalk_jax.training import metric_means
 
 FPS = 12.5
-REF_NOISE = (
-  -3.0,
-  0.5,
-  # mean and deviation of the logarithm of the noise's strength, as common in training SVD
-)
+
+# Logarithm of the strength of noise on reference latents, as common in training SVD.
+REF_NOISE_MEAN = -3.0
+REF_NOISE_STD = 0.5
+
+Batch = Mapping[str, jax.Array]
+Models = Mapping[str, Any]  # trained components by name
+
+
+class FaceConditions(NamedTuple):
+  """Conditions that do not change over a clip, and are never dropped.
+
+  Attributes:
+    spatial: pose guider features [B,h,w,C]; None without a guider.
+    masks: face mask pyramid, one array [B,h*w/4^i] for each level of the UNet.
+    time_ids: frame rate and two amounts of motion [B,3].
+  """
+
+  spatial: jax.Array | None
+  masks: tuple[jax.Array, ...]
+  time_ids: jax.Array
+
+
+class Keys(NamedTuple):
+  """Keys of everything random in the loss; None leaves nothing to chance."""
+
+  sigma: jax.Array
+  noise: jax.Array
+  prior: jax.Array
+  bank: jax.Array | None
+  classifier: jax.Array | None
 
 
 class DiffusionLoss:
@@ -33,222 +61,299 @@ class DiffusionLoss:
   def __init__(
     self, config: Any, graphs: Mapping[str, nnx.GraphDef], scaling_factor: float
   ):
-    """`config` as in `configs/diffusion.py`; `graphs` by component, without
-    'pose_guider' and 'emo_model' for Sonic.
-    """
-    self.config, self.graphs, self.scaling_factor = config, graphs, scaling_factor
+    """Takes the structure of all trained components.
 
-  def models(self, params: parameters.Params) -> dict[str, Any]:
-    """The trained components by name."""
+    Args:
+      config: as in `configs/diffusion.py`.
+      graphs: by component, without 'pose_guider' and 'emo_model' for Sonic.
+      scaling_factor: of the latents.
+    """
+    self.config = config
+    self.graphs = graphs
+    self.scaling_factor = scaling_factor
+
+  def models(self, params: Params) -> dict[str, Any]:
+    """Returns the trained components by name."""
     return {
       name: parameters.merge(graph, parameters.strip_prefix(name, params))
       for name, graph in self.graphs.items()
     }
 
   def __call__(
-    self, params, batch, key, step, train: bool = True
+    self,
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    step: jax.Array,
+    train: bool = True,
   ) -> tuple[jax.Array, dict[str, Any]]:
-    """Loss and its parts for a batch of `dicetalk_jax.data.loader.diffusion_loader`.
+    """Computes the loss and its parts.
 
-    Without `train` the network is judged as it is: no dropout in the classifier, and
-    the bank is not chosen by chance. Noise and the draw from the prior remain; they
-    derive from `key`.
+    Args:
+      params: of all trained components.
+      batch: of `dicetalk_jax.data.loader.diffusion_loader`.
+      key: of noise levels, noise, priors, and of the choices that only training makes.
+      step: updates made so far.
+      train: if False, the network is judged as it is: no dropout in the classifier, and
+        the bank is not chosen by chance.
+
+    Returns:
+      The loss, and its parts to log; see `Task.loss`.
     """
-    c, model = self.config, self.models(params)
-    sigma_key, noise_key, prior_key, bank_key, head_key = jax.random.split(key, 5)
+    config = self.config
+    model = self.models(params)
+    keys = Keys(*jax.random.split(key, 5))
     if not train:
-      bank_key = head_key = None
-    dropped = condition_dropout(batch['drop'], c.drop)
+      keys = keys._replace(bank=None, classifier=None)
 
+    # 1. Add noise to the latents
     x = batch['latents'] * self.scaling_factor
-    sigma = edm.draw_sigma(
-      sigma_key, (len(x),), **{k: v for k, v in c.noise.items() if k != 'ref_aug'}
-    )
+    sigma = self._draw_sigma(keys.sigma, len(x))
     level = sigma[:, None, None, None, None]
-    noise = jax.random.normal(noise_key, x.shape)
+    noise = jax.random.normal(keys.noise, x.shape)
     z = x + level * noise
-    if c.noise.ref_aug == 'lognormal':
-      batch = batch | {
-        'reference': self._disturbed(
-          batch['reference'], jax.random.fold_in(noise_key, 1)
-        )
-      }
 
-    emotion, vq = None, None
+    # 2. Prepare the conditions; some are dropped, the face never
+    dropped = condition_dropout(batch['drop'], config.drop)
+    if config.noise.ref_aug == 'lognormal':
+      reference_key = jax.random.fold_in(keys.noise, 1)
+      reference = self._disturbed(batch['reference'], reference_key)
+      batch = {**batch, 'reference': reference}
+    emotion = None
+    vq = None
     if 'emo_model' in model:
-      prior = batch['mu']
-      # a fresh draw from the clip's Gaussian each time: the mean alone leaks identity
-      if c.emotion.sample:
-        prior = prior + batch['sigma'] * jax.random.normal(prior_key, prior.shape)
-      emotion, vq = self._emotion_tokens(model['emo_model'], prior, dropped, bank_key)
-    face = self.face(model, batch, x.shape[2:4])
-    v, mid = self.denoise(
-      model, batch, dropped, z * edm.c_in(level), edm.c_noise(sigma), emotion, face
-    )
+      prior = self._draw_prior(batch, keys.prior)
+      emotion, vq = self._emotion_tokens(model['emo_model'], prior, dropped, keys.bank)
+    height, width = x.shape[2:4]
+    face = self.face_conditions(model, batch, (height, width))
 
+    # 3. Denoise
+    scaled = z * edm.c_in(level)
+    timestep = edm.c_noise(sigma)
+    v, mid = self.denoise(model, batch, dropped, scaled, timestep, emotion, face)
+
+    # 4. The error of denoising
     error = jnp.square(v.astype(jnp.float32) - edm.v_target(x, noise, level))
-    if c.loss.face_weight or c.loss.mouth_weight:
-      error = error * self._weight(batch['mask'], face[1][0].reshape(-1, *x.shape[2:4]))
+    if config.loss.face_weight or config.loss.mouth_weight:
+      face_mask = face.masks[0].reshape(-1, height, width)
+      error = error * self._weight(batch['mask'], face_mask)
     denoise = jnp.mean(error)
+    of_clips = jnp.mean(error, axis=(1, 2, 3, 4))
     parts = {
       'denoise': denoise,
-      **metric_means.split_by_sigma(
-        'denoise', jnp.mean(error, axis=(1, 2, 3, 4)), sigma
-      ),
+      **metric_means.split_by_sigma('denoise', of_clips, sigma),
     }
     if vq is None:
       return denoise, parts
 
-    label, logits = (
-      batch['emotion_class'],
-      self._logits(model['emo_model'], mid, head_key),
-    )
+    # 5. Emotion discrimination
+    label = batch['emotion_class']
+    logits = self._logits(model['emo_model'], mid, keys.classifier)
     classify, accuracy = emotion_discrimination(logits, label, dropped.emotion)
-    each, _ = jax.vmap(emotion_discrimination)(
+    counted = (label >= 0) & ~dropped.emotion
+    of_clips, _ = jax.vmap(emotion_discrimination)(
       logits[:, None], label[:, None], dropped.emotion[:, None]
     )
-    warm = jnp.minimum(1.0, (step + 1) / max(c.loss.cls_warmup, 1))
-    total = denoise + c.loss.lambda_cls * warm * classify + c.loss.lambda_vq * vq.loss
     parts |= {
       'cls': classify,
       'cls_accuracy': accuracy,
-      **metric_means.split_by_sigma(
-        'cls', each, sigma, (label >= 0) & ~dropped.emotion
-      ),
+      **metric_means.split_by_sigma('cls', of_clips, sigma, counted),
     }
-    if c.emo_model.mode == 'bank':
-      parts |= {
-        'vq': vq.loss,
-        'vq_error': vq.error,
-        'z_rms': jnp.sqrt(jnp.square(vq.z).mean()),
-        'codes_used': jnp.zeros(c.emo_model.codebook_size)
-        .at[vq.indices]
-        .set(1.0)
-        .sum(),
-        'per_row': {'code': vq.indices, 'z': vq.z, 'emotion_class': label},
-      }
+
+    # 6. Sum (paper equation 15)
+    warm = jnp.minimum(1.0, (step + 1) / max(config.loss.cls_warmup, 1))
+    total = (
+      denoise
+      + config.loss.lambda_cls * warm * classify
+      + config.loss.lambda_vq * vq.loss
+    )
+    if config.emo_model.mode == 'bank':
+      parts |= self._bank_parts(vq, label)
     return total, parts
 
-  def _disturbed(self, reference, key):
-    """Reference latents, which are unscaled, with noise whose strength is that of
-    scaled ones.
-    """
-    mean, deviation = REF_NOISE
-    strength_key, noise_key = jax.random.split(key)
-    strength = jnp.exp(
-      mean + deviation * jax.random.normal(strength_key, (len(reference), 1, 1, 1))
-    )
-    return reference + strength / self.scaling_factor * jax.random.normal(
-      noise_key, reference.shape
+  def _draw_sigma(self, key: jax.Array, count: int) -> jax.Array:
+    noise = self.config.noise
+    return edm.draw_sigma(
+      key,
+      (count,),
+      p_mean=noise.p_mean,
+      p_std=noise.p_std,
+      sigma_min=noise.sigma_min,
+      sigma_max=noise.sigma_max,
     )
 
-  def _emotion_tokens(self, emo_model, prior, dropped: Dropped, key):
-    """Tokens [B,T,D].
+  def _draw_prior(self, batch: Batch, key: jax.Array) -> jax.Array:
+    """Draws from the Gaussian of each clip: the mean alone would leak identity."""
+    prior = batch['mu']
+    if self.config.emotion.sample:
+      prior = prior + batch['sigma'] * jax.random.normal(key, prior.shape)
+    return prior
+
+  def _disturbed(self, reference: jax.Array, key: jax.Array) -> jax.Array:
+    """Adds noise to reference latents. They are unscaled; the strength of the noise is
+    that for scaled ones.
+    """
+    strength_key, noise_key = jax.random.split(key)
+    normal = jax.random.normal(strength_key, (len(reference), 1, 1, 1))
+    strength = jnp.exp(REF_NOISE_MEAN + REF_NOISE_STD * normal)
+    noise = jax.random.normal(noise_key, reference.shape)
+    return reference + strength / self.scaling_factor * noise
+
+  def _emotion_tokens(
+    self, emo_model: Any, prior: jax.Array, dropped: Dropped, key: jax.Array | None
+  ) -> tuple[jax.Array, VQ]:
+    """Computes emotion tokens [B,T,D], and the look-up.
 
     With probability `p_whole_bank` a step attends to the whole bank, as sampling does.
-
     Without a key it always does, unless training never does.
     """
     retrieved, vq = emo_model(prior, retrieval=True, drop=dropped.emotion)
-    p = self.config.emotion.p_whole_bank
-    if p == 0:
+    probability = self.config.emotion.p_whole_bank
+    if probability == 0:
       return retrieved, vq
     # Dropped clips get what sampling uses for "no emotion".
     whole, _ = emo_model(prior, retrieval=False)
     whole = jnp.where(dropped.emotion[:, None, None], emo_model.null_tokens(), whole)
     if key is None:
       return whole, vq
-    return jnp.where(jax.random.bernoulli(key, p), whole, retrieved), vq
+    return jnp.where(jax.random.bernoulli(key, probability), whole, retrieved), vq
 
-  def _logits(self, emo_model, mid, key):
-    """Of the classes `[B,F,classes]`, from features [B,F,h,w,C]; per frame, or one of
-    their mean over the clip.
-
-    A key turns dropout on.
+  def _logits(self, emo_model: Any, mid: jax.Array, key: jax.Array | None) -> jax.Array:
+    """Classifies features [B,F,h,w,C]: logits [B,F,classes], or [B,1,classes] of the
+    mean over the clip. A key turns dropout on.
     """
     if self.config.loss.cls_pool == 'clip':
       mid = mid.mean(1, keepdims=True)
     logits = emo_model.classify(mid.reshape(-1, *mid.shape[2:]), key=key)
     return logits.reshape(*mid.shape[:2], -1)
 
-  def denoise(self, model, batch, dropped: Dropped, scaled, timestep, emotion, face):
-    """One UNet call on scaled noisy latents [B,F,h,w,c] with the conditions of the
-    batch.
+  def _bank_parts(self, vq: VQ, label: jax.Array) -> dict[str, Any]:
+    used = jnp.zeros(self.config.emo_model.codebook_size).at[vq.indices].set(1.0)
+    return {
+      'vq': vq.loss,
+      'vq_error': vq.error,
+      'z_rms': jnp.sqrt(jnp.square(vq.z).mean()),
+      'codes_used': used.sum(),
+      'per_row': {'code': vq.indices, 'z': vq.z, 'emotion_class': label},
+    }
+
+  def denoise(
+    self,
+    model: Models,
+    batch: Batch,
+    dropped: Dropped,
+    scaled: jax.Array,
+    timestep: jax.Array,
+    emotion: jax.Array | None,
+    face: FaceConditions,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Calls the UNet once, with the conditions of a batch.
+
+    Args:
+      model: see `models`.
+      batch: see `__call__`.
+      dropped: conditions to replace by their null values.
+      scaled: noisy latents times c_in [B,F,h,w,c].
+      timestep: c_noise [B].
+      emotion: tokens [B,T,D], or None.
+      face: see `face_conditions`.
+
+    Returns:
+      The prediction v, and features of the middle block [B,F,h,w,C].
     """
 
-    def keep(mask, value):
+    def drop(mask, value):
       return jnp.where(mask.reshape(-1, *[1] * (value.ndim - 1)), 0, value)
 
-    image = keep(dropped.image, batch['image_token'])
-    reference = keep(dropped.image, batch['reference'])
-    audio = model['audio_linear'](keep(dropped.audio, batch['audio']))
-    kv = model['unet'].context_kv(
-      image[:, None], audio, None if emotion is None else emotion[:, None]
-    )
+    # 1. Context tokens
+    image = drop(dropped.image, batch['image_token'])[:, None]
+    audio = model['audio_linear'](drop(dropped.audio, batch['audio']))
+    if emotion is not None:
+      emotion = emotion[:, None]
+    kv = model['unet'].context_kv(image, audio, emotion)
+
+    # 2. Channels: noisy latents and reference latents
+    reference = drop(dropped.image, batch['reference'])
     reference = jnp.broadcast_to(reference[:, None], scaled.shape)
-    spatial, masks, ids = face
-    sample = parallel.split_pictures(jnp.concatenate([scaled, reference], axis=-1))
+    sample = jnp.concatenate([scaled, reference], axis=-1)
+
+    # 3. The network
+    spatial = None if face.spatial is None else face.spatial[:, None]
     return model['unet'](
-      sample,
+      parallel.split_pictures(sample),
       timestep,
       kv,
-      ids,
-      spatial_condition=None if spatial is None else spatial[:, None],
-      masks=masks,
+      face.time_ids,
+      spatial_condition=spatial,
+      masks=face.masks,
       remat=self.config.remat,
     )
 
-  def _weight(self, mask, face) -> jax.Array:
-    """Weight of each latent pixel in the denoising loss, [B,1,h,w,1]: more in face
-    [B,h,w] and mouth, 1 on average.
-    """
-    mouth = mask_pyramid(mouth_region(mask), face.shape[1:], 1)[0].reshape(face.shape)
-    weight = (
-      1 + self.config.loss.face_weight * face + self.config.loss.mouth_weight * mouth
-    )
-    return (weight / weight.mean((1, 2), keepdims=True))[:, None, ..., None]
+  def _weight(self, mask: jax.Array, face: jax.Array) -> jax.Array:
+    """Weighs each latent pixel in the denoising loss [B,1,h,w,1]: more in face and
+    mouth, 1 on average.
 
-  def face(self, model, batch, latent_hw):
-    """Pose guider features (None without a guider), mask pyramid and time ids of a
-    batch.
+    Args:
+      mask: of the face, at full size [B,H,W].
+      face: the same at the size of the latents [B,h,w].
     """
-    mask, spatial = batch['mask'], None
+    loss = self.config.loss
+    _, height, width = face.shape
+    (mouth,) = mask_pyramid(mouth_region(mask), (height, width), levels=1)
+    mouth = mouth.reshape(face.shape)
+    weight = 1 + loss.face_weight * face + loss.mouth_weight * mouth
+    weight = weight / weight.mean((1, 2), keepdims=True)
+    return weight[:, None, ..., None]
+
+  def face_conditions(
+    self, model: Models, batch: Batch, latent_size: tuple[int, int]
+  ) -> FaceConditions:
+    """Computes pose guider features, mask pyramid and time ids of a batch."""
+    mask = batch['mask']
+    spatial = None
     if 'pose_guider' in model:
-      spatial = model['pose_guider'](
-        jnp.broadcast_to(mask[..., None], (*mask.shape, 3))
-      )
-    masks = mask_pyramid(mask, latent_hw, len(self.config.unet.block_out_channels))
-    ids = jnp.concatenate([jnp.full((len(mask), 1), FPS), batch['buckets']], axis=-1)
-    return spatial, masks, ids
+      image = jnp.broadcast_to(mask[..., None], (*mask.shape, 3))
+      spatial = model['pose_guider'](image)
+    levels = len(self.config.unet.block_out_channels)
+    fps = jnp.full((len(mask), 1), FPS)
+    return FaceConditions(
+      spatial=spatial,
+      masks=mask_pyramid(mask, latent_size, levels),
+      time_ids=jnp.concatenate([fps, batch['buckets']], axis=-1),
+    )
 
-  def conditions(self, params, batch) -> sampler.Conditions:
-    """The sampler's conditions for windows of a batch, with the mean of each clip's
-    prior.
+  def conditions(self, params: Params, batch: Batch) -> sampler.Conditions:
+    """Computes the sampler's conditions for windows of a batch, with the mean of each
+    clip's prior.
     """
     model = self.models(params)
-    spatial, masks, ids = self.face(model, batch, batch['reference'].shape[1:3])
-    emotion, nothing = None, None
+    audio = batch['audio']
+    _, height, width, _ = batch['reference'].shape
+    face = self.face_conditions(model, batch, (height, width))
+    emotion = None
+    no_emotion = None
     if 'emo_model' in model:
       emotion, _ = model['emo_model'](batch['mu'], retrieval=False)
-      nothing = model['emo_model'].null_tokens()
+      no_emotion = model['emo_model'].null_tokens()
+    silence = jnp.zeros_like(audio[:1, :1])
     return sampler.Conditions(
       reference_latents=batch['reference'],
       image_token=batch['image_token'],
-      audio_tokens=model['audio_linear'](batch['audio']),
-      null_audio=model['audio_linear'](jnp.zeros_like(batch['audio'][:1, :1]))[0, 0],
+      audio_tokens=model['audio_linear'](audio),
+      null_audio=model['audio_linear'](silence)[0, 0],
       emotion_tokens=emotion,
-      null_emotion=nothing,
-      masks=masks,
-      spatial=spatial,
-      added_time_ids=ids,
+      null_emotion=no_emotion,
+      masks=face.masks,
+      spatial=face.spatial,
+      added_time_ids=face.time_ids,
     )
 
 
 def emotion_discrimination(
   logits: jax.Array, label: jax.Array, dropped: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """L_cls (paper equation 16): cross-entropy per frame over clips with a label whose
-  emotion was not dropped.
+  """Computes L_cls (paper equation 16): cross-entropy per frame over clips with a label
+  whose emotion was not dropped.
 
   Args:
     logits: [B,F,classes].
@@ -256,31 +361,33 @@ def emotion_discrimination(
     dropped: bool [B]: the unconditional branch must stay free of emotion.
 
   Returns:
-    Mean loss and accuracy over the counted clips; both 0 where there is none.
+    Mean loss and accuracy over the counted clips; both 0 if there are none.
   """
   counted = (label >= 0) & ~dropped
   target = jnp.broadcast_to(jnp.maximum(label, 0)[:, None], logits.shape[:2])
   entropy = optax.softmax_cross_entropy_with_integer_labels(
     logits.astype(jnp.float32), target
-  ).mean(1)
-  hit = (logits.argmax(-1) == target).mean(1)
+  )
+  hit = logits.argmax(-1) == target
 
-  def mean(values):
-    return jnp.where(counted, values, 0).sum() / jnp.maximum(counted.sum(), 1)
+  def mean_over_counted(frames):
+    clips = frames.mean(1)
+    return jnp.where(counted, clips, 0).sum() / jnp.maximum(counted.sum(), 1)
 
-  return mean(entropy), mean(hit)
+  return mean_over_counted(entropy), mean_over_counted(hit)
 
 
 def mouth_region(mask: jax.Array) -> jax.Array:
-  """The part of a rectangular face mask `[B,H,W]` where the mouth is: half its
+  """Returns the part of a rectangular face mask `[B,H,W]` where the mouth is: half its
   width, a third of its height.
   """
 
-  def inside(axis: int, low: float, high: float) -> jax.Array:
-    rows = mask.max(axis) > 0  # [B,n], the extent of the rectangle along the other axis
-    centre = (jnp.cumsum(rows, -1) - 0.5) / jnp.maximum(rows.sum(-1, keepdims=True), 1)
-    return rows & (centre > low) & (centre < high)
+  def between(extent: jax.Array, low: float, high: float) -> jax.Array:
+    """The part of an interval, bool [B,n], between two fractions of its length."""
+    length = jnp.maximum(extent.sum(-1, keepdims=True), 1)
+    centre = (jnp.cumsum(extent, -1) - 0.5) / length
+    return extent & (centre > low) & (centre < high)
 
-  return (inside(2, 0.56, 0.90)[:, :, None] & inside(1, 0.25, 0.75)[:, None]).astype(
-    mask.dtype
-  )
+  rows = between(mask.max(2) > 0, 0.56, 0.90)
+  columns = between(mask.max(1) > 0, 0.25, 0.75)
+  return (rows[:, :, None] & columns[:, None]).astype(mask.dtype)

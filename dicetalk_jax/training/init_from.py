@@ -13,14 +13,14 @@ from dicetalk_jax.models.unet import init_adapters_from_image
 def load_initial(
   config: Any, name: str, target: Abstract, shardings: Any = None
 ) -> Params:
-  """A component of `config.init_from`, in float32 however it was saved: small updates
-  would vanish in less.
+  """Loads a component of `config.init_from` in float32, however it was saved: small
+  updates would vanish in a narrower type.
 
   Args:
     config: see `configs/common.py`.
     name: of the component, and of its section in `config`.
-    target: its parameters under `config`. Adapters that a UNet lacks begin as the
-      image's projections.
+    target: its parameters under `config`. Adapters that a UNet lacks begin as copies of
+      the projections of the image.
     shardings: as in `bundle.load_component`.
 
   Raises:
@@ -28,30 +28,29 @@ def load_initial(
       shapes than those of `target`.
   """
   folder = config.init_from
-  part = bundle.load_component(folder, name, shardings, jnp.float32)[1]
+  _, params = bundle.load_component(folder, name, shardings, jnp.float32)
   if name == 'unet':
-    part = (
-      init_adapters_from_image({k: None for k in target if '.processor.' in k} | part)
-      | part
-    )
-  for key in sorted(part.keys() | target.keys()):
-    theirs, ours = ((x[key].shape if key in x else 'absent') for x in (part, target))
+    adapters: dict[str, Any] = {key: None for key in target if '.processor.' in key}
+    params = init_adapters_from_image(adapters | params) | params
+  for key in sorted(params.keys() | target.keys()):
+    theirs = params[key].shape if key in params else 'absent'
+    ours = target[key].shape if key in target else 'absent'
     if theirs != ours:
       raise WeightsError(
         f"{folder} has another {name} than the configuration: '{key}' is {theirs} "
         f'there and {ours} here; change config.{name} or choose another '
         'config.init_from'
       )
-  return part
+  return params
 
 
 def provenance(task: Any) -> dict[str, Any]:
-  """What a trained component says of its origin in `bundle.json`."""
-  c = task.config
+  """Returns the origin of a trained component, as `bundle.json` records it."""
+  config = task.config
   return {
     'source': f'trained by dicetalk_jax.main, task {task.name}',
-    'steps': c.total_steps,
-    'seed': c.seed,
-    'data': c.data.dataset,
-    'init_from': c.init_from,
+    'steps': config.total_steps,
+    'seed': config.seed,
+    'data': config.data.dataset,
+    'init_from': config.init_from,
   }

@@ -1,21 +1,22 @@
 """One run at a time in a work directory.
 
-`lock.json` in the work directory says who runs there. Two questions decide whether it
-still counts, since no single one can be asked everywhere:
+`lock.json` in the work directory names the process that runs there. Two mechanisms show
+whether it is still alive, since neither works everywhere:
 
-1. The system's file lock on it, for processes of one kernel. It appears at once, two
-   starts in the same instant cannot both get it, and it ends with its process however
-   that ends. So a run that was killed resumes at once. Process ids would not do: each
-   container has a process 1. (POSIX locks rather than `flock`, which workers that a
-   killed process leaves behind would inherit.)
+1. The system's file lock, for processes of one kernel. It takes effect at once, two
+   processes that start in the same instant cannot both get it, and it ends with its
+   process, however that ends. So a run that was killed resumes at once. Process ids
+   would not do: each container has a process 1. (POSIX locks rather than `flock`, which
+   workers that a killed process leaves behind would inherit.)
 2. A heartbeat, for other hosts: the holder changes the file every `BEAT` seconds. A
-   start elsewhere watches it. If it changes, the run is alive; if it stays the same for
-   `PATIENCE` seconds, the host died and the start takes over. Clocks are never
-   compared. This needs no locks: not all network disks have them, some only among the
-   processes of one host, some keep those of a dead host, and buckets have none.
+   process that starts elsewhere watches it. If it changes, the run is alive; if it
+   stays the same for `PATIENCE` seconds, the host died, and the new process takes over.
+   Clocks are never compared. This needs no locks: not all network disks have them, some
+   only among the processes of one host, some keep those of a dead host, and buckets
+   have none.
 
-Where only the heartbeat counts, the new holder waits `SETTLE` seconds and makes sure
-that nobody else wrote at the same time. A holder that was taken for dead (a suspended
+If only the heartbeat decides, the new holder waits `SETTLE` seconds and makes sure that
+no other process wrote at the same time. A holder that was taken for dead (a suspended
 machine) notices at its next beat, and `check` ends its run.
 """
 
@@ -42,8 +43,10 @@ BEAT = 10.0
 PATIENCE = 90.0  # network disks may show a change a minute late
 SETTLE = 3.0
 
-_MESSAGE = 2048  # bytes for what process 0 tells the others
-_YES, _NO = 'yes', 'no'
+_MESSAGE = 2048  # bytes of the message from process 0 to the others
+_YES = 'yes'
+_NO = 'no'
+_CLOSED = -1  # in place of a file descriptor
 _ERRORS = {kind.__name__: kind for kind in (ConfigError, InputError)}
 
 
@@ -67,9 +70,9 @@ def hold(workdir: epath.Path) -> Iterator['Lock']:
 
 
 def _agreed(ask: Callable[[], bool]) -> bool:
-  """What `ask` returns or raises on process 0, on all of them.
+  """Asks process 0, and returns or raises its outcome on all processes.
 
-  `ask` does not wait for long, since collective operations time out.
+  `ask` must not wait for long, since collective operations time out.
   """
   if jax.process_count() == 1:
     return ask()
@@ -99,17 +102,21 @@ class Lock:
 
   def __init__(self, workdir: epath.Path):
     self._workdir = workdir
-    self._file = (_Remote if '://' in os.fspath(workdir) else _Local)(workdir / NAME)
-    self._me = dict(
-      host=socket.gethostname(),
-      process=os.getpid(),
-      kernel=_kernel(),
-      since=time.strftime('%Y-%m-%d %H:%M:%S %z'),
-      token=uuid.uuid4().hex,
-    )
+    is_remote = '://' in os.fspath(workdir)
+    path = workdir / NAME
+    self._file: _Local | _Remote = _Remote(path) if is_remote else _Local(path)
+    self._token = uuid.uuid4().hex
+    self._kernel = _kernel()
+    self._me = {
+      'host': socket.gethostname(),
+      'process': os.getpid(),
+      'kernel': self._kernel,
+      'since': time.strftime('%Y-%m-%d %H:%M:%S %z'),
+      'token': self._token,
+    }
     self._seen: str | None = None  # content that is being watched
     self._seen_at = 0.0
-    self._written_at: float | None = None  # where a while must pass until it counts
+    self._written_at: float | None = None  # when, if it does not count at once
     self._beats = 0
     self._end = threading.Event()
     self._thread: threading.Thread | None = None
@@ -119,7 +126,7 @@ class Lock:
     """Tries to take the lock.
 
     Returns:
-      Whether it is held. If not, another try in a second is asked for.
+      Whether it is held. If not, try again in a second.
 
     Raises:
       ConfigError: another run holds it.
@@ -127,7 +134,7 @@ class Lock:
     """
     try:
       if self._written_at is not None:
-        return self._settle()
+        return self._settle(self._written_at)
       return self._try()
     except ConfigError:
       raise
@@ -138,7 +145,7 @@ class Lock:
       ) from error
 
   def check(self) -> None:
-    """Raises ConfigError where another run has taken over.
+    """Raises ConfigError if another run has taken over.
 
     All processes of a job call it at the same step, and all raise.
     """
@@ -153,26 +160,28 @@ class Lock:
     return True
 
   def release(self) -> None:
-    """Gives the work directory free, where it is held."""
+    """Frees the work directory if it is held."""
     self._end.set()
     held = self._thread is not None or self._written_at is not None
     if self._thread:
       self._thread.join()
-    with contextlib.suppress(Exception):  # the run is over, and what it raised counts
+    # The run is over, and its own error is the one to report.
+    with contextlib.suppress(Exception):
       if held and not self._lost and self._mine():
         self._file.write('')
     self._file.close()
-    self._thread = self._written_at = None
+    self._thread = None
+    self._written_at = None
 
   def _try(self) -> bool:
-    alone = self._file.lock()  # None where there are no locks
+    alone = self._file.lock()  # None if there are no locks
     content = self._file.read()
     holder = _parsed(content)
 
-    # Nobody, or a process of this kernel, of which the system knows whether it lives.
+    # Free, or held by a process of this kernel: the system knows whether that is alive.
     if not content and alone is not False:
       return self._take(sure=bool(alone))
-    if holder.get('kernel') == self._me['kernel'] and alone is not None:
+    if holder.get('kernel') == self._kernel and alone is not None:
       if not alone:
         raise self._refusal(holder)
       return self._take(sure=True)
@@ -180,7 +189,8 @@ class Lock:
     # Otherwise: is there a heartbeat?
     now = time.monotonic()
     if self._seen is None:
-      self._seen, self._seen_at = content, now
+      self._seen = content
+      self._seen_at = now
       if content:
         print(
           f'{self._workdir} is in use by {_named(holder)}; waiting up to '
@@ -193,7 +203,7 @@ class Lock:
       return self._take(sure=False)
     elif now - self._seen_at > PATIENCE:
       raise self._refusal(holder)
-    self._file.close()  # opened again, network disks show what is new
+    self._file.close()  # when opened again, network disks show what is new
     return False
 
   def _take(self, sure: bool) -> bool:
@@ -203,12 +213,12 @@ class Lock:
     self._written_at = time.monotonic()
     return False
 
-  def _settle(self) -> bool:
-    if time.monotonic() - self._written_at < SETTLE:
+  def _settle(self, written_at: float) -> bool:
+    if time.monotonic() - written_at < SETTLE:
       return False
     self._written_at = None
     content = self._file.read()
-    if self._me['token'] in content:
+    if self._token in content:
       return self._begin()
     raise self._refusal(_parsed(content))
 
@@ -219,14 +229,15 @@ class Lock:
 
   def _beat(self) -> None:
     while not self._end.wait(BEAT):
-      with contextlib.suppress(Exception):  # a disk or network that fails for a while
+      # A disk or network may fail for a while.
+      with contextlib.suppress(Exception):
         if not self._mine():
           self._lost = True
           return
         self._write()
 
   def _mine(self) -> bool:
-    return self._me['token'] in self._file.read()
+    return self._token in self._file.read()
 
   def _write(self) -> None:
     self._beats += 1
@@ -243,14 +254,15 @@ class Lock:
 class _Local:
   """The file on a disk.
 
-  It stays open: to close it, or any other handle of it in this process, ends the lock.
+  It stays open: closing it, or any other handle of it in this process, ends the lock.
   """
 
   def __init__(self, path: epath.Path):
-    self._path, self._handle = path, None
+    self._path = path
+    self._handle = _CLOSED
 
   def lock(self) -> bool | None:
-    """Whether this process got the system's lock; None where the disk has none."""
+    """Whether this process got the system's lock; None if the disk has no locks."""
     self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
       fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -271,9 +283,9 @@ class _Local:
     os.fsync(self._handle)
 
   def close(self) -> None:
-    if self._handle is not None:
+    if self._handle != _CLOSED:
       os.close(self._handle)
-      self._handle = None
+      self._handle = _CLOSED
 
 
 class _Remote:
@@ -292,7 +304,7 @@ class _Remote:
     self._path.write_text(content)
 
   def close(self) -> None:
-    """There is nothing open."""
+    """Does nothing: nothing is open."""
 
 
 def _kernel() -> str:
@@ -302,7 +314,7 @@ def _kernel() -> str:
 
 
 def _cause(error: Exception) -> str:
-  """The first line of what an error says, or its name where it says nothing."""
+  """The first line of an error's message, or its name if the message is empty."""
   text = str(getattr(error, 'strerror', None) or error).strip()
   return text.splitlines()[0] if text else type(error).__name__
 

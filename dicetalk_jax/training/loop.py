@@ -1,28 +1,23 @@
 """The training loop: one for every task, on one device or on many processes."""
 
-from collections.abc import Callable, Iterator
-import contextlib
+from collections.abc import Callable
 import functools
-import signal
-import threading
 from typing import Any
 
 from etils import epath
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 import ml_collections
-import optax
 
 from dicetalk_jax import parallel
-from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.training import lora
-from dicetalk_jax.training.checkpoint import Checkpoints, has_checkpoint
-from dicetalk_jax.training.lock import Lock, hold
-from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
-from dicetalk_jax.training.prefetch import prefetched
-from dicetalk_jax.training.profile import Profiler, check_span
-from dicetalk_jax.training.run_log import Meter, Report, Writer
+from dicetalk_jax.models.parameters import Params
+from dicetalk_jax.training import config_checks, lora
+from dicetalk_jax.training.checkpoint import has_checkpoint
+from dicetalk_jax.training.lock import hold
+from dicetalk_jax.training.optimizer import make_optimizer
+from dicetalk_jax.training.profile import check_span
+from dicetalk_jax.training.run_context import open_run
+from dicetalk_jax.training.run_log import Writer
 from dicetalk_jax.training.state import TrainState, init_state, partition
 from dicetalk_jax.training.step import make_train_step
 from dicetalk_jax.training.task import Task
@@ -41,19 +36,19 @@ def train(
   """Begins or resumes a run and carries it to `config.total_steps`.
 
   A resumed run equals an uninterrupted one to the bit, as long as mesh and software
-  stay the same: the checkpoint holds step, parameters, averages, optimizer state and
-  data position, and everything random derives from (seed, step). On another mesh it
-  agrees up to rounding. (On GPUs add `--xla_gpu_deterministic_ops=true` to XLA_FLAGS.)
+  stay the same: the checkpoint holds step, parameters, EMA, optimizer state and data
+  position, and everything random derives from (seed, step). On another mesh it agrees
+  up to rounding. (On GPUs add `--xla_gpu_deterministic_ops=true` to XLA_FLAGS.)
 
   SIGTERM and Ctrl-C end the run after the current step with a checkpoint; the same
-  command goes on from there.
+  command resumes it.
 
   Args:
     task_class: constructed as `task_class(config, mesh, workdir)`.
     config: see `configs/common.py`.
-    workdir: gets config.json, checkpoints/, metrics.jsonl, pictures/, curves.png;
-      lock.json says who runs there.
-    make_writer: from the work directory to a writer of TensorBoard files; called on
+    workdir: gets config.json, checkpoints/, metrics.jsonl, pictures/, curves.png and
+      lock.json, which names the process that runs there.
+    make_writer: makes a writer of TensorBoard files for a work directory. Called on
       process 0 when the run begins.
     mesh: default `config.mesh` over all devices.
     profile: first and last step of a profile, written to profile/ in the work
@@ -63,195 +58,127 @@ def train(
     The final state.
 
   Raises:
-    ConfigError, MeshError: before anything is computed; also where another run is alive
+    ConfigError, MeshError: before anything is computed; also if another run is alive
       in `workdir`.
     InputError: the work directory, or the lock in it, cannot be written.
     DivergedError: the loss is no longer a number. The last good checkpoint stays.
   """
-  _check(config)
+  # Refuse what cannot work before anything is touched.
+  config_checks.loop(config)
   check_span(profile, config.total_steps)
-  mesh = parallel.make_mesh(**config.mesh) if mesh is None else mesh
+  if mesh is None:
+    mesh = parallel.make_mesh(**config.mesh)
   parallel.check_batch(config.batch_size, mesh, config.accum)
-  tx = make_optimizer(config.optim, config.total_steps, task_class.new_modules)
+  optimizer = make_optimizer(config.optim, config.total_steps, task_class.new_modules)
+
+  # The work directory: one run at a time, and the same run again.
   workdir = open_workdir(workdir)
-  with hold(workdir) as lock:  # before anything else in there is touched
-    return _train(task_class, config, workdir, make_writer, mesh, profile, tx, lock)
+  with hold(workdir) as lock:
+    claim(workdir, config, resuming=has_checkpoint(workdir / 'checkpoints'))
 
-
-def _train(
-  task_class: type[Task],
-  config: ml_collections.ConfigDict,
-  workdir: epath.Path,
-  make_writer: Callable[[epath.Path], Writer] | None,
-  mesh: Mesh,
-  profile: tuple[int, int] | None,
-  tx: optax.GradientTransformation,
-  lock: Lock,
-) -> TrainState:
-  """`train`, in a work directory that is ours alone."""
-  learning_rate = jax.jit(make_schedule(config.optim, config.total_steps))
-  folder = workdir / 'checkpoints'
-  claim(workdir, config, resuming=has_checkpoint(folder))
-
-  with jax.set_mesh(mesh):
-    task = task_class(config, mesh, workdir)
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    params, held = partition(
-      parallel.put_params(lora.extended(task.init(init_key), config), mesh),
-      lora.patterns(config),
-      sets=task_class.sets,
-      constants=task_class.constants,
-    )
-    lora.check(params, config)
-    rest = {'held': held, 'frozen': parallel.put_params(task.frozen, mesh)}
-
-    new_state = functools.partial(
-      init_state, tx=tx, ema=bool(config.optim.ema), extra=task.extra_state
-    )
-    target = jax.eval_shape(new_state, params)
-    shards = parallel.shardings(target, mesh)
-    train_step = make_train_step(
-      lambda params, rest, *args: task.loss(
-        lora.merged({**rest['held'], **params}, config), rest['frozen'], *args
-      ),
-      tx,
-      shards,
-      accum=config.accum,
-      ema=config.optim.ema,
-      after_update=task.after_update,
-    )
-
-    def complete(state):
-      return lora.merged({**held, **state.averaged}, config)
-
-    # Opened when nothing is left to refuse: a process that ends at once would cut off
-    # the tidying in its background.
-    with (
-      Checkpoints(folder, config.keep, bool(task_class.best)) as checkpoints,
-      contextlib.closing(task.batches()) as batches,
-      contextlib.closing(prefetched(batches, mesh)) as data,
-      _stop_requests() as stop_requested,
-      contextlib.ExitStack() as endings,
-      Profiler(workdir / 'profile', profile, (checkpoints.latest or 0) + 1) as profiler,
-    ):
-      if checkpoints.latest is None:
-        state = jax.jit(new_state, out_shardings=shards, donate_argnums=0)(params)
-      else:
-        state = checkpoints.restore(parallel.with_shardings(target, shards), data)
-      del params
-      first = int(state.step)
-      report = Report(workdir, make_writer, first, config.total_steps)
-      report.say(
-        f'{task.name}: {_millions(target.params)} parameters trained, '
-        f'{_millions(rest)} held; {mesh.size} devices {dict(mesh.shape)}; from step '
-        f'{first} to {config.total_steps}'
+    with jax.set_mesh(mesh):
+      # The task and its parameters. Only trained ones belong to the state.
+      task = task_class(config, mesh, workdir)
+      init_key, step_key = jax.random.split(jax.random.key(config.seed))
+      params = lora.extended(task.init(init_key), config)
+      params, frozen = partition(
+        parallel.put_params(params, mesh),
+        lora.patterns(config),
+        sets=task.sets,
+        constants=task.constants,
       )
-      if profiler.missed:  # the same command that began the run may go on with it
-        report.say(
-          f'no profile of steps {profile[0]} to {profile[1]}: the run goes on behind '
-          'the first of them'
-        )
-      meter = Meter()
+      lora.check(params, config)
 
-      def tell(step, means, rate):
-        return report.train(step, {**means, 'lr': float(learning_rate(step - 1))}, rate)
+      # The training step.
+      new_state = functools.partial(
+        init_state, tx=optimizer, ema=bool(config.optim.ema), extra=task.extra_state
+      )
+      abstract_state = jax.eval_shape(new_state, params)
+      state_shardings = parallel.shardings(abstract_state, mesh)
 
-      endings.callback(_close, report, meter, tell)
-      stopping = False
-      for step in range(first + 1, config.total_steps + 1):
-        profiler.before(step)
-        state, metrics = train_step(state, rest, next(data), step_key)
-        meter.add(step, metrics)
-        if profiler.after(step, metrics):
-          report.say(f'step {step}: profile written to {workdir / "profile"}')
+      def all_params(trained: Params, frozen: Params) -> Params:
+        return lora.merged({**frozen, **trained}, config)
 
-        stopping = stop_requested(step) and step < config.total_steps
+      def loss(trained, frozen, batch, key, step):
+        return task.loss(all_params(trained, frozen), batch, key, step)
 
-        def due(every):
-          return stopping or step == config.total_steps or step % every == 0  # noqa: B023, used at once
+      train_step = make_train_step(
+        loss,
+        optimizer,
+        state_shardings,
+        accum=config.accum,
+        ema=config.optim.ema,
+        after_update=task.after_update,
+      )
 
-        if not any(
-          map(due, (config.log_every, config.eval_every, config.checkpoint_every))
-        ):
-          continue
-        lock.check()
-        means, rate = meter.means()  # raises before a bad state is saved
-        tell(step, means, rate)
-        save = (
-          functools.partial(checkpoints.save, step, state, data)
-          if due(config.checkpoint_every)
-          else None
-        )
-        if (
-          save and not task.best
-        ):  # before the evaluation: should that fail, the steps until here are not lost
-          save()
-        score = None
-        if due(config.eval_every) and not stopping:  # whoever asks to stop cannot wait
-          values, pictures = task.evaluate(complete(state), rest['frozen'])
-          report.evaluation(step, values, pictures)
-          score = values[task.best] if task.best else None
-        if save and task.best:
-          save(score)
-        meter.restart_clock()
-        if stopping:
-          report.say(
-            f'stopped on request at step {step}; run the same command again to go on'
+      # Open the checkpointer when nothing is left to refuse. It cleans up in a
+      # background thread, which an early exit on an error would interrupt.
+      with open_run(task, config, workdir, mesh, make_writer, profile) as run:
+        # The initial state, or that of the latest checkpoint.
+        if run.first_step == 1:
+          make_state = jax.jit(
+            new_state, out_shardings=state_shardings, donate_argnums=0
           )
-          break
+          state = make_state(params)
+        else:
+          target = parallel.with_shardings(abstract_state, state_shardings)
+          state = run.checkpoints.restore(target, run.data)
+        del params  # donated
+        run.log.say(
+          f'{task.name}: {_millions(abstract_state.params)} parameters trained, '
+          f'{_millions(frozen)} frozen; {mesh.size} devices {dict(mesh.shape)}; '
+          f'from step {run.first_step - 1} to {config.total_steps}'
+        )
+        run.announce_profile()
 
-    if not stopping:
-      lock.check()  # an evaluation may lie between
-      task.export(complete(state))
-      report.say(f'{task.name}: finished, written to {task.model_dir}')
-  return state
+        # The order matters: a state that diverged is not saved, and an evaluation that
+        # fails loses no step.
+        stopping = False
+        for step in range(run.first_step, config.total_steps + 1):
+          # 1. Step
+          run.profiler.before(step)
+          state, metrics = train_step(state, frozen, next(run.data), step_key)
+          run.meter.add(step, metrics)
+          if run.profiler.after(step, metrics):
+            run.log.say(f'step {step}: profile written to {workdir / "profile"}')
 
+          # What is due after this step? All of it at the end, but an evaluation would
+          # keep a process waiting that was asked to stop.
+          last = step == config.total_steps
+          stopping = run.stop_requested(step) and not last
+          save = stopping or last or step % config.checkpoint_every == 0
+          evaluate = not stopping and (last or step % config.eval_every == 0)
+          if not (save or evaluate or step % config.log_every == 0):
+            continue
+          lock.check()
 
-def _check(config: ml_collections.ConfigDict) -> None:
-  for name in ('total_steps', 'log_every', 'eval_every', 'checkpoint_every', 'keep'):
-    if config[name] < 1:
-      raise ConfigError(f'config.{name}={config[name]} must be at least 1')
-  if config.lora.rank < 0:
-    raise ConfigError(
-      f'config.lora.rank={config.lora.rank} must be at least 1, or 0 for no factors'
-    )
+          # 2. Log, or raise DivergedError
+          means, rate = run.meter.means()
+          run.log_means(step, means, rate)
 
+          # 3. Save
+          if save:
+            run.checkpoints.save(step, state, run.data)
 
-def _close(
-  report: Report,
-  meter: Meter,
-  tell: Callable[[int, dict[str, float], float | None], None],
-) -> None:
-  """However the steps end: tells those that broke off between two reports, and draws
-  the curves.
-  """
-  if left := meter.left():
-    tell(*left, None)
-  report.close()
+          # 4. Evaluate
+          if evaluate:
+            scores, pictures = task.evaluate(all_params(state.averaged, frozen))
+            run.log.evaluation(step, scores, pictures)
+          run.meter.restart_clock()
 
+          # 5. Stop
+          if stopping:
+            run.log.say(
+              f'stopped on request at step {step}; run the same command again to resume'
+            )
+            break
 
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[Callable[[int], bool]]:
-  """Yields `stop_requested(step)`, true on all processes at the same step."""
-  if (
-    jax.process_count() > 1
-  ):  # jax.distributed listens for SIGTERM and agrees on the step
-    yield multihost_utils.reached_preemption_sync_point
-    return
-  requested = threading.Event()
-
-  def handle(number, frame):
-    requested.set()
-    signal.signal(number, previous[number])  # a second signal acts at once
-
-  previous = {
-    number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)
-  }
-  try:
-    yield lambda step: requested.is_set()
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)
+      # Export, once the last checkpoint is written.
+      if not stopping:
+        lock.check()  # the last evaluation may have taken long
+        task.export(all_params(state.averaged, frozen))
+        run.log.say(f'{task.name}: finished, written to {task.model_dir}')
+      return state
 
 
 def _millions(tree: Any) -> str:

@@ -18,7 +18,7 @@ NEUTRAL = 'neutral'  # has no levels
 def averaged_clips(
   tables: Sequence[ClipTable], by_intensity: bool = False
 ) -> dict[str, np.ndarray]:
-  """Which clips each prior is the mean of; arguments as of `mean_gaussians`.
+  """Chooses the clips that each prior is the mean of; arguments as of `mean_gaussians`.
 
   Returns:
     Emotion to bool `[clips]`, over the clips of all data sets.
@@ -26,19 +26,16 @@ def averaged_clips(
   Raises:
     DataError: no clip has a label.
   """
-  emotions, intensity = (
-    np.concatenate([getattr(t, name) for t in tables])
-    for name in ('emotion', 'intensity')
-  )
+  emotions = np.concatenate([table.emotion for table in tables])
+  intensity = np.concatenate([table.intensity for table in tables])
   clips = {}
   for emotion in map(str, np.unique(emotions[emotions != UNKNOWN])):
     own = emotions == emotion
     levels = np.unique(intensity[own])
     clips[emotion] = own & (intensity == levels[-1])
     if by_intensity and emotion != NEUTRAL:
-      clips |= {
-        f'{emotion}_{level}': own & (intensity == level) for level in levels[levels > 0]
-      }
+      for level in levels[levels > 0]:
+        clips[f'{emotion}_{level}'] = own & (intensity == level)
   if not clips:
     raise DataError(
       'no clip of the data set has an emotion label; priors need labelled clips'
@@ -70,7 +67,8 @@ def mean_gaussians(
   gaussians = np.concatenate(
     [[prior(clip)[0] for clip in range(len(prior))] for prior in statistics]
   )
-  return {
-    name: tuple(gaussians[clips].mean(0))
-    for name, clips in averaged_clips(tables, by_intensity).items()
-  }
+  priors = {}
+  for name, clips in averaged_clips(tables, by_intensity).items():
+    mean, deviation = gaussians[clips].mean(0)
+    priors[name] = (mean, deviation)
+  return priors

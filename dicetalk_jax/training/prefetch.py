@@ -1,4 +1,4 @@
-"""Batches on their way to the devices while the step before them runs."""
+"""Moves batches to the devices while the step before them runs."""
 
 from typing import Any
 
@@ -7,17 +7,19 @@ from jax.sharding import Mesh
 
 from dicetalk_jax import parallel
 
-AHEAD = 2  # batches on the devices beside the one in use
+AHEAD = 2  # batches on the devices, besides the one in use
 
 
 class _OnMesh:
   """An iterator whose batches are laid out on the mesh."""
 
   def __init__(self, batches: grain.DatasetIterator, mesh: Mesh):
-    self.batches, self.mesh = batches, mesh
-    self.get_state, self.set_state = batches.get_state, batches.set_state
+    self.batches = batches
+    self.mesh = mesh
+    self.get_state = batches.get_state
+    self.set_state = batches.set_state
 
-  def __iter__(self):
+  def __iter__(self) -> '_OnMesh':
     return self
 
   def __next__(self) -> Any:
@@ -25,10 +27,9 @@ class _OnMesh:
 
 
 def prefetched(batches: grain.DatasetIterator, mesh: Mesh) -> grain.DatasetIterator:
-  """Global arrays of each batch, made by a thread `AHEAD` batches ahead; close it
-  before `batches`.
+  """Yields each batch as global arrays; a thread makes them `AHEAD` batches ahead.
 
-  Its state is that of the batch it gave last, not of those in preparation: a run that
-  resumes from it repeats none and leaves none out.
+  Close it before `batches`. Its state is that of the batch it returned last, not of
+  those in preparation, so a run that resumes from it repeats none and skips none.
   """
   return grain.experimental.ThreadPrefetchDatasetIterator(_OnMesh(batches, mesh), AHEAD)

@@ -1,5 +1,5 @@
-"""A profile of some steps on request: what the devices and the host did when, for
-TensorBoard or Perfetto.
+"""A profile of some steps on request: when devices and host did what, for TensorBoard
+or Perfetto.
 """
 
 import re
@@ -10,72 +10,77 @@ import jax
 
 from dicetalk_jax.errors import ConfigError
 
+Span = tuple[int, int]  # first and last step
 
-def parse_span(text: str) -> tuple[int, int] | None:
-  """'START:COUNT' to the first and the last step of a profile; '' to None.
+
+def parse_span(text: str) -> Span | None:
+  """Turns 'START:COUNT' into the first and the last step of a profile; '' into None.
 
   Raises:
-    ConfigError: the text is something else, or there is no such step.
+    ConfigError: the text has another form, or there is no such step.
   """
   if not text:
     return None
   found = re.fullmatch(r'([1-9]\d*):([1-9]\d*)', text)
   if not found:
     raise ConfigError(
-      f'--profile={text} names no steps; give the first one and how many, such as '
-      '--profile=20:5'
+      f'--profile={text} does not name any steps; give the first one and how many, '
+      'such as --profile=20:5'
     )
   start, count = map(int, found.groups())
   return start, start + count - 1
 
 
-def check_span(span: tuple[int, int] | None, total_steps: int) -> None:
-  """Raises ConfigError where a run of so many steps does not make all those of
-  `span`.
-  """
-  if span and not 1 <= span[0] <= span[1] <= total_steps:
+def check_span(span: Span | None, total_steps: int) -> None:
+  """Raises ConfigError if a run of `total_steps` does not make all steps of `span`."""
+  if span is None:
+    return
+  first, last = span
+  if not 1 <= first <= last <= total_steps:
     raise ConfigError(
-      f'steps {span[0]} to {span[1]} cannot be profiled, this run makes 1 to '
+      f'steps {first} to {last} cannot be profiled: this run makes steps 1 to '
       f'{total_steps}; choose some of these with --profile'
     )
 
 
 class Profiler:
-  """Use as a context around the steps; leaving it ends a profile that is under way.
+  """Profiles the steps of a span. Leaving the context ends an unfinished profile.
 
   Attributes:
-    missed: the run goes on behind the beginning of the span, so that there will be no
-      profile.
+    span: first and last step of the profile, or None.
+    missed: the run resumes after the first step of the span, so there is no profile.
   """
 
-  def __init__(self, folder: epath.Path, span: tuple[int, int] | None, first_step: int):
-    """`span`: first and last step, of a run that goes on with `first_step`."""
+  def __init__(self, folder: epath.Path, span: Span | None, first_step: int):
+    """Prepares a profile in `folder`, for a run whose next step is `first_step`."""
+    self.span = span
     self.missed = span is not None and span[0] < first_step
-    self._folder, self._span, self._running = (
-      folder,
-      None if self.missed else span,
-      False,
-    )
+    self._folder = folder
+    self._running = False
 
   def before(self, step: int) -> None:
-    if self._span and step == self._span[0]:
+    """Starts the profile if this step is its first."""
+    if self.span and step == self.span[0]:
       jax.profiler.start_trace(str(self._folder))
       self._running = True
 
   def after(self, step: int, result: Any) -> bool:
-    """Whether the profile is now complete; `result` is what the step computes, maybe
-    still on its way.
+    """Ends the profile if this step is its last, and returns whether it was.
+
+    Args:
+      step: the step that was just dispatched.
+      result: what it computes; awaited before the profile ends.
     """
-    if not self._running or step != self._span[1]:
+    if not self._running or self.span is None or step != self.span[1]:
       return False
     jax.block_until_ready(result)
     self._stop()
     return True
 
-  def __enter__(self):
+  def __enter__(self) -> 'Profiler':
     return self
 
-  def __exit__(self, *exc_info):
+  def __exit__(self, *exc_info) -> None:
     self._stop()
 
   def _stop(self) -> None:

@@ -1,5 +1,5 @@
-"""What a run tells: terminal lines, `metrics.jsonl`, pictures, videos, TensorBoard, and
-curves at the end.
+"""The log of a run: terminal lines, `metrics.jsonl`, images, videos, TensorBoard files,
+and curves at the end.
 
 A metric whose name has a slash, such as `denoise/sigma_1_3`, is a detail of the one
 before the slash: it is written and drawn, but left out of the terminal's line.
@@ -24,7 +24,7 @@ from dicetalk_jax.media.video import Video, write_video
 from dicetalk_jax.training import metric_means
 
 Metrics = Mapping[str, Any]
-Picture = np.ndarray | Video  # uint8 [H,W,3], or moving with sound
+Picture = np.ndarray | Video  # an image uint8 [H,W,3], or a video with audio
 
 
 class DivergedError(UserError):
@@ -32,7 +32,7 @@ class DivergedError(UserError):
 
 
 class Writer(Protocol):
-  """The part of `clu.metric_writers.MetricWriter` that the loop uses."""
+  """The part of `clu.metric_writers.MetricWriter` that the log uses."""
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None: ...
 
@@ -42,7 +42,7 @@ class Writer(Protocol):
 
 
 class JsonLinesWriter:
-  """One JSON object per call: `{"step": 50, "train/loss": 0.5, ...}`.
+  """Writes one JSON object per call: `{"step": 50, "train/loss": 0.5, ...}`.
 
   Numbers survive to the bit.
   """
@@ -50,35 +50,39 @@ class JsonLinesWriter:
   def __init__(self, path: epath.Path):
     self.path = epath.Path(path)
 
-  def write_scalars(self, step, scalars):
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     with self.path.open('a') as f:
       f.write(json.dumps({'step': step, **scalars}) + '\n')
 
-  def write_images(self, step, images):
-    """Pictures are files of their own: `Report.evaluation` writes them."""
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    """Does nothing: `RunLog.evaluation` writes images as files."""
 
-  def flush(self):
-    """Every line is written when it is made."""
+  def flush(self) -> None:
+    """Does nothing: every line is written at once."""
 
   def cut(self, step: int) -> None:
     """Drops what a killed run wrote after `step`, its last checkpoint."""
-    kept = [row for row in read_json_lines(self.path) if row['step'] <= step]
-    aside = self.path.with_name(self.path.name + '.tmp')
-    aside.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-    aside.replace(self.path)
+    rows = read_json_lines(self.path)
+    kept = [json.dumps(row) + '\n' for row in rows if row['step'] <= step]
+    temporary = self.path.with_name(self.path.name + '.tmp')
+    temporary.write_text(''.join(kept))
+    temporary.replace(self.path)
 
 
-def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
-  """The rows of a `metrics.jsonl`, without the half line that a killed process may
-  leave at the end.
+def read_json_lines(path: epath.Path | pathlib.Path) -> list[dict[str, Any]]:
+  """Reads the rows of a `metrics.jsonl`, except for half a line at its end, which a
+  killed process may leave.
   """
   path = epath.Path(path)
-  lines = path.read_text().split('\n')[:-1] if path.exists() else []
+  if not path.exists():
+    return []
+  *lines, _ = path.read_text().split('\n')
   return [json.loads(line) for line in lines]
 
 
 class Meter:
-  """Means of the step metrics between two reports; see `averages.mean`.
+  """Means of the metrics of the steps between two lines of the log; see
+  `metric_means.aggregate`.
 
   Values are fetched one step late, so the host prepares the next step while the device
   works on this one, and never runs further ahead than that.
@@ -89,39 +93,47 @@ class Meter:
     self._pending: tuple[int, Metrics] | None = None
     self._last = 0  # step of the last of the values
     self._since: float | None = None  # the first step compiles and is not timed
-    self._timed = 0
+    self._timed = 0  # steps since then
 
   def add(self, step: int, metrics: Metrics) -> None:
+    """Takes the metrics of a step, which may still be running."""
     self._fetch()
     self._pending = step, metrics
     if self._since is None:
       self._fetch()
 
   def means(self) -> tuple[dict[str, float], float | None]:
-    """(means, steps per second or None) since the last call.
+    """Returns means and steps per second (or None) since the last call.
 
-    Raises DivergedError, naming the step.
+    Raises:
+      DivergedError: the loss of a step is not a number.
     """
     self._fetch()
-    values, self._values = self._values, []
-    return metric_means.aggregate(values), self._timed / (
-      time.monotonic() - self._since
-    ) if self._timed else None
+    means = metric_means.aggregate(self._values)
+    self._values = []
+    rate = None
+    if self._since is not None and self._timed:
+      rate = self._timed / (time.monotonic() - self._since)
+    return means, rate
 
   def left(self) -> tuple[int, dict[str, float]] | None:
-    """(last step, means) of the good steps since the last call of `means`, where the
-    run breaks off; or None.
+    """Returns the last step and the means of the good steps since the last call of
+    `means`, for a run that breaks off; None if there are none.
     """
-    return (self._last, metric_means.aggregate(self._values)) if self._values else None
+    if not self._values:
+      return None
+    return self._last, metric_means.aggregate(self._values)
 
   def restart_clock(self) -> None:
     """Leaves out of the rate what happened since the last step."""
-    self._since, self._timed = time.monotonic(), 0
+    self._since = time.monotonic()
+    self._timed = 0
 
   def _fetch(self) -> None:
     if self._pending is None:
       return
-    (step, metrics), self._pending = self._pending, None
+    step, metrics = self._pending
+    self._pending = None
     values = jax.device_get(metrics)
     if not (math.isfinite(values['loss']) and math.isfinite(values['grad_norm'])):
       raise DivergedError(
@@ -137,49 +149,63 @@ class Meter:
       self._timed += 1
 
 
-class Report:
+class RunLog:
   """Writes on process 0 only; on the others every call does nothing."""
 
   def __init__(
     self,
     workdir: epath.Path,
     make_writer: Callable[[epath.Path], Writer] | None,
-    first_step: int,
+    steps_done: int,
     total_steps: int,
   ):
+    """Opens the log of a run that has made `steps_done` of `total_steps`."""
     self._active = jax.process_index() == 0
-    self._workdir, self._total = workdir, total_steps
+    self._workdir = workdir
+    self._total = total_steps
+    self._writers: list[Writer] = []
     if self._active:
       lines = JsonLinesWriter(workdir / 'metrics.jsonl')
-      lines.cut(first_step)
-      self._writers = (lines, *([make_writer(workdir)] if make_writer else []))
+      lines.cut(steps_done)
+      self._writers.append(lines)
+      if make_writer is not None:
+        self._writers.append(make_writer(workdir))
 
   def say(self, text: str) -> None:
+    """Prints a line on the terminal."""
     if self._active:
       print(text, flush=True)
 
   def train(self, step: int, means: dict[str, float], rate: float | None) -> None:
-    """One line on the terminal, and the same as scalars `train/...`."""
+    """Prints one line, and writes the same as scalars `train/...`.
+
+    Args:
+      step: the last one of those that the means are of.
+      means: of the metrics, by name.
+      rate: steps per second.
+    """
     if not self._active:
       return
-    parts = [self._line(step, means)]
-    scalars = {f'train/{k}': v for k, v in means.items()}
+    words = [self._line(step, means)]
+    scalars = {f'train/{name}': value for name, value in means.items()}
     if rate:
-      parts += [f'{rate:.3g} steps/s', f'{_duration((self._total - step) / rate)} left']
+      words.append(f'{rate:.3g} steps/s')
+      words.append(f'{_duration((self._total - step) / rate)} left')
       scalars['train/steps_per_second'] = rate
-    self.say('  '.join(parts))
-    self._write(step, scalars)
+    self.say('  '.join(words))
+    self._write_scalars(step, scalars)
 
   def evaluation(
     self, step: int, metrics: dict[str, float], pictures: Mapping[str, Picture]
   ) -> None:
-    """Scalars `eval/...`; pictures go to the writer and to `pictures/NAME_STEP.png`,
-    videos to `.mp4` beside them.
+    """Writes scalars `eval/...`, images as `pictures/NAME_STEP.png` and videos as
+    `.mp4` next to them.
     """
     if not self._active:
       return
     self.say(self._line(step, metrics, 'evaluation'))
-    self._write(step, {f'eval/{k}': float(v) for k, v in metrics.items()})
+    scalars = {f'eval/{name}': float(value) for name, value in metrics.items()}
+    self._write_scalars(step, scalars)
     folder = self._workdir / 'pictures'
     folder.mkdir(exist_ok=True)
     for name, picture in pictures.items():
@@ -192,67 +218,75 @@ class Report:
         writer.write_images(step, {name: picture[None]})
 
   def close(self) -> None:
-    """Draws `curves.png` from `metrics.jsonl` and flushes the writer."""
+    """Draws `curves.png` from `metrics.jsonl` and flushes the writers."""
     if self._active:
       draw_curves(self._workdir)
       for writer in self._writers:
         writer.flush()
 
   def _line(self, step: int, values: dict[str, float], *words: str) -> str:
-    return '  '.join(
-      [
-        f'step {step:{len(str(self._total))}}/{self._total}',
-        *words,
-        *(f'{name} {value:.4g}' for name, value in values.items() if '/' not in name),
-      ]
-    )
+    width = len(str(self._total))
+    numbers = [f'{name} {x:.4g}' for name, x in values.items() if '/' not in name]
+    return '  '.join([f'step {step:{width}}/{self._total}', *words, *numbers])
 
-  def _write(self, step, scalars):
+  def _write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     for writer in self._writers:
       writer.write_scalars(step, scalars)
 
 
 def draw_curves(workdir: epath.Path) -> None:
-  """`curves.png` with one panel per metric, its details in the same one; nothing if
-  there is no metric yet.
+  """Draws `curves.png`: one panel per metric, with its details; nothing if there are no
+  metrics yet.
   """
   rows = read_json_lines(workdir / 'metrics.jsonl')
+
+  # Which metrics share a panel: 'train/denoise' and 'train/denoise/sigma_1_3'.
   panels: dict[str, list[str]] = {}
-  for name in dict.fromkeys(name for row in rows for name in row if name != 'step'):
-    panels.setdefault('/'.join(name.split('/')[:2]), []).append(name)
+  for row in rows:
+    for name in row:
+      panel = '/'.join(name.split('/')[:2])
+      names = panels.setdefault(panel, [])
+      if name not in names:
+        names.append(name)
+  panels.pop('step', None)
   if not panels:
     return
+
+  # The figure.
   columns = min(len(panels), 4)
-  height = -(-len(panels) // columns)
+  height = math.ceil(len(panels) / columns)
   figure = Figure(figsize=(4 * columns, 3 * height))
   figure.subplots_adjust(
-    0.16 / columns,
-    0.1 / height,
-    1 - 0.08 / columns,
-    1 - 0.12 / height,
+    left=0.16 / columns,
+    bottom=0.1 / height,
+    right=1 - 0.08 / columns,
+    top=1 - 0.12 / height,
     wspace=0.25,
     hspace=0.3,
   )
+
+  # Its panels.
   for i, (panel, names) in enumerate(panels.items(), 1):
     axes = figure.add_subplot(height, columns, i, title=panel)
+    positive = True
     for name in names:
-      points = [(row['step'], row[name]) for row in rows if name in row]
-      axes.plot(
-        *zip(*points),
-        marker='.' if len(points) < 20 else '',
-        label=name.removeprefix(panel)[1:] or 'all',
-      )
+      steps = [row['step'] for row in rows if name in row]
+      values = [row[name] for row in rows if name in row]
+      marker = '.' if len(values) < 20 else ''
+      label = name.removeprefix(panel).removeprefix('/') or 'all'
+      axes.plot(steps, values, marker=marker, label=label)
+      positive = positive and all(x > 0 for x in values)
     axes.grid(alpha=0.3)
     if len(names) > 1:
       axes.legend(fontsize='x-small')
-    if 'loss' in panel and all(value > 0 for _, value in points):
+    if 'loss' in panel and positive:
       axes.set_yscale('log')
   with (workdir / 'curves.png').open('wb') as f:
     figure.savefig(f, format='png', dpi=100)
 
 
 def _write_video(path: epath.Path, video: Video) -> None:
-  """Through a local file, since the work directory may be remote."""
+  """Writes through a local file, since the work directory may be remote."""
   with tempfile.TemporaryDirectory() as folder:
     local = pathlib.Path(folder) / path.name
     write_video(local, *video)
@@ -262,10 +296,8 @@ def _write_video(path: epath.Path, video: Video) -> None:
 def _duration(seconds: float) -> str:
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
-  return (
-    f'{hours} h {minutes:02d} min'
-    if hours
-    else f'{minutes} min {seconds:02d} s'
-    if minutes
-    else f'{seconds} s'
-  )
+  if hours:
+    return f'{hours} h {minutes:02d} min'
+  if minutes:
+    return f'{minutes} min {seconds:02d} s'
+  return f'{seconds} s'

@@ -1,7 +1,8 @@
-"""What training changes from step to step."""
+"""The training state: everything that changes from step to step."""
 
 from collections.abc import Callable, Iterable, Mapping
 import re
+from typing import TypeVar
 
 import flax
 import jax
@@ -12,6 +13,8 @@ import optax
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.parameters import Params
 
+Value = TypeVar('Value')
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -20,7 +23,7 @@ class TrainState:
   Attributes:
     step: int32 scalar, updates made so far.
     params: trained parameters only.
-    ema: exponential moving average of `params`; `{}` where it is off.
+    ema: exponential moving average of `params`; `{}` without EMA.
     opt_state: optimizer state of `params`.
     extra: arrays of the task that no gradient moves, such as usage counts; see
       `Task.extra_state`.
@@ -34,7 +37,7 @@ class TrainState:
 
   @property
   def averaged(self) -> Params:
-    """The parameters to evaluate and to export."""
+    """The parameters to evaluate and to export: the EMA, if there is one."""
     return self.ema or self.params
 
 
@@ -44,7 +47,7 @@ def init_state(
   ema: bool,
   extra: Callable[[Params], Params] = lambda params: {},
 ) -> TrainState:
-  """The state before the first step; the average begins at the initial parameters."""
+  """Makes the state before the first step; the EMA begins at the initial parameters."""
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -57,46 +60,51 @@ def init_state(
 
 
 def partition(
-  params: Params,
+  params: Mapping[str, Value],
   patterns: Iterable[str],
   *,
   sets: Mapping[str, tuple[str, ...]] = {},
   constants: Iterable[str] = (),
-) -> tuple[Params, Params]:
-  """(trained, held): a parameter is trained if any of the regular expressions is found
-  in its dotted name.
+) -> tuple[dict[str, Value], dict[str, Value]]:
+  """Splits parameters into trained and frozen ones: a parameter is trained if any of
+  the regular expressions is found in its dotted name.
 
   Args:
     params: by dotted name.
     patterns: regular expressions, or names of `sets`.
     sets: regular expressions by name.
-    constants: regular expressions of what is never trained.
+    constants: regular expressions of parameters that are never trained.
+
+  Returns:
+    Trained and frozen parameters.
 
   Raises:
     ConfigError: a pattern is not a regular expression, or no name contains it.
   """
-  trained = set()
-  for pattern in (p for name in patterns for p in sets.get(name, (name,))):
+  expressions: list[str] = []
+  for pattern in patterns:
+    expressions += sets.get(pattern, (pattern,))
+  constant = [name for name in params if any(re.search(c, name) for c in constants)]
+
+  chosen: set[str] = set()
+  for expression in expressions:
     try:
-      found = {name for name in params if re.search(pattern, name)}
+      found = [name for name in params if re.search(expression, name)]
     except re.error as error:
       raise ConfigError(
-        f"trainable pattern '{pattern}' is not a regular expression: {error}"
+        f"trainable pattern '{expression}' is not a regular expression: {error}"
       ) from error
     if not found:
       named = f'; sets are: {", ".join(sets)}' if sets else ''
       raise ConfigError(
-        f"trainable pattern '{pattern}' matches no parameter; names look like "
+        f"trainable pattern '{expression}' matches no parameter; names look like "
         f"'{min(params)}'{named}"
       )
-    trained |= {
-      name
-      for name in found
-      if not any(re.search(constant, name) for constant in constants)
-    }
-  if not trained:
+    chosen.update(found)
+
+  chosen -= set(constant)
+  if not chosen:
     raise ConfigError('config.trainable is empty: nothing would be trained')
-  return (
-    {name: x for name, x in params.items() if name in trained},
-    {name: x for name, x in params.items() if name not in trained},
-  )
+  trained = {name: x for name, x in params.items() if name in chosen}
+  frozen = {name: x for name, x in params.items() if name not in chosen}
+  return trained, frozen

@@ -1,4 +1,4 @@
-"""What a training task is. One loop (`training/loop.py`) serves every task."""
+"""The interface of a training task. One loop (`training/loop.py`) serves every task."""
 
 import abc
 import os
@@ -19,12 +19,12 @@ from dicetalk_jax.training.state import TrainState
 
 
 class Task(abc.ABC):
-  """A model with its loss, data and evaluation; the loop owns steps, optimizer,
-  averages and checkpoints.
+  """A model with its loss, data and evaluation; the loop owns steps, optimizer, EMA and
+  checkpoints.
 
-  The loop calls `init` once, reads `frozen`, calls `batches` once, then `loss`
-  (traced), `evaluate` and finally `export`. Where several processes train together, all
-  of them call all methods alike.
+  The loop calls `init` once, `batches` once, then `loss` (traced), `evaluate` and
+  finally `export`. If several processes train together, all of them make the same
+  calls.
 
   Everything random in `loss` comes from `key`, which derives from (seed, step);
   everything random in the data comes from the seed and the iterator's state. Nothing
@@ -32,11 +32,9 @@ class Task(abc.ABC):
 
   Attributes:
     name: 'autoencoder', 'embedder' or 'diffusion'; equals `config.task`.
-    best: the key of `evaluate`'s metrics that decides which checkpoint is kept as the
-      best one, lower is better; '' keeps the latest ones only.
     sets: what a name in `config.trainable` stands for: regular expressions on dotted
       parameter names.
-    new_modules: patterns of what no pretrained model has; learns at
+    new_modules: patterns of parameters that no pretrained model has; they learn at
       `optim.new_module_lr_mult` times the rate.
     constants: patterns of parameters that are never trained, such as statistics of the
       data.
@@ -44,29 +42,31 @@ class Task(abc.ABC):
     mesh: the devices; see `parallel.py`.
     workdir: folder of this run; the task may write below it, but not into 'checkpoints'
       or 'pictures'.
-    frozen: second argument of `loss` and `evaluate`, a tree of arrays (or flat Params);
-      read after `init`. Never differentiated, optimised or saved in checkpoints; so
-      `init` must reproduce it.
   """
 
   name: ClassVar[str]
-  best: ClassVar[str] = ''
   sets: ClassVar[dict[str, tuple[str, ...]]] = {'all': ('.*',)}
   new_modules: ClassVar[tuple[str, ...]] = ()
   constants: ClassVar[tuple[str, ...]] = ()
 
-  def __init__(self, config: Any, mesh: Mesh, workdir: epath.Path):
-    self.config, self.mesh, self.workdir = config, mesh, epath.Path(workdir)
-    self.frozen: Params = {}
+  def __init__(self, config: Any, mesh: Mesh, workdir: os.PathLike | str):
+    self.config = config
+    self.mesh = mesh
+    self.workdir = epath.Path(workdir)
     lora.check_start(config, self.model_dir)
     self._adopt_model()
 
   @property
   def model_dir(self) -> epath.Path:
-    """The model folder of this run: trained components go there; frozen ones are
-    referred to, in `config.model`.
+    """The model folder of this run: trained components go there, and it refers to the
+    frozen ones of `config.model`.
     """
     return self.workdir / 'model'
+
+  @property
+  def data_dir(self) -> epath.Path:
+    """The folder of the data sets."""
+    return epath.Path(self.config.data.dir or self.workdir.parent / 'data')
 
   def trained(self) -> tuple[str, ...]:
     """Names of the components that this run trains."""
@@ -77,8 +77,8 @@ class Task(abc.ABC):
     return ()
 
   def _adopt_model(self) -> None:
-    """Lets the model folder of this run refer to what `config.model` has and the run
-    does not train.
+    """Makes the model folder of this run refer to the components of `config.model` that
+    this run does not train.
     """
     source = self.config.model
     if source and os.path.realpath(source) == os.path.realpath(self.model_dir):
@@ -95,15 +95,10 @@ class Task(abc.ABC):
       resuming=has_checkpoint(self.workdir / 'checkpoints'),
     )
 
-  @property
-  def data_dir(self) -> epath.Path:
-    """The folder of the data sets."""
-    return epath.Path(self.config.data.dir or self.workdir.parent / 'data')
-
   @abc.abstractmethod
   def init(self, key: jax.Array) -> Params:
-    """All parameters that `config.trainable` may choose from, prefixed by component
-    ('vae.encoder.conv_in.kernel').
+    """Makes all parameters that `config.trainable` may choose from, prefixed by
+    component ('vae.encoder.conv_in.kernel').
 
     Called eagerly, also when a run resumes. Returns concrete arrays, NumPy or jax; the
     loop lays them out with `parallel.put_params` and takes them over (they are donated:
@@ -113,30 +108,31 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def loss(
-    self, params: Params, frozen: Any, batch: Any, key: jax.Array, step: jax.Array
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean loss of a batch, and its parts.
+    self, params: Params, batch: Any, key: jax.Array, step: jax.Array
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """Computes the mean loss of a batch, and its parts.
 
     Pure; traced under `jax.jit`, with the mesh set.
 
     Args:
-      params: every name that `init` returned, trained or not.
-      frozen: `self.frozen`.
+      params: every name that `init` returned, trained or frozen.
       batch: a batch (one of `config.accum` micro-batches) as global arrays `[rows,
         ...]`.
       key: for this step and micro-batch alone.
       step: int32 scalar, updates made so far.
 
     Returns:
-      A float32 scalar, a mean over the rows (accumulation averages it; of a term that
-      only some rows have, it makes the mean of the micro-batches' means), and what to
-      log: float32 scalars, or pairs that `averages.mean` explains. Among these,
-      `per_row` may be a dict of arrays `[rows, ...]` for `after_update`.
+      loss: float32 scalar, a mean over the rows. Accumulation averages it; a term that
+        only some rows have becomes the mean of the micro-batches' means.
+      parts: values to log, float32 scalars or pairs (see `metric_means.aggregate`).
+        Among these, `per_row` may be a dict of arrays `[rows, ...]` for `after_update`.
     """
 
   def extra_state(self, params: Params) -> Params:
-    """Arrays that change from step to step and are no parameters; from the initial
-    trained ones. Traced.
+    """Makes arrays that change from step to step without being parameters.
+
+    Args:
+      params: the initial trained parameters. Traced.
     """
     return {}
 
@@ -149,34 +145,35 @@ class Task(abc.ABC):
 
     Args:
       state: after the update; `state.step` updates have been made.
-      rows: what `loss` told about the rows of the batch, all micro-batches together.
+      rows: `per_row` of `loss`, all micro-batches together.
       key: for this step alone.
     """
     return state, {}
 
   @abc.abstractmethod
   def batches(self) -> grain.DatasetIterator:
-    """Endless batches of this process: trees of NumPy arrays `[batch_size // count,
-    ...]`.
+    """Opens the endless batches of this process: trees of NumPy arrays `[batch_size //
+    count, ...]`.
 
-    `index, count = parallel.batch_shard(self.mesh)` tells which share of each global
-    batch this process reads. The iterator's state goes into the checkpoint as JSON.
+    `index, count = parallel.batch_shard(self.mesh)` is the share of each global batch
+    that this process reads. The iterator's state goes into the checkpoint as JSON.
     Neither batches nor state may depend on the number of devices or processes: the
     state of one process is restored on all of another job (see
     `dicetalk_jax.data.process_shard`).
     """
 
   @abc.abstractmethod
-  def evaluate(
-    self, params: Params, frozen: Any
-  ) -> tuple[dict[str, float], dict[str, Picture]]:
-    """Metrics, and uint8 pictures `[H,W,3]` or videos by name, from averaged
-    parameters (complete, as in `loss`).
+  def evaluate(self, params: Params) -> tuple[dict[str, float], dict[str, Picture]]:
+    """Computes metrics, and images uint8 `[H,W,3]` or videos by name.
+
+    Args:
+      params: complete, as in `loss`; the EMA of the trained ones, if there is one.
     """
 
   @abc.abstractmethod
   def export(self, params: Params) -> None:
     """Writes the trained components into the model folder.
 
-    `params` as in `evaluate`.
+    Args:
+      params: as in `evaluate`.
     """

@@ -1,5 +1,5 @@
-"""A work directory belongs to one run: its task and its configuration are recorded
-in `config.json`.
+"""A work directory belongs to one run: `config.json` records its task and its
+configuration.
 """
 
 import json
@@ -15,9 +15,9 @@ import numpy as np
 
 from dicetalk_jax.errors import ConfigError, InputError
 
-# How long, how often, where, and how much is kept in memory: keys that may change
-# between the parts of one run. Not `accum`, since each micro-batch draws its own noise,
-# nor `data.workers`, which is part of the position in the data.
+# How long, how often, where, and how much is kept in memory: keys that may change when
+# a run resumes. Not `accum`, since each micro-batch draws its own noise, nor
+# `data.workers`, which is part of the position in the data.
 FREE = (
   'total_steps',
   'log_every',
@@ -33,14 +33,15 @@ FREE = (
   'remat',
 )
 
-# Sections of older versions: the data set itself says how it was made.
+# Sections of older versions. The data set itself records how it was made.
 GONE = ('data.synthetic.',)
 
 
 def open_workdir(path: os.PathLike | str) -> epath.Path:
-  """Creates the directory where it is missing.
+  """Creates the directory if it does not exist.
 
-  Raises InputError where that is impossible.
+  Raises:
+    InputError: it cannot be created.
   """
   workdir = epath.Path(path).expanduser().resolve()  # Orbax wants it absolute
   try:
@@ -61,59 +62,72 @@ def claim(
   Args:
     workdir: an existing directory.
     config: the resolved configuration.
-    resuming: there is a checkpoint to go on from. Without one, any configuration of the
-      same task may begin.
+    resuming: there is a checkpoint to resume from. Without one, any configuration of
+      the same task may begin.
 
   Raises:
-    ConfigError: the directory belongs to another task, a value differs that would make
-      another run of this one, or processes disagree.
+    ConfigError: the directory belongs to another task, a value differs that would
+      change the run, or processes disagree.
   """
   record = workdir / 'config.json'
   mine = json.loads(json.dumps(config.to_dict()))  # tuples become lists, as in the file
-  if jax.process_count() > 1:
-    digest = zlib.crc32(json.dumps([mine, resuming], sort_keys=True).encode())
-    if len(np.unique(multihost_utils.process_allgather(np.uint32(digest)))) > 1:
-      raise ConfigError(
-        f'the {jax.process_count()} processes have different configurations, or '
-        f'{workdir} is not the same directory for all; give all the same flags and a '
-        'work directory that they share'
-      )
+  _check_agreement(workdir, mine, resuming)
   if record.exists():
-    theirs = json.loads(record.read_text())
-    if theirs['task'] != mine['task']:
+    recorded = json.loads(record.read_text())
+    if recorded['task'] != mine['task']:
       raise ConfigError(
-        f"{workdir} belongs to task '{theirs['task']}'; choose another --workdir "
+        f"{workdir} belongs to task '{recorded['task']}'; choose another --workdir "
         f"for task '{mine['task']}'"
       )
-    changes = _changes(theirs, mine)
+    changes = _changes(recorded, mine)
     if resuming and changes:
       raise ConfigError(
         f'{workdir} holds a run with other values of {", ".join(changes)}; '
         'give the old values or choose another --workdir'
       )
   if jax.process_index() == 0:
-    aside = workdir / 'config.json.tmp'
-    aside.write_text(json.dumps(mine, indent=2) + '\n')
-    aside.replace(record)
+    temporary = workdir / 'config.json.tmp'
+    temporary.write_text(json.dumps(mine, indent=2) + '\n')
+    temporary.replace(record)
 
 
-def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-  out = {}
-  for key, value in tree.items():
-    out |= (
-      _flat(value, f'{prefix}{key}.')
-      if isinstance(value, dict)
-      else {prefix + key: value}
+def _check_agreement(workdir: epath.Path, mine: dict[str, Any], resuming: bool) -> None:
+  """Raises ConfigError unless all processes have the same configuration and see the
+  same checkpoints.
+  """
+  if jax.process_count() == 1:
+    return
+  digest = zlib.crc32(json.dumps([mine, resuming], sort_keys=True).encode())
+  digests = multihost_utils.process_allgather(np.uint32(digest))
+  if len(np.unique(digests)) > 1:
+    raise ConfigError(
+      f'the {jax.process_count()} processes have different configurations, or '
+      f'{workdir} is not the same directory for all; give all the same flags and a '
+      'work directory that they share'
     )
-  return out
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-  old, new = _flat(old), _flat(new)
-  return [
-    f'{key} (was {old.get(key, "absent")}, now {new.get(key, "absent")})'
-    for key in sorted(old.keys() | new.keys())
-    if key not in FREE
-    and not key.startswith(GONE)
-    and old.get(key, 'absent') != new.get(key, 'absent')
-  ]
+  """Describes the values that differ and may not."""
+  old = _flat(old)
+  new = _flat(new)
+  changes = []
+  for key in sorted(old.keys() | new.keys()):
+    if key in FREE or key.startswith(GONE):
+      continue
+    was = old.get(key, 'absent')
+    now = new.get(key, 'absent')
+    if was != now:
+      changes.append(f'{key} (was {was}, now {now})')
+  return changes
+
+
+def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Dotted key to value."""
+  out: dict[str, Any] = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      out |= _flat(value, f'{prefix}{key}.')
+    else:
+      out[prefix + key] = value
+  return out

@@ -80,17 +80,16 @@ def test_the_position_in_the_data_is_one_for_all_processes(tmp_path, mesh):
   ]
 
 
-def test_latest_and_best_are_kept(tmp_path, mesh):
+def test_the_latest_are_kept(tmp_path, mesh):
   state, _ = make_state(mesh, ema=False)
-  scores = {1: 5.0, 2: 1.0, 3: 4.0, 4: None, 5: 3.0, 6: 2.0}
-  with Checkpoints(tmp_path, keep=2, with_best=True) as checkpoints:
-    for step, score in scores.items():
-      checkpoints.save(step, state, numbers(), score)
-  with Checkpoints(tmp_path, keep=2, with_best=True) as checkpoints:
-    assert checkpoints.steps == [2, 5, 6]
-    checkpoints.save(7, state, numbers(), 0.5)  # scores of an earlier process count
-  with Checkpoints(tmp_path, keep=2, with_best=True) as checkpoints:
-    assert checkpoints.steps == [6, 7]
+  with Checkpoints(tmp_path, keep=2) as checkpoints:
+    for step in (1, 2, 3, 4):
+      checkpoints.save(step, state, numbers())
+  with Checkpoints(tmp_path, keep=2) as checkpoints:
+    assert checkpoints.steps == [3, 4]
+    checkpoints.save(5, state, numbers())
+  with Checkpoints(tmp_path, keep=2) as checkpoints:
+    assert checkpoints.steps == [4, 5]
 
 
 def test_half_written_checkpoints_are_not_taken(tmp_path):

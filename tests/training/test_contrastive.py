@@ -127,11 +127,8 @@ def test_ignored_pairs_have_no_gradient(s):
   samples feel it.
   """
   pairs = make_pairs(IDENTITY, EMOTION, VIDEO)
-  only = (
-    np.arange(9) >= 6
-    # person 2 alone: nothing but positives and ignored pairs, plus one negative for 6 and
-    # 7
-  )
+  # Person 2 alone: only positives and ignored pairs, plus one negative for 6 and 7.
+  only = np.arange(9) >= 6
   pairs = Pairs(*(np.asarray(mask) & only & only[:, None] for mask in pairs))
   negative = pairs.negative.copy()
   negative[6, 0] = negative[7, 0] = True

@@ -428,7 +428,7 @@ def test_guidance_branches_equal_dropped_forwards(exact, null_kv):
       rows['latents'],
       jnp.full(3, 0.3),
       emotion,
-      loss.face(model, rows, (H, H)),
+      loss.face_conditions(model, rows, (H, H)),
     )
     return spy.seen
 
@@ -488,7 +488,7 @@ def test_a_sampling_step_is_the_guided_sum_of_dropped_forwards():
       scaled,
       jnp.full(3, edm.c_noise(sigma)),
       emotion,
-      loss.face(model, rows, (H, H)),
+      loss.face_conditions(model, rows, (H, H)),
     )[0]
 
   v = np.asarray(training(params))

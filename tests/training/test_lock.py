@@ -309,10 +309,10 @@ def test_two_processes_that_were_taken_for_dead_end_together(tmp_path):
 
 def test_a_run_that_is_taken_over_in_its_last_evaluation_exports_nothing(workdir):
   class Suspended(toy.ToyTask):
-    def evaluate(self, params, frozen):
+    def evaluate(self, params):
       (self.workdir / lock.NAME).write_text(content(self.workdir))
       time.sleep(20 * lock.BEAT)
-      return super().evaluate(params, frozen)
+      return super().evaluate(params)
 
   config = toy.get_config(total_steps=2, eval_every=2, checkpoint_every=2)
   with pytest.raises(ConfigError, match='another run took over'):

@@ -262,14 +262,11 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
 
 
 class FailingTask(toy.ToyTask):
-  best = ''
-
-  def evaluate(self, params, frozen):
+  def evaluate(self, params):
     raise RuntimeError('no picture')
 
 
 def test_a_failing_evaluation_loses_no_steps(tmp_path):
-  """Where no score of it decides which checkpoint is kept."""
   config = toy.get_config(total_steps=9, accum=1)
   for saved in ([4, 8], [8, 9]):
     with pytest.raises(RuntimeError, match='no picture'):

@@ -108,7 +108,7 @@ def changed(task, arg='default', **changes):
     (
       'default',
       {'emotion.bank_init': 'uniform', 'emo_model.stop_fc_grad': True},
-      'share one code for ever',
+      'map every prior to the same code for good',
     ),
     ('sonic', {'loss.lambda_cls': 0.1}, 'no classifier'),
     ('sonic', {'unet.adapters': 2}, 'audio alone needs 1'),
@@ -121,7 +121,7 @@ def changed(task, arg='default', **changes):
     ('abl_learnable_ca', {'emotion.p_whole_bank': 0.5}, "no bank in mode 'learnable'"),
     ('default', {'emo_model.num_classes': 8}, 'labelled with 22 classes'),
     ('default', {'emotion.restart': -1}, 'restart=-1'),
-    ('default', {'drop.audio': 0.9}, 'sum at most 1'),
+    ('default', {'drop.audio': 0.9}, 'their sum at most 1'),
     (
       'default',
       {'remat': 'all'},
@@ -144,6 +144,14 @@ def changed(task, arg='default', **changes):
       {'unet.addition_time_embed_dim': 128},
       'input_dim=768 must be 3 times .*time_embed_dim=128',
     ),
+    ('default', {'data.reference': 'any'}, 'clip, identity'),
+    ('default', {'emo_model.mode': 'none'}, 'bank, direct, learnable'),
+    ('default', {'emo_model.dim': 512}, 'emo_model.dim=512 does not fit .* need 1024'),
+    (
+      'sonic',
+      {'audio_linear.output_dim': 512},
+      'audio_linear.output_dim=512 does not fit .* need 1024',
+    ),
   ],
 )
 def test_impossible_diffusion_settings(arg, changes, sentence):
@@ -155,7 +163,7 @@ def test_impossible_diffusion_settings(arg, changes, sentence):
   ('arg', 'changes', 'sentence'),
   [
     ('video_only', {'drop.video': 0.2}, 'only modality cannot be dropped'),
-    ('default', {'drop.video': 0.6, 'drop.audio': 0.6}, 'sum at most 1'),
+    ('default', {'drop.video': 0.6, 'drop.audio': 0.6}, 'their sum at most 1'),
     ('default', {'loss.similarity': 'dot'}, 'cosine, inv_dist'),
     (
       'default',
@@ -163,6 +171,8 @@ def test_impossible_diffusion_settings(arg, changes, sentence):
       'min_len=257 and config.data.max_len=256 are .* at most the second',
     ),
     ('default', {'data.min_len': 0}, 'min_len=0 .* at least 1'),
+    ('default', {'batch_size': 32}, 'batch_size=32, but .* make 192 windows'),
+    ('default', {'embedder.pool': 'max'}, 'linear, mlp_mish'),
     (
       'default',
       {'accum': 2},
@@ -429,7 +439,7 @@ def metrics_of_a_step(task, params, batch):
       functools.partial(init_state, tx=tx, ema=True, extra=task.extra_state), trained
     )
     step = make_train_step(
-      lambda params, held, *args: task.loss({**held, **params}, {}, *args),
+      lambda params, held, *args: task.loss({**held, **params}, *args),
       tx,
       parallel.shardings(state, mesh),
       ema=0.9,

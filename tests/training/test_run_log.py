@@ -15,7 +15,7 @@ from dicetalk_jax.media.video import Video, read_video
 from dicetalk_jax.training import metric_means
 from dicetalk_jax.training.loop import train
 from dicetalk_jax.training.profile import parse_span
-from dicetalk_jax.training.run_log import Meter, Report, draw_curves, read_json_lines
+from dicetalk_jax.training.run_log import Meter, RunLog, draw_curves, read_json_lines
 from tests.training import toy
 
 METRICS = {'loss': 0.5, 'denoise': 0.4, 'denoise/sigma_1_3': 0.3, 'lr': 1e-3}
@@ -81,9 +81,9 @@ def test_meter_weighs_steps():
 
 def test_one_line_per_log_step(tmp_path, capsys):
   """Step, loss parts, rate and time left; details go to the file only."""
-  report = Report(tmp_path, None, 0, 1000)
-  report.train(50, METRICS, 2.0)
-  report.train(100, METRICS, None)
+  log = RunLog(tmp_path, None, 0, 1000)
+  log.train(50, METRICS, 2.0)
+  log.train(100, METRICS, None)
   assert capsys.readouterr().out.splitlines() == [
     'step   50/1000  loss 0.5  denoise 0.4  lr 0.001  2 steps/s  7 min 55 s left',
     'step  100/1000  loss 0.5  denoise 0.4  lr 0.001',
@@ -113,9 +113,9 @@ class Recorder:
 
 def test_pictures_and_videos_with_sound(tmp_path, capsys):
   recorder = Recorder(tmp_path)
-  report = Report(tmp_path, lambda folder: recorder, 0, 10)
+  log = RunLog(tmp_path, lambda folder: recorder, 0, 10)
   frames = np.zeros((5, 16, 24, 3), np.uint8)
-  report.evaluation(
+  log.evaluation(
     5,
     {'psnr': 20.0, 'denoise/sigma_1_3': 1.0},
     {
@@ -166,7 +166,7 @@ def test_profile_of_some_steps(tmp_path, capsys):
     in capsys.readouterr().out
   )
   with pytest.raises(
-    ConfigError, match='steps 3 to 4 cannot be profiled, this run makes 1 to 3'
+    ConfigError, match='steps 3 to 4 cannot be profiled: this run makes steps 1 to 3'
   ):
     train(toy.ToyTask, config, tmp_path / 'other', mesh=one, profile=parse_span('3:2'))
   assert not (tmp_path / 'other').exists()
@@ -184,14 +184,14 @@ def test_a_run_that_goes_on_behind_its_profile(tmp_path, capsys):
   first, second = capsys.readouterr().out.split('from step 2 to 4\n')
   assert 'profile written' in first and 'no profile of' not in first
   assert (
-    second.startswith('no profile of steps 2 to 2: the run goes on behind')
+    second.startswith('no profile of steps 2 to 2: the run resumes after')
     and 'profile written' not in second
   )
 
 
 @pytest.mark.parametrize('text', ['5', '0:3', '3:0', 'a:b', '3:', '-1:2', '1:2:3'])
 def test_wrong_profiles_are_named(text):
-  with pytest.raises(ConfigError, match=f'--profile={text} names no steps'):
+  with pytest.raises(ConfigError, match=f'--profile={text} does not name any steps'):
     parse_span(text)
 
 

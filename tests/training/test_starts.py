@@ -58,7 +58,7 @@ def test_adapters_are_added_to_a_plain_unet(tmp_path, trained):
     (
       dict(trainable=('adapters',)),
       ConfigError,
-      "would hold .* such as 'unet.* at random values; name a model folder",
+      "would freeze .* such as 'unet.* at random values; name a model folder",
     ),
     (
       dict(trainable=('^unet',), init_from=True),

@@ -166,7 +166,7 @@ def test_gradients_reach_every_trained_component(trained, tmp_path):
   batch = next(task.batches())
   batch['drop'] = np.ones_like(batch['drop'])
   grads = jax.jit(
-    jax.grad(lambda p: task.loss(p, {}, batch, jax.random.key(1), jnp.array(200))[0])
+    jax.grad(lambda p: task.loss(p, batch, jax.random.key(1), jnp.array(200))[0])
   )(params)
   norms = {
     name: sum(
@@ -196,9 +196,9 @@ def test_the_loss_knows_evaluation_from_training(trained, tmp_path, monkeypatch)
   )
   monkeypatch.setattr(DiffusionTask, '_samples', lambda self, params: {})
   task = micro.diffusion_task(trained, micro.config_of('diffusion'), tmp_path)
-  task.evaluate({}, {})
+  task.evaluate({})
   assert set(told) == {False}
-  task.loss({}, {}, {}, jax.random.key(0), 0)
+  task.loss({}, {}, jax.random.key(0), 0)
   assert told[-1] is True
 
 

@@ -2,10 +2,10 @@
 
 Also a script, for tests that kill it:
 
-    python toy.py DEVICES SECONDS_PER_BATCH TOTAL_STEPS WORKDIR [WORKDIR ...]     (runs one after the other)
+    python toy.py DEVICES SECONDS_PER_BATCH TOTAL_STEPS WORKDIR [WORKDIR ...]
 
-It is one of several processes, with as many devices each, where the environment says so
-(`parallel.start`).
+It makes one run after the other. It is one of several processes, with as many devices
+each, if the environment says so (`parallel.initialize`).
 """
 
 import functools
@@ -68,6 +68,9 @@ def get_config(**changes) -> ml_collections.ConfigDict:
   return config
 
 
+PROJECTION = np.random.default_rng(7).normal(size=(16, 4)).astype(np.float32)
+
+
 class MLP(nnx.Module):
   def __init__(self, width, *, rngs):
     self.hidden = nnx.Linear(16, width, rngs=rngs)
@@ -78,12 +81,9 @@ class MLP(nnx.Module):
 
 
 class ToyTask(Task):
-  """`net` is trained; `scale` may be, by pattern; `frozen` holds the target
-  projection.
-  """
+  """`net` is trained to repeat `PROJECTION`; `scale` may be trained too, by pattern."""
 
   name = 'toy'
-  best = 'loss'
   delay = 0.0  # seconds per batch
 
   def __init__(self, config, mesh, workdir):
@@ -91,25 +91,22 @@ class ToyTask(Task):
     self.build = functools.partial(MLP, 256)
     self.graphdef, self.target = parameters.abstract(self.build)
     self.error = jax.jit(
-      lambda params, frozen, x: jnp.mean(
+      lambda params, x: jnp.mean(
         (
           parameters.merge(self.graphdef, parameters.strip_prefix('net', params))(x)
-          - x @ frozen['projection']
+          - x @ PROJECTION
         )
         ** 2
       )
     )
 
   def init(self, key):
-    self.frozen = {
-      'projection': np.random.default_rng(7).normal(size=(16, 4)).astype(np.float32)
-    }
     return parameters.add_prefix('net', parameters.numpy_params(self.target)) | {
       'scale': np.ones(4, np.float32)
     }
 
-  def loss(self, params, frozen, batch, key, step):
-    target = batch['x'] @ frozen['projection']
+  def loss(self, params, batch, key, step):
+    target = batch['x'] @ PROJECTION
     x = batch['x'] + 0.1 * jax.random.uniform(key, batch['x'].shape)
     out = (
       parameters.merge(self.graphdef, parameters.strip_prefix('net', params))(x)
@@ -150,11 +147,10 @@ class ToyTask(Task):
     x = np.random.default_rng(i).normal(size=16) + 0.1 * rng.normal(size=16)
     return {'x': x.astype(np.float32), 'weight': np.float32(1)}
 
-  def evaluate(self, params, frozen):
+  def evaluate(self, params):
     loss = float(
       self.error(
         params,
-        frozen,
         np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32),
       )
     )
