@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dicetalk_jax import bundle, parallel
-from dicetalk_jax.data import loader
+from dicetalk_jax.data.autoencoder_loader import frames_loader
 from dicetalk_jax.media.contact_sheet import grid
 from dicetalk_jax.models import parameters, registry
 from dicetalk_jax.training import datasets, init_from
@@ -63,7 +63,7 @@ class AutoencoderTask(Task):
     data = self.config.data
     index, count = parallel.batch_shard(self.mesh)
     return iter(
-      loader.frames_loader(
+      frames_loader(
         self.train,
         batch=self.config.batch_size // count,
         frames=data.frames,
@@ -85,7 +85,7 @@ class AutoencoderTask(Task):
     """PSNR in dB on unseen identities, and a picture: truth above reconstruction."""
     video = next(
       iter(
-        loader.frames_loader(
+        frames_loader(
           self.val,
           batch=8,
           frames=self.config.data.frames,
@@ -109,9 +109,9 @@ class AutoencoderTask(Task):
       old = bundle.require(self.config.init_from, 'vae')['vae']['config']
       scaling_factor = registry.config_of('vae', old).scaling_factor
     else:
-      batch = next(
-        iter(loader.frames_loader(self.train, batch=32, frames=1, step=1, seed=2))
-      )['video']
+      batch = next(iter(frames_loader(self.train, batch=32, frames=1, step=1, seed=2)))[
+        'video'
+      ]
       measured = 1 / np.std(parallel.to_host(self.reconstruct(params, batch)[0]))
       # Five digits, as those published have: another device must not give another
       # model.

@@ -11,7 +11,9 @@ import numpy as np
 
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.component import Component
-from dicetalk_jax.data import clip_record, feature_extraction, loader
+from dicetalk_jax.data import clip_record, feature_extraction
+from dicetalk_jax.data.diffusion_loader import DiffusionExamples, diffusion_loader
+from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.diffusion import sampler
 from dicetalk_jax.errors import ConfigError, WeightsError
 from dicetalk_jax.media import contact_sheet
@@ -217,7 +219,7 @@ class DiffusionTask(Task):
           f'{fitting}'
         )
 
-  def _part(self, part: loader.Part) -> loader.Part:
+  def _part(self, part: DatasetPart) -> DatasetPart:
     frozen = dict(vae=self.vae, image_encoder=self.tower, whisper=self.whisper)
     if self.has_emotion:
       frozen['embedder'] = self.embedder
@@ -234,7 +236,7 @@ class DiffusionTask(Task):
   def _loader(self, split: str, **kwargs):
     data = self.config.data
     return iter(
-      loader.diffusion_loader(
+      diffusion_loader(
         self.parts[split],
         frames=data.frames,
         step=data.step,
@@ -353,7 +355,7 @@ class DiffusionTask(Task):
     rows = data.step * np.arange(frames)
     windows = []
     for part, clip in clips:
-      examples = loader.DiffusionExamples(
+      examples = DiffusionExamples(
         part,
         data.frames,
         data.step,

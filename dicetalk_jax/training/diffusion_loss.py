@@ -48,7 +48,7 @@ class DiffusionLoss:
   def __call__(
     self, params, batch, key, step, train: bool = True
   ) -> tuple[jax.Array, dict[str, Any]]:
-    """Loss and its parts for a batch of `dicetalk_jax.data.loader.diffusion_loader`.
+    """Loss and its parts for a batch of `dicetalk_jax.data.diffusion_loader`.
 
     Without `train` the network is judged as it is: no dropout in the classifier, and
     the bank is not chosen by chance. Noise and the draw from the prior remain; they

@@ -11,8 +11,10 @@ import numpy as np
 
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.component import Component
-from dicetalk_jax.data import example_sampling, face_crops, feature_extraction, loader
+from dicetalk_jax.data import example_sampling, face_crops, feature_extraction
 from dicetalk_jax.data.clip_record import UNKNOWN
+from dicetalk_jax.data.embedder_loader import embedder_loader
+from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import ConfigError, DataError
 from dicetalk_jax.metrics import clustering, tsne
 from dicetalk_jax.models import parameters, registry
@@ -91,7 +93,7 @@ class EmbedderTask(Task):
     }
     self._embed = jax.jit(lambda params, *batch: self._model(params)(*batch))
 
-  def _part(self, part: loader.Part) -> loader.Part:
+  def _part(self, part: DatasetPart) -> DatasetPart:
     return dataclasses.replace(
       part,
       features=self._features(part, whisper=self.whisper).load_or_compute(
@@ -100,7 +102,7 @@ class EmbedderTask(Task):
     )
 
   def _features(
-    self, part: loader.Part, **networks: Component
+    self, part: DatasetPart, **networks: Component
   ) -> feature_extraction.FeatureExtractor:
     return feature_extraction.FeatureExtractor(
       networks, part.source, self.data_dir / 'features'
@@ -108,8 +110,8 @@ class EmbedderTask(Task):
 
   @staticmethod
   def _labelled(
-    parts: list[loader.Part],
-  ) -> tuple[list[loader.Part], np.ndarray, np.ndarray, np.ndarray]:
+    parts: list[DatasetPart],
+  ) -> tuple[list[DatasetPart], np.ndarray, np.ndarray, np.ndarray]:
     """The emotional ones among the parts; person, emotion and level of all their
     clips.
     """
@@ -154,7 +156,7 @@ class EmbedderTask(Task):
   def batches(self):
     data = self.config.data
     return iter(
-      loader.embedder_loader(
+      embedder_loader(
         self.parts['train'],
         identities=data.identities,
         emotions=data.emotions,
@@ -202,7 +204,7 @@ class EmbedderTask(Task):
     return loss, {'sigma': jnp.sqrt(var).mean()}
 
   def _embed_all(
-    self, params, part: loader.Part, video: bool = True, audio: bool = True
+    self, params, part: DatasetPart, video: bool = True, audio: bool = True
   ):
     """Means and variances of the priors `[2,clips,D]` of a data set from the
     modalities asked for.
@@ -221,7 +223,7 @@ class EmbedderTask(Task):
       )
     return np.concatenate(rows, axis=1)[:, :clips]
 
-  def _example(self, part: loader.Part, clip: int, length: int):
+  def _example(self, part: DatasetPart, clip: int, length: int):
     record = part.source[clip]
     n = min(int(record['num_frames']), length)
 

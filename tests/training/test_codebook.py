@@ -9,7 +9,7 @@ import pytest
 
 from dicetalk_jax.data import clip_record
 from dicetalk_jax.data.feature_store import FeatureStore
-from dicetalk_jax.data.loader import Part
+from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.training import codebook
 from dicetalk_jax.training.state import init_state
@@ -26,7 +26,7 @@ def test_codes_begin_where_the_priors_are(tmp_path):
       for i in range(12)
     ),
   )
-  parts = [Part(None, {'prior': priors})]
+  parts = [DatasetPart(None, {'prior': priors})]
   params = {
     'codebook.fc.kernel': rng.normal(size=(6, 8)).astype(np.float32),
     'codebook.fc.bias': rng.normal(size=8).astype(np.float32),

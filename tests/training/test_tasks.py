@@ -21,7 +21,7 @@ from data_pipelines.builders.synthetic_clips import TINY, SyntheticConfig
 from dicetalk_jax import bundle, main, model_references, parallel
 from dicetalk_jax.data import clip_record, face_crops, feature_extraction
 from dicetalk_jax.data.clip_source import ClipSource, ClipTable
-from dicetalk_jax.data.loader import Part
+from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import ConfigError, DataError, WeightsError
 from dicetalk_jax.media.video import read_video
 from dicetalk_jax.models import parameters, registry
@@ -446,7 +446,9 @@ def set_width(monkeypatch, width):
   table = {f.name: np.zeros(2, int) for f in dataclasses.fields(ClipTable)} | {
     'emotion': np.array(['happy', 'sad'])
   }
-  part = Part(types.SimpleNamespace(table=ClipTable(**table), expression_dim=width))
+  part = DatasetPart(
+    types.SimpleNamespace(table=ClipTable(**table), expression_dim=width)
+  )
   monkeypatch.setattr(datasets, 'open_train_and_val', lambda *_: ([part], [part]))
 
 
