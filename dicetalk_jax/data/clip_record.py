@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 
 from dicetalk_jax.errors import ConfigError, DataError
+from dicetalk_jax.media import audio
 
 FPS = 25
-SAMPLE_RATE = 16_000
+SAMPLE_RATE = audio.RATE  # the rate that the networks hear
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 
 EMOTIONS = (
@@ -66,19 +67,6 @@ def emotion_class(emotion: str, level: int) -> int:
   if emotion == UNKNOWN or level == 0:
     return -1
   return 1 + 3 * _LEVELLED.index(emotion) + level - 1
-
-
-def class_emotion(index: int) -> tuple[str, int]:
-  """The inverse of `emotion_class`: (emotion, level), with level 1 for neutral as in
-  MEAD's folders.
-  """
-  if not 0 <= index < CLASSES:
-    raise ConfigError(
-      f'emotion class {index} is not known; classes are 0 to {CLASSES - 1}'
-    )
-  if index == 0:
-    return 'neutral', 1
-  return _LEVELLED[(index - 1) // 3], (index - 1) % 3 + 1
 
 
 @dataclasses.dataclass(frozen=True)

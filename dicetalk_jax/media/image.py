@@ -186,22 +186,6 @@ def crop_square(
   return left, top, right, bottom
 
 
-def crop_to_face(
-  image: np.ndarray, face_box: Box, expand: float = 0.5
-) -> tuple[np.ndarray, Box]:
-  """The square of `crop_square` around a face: (uint8 [S,S,3], the face box within
-  it).
-  """
-  left, top, box_width, box_height = face_box
-  x0, y0, x1, y1 = crop_square(
-    (left, top, left + box_width, top + box_height),
-    image.shape[1],
-    image.shape[0],
-    expand,
-  )
-  return image[y0:y1, x0:x1], (left - x0, top - y0, box_width, box_height)
-
-
 def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """8-bit LANCZOS, as published; a picture that has the size stays untouched."""
   if pixels.shape[1::-1] == size:

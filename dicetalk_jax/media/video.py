@@ -12,11 +12,10 @@ import numpy as np
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.files import atomic_file
-from dicetalk_jax.media.audio import begin_at, load_span
+from dicetalk_jax.media.audio import RATE, begin_at, load_span
 from dicetalk_jax.media.file_part import FilePart, open_container
 from dicetalk_jax.media.video_reader import probe
 
-AUDIO_RATE = 16000
 AI_GENERATED = {
   'comment': 'AI-generated',
   'ai_generated': 'true',
@@ -43,7 +42,7 @@ def write_video(
   fps: float,
   audio: np.ndarray | None = None,
   *,
-  sample_rate: int = AUDIO_RATE,
+  sample_rate: int = RATE,
   crf: int = 18,
   metadata: Mapping[str, str] = AI_GENERATED,
 ) -> None:
@@ -141,9 +140,7 @@ def read_video(path: str | os.PathLike) -> Video:
   if not has_audio:
     return Video(frames, float(rate), None)
   wave = begin_at(load_span(path), -probe(path).sound_delay)
-  return Video(
-    frames, float(rate), fit_length(wave, round(len(frames) / rate * AUDIO_RATE))
-  )
+  return Video(frames, float(rate), fit_length(wave, round(len(frames) / rate * RATE)))
 
 
 def _encode_pictures(

@@ -173,6 +173,6 @@ def after_update(
 
 def _emotion(index: Any) -> Any:
   """The emotion of a class: levels of one emotion count alike
-  (`dicetalk_jax.data.clip_record.class_emotion`).
+  (`dicetalk_jax.data.clip_record.emotion_class`).
   """
   return (index + 2) // 3

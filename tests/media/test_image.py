@@ -81,16 +81,6 @@ def test_square_crops_equal_the_published_program(goldens):
     assert list(got) == case['result'], case
 
 
-def test_a_crop_carries_its_box_along():
-  picture = _pattern(300, 200)
-  crop, (left, top, width, height) = image.crop_to_face(picture, (150, 60, 50, 60))
-  x, y = round(left), round(top)
-  np.testing.assert_array_equal(
-    crop[y : y + round(height), x : x + round(width)], picture[60:120, 150:200]
-  )
-  assert crop.shape[0] == crop.shape[1]
-
-
 @pytest.mark.parametrize(
   ('size', 'want'),
   [((544, 480), (576, 512)), ((720, 1280), (512, 896)), ((96, 64), (768, 512))],

@@ -6,8 +6,7 @@ import pytest
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media import video
-
-RATE = video.AUDIO_RATE
+from dicetalk_jax.media.audio import RATE
 
 
 def _flash_and_beep(fps, length, at, size=(48, 64)):

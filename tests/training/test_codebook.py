@@ -108,14 +108,15 @@ def test_usage_and_purity_are_followed():
 
 
 def test_classes_are_counted_by_emotion():
-  emotions = [clip_record.class_emotion(i)[0] for i in range(clip_record.CLASSES)]
-  numbers = [codebook._emotion(i) for i in range(clip_record.CLASSES)]
-  assert (
-    len(set(zip(emotions, numbers)))
-    == len(set(emotions))
-    == len(set(numbers))
-    == max(numbers) + 1
-  )
+  numbers = {
+    emotion: {
+      codebook._emotion(clip_record.emotion_class(emotion, level))
+      for level in clip_record.LEVELS
+    }
+    for emotion in clip_record.EMOTIONS
+  }
+  assert all(len(of_emotion) == 1 for of_emotion in numbers.values())
+  assert set.union(*numbers.values()) == set(range(len(clip_record.EMOTIONS)))
 
 
 def test_averaged_codes_are_means_of_their_priors():
