@@ -10,6 +10,7 @@ import numpy as np
 from dicetalk_jax.data import clip_record, example_sampling, mixture
 from dicetalk_jax.data.mixture import Batch, DatasetPart, DatasetParts
 from dicetalk_jax.errors import ConfigError
+from dicetalk_jax.media import audio
 
 REFERENCE_SOURCES = ('clip', 'identity')
 PRIOR_SOURCES = ('same_clip', 'other_clip', 'none')
@@ -92,7 +93,7 @@ class DiffusionExamples:
       'image_token': part.rows(
         'clip_embed', other, seen, slice(token, token + 1)
       ).astype(np.float32),
-      'audio': example_sampling.audio_windows(
+      'audio': audio.read_windows(
         lambda s: part.rows('whisper', clip, record, s), 2 * length, rows
       ),
       'mask': example_sampling.face_mask(

@@ -4,13 +4,11 @@ motion.
 Pure functions of arrays and a random generator; the loaders put them together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import math
 
 import numpy as np
 
-AUDIO_WINDOW = 10  # Whisper tokens per frame
-AUDIO_BEFORE = 4  # of which this many lie before the frame's own first token
 FALLBACK_BUCKETS = (8.0, 16.0)  # the two motion buckets of the published inference
 MAX_BUCKET = 127.0
 
@@ -55,29 +53,6 @@ def visual_rows(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     shape: of one frame, `EmbedderConfig.visual_shape`.
   """
   return rows if len(rows) else np.zeros((0, *shape), rows.dtype)
-
-
-def audio_windows(
-  whisper: Callable[[slice], np.ndarray], tokens: int, rows: np.ndarray
-) -> np.ndarray:
-  """Whisper states around each frame: frame `f` sees tokens `2f-4 ...
-
-  2f+5`, zeros beyond the clip.
-
-  Args:
-    whisper: reads a slice of the clip's states, `[n, states, width]`.
-    tokens: number of states rows of the clip.
-    rows: source frames `[F]`, ascending.
-
-  Returns:
-    float32 `[F, 10, states, width]`.
-  """
-  positions = 2 * rows[:, None] - AUDIO_BEFORE + np.arange(AUDIO_WINDOW)
-  start, stop = int(positions[0, 0]), int(positions[-1, -1]) + 1
-  known = whisper(slice(max(start, 0), min(stop, tokens)))
-  states = np.zeros((stop - start, *known.shape[1:]), np.float32)
-  states[max(start, 0) - start :][: len(known)] = known
-  return states[positions - start]
 
 
 def face_mask(boxes: np.ndarray, size: int, area: float) -> np.ndarray:

@@ -5,7 +5,7 @@ Clocks: 16000 samples, 100 mel frames, 50 Whisper positions, 25 units of `audio_
 and (with step 2) 12.5 video frames per second.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import functools
 import itertools
 import math
@@ -26,8 +26,7 @@ HOP = 160  # samples per mel frame
 FFT = 400  # samples per analysis window of the STFT
 MEL_SHAPE = (WINDOW // HOP, 80)  # mel frames of a Whisper window, and bands
 UNIT = 640  # samples per unit of `audio_len`
-# Whisper positions around a video frame; one less than half of them lie before its own
-CLIP = 10
+CLIP = 10  # Whisper positions around a video frame, see `window_positions`
 SILENCE = 1e-3  # peak (-60 dB) below which a recording counts as silent
 
 
@@ -161,6 +160,26 @@ def _log_mel_window(wave: np.ndarray) -> np.ndarray:
   return np.pad(mel, ((0, WINDOW // HOP - len(mel)), (0, 0)), mode='edge')
 
 
+def window_positions(frames: np.ndarray, clip: int = CLIP) -> np.ndarray:
+  """The Whisper positions around video frames: what a frame hears.
+
+  Position `2f` is the first of frame f; `clip/2-1` positions lie before it.
+
+  Args:
+    frames: int `[F]`, at 25 per second.
+    clip: even, positions around a frame.
+
+  Returns:
+    int `[F,clip]`; the first are negative and the last beyond the recording for frames
+    at its ends, where there is silence.
+  """
+  return 2 * frames[:, None] - _positions_before(clip) + np.arange(clip)
+
+
+def _positions_before(clip: int) -> int:
+  return clip // 2 - 1
+
+
 def pad_states(states: np.ndarray, audio_len: int, clip: int = CLIP) -> np.ndarray:
   """Joins the windows of Whisper's states, cuts them to the recording and pads both
   ends with zeros.
@@ -179,9 +198,8 @@ def pad_states(states: np.ndarray, audio_len: int, clip: int = CLIP) -> np.ndarr
     raise ValueError(
       f'{len(joined)} positions cannot hold a recording of {audio_len} units'
     )
-  return np.pad(
-    joined[: 2 * audio_len], ((clip // 2 - 1, clip // 2 + 1), (0, 0), (0, 0))
-  )
+  before = _positions_before(clip)
+  return np.pad(joined[: 2 * audio_len], ((before, clip - before), (0, 0), (0, 0)))
 
 
 def audio_windows(
@@ -206,5 +224,27 @@ def audio_windows(
   """
   if frames is None:
     frames = (len(padded) - clip) // (2 * step) - start
-  first = 2 * step * (start + np.arange(frames))
-  return padded[first[:, None] + np.arange(clip)]
+  positions = window_positions(step * (start + np.arange(frames)), clip)
+  return padded[positions + _positions_before(clip)]
+
+
+def read_windows(
+  read: Callable[[slice], np.ndarray], count: int, frames: np.ndarray, clip: int = CLIP
+) -> np.ndarray:
+  """The Whisper positions around chosen frames, reading no others.
+
+  Args:
+    read: reads a slice of the recording's positions, `[n,S,D]`.
+    count: number of positions of the recording; beyond it there are zeros.
+    frames: int `[F]`, ascending, at 25 per second.
+    clip: positions around a frame.
+
+  Returns:
+    float32 `[F,clip,S,D]`.
+  """
+  positions = window_positions(frames, clip)
+  start, stop = int(positions[0, 0]), int(positions[-1, -1]) + 1
+  known = read(slice(max(start, 0), min(stop, count)))
+  states = np.zeros((stop - start, *known.shape[1:]), np.float32)
+  states[max(start, 0) - start :][: len(known)] = known
+  return states[positions - start]

@@ -178,6 +178,29 @@ def test_pad_states_and_windows():
   )
 
 
+@pytest.mark.parametrize('clip', [2, 6, 10])
+def test_training_and_sampling_cut_the_same_windows(clip):
+  states = np.random.default_rng(0).normal(size=(1, 1500, 2, 3)).astype(np.float32)
+  padded = audio.pad_states(states, audio_len=12, clip=clip)
+  recording = states[0, :24]
+  for first, step, count in [(0, 1, 12), (0, 2, 6), (3, 2, 4), (5, 1, 1)]:
+    read = []
+
+    def read_slice(rows, read=read):
+      read.append(rows)
+      return recording[rows]
+
+    frames = first + step * np.arange(count)
+    sampled = audio.audio_windows(padded, step=1, clip=clip)[frames]
+    trained = audio.read_windows(read_slice, len(recording), frames, clip)
+    np.testing.assert_array_equal(trained, sampled)
+    (rows,) = read
+    assert rows.stop - rows.start <= 2 * step * (count - 1) + clip
+    if first == 0:
+      strided = audio.audio_windows(padded, step=step, frames=count, clip=clip)
+      np.testing.assert_array_equal(trained, strided)
+
+
 def test_states_too_short_for_the_recording():
   with pytest.raises(ValueError, match='cannot hold'):
     audio.pad_states(np.zeros((1, 1500, 1, 1), np.float32), audio_len=775)
