@@ -1,14 +1,38 @@
 """Batches of groups of windows, for training the emotion embedder."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from dicetalk_jax.data import clip_record, example_sampling, mixture
+from dicetalk_jax.data.example_sampling import Pick
 from dicetalk_jax.data.mixture import Batch, DatasetPart, DatasetParts
 from dicetalk_jax.errors import ConfigError, DataError
+
+
+class Window(NamedTuple):
+  """Consecutive frames of one clip."""
+
+  part: int
+  clip: int
+  start: int
+  length: int
+
+
+class _Identity(NamedTuple):
+  """An identity of an emotional data set."""
+
+  part: int
+  emotions: list[np.ndarray]  # the clips of each emotion
+
+
+class _Recording(NamedTuple):
+  """A recording of a regular data set."""
+
+  part: int
+  clips: np.ndarray
 
 
 class EmbedderGroups:
@@ -31,47 +55,29 @@ class EmbedderGroups:
     visual: str = 'expression',
     visual_shape: tuple[int, ...] | None = None,
   ):
-    self.parts, self.visual, self.visual_shape = list(parts), visual, visual_shape
-    self.identities, self.emotions, self.clips, self.videos = (
-      identities,
-      emotions,
-      clips,
-      videos,
-    )
-    self.min_len, self.max_len = min_len, max_len
-    self.people: list[
-      tuple[int, list[np.ndarray]]
-    ] = []  # part, and the clips of each emotion of one person
-    self.recordings: list[
-      tuple[int, np.ndarray]
-    ] = []  # part, and the clips of one regular recording
-    for k, part in enumerate(self.parts):
-      table = part.source.table
-      part.check_feature('whisper', 2 * table.num_frames, optional=True)
-      if visual != 'expression':
-        part.check_feature(visual, table.num_frames, optional=True)
-      if part.labelled:
-        labelled = np.flatnonzero(table.emotion != clip_record.UNKNOWN)
-        for own in (labelled[person] for person in _grouped(table.identity[labelled])):
-          groups = [own[group] for group in _grouped(table.emotion[own])]
-          self.people += [(k, groups)] * (len(groups) >= emotions)
-      else:
-        self.recordings += [(k, recording) for recording in _grouped(table.video_id)]
-    if len(self.people) < identities:
-      raise DataError(
-        f'a batch asks for {identities} identities with {emotions} emotions each, but '
-        f'{self._named(labelled=True)} has only {len(self.people)}; ask for fewer '
-        'identities or emotions'
-      )
-    if len(self.recordings) < videos:
-      raise DataError(
-        f'a batch asks for {videos} regular videos, but there are '
-        f'{len(self.recordings)} in {self._named(labelled=False)}; ask for fewer'
-      )
-    self.person_odds, self.recording_odds = (
-      self._odds([k for k, _ in pool]) for pool in (self.people, self.recordings)
-    )
+    self._parts = list(parts)
+    self._num_identities = identities
+    self._num_emotions = emotions
+    self._num_clips = clips
+    self._num_videos = videos
+    self._min_len = min_len
+    self._max_len = max_len
+    self._visual = visual
+    self._visual_shape = visual_shape
 
+    # 1. Find the groups that batches are drawn from.
+    for part in self._parts:
+      num_frames = part.source.table.num_frames
+      part.check_feature('whisper', 2 * num_frames, optional=True)
+      if visual != 'expression':
+        part.check_feature(visual, num_frames, optional=True)
+    self._identities = self._find_identities()
+    self._recordings = self._find_recordings()
+    self._check_groups()
+    self._identity_odds = self._odds([group.part for group in self._identities])
+    self._recording_odds = self._odds([group.part for group in self._recordings])
+
+    # 2. Take the share of this process.
     total = (identities * emotions + videos) * clips
     index, count = shard
     if total % count:
@@ -79,109 +85,154 @@ class EmbedderGroups:
         f'a batch of {total} windows does not divide among {count} processes; change '
         'the group sizes'
       )
-    self.mine = slice(index * total // count, (index + 1) * total // count)
-    # One numbering over all parts: equal numbers mean the same person or recording.
-    self.codes = {
-      name: np.split(codes, np.cumsum([len(part.source) for part in self.parts])[:-1])
-      for name in ('identity', 'video_id')
-      for codes in [
-        np.unique(
-          np.concatenate([getattr(p.source.table, name) for p in self.parts]),
-          return_inverse=True,
-        )[1].astype(np.int32)
-      ]
-    }
+    self._mine = slice(index * total // count, (index + 1) * total // count)
 
-  def _named(self, labelled: bool) -> str:
-    return ', '.join(
-      str(part.source) for part in self.parts if part.labelled == labelled
-    ) or (f'no data set {"with" if labelled else "without"} emotion labels')
+    # 3. Number identities and recordings over all parts, for each clip of each part.
+    # Equal numbers mean the same identity or recording.
+    tables = [part.source.table for part in self._parts]
+    self._identity_codes = _numbered([table.identity for table in tables])
+    self._video_codes = _numbered([table.video_id for table in tables])
+
+  def _find_identities(self) -> list[_Identity]:
+    """The identities of emotional data sets that show enough emotions."""
+    found = []
+    for i, part in enumerate(self._parts):
+      if not part.labelled:
+        continue
+      table = part.source.table
+      labelled = np.flatnonzero(table.emotion != clip_record.UNKNOWN)
+      for places in _grouped(table.identity[labelled]):
+        clips = labelled[places]
+        emotions = [clips[group] for group in _grouped(table.emotion[clips])]
+        if len(emotions) >= self._num_emotions:
+          found.append(_Identity(i, emotions))
+    return found
+
+  def _find_recordings(self) -> list[_Recording]:
+    """The recordings of regular data sets."""
+    return [
+      _Recording(i, clips)
+      for i, part in enumerate(self._parts)
+      if not part.labelled
+      for clips in _grouped(part.source.table.video_id)
+    ]
+
+  def _check_groups(self) -> None:
+    if len(self._identities) < self._num_identities:
+      raise DataError(
+        f'a batch asks for {self._num_identities} identities with '
+        f'{self._num_emotions} emotions each, but {self._names(labelled=True)} has '
+        f'only {len(self._identities)}; ask for fewer identities or emotions'
+      )
+    if len(self._recordings) < self._num_videos:
+      raise DataError(
+        f'a batch asks for {self._num_videos} regular videos, but there are '
+        f'{len(self._recordings)} in {self._names(labelled=False)}; ask for fewer'
+      )
+
+  def _names(self, labelled: bool) -> str:
+    """The data sets with or without labels, for error messages."""
+    names = [str(part.source) for part in self._parts if part.labelled == labelled]
+    if names:
+      return ', '.join(names)
+    return f'no data set {"with" if labelled else "without"} emotion labels'
 
   def _odds(self, owners: Sequence[int]) -> np.ndarray | None:
-    """Probability of each group, by the weight of its part and not by the part's
-    size; None: all alike.
+    """Probability of each group, by the weight of its part, not by the part's size.
+
+    Args:
+      owners: the part of each group.
+
+    Returns:
+      `[len(owners)]`, or None if all are equal.
     """
-    sizes = np.bincount(owners, minlength=len(self.parts))
+    sizes = np.bincount(owners, minlength=len(self._parts))
     if np.count_nonzero(sizes) < 2:
       return None
-    odds = np.array([self.parts[k].weight / sizes[k] for k in owners])
+    odds = np.array([self._parts[owner].weight / sizes[owner] for owner in owners])
     return odds / odds.sum()
 
-  def plan(self, rng: np.random.Generator) -> list[tuple[int, int, int, int]]:
-    """The global batch: (part, clip, first frame, number of frames) of every window,
-    group after group.
-    """
-    drawn = []
-    for person in rng.choice(
-      len(self.people), self.identities, replace=False, p=self.person_odds
+  def plan(self, rng: np.random.Generator) -> list[Window]:
+    """Draws the windows of a global batch, group after group."""
+    # 1. Draw groups, and clips of each.
+    picks: list[tuple[int, Pick]] = []
+    for drawn in rng.choice(
+      len(self._identities), self._num_identities, replace=False, p=self._identity_odds
     ):
-      part, groups = self.people[person]
-      for emotion in rng.choice(len(groups), self.emotions, replace=False):
-        drawn += [
-          (part, *pick)
-          for pick in example_sampling.draw_group(rng, groups[emotion], self.clips)
-        ]
-    for video in (
-      rng.choice(
-        len(self.recordings), self.videos, replace=False, p=self.recording_odds
-      )
-      if self.videos
-      else ()
-    ):
-      part, recording = self.recordings[video]
-      drawn += [
-        (part, *pick)
-        for pick in example_sampling.draw_group(rng, recording, self.clips)
-      ]
+      part, groups = self._identities[drawn]
+      for emotion in rng.choice(len(groups), self._num_emotions, replace=False):
+        group = example_sampling.draw_group(rng, groups[emotion], self._num_clips)
+        picks += [(part, pick) for pick in group]
+    if self._num_videos:
+      for drawn in rng.choice(
+        len(self._recordings), self._num_videos, replace=False, p=self._recording_odds
+      ):
+        part, clips = self._recordings[drawn]
+        group = example_sampling.draw_group(rng, clips, self._num_clips)
+        picks += [(part, pick) for pick in group]
+
+    # 2. Draw the length of each window.
     windows = []
-    for part, clip, *where in drawn:
-      have = int(self.parts[part].source.table.num_frames[clip])
-      length = int(rng.integers(self.min_len, self.max_len + 1))
-      windows.append(
-        (part, clip, *example_sampling.group_window(have, length, self.min_len, *where))
-      )
+    for part, pick in picks:
+      have = int(self._parts[part].source.table.num_frames[pick.clip])
+      length = int(rng.integers(self._min_len, self._max_len + 1))
+      start, length = example_sampling.group_window(have, length, self._min_len, pick)
+      windows.append(Window(part, pick.clip, start, length))
     return windows
 
   def __call__(self, _: int, rng: np.random.Generator) -> Batch:
-    rows = [self._read(*window) for window in self.plan(rng)[self.mine]]
+    rows = [self._read(window) for window in self.plan(rng)[self._mine]]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-  def _read(self, part: int, clip: int, start: int, length: int) -> dict[str, Any]:
-    data = self.parts[part]
+  def _read(self, window: Window) -> dict[str, Any]:
+    part, clip, start, length = window
+    end = start + length
+    data = self._parts[part]
     record = data.source[clip]
-    seen = data.rows(self.visual, clip, record, slice(start, start + length))
-    if self.visual_shape is not None:
-      seen = example_sampling.visual_rows(seen, self.visual_shape)
-    whisper = data.rows('whisper', clip, record, slice(2 * start, 2 * (start + length)))
+    seen = data.rows(self._visual, clip, record, slice(start, end))
+    if self._visual_shape is not None:
+      seen = example_sampling.visual_rows(seen, self._visual_shape)
+    whisper = data.rows('whisper', clip, record, slice(2 * start, 2 * end))
     emotion = clip_record.decode_emotion(record)
+    known = emotion != clip_record.UNKNOWN
     return {
-      'expr': _padded(seen, length, self.max_len),
-      'whisper': _padded(whisper, 2 * length, 2 * self.max_len),
-      'frame_mask': np.arange(self.max_len) < length,
+      'expr': _padded(seen, length, self._max_len),
+      'whisper': _padded(whisper, 2 * length, 2 * self._max_len),
+      'frame_mask': np.arange(self._max_len) < length,
       'has_video': np.bool_(len(seen)),
       'has_audio': np.bool_(len(whisper)),
       'dataset': np.int32(record['dataset']),
-      'identity': self.codes['identity'][part][clip],
-      'emotion': np.int32(
-        clip_record.EMOTIONS.index(emotion) if emotion != clip_record.UNKNOWN else -1
-      ),
+      'identity': self._identity_codes[part][clip],
+      'emotion': np.int32(clip_record.EMOTIONS.index(emotion) if known else -1),
       'level': np.int32(record['intensity']),
-      'video': self.codes['video_id'][part][clip],
+      'video': self._video_codes[part][clip],
     }
 
 
 def _grouped(keys: np.ndarray) -> list[np.ndarray]:
-  """Where equal keys are, group after group."""
+  """The indices of equal keys, group after group."""
   order = np.argsort(keys, kind='stable')
   return np.split(order, np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1)
 
 
+def _numbered(columns: list[np.ndarray]) -> list[np.ndarray]:
+  """One number for each different value, the same in all columns: int32."""
+  _, codes = np.unique(np.concatenate(columns), return_inverse=True)
+  ends = np.cumsum([len(column) for column in columns])
+  return np.split(codes.astype(np.int32), ends[:-1])
+
+
 def _padded(rows: np.ndarray, length: int, total: int) -> np.ndarray:
-  """`rows` (all of `length`, or none where the clip lacks them), then zeros up to
-  `total`.
+  """Rows with zeros after them.
+
+  Args:
+    rows: `[length, ...]`, or none where the clip lacks them.
+    length: of the window.
+    total: rows of the result.
   """
   out = np.zeros((total, *rows.shape[1:]), rows.dtype)
-  out[:length] = rows if len(rows) else 0
+  if len(rows):
+    out[:length] = rows
   return out
 
 
@@ -201,8 +252,7 @@ def embedder_loader(
   threads: int = 4,
   workers: int = 0,
 ) -> grain.IterDataset[Batch]:
-  """Groups of windows for the contrastive loss of the emotion embedder, so that each
-  has its positives.
+  """Loads groups of windows, for the contrastive loss of the emotion embedder.
 
   A batch of the whole job holds `identities * emotions * clips` windows of emotional
   data sets and `videos * clips` of regular ones, group after group; processes read
@@ -212,17 +262,16 @@ def embedder_loader(
     parts: data sets with the feature 'whisper' `[2N,S,D]`; those with labels are
       emotional, those without are regular and grouped by recording. Among several of a
       kind, groups are drawn by weight.
-    identities: people per batch.
+    identities: identities per batch.
     emotions: emotions of each, any level.
     clips: windows of each group; groups with fewer clips give several windows of one
       clip, at most half of it each.
     videos: regular recordings per batch.
     min_len, max_len: window length in frames, drawn uniformly; shorter clips are used
       whole.
-    visual: what is seen: 'expression', or the feature 'crops_64' uint8 `[N,64,64,3]`
-      (any size).
-    visual_shape: of one frame of it, for clips that have none; as these are stored by
-      default.
+    visual: the visual input: 'expression', or the feature 'crops_64' uint8
+      `[N,64,64,3]` (any size).
+    visual_shape: of one frame of it, for clips that have none; by default their own.
     seed: of everything drawn.
     shard: (index, count) of this process.
     threads: batches read at a time.
@@ -231,9 +280,9 @@ def embedder_loader(
   Returns:
     Batches with N = `max_len`, zero beyond a window's length: 'expr' float32 [B,N,D]
     (or crops), 'whisper' [B,2N,S,D] as stored, 'frame_mask' bool [B,N], 'has_video' and
-    'has_audio' bool [B], and int32 [B]: 'dataset' (index in `record.DATASETS`),
-    'identity', 'video' (equal numbers = equal), 'emotion' (index in `record.EMOTIONS`,
-    -1 unlabelled), 'level' (0 unknown).
+    'has_audio' bool [B], and int32 [B]: 'dataset' (index in `clip_record.DATASETS`),
+    'identity', 'video' (equal numbers = equal), 'emotion' (index in
+    `clip_record.EMOTIONS`, -1 unlabelled), 'level' (0 unknown).
 
   Raises:
     DataError: there are fewer groups than a batch asks for, or Whisper states or crops
@@ -252,6 +301,5 @@ def embedder_loader(
     visual=visual,
     visual_shape=visual_shape,
   )
-  return mixture.read_ahead(
-    grain.MapDataset.range(1).seed(seed).random_map(groups).repeat(), threads, workers
-  )
+  batches = grain.MapDataset.range(1).seed(seed).random_map(groups).repeat()
+  return mixture.read_ahead(batches, threads, workers)

@@ -27,11 +27,13 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class DatasetPart:
-  """One data set of a mixture: its clips, their stored features by name, and its share
-  of the mixture.
+  """One data set of a mixture.
 
-  Features are looked up here first and in the record second, so a corpus may carry them
-  either way.
+  Attributes:
+    source: its clips.
+    features: stored features by name. They are looked up here first and in the records
+      second, so a corpus may carry them either way.
+    weight: its share of the mixture, relative to the other parts.
   """
 
   source: ClipSource
@@ -53,43 +55,53 @@ class DatasetPart:
       return self.features[name](clip, rows)
     return record[name][rows]
 
-  def check_feature(self, name: str, lengths: np.ndarray, optional: bool = False):
-    """Refuses a feature that is missing or does not have `lengths[clip]` rows (or none,
-    where `optional`).
+  def check_feature(
+    self, name: str, lengths: np.ndarray, optional: bool = False
+  ) -> None:
+    """Refuses a feature that is missing or does not fit its clips.
+
+    Args:
+      name: of the feature.
+      lengths: the number of rows that each clip must have.
+      optional: whether clips may have none instead.
 
     Raises:
       DataError
     """
     if name not in self.features:
-      have = len(self.source[0].get(name, ()))
-      if not have:
-        raise DataError(
-          f'{self.source} has no {name}; compute this feature first or put it into the '
-          'records'
-        )
-      if have != lengths[0]:  # one clip tells: reading all records would take too long
-        raise DataError(
-          f'{name} in the records of {self.source} has {have} rows in the first clip, '
-          f'but its frames ask for {lengths[0]}; use the clip_stride that it was made '
-          'with'
-        )
+      self._check_in_records(name, lengths[0])
       return
     feature = self.features[name]
     for clip, want in enumerate(lengths):
-      if feature.length(clip) not in ((want, 0) if optional else (want,)):
+      have = feature.length(clip)
+      if have != want and not (optional and have == 0):
         raise DataError(
-          f'{name} of clip {self.source.table.clip_id[clip]} has '
-          f'{feature.length(clip)} rows, but its frames ask for {want}; delete '
-          f'{feature.folder} to compute the feature anew'
+          f'{name} of clip {self.source.table.clip_id[clip]} has {have} rows, but its '
+          f'frames ask for {want}; delete {feature.folder} to compute the feature again'
         )
 
-  def check_window(self, frames: int, step: int):
+  def _check_in_records(self, name: str, want: int) -> None:
+    """Checks the first clip only: reading all records would take too long."""
+    have = len(self.source[0].get(name, ()))
+    if not have:
+      raise DataError(
+        f'{self.source} has no {name}; compute this feature first or put it into the '
+        'records'
+      )
+    if have != want:
+      raise DataError(
+        f'{name} in the records of {self.source} has {have} rows in the first clip, '
+        f'but its frames ask for {want}; use the clip_stride that it was made with'
+      )
+
+  def check_window(self, frames: int, step: int) -> None:
     """Refuses clips that are shorter than a window.
 
     Raises:
       DataError
     """
-    table, span = self.source.table, example_sampling.window_span(frames, step)
+    table = self.source.table
+    span = example_sampling.window_span(frames, step)
     shortest = int(np.argmin(table.num_frames))
     if table.num_frames[shortest] < span:
       raise DataError(
@@ -101,55 +113,61 @@ class DatasetPart:
 
 DatasetParts = DatasetPart | Sequence[DatasetPart]
 
+# Makes the example of a clip from its index and a random generator.
+Example = Callable[[int, np.random.Generator], dict[str, Any]]
+
 
 def as_list(parts: DatasetParts) -> list[DatasetPart]:
+  """The parts of a mixture, which may be just one."""
   return [parts] if isinstance(parts, DatasetPart) else list(parts)
 
 
-def shuffled_examples(
-  parts: Sequence[DatasetPart], example: Callable[[DatasetPart], Callable], seed: int
-) -> grain.MapDataset:
-  """Endless shuffled examples for the whole job, mixed by weight.
+def example_batches(
+  parts: Sequence[DatasetPart],
+  make_example: Callable[[DatasetPart], Example],
+  *,
+  batch: int,
+  seed: int,
+  shard: tuple[int, int],
+  threads: int,
+  workers: int,
+) -> grain.IterDataset[Batch]:
+  """Endless batches of shuffled examples, mixed by weight.
 
-  What is drawn for one depends on the seed and on its place in the stream alone, so on
-  seed, step and row.
+  Args:
+    parts: the mixture.
+    make_example: gives the function that makes the examples of a part.
+    batch: examples per batch of this process.
+    seed: of order and examples.
+    shard: (index, count) of this process.
+    threads: batches read at a time.
+    workers: processes that read; 0 = threads of this one.
   """
-  streams = [
-    grain.MapDataset.range(len(part.source))
-    .seed(seed + k)
-    .shuffle()
-    .random_map(example(part))
-    .repeat()
-    for k, part in enumerate(parts)
-  ]
-  return (
-    grain.MapDataset.mix(streams, weights=[part.weight for part in parts])
-    if len(parts) > 1
-    else streams[0]
-  )
+  # 1. The examples of the whole job. The random choices of one depend on the seed and
+  # on its place in the stream only, so on seed, step and row.
+  streams = []
+  for i, part in enumerate(parts):
+    clips = grain.MapDataset.range(len(part.source)).seed(seed + i).shuffle()
+    streams.append(clips.random_map(make_example(part)).repeat())
+  stream = streams[0]
+  if len(streams) > 1:
+    weights = [part.weight for part in parts]
+    stream = grain.MapDataset.mix(streams, weights=weights)
 
-
-def process_batches(
-  stream: grain.MapDataset, batch: int, shard: tuple[int, int]
-) -> grain.MapDataset:
-  """Batches of one process.
-
-  Drawing comes before dealing, so processes never draw alike.
-  """
-  return ProcessShard(stream, batch, shard).batch(batch, drop_remainder=True)
+  # 2. Those of this process. They were drawn before, so processes never draw alike.
+  mine = ProcessShard(stream, batch, shard)
+  return read_ahead(mine.batch(batch, drop_remainder=True), threads, workers)
 
 
 def read_ahead(
-  dataset: grain.MapDataset, threads: int, workers: int
-) -> grain.IterDataset:
-  """Whole batches are read ahead, one per thread."""
-  dataset = dataset.to_iter_dataset(
-    grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-  )
+  batches: grain.MapDataset, threads: int, workers: int
+) -> grain.IterDataset[Batch]:
+  """Iterates over batches that are read ahead, one per thread."""
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+  dataset = batches.to_iter_dataset(options)
   if workers:
-    if (
-      not flags.FLAGS.is_parsed()
-    ):  # programs without absl flags: Grain's workers read them
+    # Grain's workers read absl flags, which not every program parses.
+    if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
   return dataset

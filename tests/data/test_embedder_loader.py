@@ -43,7 +43,7 @@ def test_an_embedder_batch(part, regular):
   assert (batch['emotion'][12:] == -1).all() and (batch['emotion'][:12] >= 0).all()
 
 
-def test_expression_sound_and_mask_are_of_the_same_frames(part):
+def test_expression_audio_and_mask_are_of_the_same_frames(part):
   lengths = []
   for batch in take(embedder_batches(part), 10):
     for expr, whisper, mask in zip(
@@ -113,9 +113,9 @@ def test_small_groups_give_different_windows():
   rng = np.random.default_rng(0)
   for _ in range(50):
     picks = example_sampling.draw_group(rng, [5, 6], 5)
-    assert sorted({clip for clip, *_ in picks}) == [5, 6]
-    assert len({(clip, part) for clip, part, _ in picks}) == 5  # one in each third
-    assert all(0 <= number < parts == 3 for _, (number, parts), _ in picks)
+    assert sorted({pick.clip for pick in picks}) == [5, 6]
+    assert len({(pick.clip, pick.number) for pick in picks}) == 5  # one in each third
+    assert all(0 <= pick.number < pick.parts == 3 for pick in picks)
 
 
 @pytest.mark.parametrize('length', [7, 9, LENGTH])
@@ -123,7 +123,7 @@ def test_a_clip_that_is_used_again_gives_other_frames(tmp_path, length):
   """Also where every clip is shorter than the longest window."""
   part = with_features(ClipsInMemory(length=length), tmp_path, length=length)
 
-  def make(clips):
+  def groups_of(clips):
     return EmbedderGroups(
       [part],
       identities=2,
@@ -135,37 +135,38 @@ def test_a_clip_that_is_used_again_gives_other_frames(tmp_path, length):
       shard=(0, 1),
     )
 
-  rng, groups, once = np.random.default_rng(0), make(8), make(2)  # of two clips each
+  rng = np.random.default_rng(0)
+  groups = groups_of(8)  # windows, of two clips
   for _ in range(100):
     windows = groups.plan(rng)
     assert len(set(windows)) == len(windows) == 48
-    for _, _, start, n in windows:
-      assert 4 <= n <= max(4, length // 2) and 0 <= start <= length - n
-  plans = [window for _ in range(100) for window in once.plan(rng)]
-  assert {n for *_, n in plans} == set(
-    range(4, length + 1)
-  )  # a clip that is used once may be used whole
-  assert {start for _, _, start, _ in plans} == set(range(length - 3))
+    for window in windows:
+      assert 4 <= window.length <= max(4, length // 2)
+      assert 0 <= window.start <= length - window.length
+  # A clip that is used once may be used whole.
+  groups = groups_of(2)
+  windows = [window for _ in range(100) for window in groups.plan(rng)]
+  assert {window.length for window in windows} == set(range(4, length + 1))
+  assert {window.start for window in windows} == set(range(length - 3))
 
 
 def test_a_modality_that_is_missing(tmp_path):
   source = ClipsInMemory()
-  for r in source.records[::2]:
-    r['expression'], r['has_expression'] = np.zeros((0, 2), np.float32), False
-  rows = [
-    (c, np.ones(((c % 4 > 0) * 2 * LENGTH, 2, WIDTH), np.float16))
-    for c in range(len(source))
-  ]
-  silent = DatasetPart(
-    source, {'whisper': FeatureStore(tmp_path, 'x').write('whisper', 'w', rows)}
-  )
-  for batch in take(embedder_batches(silent), 5):
-    assert (batch['has_video'] == batch['expr'].any(axis=(1, 2))).all() and not batch[
-      'has_video'
-    ].all()
-    assert (
-      batch['has_audio'] == batch['whisper'].any(axis=(1, 2, 3))
-    ).all() and not batch['has_audio'].all()
+  for record in source.records[::2]:
+    record['expression'] = np.zeros((0, 2), np.float32)
+    record['has_expression'] = False
+  rows = []
+  for clip in range(len(source)):
+    count = 0 if clip % 4 == 0 else 2 * LENGTH
+    rows.append((clip, np.ones((count, 2, WIDTH), np.float16)))
+  whisper = FeatureStore(tmp_path, 'x').write('whisper', 'w', rows)
+  part = DatasetPart(source, {'whisper': whisper})
+  for batch in take(embedder_batches(part), 5):
+    seen = batch['expr'].any(axis=(1, 2))
+    heard = batch['whisper'].any(axis=(1, 2, 3))
+    np.testing.assert_array_equal(batch['has_video'], seen)
+    np.testing.assert_array_equal(batch['has_audio'], heard)
+    assert not seen.all() and not heard.all()
 
 
 @pytest.mark.parametrize('width', [2, 5])
