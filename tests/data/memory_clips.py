@@ -1,4 +1,4 @@
-"""Clips in memory with features that show which clip and frame a row is of."""
+"""Clips in memory, with features whose values name the clip and frame of each row."""
 
 import functools
 import itertools
@@ -26,14 +26,17 @@ embedder_batches = functools.partial(
 
 
 class ClipsInMemory:
-  """Clips in memory; everything in them tells which clip and which frame it is."""
+  """A source of clips in memory; their contents name the clip and the frame."""
 
   motion_medians = (0.1, 0.5)
 
   def __init__(
     self, people=3, clips=8, length=LENGTH, dataset='synthetic', labelled=True, **blocks
   ):
+    """`blocks` make further blocks of a record from the number of the clip."""
     spec = clip_record.RecordSpec(expression_dim=2)
+    brightness = 10 * np.arange(length, dtype=np.uint8)
+    frames = np.broadcast_to(brightness[:, None, None, None], (length, 8, 8, 3))
     self.records = [
       clip_record.encode_example(
         spec,
@@ -47,9 +50,7 @@ class ClipsInMemory:
         audio=np.zeros(640 * length),
         expression=np.stack([np.full(length, i), np.arange(length)], axis=1),
         bbox=moving_boxes(i, length),
-        frames=np.broadcast_to(
-          np.arange(length, dtype=np.uint8)[:, None, None, None] * 10, (length, 8, 8, 3)
-        ),
+        frames=frames,
         **{name: make(i) for name, make in blocks.items()},
       )
       for i in range(people * clips)
@@ -59,10 +60,9 @@ class ClipsInMemory:
     return len(self.records)
 
   def __getitem__(self, i):
-    return {
-      k: clip_record.DATASETS.index(v) if k == 'dataset' else v
-      for k, v in self.records[i].items()
-    }
+    record = dict(self.records[i])
+    record['dataset'] = clip_record.DATASETS.index(record['dataset'])
+    return record
 
   @functools.cached_property
   def table(self):
@@ -71,52 +71,44 @@ class ClipsInMemory:
 
 def moving_boxes(clip, length):
   """A face that moves to the right and grows."""
-  x = 0.1 + 0.01 * np.arange(length) + 0.001 * clip
-  return np.stack(
-    [
-      x,
-      np.full(length, 0.3),
-      x + 0.3 + 0.005 * np.arange(length),
-      np.full(length, 0.8),
-    ],
-    axis=1,
-  )
+  left = 0.1 + 0.01 * np.arange(length) + 0.001 * clip
+  right = left + 0.3 + 0.005 * np.arange(length)
+  top = np.full(length, 0.3)
+  bottom = np.full(length, 0.8)
+  return np.stack([left, top, right, bottom], axis=1)
 
 
 def counting_rows(clips, rows, *shape):
-  """Row `k` of clip `c` is filled with `1000 c + k`."""
-  return [
-    (
-      c,
-      np.broadcast_to(
-        (1000 * c + np.arange(rows)).reshape(-1, *[1] * len(shape)), (rows, *shape)
-      ),
-    )
-    for c in range(clips)
-  ]
+  """A feature of clips: row `k` of clip `c` is filled with `1000 c + k`."""
+  items = []
+  for clip in range(clips):
+    numbers = 1000 * clip + np.arange(rows)
+    columns = numbers.reshape(-1, *[1] * len(shape))
+    items.append((clip, np.broadcast_to(columns, (rows, *shape))))
+  return items
 
 
 def with_features(source, folder, weight=1.0, length=LENGTH):
-  store, n = FeatureStore(folder, source.records[0]['dataset']), len(source)
-  prior = [
-    (c, np.stack([np.full(WIDTH, float(c)), np.full(WIDTH, 0.5)])[None])
-    for c in range(n)
-  ]
-  return DatasetPart(
-    source,
-    {
-      'latents': store.write('latents', 'vae', counting_rows(n, length, 4, 4, 4)),
-      'clip_embed': store.write('clip_embed', 'clip', counting_rows(n, length, WIDTH)),
-      'whisper': store.write(
-        'whisper', 'whisper', counting_rows(n, 2 * length, 2, WIDTH)
-      ),
-      'prior': store.write('prior', 'embedder', prior),
-    },
-    weight,
-  )
+  """The source with stored features; mu of each prior names the clip."""
+  store = FeatureStore(folder, source.records[0]['dataset'])
+  clips = len(source)
+  priors = []
+  for clip in range(clips):
+    mu = np.full(WIDTH, float(clip))
+    sigma = np.full(WIDTH, 0.5)
+    priors.append((clip, np.stack([mu, sigma])[None]))
+  items = {
+    'latents': counting_rows(clips, length, 4, 4, 4),
+    'clip_embed': counting_rows(clips, length, WIDTH),
+    'whisper': counting_rows(clips, 2 * length, 2, WIDTH),
+    'prior': priors,
+  }
+  features = {name: store.write(name, 'network', rows) for name, rows in items.items()}
+  return DatasetPart(source, features, weight)
 
 
 def take(dataset, n):
+  """The first `n` batches."""
   return list(itertools.islice(iter(dataset), n))
 
 
@@ -127,4 +119,5 @@ def assert_same_batch(a, b):
 
 
 def clip_of(batch):
+  """The clip of each row of a diffusion batch."""
   return (batch['latents'][:, 0, 0, 0, 0] // 1000).astype(int)

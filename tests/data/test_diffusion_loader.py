@@ -38,11 +38,11 @@ def test_a_diffusion_batch(part):
     'drop': ((4,), 'float32'),
   }
   for b, clip in enumerate(clip_of(batch)):
-    found = part.source[clip]
-    assert batch['emotion_class'][b] == clip_record.emotion_class(
-      found['emotion'], found['intensity']
-    )
-    assert (batch['mu'][b] == clip).all() and (batch['sigma'][b] == 0.5).all()
+    record = part.source[clip]
+    want = clip_record.emotion_class(record['emotion'], record['intensity'])
+    assert batch['emotion_class'][b] == want
+    assert (batch['mu'][b] == clip).all()
+    assert (batch['sigma'][b] == 0.5).all()
 
 
 def test_window_reference_and_token_belong_together(part):
@@ -58,7 +58,7 @@ def test_window_reference_and_token_belong_together(part):
   assert starts == set(range(LENGTH - 8))
 
 
-def test_reference_of_the_identity_comes_from_all_clips_of_the_person(part):
+def test_reference_of_the_identity_comes_from_all_its_clips(part):
   others = 0
   for batch in take(diffusion_batches(part, reference='identity'), 20):
     reference = batch['reference'][:, 0, 0, 0]
@@ -73,51 +73,49 @@ def test_reference_of_the_identity_comes_from_all_clips_of_the_person(part):
 def test_a_reference_of_the_identity_in_the_same_clip_is_outside_the_window(part):
   same = 0
   for batch in take(diffusion_batches(part, batch=24, reference='identity'), 20):
-    rows, reference = (
-      batch['latents'][:, :, 0, 0, 0] % 1000,
-      batch['reference'][:, 0, 0, 0],
-    )
+    reference = batch['reference'][:, 0, 0, 0]
     own = reference // 1000 == clip_of(batch)
     same += own.sum()
-    assert ((reference % 1000 < rows[:, 0]) | (reference % 1000 > rows[:, -1]))[
-      own
-    ].all()
+    rows = batch['latents'][own, :, 0, 0, 0] % 1000
+    row = reference[own] % 1000
+    assert ((row < rows[:, 0]) | (row > rows[:, -1])).all()
   assert same > 20
 
 
-def test_prior_of_another_clip_shows_the_same_emotion_and_level_of_the_same_person(
+def test_prior_of_another_clip_has_the_same_identity_emotion_and_level(
   regular, tmp_path
 ):
   source = ClipsInMemory()
-  for i, r in enumerate(
-    source.records
-  ):  # of eight clips of a person four are happy: two levels, twice each
-    r['emotion'], r['intensity'] = ('happy', 'sad')[i % 8 // 4], 1 + i % 2
+  # Four of the eight clips of an identity are happy: two levels, twice each.
+  for i, record in enumerate(source.records):
+    record['emotion'] = 'happy' if i % 8 < 4 else 'sad'
+    record['intensity'] = 1 + i % 2
   part = with_features(source, tmp_path)
-  table, plain = part.source.table, take(diffusion_batches(part), 5)
+  table = part.source.table
+  plain = take(diffusion_batches(part), 5)
   for batch, same in zip(take(diffusion_batches(part, emotion='other_clip'), 5), plain):
-    clip, other = clip_of(batch), batch['mu'][:, 0].astype(int)
+    clip = clip_of(batch)
+    other = batch['mu'][:, 0].astype(int)
     assert (other != clip).all()
-    for of in (table.identity, table.emotion, table.intensity):
-      np.testing.assert_array_equal(of[other], of[clip])
-    np.testing.assert_array_equal(
-      same['latents'], batch['latents']
-    )  # nothing else of the stream changes before it
-  for batch in take(
-    diffusion_batches(regular, emotion='other_clip'), 3
-  ):  # without labels nothing is known to be alike
+    for column in (table.identity, table.emotion, table.intensity):
+      np.testing.assert_array_equal(column[other], column[clip])
+    # What is drawn before the prior does not change.
+    np.testing.assert_array_equal(same['latents'], batch['latents'])
+
+
+def test_clips_without_labels_have_their_own_priors(regular):
+  for batch in take(diffusion_batches(regular, emotion='other_clip'), 3):
     np.testing.assert_array_equal(batch['mu'][:, 0], clip_of(batch))
 
 
 def test_clips_without_priors(part):
-  bare = dataclasses.replace(
-    part, features={k: v for k, v in part.features.items() if k != 'prior'}
-  )
+  features = dict(part.features)
+  del features['prior']
+  bare = dataclasses.replace(part, features=features)
   with pytest.raises(DataError, match='prior'):
     diffusion_batches(bare)
-  assert {'mu', 'sigma'} == next(iter(diffusion_batches(part))).keys() - next(
-    iter(diffusion_batches(bare, emotion='none'))
-  ).keys()
+  without = next(iter(diffusion_batches(bare, emotion='none')))
+  assert next(iter(diffusion_batches(part))).keys() - without.keys() == {'mu', 'sigma'}
 
 
 def test_unknown_reference_is_refused(part):
@@ -127,15 +125,12 @@ def test_unknown_reference_is_refused(part):
 
 def test_the_reference_falls_back_to_the_window_and_keeps_to_clip_tokens():
   rng = np.random.default_rng(0)
-  assert {example_sampling.reference_row(rng, 3, np.arange(3)) for _ in range(50)} == {
-    0,
-    1,
-    2,
-  }
-  assert {
-    example_sampling.reference_row(rng, 20, np.arange(4, 9), stride=5)
-    for _ in range(50)
-  } == {0, 10, 15}
+
+  def drawn(*args, **kwargs):
+    return {example_sampling.reference_row(rng, *args, **kwargs) for _ in range(50)}
+
+  assert drawn(3, np.arange(3)) == {0, 1, 2}
+  assert drawn(20, np.arange(4, 9), stride=5) == {0, 10, 15}
 
 
 def test_clip_tokens_of_every_fourth_frame(part, tmp_path):
@@ -155,23 +150,19 @@ def test_each_frame_hears_its_tokens(part):
     rows = batch['latents'][:, :, 0, 0, 0] % 1000
     positions = 2 * rows[..., None] - 4 + np.arange(10)
     inside = (positions >= 0) & (positions < 2 * LENGTH)
-    np.testing.assert_array_equal(
-      heard, np.where(inside, positions + 1000 * clip_of(batch)[:, None, None], 0)
-    )
-  assert not inside.all()  # the borders were seen
+    want = np.where(inside, positions + 1000 * clip_of(batch)[:, None, None], 0)
+    np.testing.assert_array_equal(heard, want)
+  assert not inside.all()  # some windows reach beyond the clip
 
 
 def test_the_mask_covers_every_box_and_little_more(part):
   for batch in take(diffusion_batches(part, area=(1.0, 1.0)), 10):
     for b, clip in enumerate(clip_of(batch)):
-      start, stop = (batch['latents'][b, [0, -1], 0, 0, 0] % 1000).astype(int)
-      seen = (
-        part.source[clip]['bbox'][
-          [*range(start, stop + 1), int(batch['reference'][b, 0, 0, 0] % 1000)]
-        ]
-        * 32
-      )
-      low, high = seen[:, :2].min(axis=0), seen[:, 2:].max(axis=0)
+      first, last = (batch['latents'][b, [0, -1], 0, 0, 0] % 1000).astype(int)
+      reference = int(batch['reference'][b, 0, 0, 0] % 1000)
+      boxes = 32 * part.source[clip]['bbox'][[*range(first, last + 1), reference]]
+      low = boxes[:, :2].min(axis=0)
+      high = boxes[:, 2:].max(axis=0)
       ys, xs = np.nonzero(batch['mask'][b])
       assert xs.min() <= low[0] < xs.min() + 1 and xs.max() < high[0] <= xs.max() + 1
       assert ys.min() <= low[1] < ys.min() + 1 and ys.max() < high[1] <= ys.max() + 1
@@ -180,34 +171,28 @@ def test_the_mask_covers_every_box_and_little_more(part):
 
 def test_the_mask_is_scaled_about_its_centre():
   box = np.array([[0.25, 0.25, 0.5, 0.75]])
-  rows, columns = (
-    np.flatnonzero(example_sampling.face_mask(box, 100, 1.2).any(axis=axis))
-    for axis in (1, 0)
-  )
+  mask = example_sampling.face_mask(box, 100, 1.2)
+  rows = np.flatnonzero(mask.any(axis=1))
+  columns = np.flatnonzero(mask.any(axis=0))
   assert (rows[0], rows[-1], columns[0], columns[-1]) == (20, 79, 22, 52)
-  assert (
-    not example_sampling.face_mask(box, 8, 2.0).all()
-    and example_sampling.face_mask(box, 8, 9.0).all()
-  )  # clipped to the picture
+  assert not example_sampling.face_mask(box, 8, 2.0).all()
+  assert example_sampling.face_mask(box, 8, 9.0).all()  # clipped to the image
   assert example_sampling.face_mask(np.zeros((0, 4)), 8, 1.1).all()
 
 
 def test_area_and_drop_are_uniform(part):
   batches = take(diffusion_batches(part, batch=100), 3)
-  drop = np.sort(np.concatenate([b['drop'] for b in batches]))
-  assert (
-    np.abs(drop - np.linspace(0, 1, len(drop))).max() < 1.63 / len(drop) ** 0.5
-  )  # Kolmogorov-Smirnov, 1 %
-  fixed = np.concatenate(
-    [
-      b['mask'].sum(axis=(1, 2))
-      for b in take(diffusion_batches(part, batch=100, area=(1.0, 1.0)), 3)
-    ]
-  )
-  grown = np.concatenate([b['mask'].sum(axis=(1, 2)) for b in batches])
-  assert (grown >= fixed).all() and 1.2 < (
-    grown / fixed
-  ).mean() < 1.45  # E[area^2] = 1.33
+  drop = np.sort(np.concatenate([batch['drop'] for batch in batches]))
+  distance = np.abs(drop - np.linspace(0, 1, len(drop))).max()
+  assert distance < 1.63 / len(drop) ** 0.5  # Kolmogorov-Smirnov, 1 %
+
+  def masked(batches):
+    return np.concatenate([batch['mask'].sum(axis=(1, 2)) for batch in batches])
+
+  fixed = masked(take(diffusion_batches(part, batch=100, area=(1.0, 1.0)), 3))
+  growth = masked(batches) / fixed
+  assert growth.min() >= 1
+  assert 1.2 < growth.mean() < 1.45  # E[area^2] = 1.33
 
 
 def test_motion_buckets(part):
@@ -215,23 +200,16 @@ def test_motion_buckets(part):
   for b, clip in enumerate(clip_of(batch)):
     start = int(batch['latents'][b, 0, 0, 0, 0] % 1000)
     box = part.source[clip]['bbox'][start : start + 9]
-    head = (
-      np.sqrt(((box[:, :2] + box[:, 2:]) / 2).var(axis=0).sum())
-      / (box[:, 2:] - box[:, :2]).mean()
-    )
-    face = (
-      np.arange(9).std() / 2
-    )  # one of two dimensions counts frames, the other is constant
-    np.testing.assert_allclose(
-      batch['buckets'][b], [16 * head / 0.1, 16 * face / 0.5], rtol=1e-5
-    )
-  assert (
-    next(iter(diffusion_batches(part, measured_buckets=False)))['buckets'] == [8, 16]
-  ).all()
-  assert (
-    example_sampling.motion_bucket(1e9, 1.0, 8.0) == 127
-    and example_sampling.motion_bucket(1.0, 0.0, 8.0) == 8
-  )
+    centre = (box[:, :2] + box[:, 2:]) / 2
+    head = np.sqrt(centre.var(axis=0).sum()) / (box[:, 2:] - box[:, :2]).mean()
+    # One of two dimensions counts frames, the other is constant.
+    face = np.arange(9).std() / 2
+    want = [16 * head / 0.1, 16 * face / 0.5]
+    np.testing.assert_allclose(batch['buckets'][b], want, rtol=1e-5)
+  fixed = next(iter(diffusion_batches(part, measured_buckets=False)))
+  assert (fixed['buckets'] == [8, 16]).all()
+  assert example_sampling.motion_bucket(1e9, 1.0, 8.0) == 127
+  assert example_sampling.motion_bucket(1.0, 0.0, 8.0) == 8
 
 
 def test_features_may_be_in_the_records_instead(tmp_path):
@@ -254,15 +232,14 @@ def test_features_may_be_in_the_records_instead(tmp_path):
 
 
 def test_condition_dropout_is_drawn_from_seed_step_and_row(part):
-  def draw(**kw):
-    return np.stack(
-      [batch['drop'] for batch in take(diffusion_batches(part, **kw), 12)]
-    )
+  def drawn(**options):
+    batches = take(diffusion_batches(part, **options), 12)
+    return np.stack([batch['drop'] for batch in batches])
 
-  drop = draw()
-  np.testing.assert_array_equal(drop, draw(threads=1))
-  assert len(np.unique(drop)) == drop.size  # another step, epoch or row, another draw
-  assert not np.isin(draw(seed=8), drop).any()
+  drop = drawn()
+  np.testing.assert_array_equal(drop, drawn(threads=1))
+  assert len(np.unique(drop)) == drop.size  # each step, epoch and row draws its own
+  assert not np.isin(drawn(seed=8), drop).any()
   stream = iter(diffusion_batches(part))
   next(stream)
   state = stream.get_state()

@@ -31,16 +31,17 @@ def test_an_embedder_batch(part, regular):
     'frame_mask': ((18, 12), 'bool'),
     'has_video': ((18,), 'bool'),
     'has_audio': ((18,), 'bool'),
-    **{
-      name: ((18,), 'int32')
-      for name in ('dataset', 'identity', 'emotion', 'level', 'video')
-    },
+    'dataset': ((18,), 'int32'),
+    'identity': ((18,), 'int32'),
+    'emotion': ((18,), 'int32'),
+    'level': ((18,), 'int32'),
+    'video': ((18,), 'int32'),
   }
   assert batch['has_video'].all() and batch['has_audio'].all()
-  assert [clip_record.DATASETS[d] for d in batch['dataset']] == ['synthetic'] * 12 + [
-    'hdtf'
-  ] * 6
-  assert (batch['emotion'][12:] == -1).all() and (batch['emotion'][:12] >= 0).all()
+  datasets = [clip_record.DATASETS[number] for number in batch['dataset']]
+  assert datasets == ['synthetic'] * 12 + ['hdtf'] * 6
+  assert (batch['emotion'][:12] >= 0).all()
+  assert (batch['emotion'][12:] == -1).all()
 
 
 def test_expression_audio_and_mask_are_of_the_same_frames(part):
@@ -60,17 +61,13 @@ def test_expression_audio_and_mask_are_of_the_same_frames(part):
 
 
 def test_crops_in_place_of_expressions(part, tmp_path):
-  """Clips without pixels have no rows; all else of the stream is what it was."""
-  rows = [
-    (
-      c,
-      np.broadcast_to(
-        np.arange(bool(c % 4) * LENGTH, dtype=np.uint8)[:, None, None, None] + c,
-        (bool(c % 4) * LENGTH, 4, 4, 3),
-      ),
-    )
-    for c in range(len(part.source))
-  ]
+  """Clips without pixels have no rows; the rest of the stream stays the same."""
+  rows = []
+  for clip in range(len(part.source)):
+    count = LENGTH if clip % 4 else 0
+    brightness = np.arange(count, dtype=np.uint8) + clip
+    crops = np.broadcast_to(brightness[:, None, None, None], (count, 4, 4, 3))
+    rows.append((clip, crops))
   stored = FeatureStore(tmp_path, 'x').write('crops_4', 'x1.2', rows)
   seeing = dataclasses.replace(part, features={**part.features, 'crops_4': stored})
   for batch, plain in zip(
@@ -79,34 +76,28 @@ def test_crops_in_place_of_expressions(part, tmp_path):
     assert batch['expr'].shape == (12, 12, 4, 4, 3) and batch['expr'].dtype == np.uint8
     clip = plain['expr'][:, 0, 0].astype(int)
     np.testing.assert_array_equal(batch['has_video'], clip % 4 > 0)
-    frame = np.where(
-      plain['frame_mask'] & batch['has_video'][:, None],
-      plain['expr'][..., 1] + clip[:, None],
-      0,
-    )
-    np.testing.assert_array_equal(
-      batch['expr'], np.broadcast_to(frame[..., None, None, None], batch['expr'].shape)
-    )
-    assert_same_batch(
-      *(
-        {k: v for k, v in b.items() if k not in ('expr', 'has_video')}
-        for b in (batch, plain)
-      )
-    )
+    shown = plain['frame_mask'] & batch['has_video'][:, None]
+    brightness = np.where(shown, plain['expr'][..., 1] + clip[:, None], 0)
+    want = np.broadcast_to(brightness[..., None, None, None], batch['expr'].shape)
+    np.testing.assert_array_equal(batch['expr'], want)
+    other = plain | {name: batch[name] for name in ('expr', 'has_video')}
+    assert_same_batch(batch, other)
   with pytest.raises(DataError, match='has no crops_8; compute this feature'):
     embedder_batches(seeing, visual='crops_8')
 
 
 def test_groups_have_positives_and_negatives(part, regular):
   for batch in take(embedder_batches([part, regular], videos=3), 10):
-    group = list(zip(batch['identity'][:12], batch['emotion'][:12]))
-    assert sorted(map(group.count, group)) == [2] * 12
-    assert len(set(batch['identity'][:12])) == 2
-    for person in set(batch['identity'][:12]):
-      assert len(set(batch['emotion'][:12][batch['identity'][:12] == person])) == 3
-    assert not set(batch['identity'][:12]) & set(batch['identity'][12:])
+    identity = batch['identity'][:12]
+    emotion = batch['emotion'][:12]
+    groups = list(zip(identity, emotion))
+    assert [groups.count(group) for group in groups] == [2] * 12
+    assert len(set(identity)) == 2
+    for one in set(identity):
+      assert len(set(emotion[identity == one])) == 3
+    assert not set(identity) & set(batch['identity'][12:])
     videos = list(batch['video'][12:])
-    assert sorted(map(videos.count, videos)) == [2] * 6
+    assert [videos.count(video) for video in videos] == [2] * 6
 
 
 def test_small_groups_give_different_windows():
@@ -172,8 +163,8 @@ def test_a_modality_that_is_missing(tmp_path):
 @pytest.mark.parametrize('width', [2, 5])
 def test_clips_without_expressions_take_the_width_of_the_others(part, tmp_path, width):
   source = ClipsInMemory(people=2, clips=6, dataset='hdtf', labelled=False)
-  for r in source.records:
-    r['expression'] = np.zeros((0, width), np.float32)
+  for record in source.records:
+    record['expression'] = np.zeros((0, width), np.float32)
   unseen = with_features(source, tmp_path)
   (batch,) = take(embedder_batches([part, unseen], videos=3, visual_shape=(2,)), 1)
   assert batch['expr'].shape == (18, 12, 2) and not batch['expr'][12:].any()
@@ -183,11 +174,9 @@ def test_clips_without_expressions_take_the_width_of_the_others(part, tmp_path, 
 def test_processes_share_the_groups_of_one_batch(part):
   whole = take(embedder_batches(part), 2)
   shards = [take(embedder_batches(part, shard=(i, 2)), 2) for i in (0, 1)]
-  for step in (0, 1):
-    assert_same_batch(
-      whole[step],
-      {k: np.concatenate([s[step][k] for s in shards]) for k in whole[step]},
-    )
+  for batch, *halves in zip(whole, *shards, strict=True):
+    joined = {name: np.concatenate([half[name] for half in halves]) for name in batch}
+    assert_same_batch(batch, joined)
 
 
 def test_groups_of_several_data_sets_by_weight(part, regular, tmp_path):
@@ -208,21 +197,15 @@ def test_groups_of_several_data_sets_by_weight(part, regular, tmp_path):
     shard=(0, 1),
   )
   rng = np.random.default_rng(0)
-  counts = np.bincount(
-    [row[0] for _ in range(400) for row in groups.plan(rng)], minlength=4
-  )
-  people, videos = (
-    counts[[0, 2]] / counts[[0, 2]].sum(),
-    counts[[1, 3]] / counts[[1, 3]].sum(),
-  )
-  np.testing.assert_allclose(
-    people, [0.5, 0.5], atol=0.06
-  )  # not 3 : 9, as there are people
-  np.testing.assert_allclose(
-    videos, [0.25, 0.75], atol=0.06
-  )  # not 6 : 16, as there are recordings
+  owners = [window.part for _ in range(400) for window in groups.plan(rng)]
+  counts = np.bincount(owners, minlength=4)
+  emotional, of_videos = counts[[0, 2]], counts[[1, 3]]
+  # Not 3 : 9, the ratio of identities, nor 6 : 16, that of recordings.
+  np.testing.assert_allclose(emotional / emotional.sum(), [0.5, 0.5], atol=0.06)
+  np.testing.assert_allclose(of_videos / of_videos.sum(), [0.25, 0.75], atol=0.06)
   batch = next(iter(embedder_batches([part, regular, second, other], videos=2)))
-  assert len(set(batch['identity'][:12])) == 2 and (batch['emotion'][12:] == -1).all()
+  assert len(set(batch['identity'][:12])) == 2
+  assert (batch['emotion'][12:] == -1).all()
 
 
 def test_impossible_batches_are_refused(part, regular):

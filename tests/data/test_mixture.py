@@ -1,4 +1,4 @@
-"""Streams of all loaders: resume, processes, mixtures, refusals."""
+"""The streams of all loaders: resume, processes, mixtures, refusals."""
 
 import dataclasses
 import functools
@@ -28,14 +28,14 @@ LOADERS = {
 
 
 @pytest.mark.parametrize('name', LOADERS)
-def test_a_resumed_stream_goes_on_exactly(part, name):
-  make = functools.partial(LOADERS[name], part, seed=3)
-  stream = iter(make())
+def test_a_resumed_stream_continues_exactly(part, name):
+  batches = functools.partial(LOADERS[name], part, seed=3)
+  stream = iter(batches())
   for _ in range(8):  # 32 clips: into the second epoch of 24
     next(stream)
   state = stream.get_state()
   want = [next(stream) for _ in range(5)]
-  again = iter(make(threads=1))
+  again = iter(batches(threads=1))
   again.set_state(state)
   for batch in want:
     assert_same_batch(batch, next(again))
@@ -43,44 +43,44 @@ def test_a_resumed_stream_goes_on_exactly(part, name):
 
 @pytest.mark.parametrize('name', LOADERS)
 def test_seed_and_position_decide(part, name):
-  a, b, c = (take(LOADERS[name](part, seed=seed), 7) for seed in (3, 3, 4))
-  for x, y in zip(a, b):
-    assert_same_batch(x, y)
-  assert any((x[k] != y[k]).any() for x, y in zip(a, c) for k in x)
-  assert any((a[0][k] != a[6][k]).any() for k in a[0])  # the next epoch is not the same
+  stream, same, other = (take(LOADERS[name](part, seed=seed), 7) for seed in (3, 3, 4))
+  for a, b in zip(stream, same):
+    assert_same_batch(a, b)
+  assert any(differs(a, b) for a, b in zip(stream, other))
+  assert differs(stream[0], stream[6])  # of the next epoch
+
+
+def differs(a, b):
+  return any((a[name] != b[name]).any() for name in a)
+
+
+def assert_together(whole, shards):
+  """The batches of one process are those of several, one after another."""
+  for batch, *parts in zip(whole, *shards, strict=True):
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in batch}
+    assert_same_batch(batch, joined)
 
 
 @pytest.mark.parametrize('count', [2, 4])
 def test_processes_together_read_what_one_alone_would(part, count):
-  whole = take(
-    diffusion_batches(part, batch=20), 4
-  )  # batches that span epochs of 24 clips
+  whole = take(diffusion_batches(part, batch=20), 4)  # over epochs of 24 clips
   shards = [
     take(diffusion_batches(part, batch=20 // count, shard=(i, count)), 4)
     for i in range(count)
   ]
-  for step, batch in enumerate(whole):
-    assert_same_batch(
-      batch, {k: np.concatenate([s[step][k] for s in shards]) for k in batch}
-    )
+  assert_together(whole, shards)
   assert sorted([*clip_of(whole[0]), *clip_of(whole[1])[:4]]) == list(range(24))
 
 
 def test_processes_together_read_the_mixture_of_one(part, regular):
-  parts, steps = (
-    [dataclasses.replace(part, weight=3.0), regular],
-    5,
-  )  # of 24 and 12 clips
-  for make in (diffusion_batches, frame_batches):
-    whole = take(make(parts, batch=10), steps)
-    shards = [take(make(parts, batch=2, shard=(i, 5)), steps) for i in range(5)]
-    for step, batch in enumerate(whole):
-      assert_same_batch(
-        batch, {k: np.concatenate([s[step][k] for s in shards]) for k in batch}
-      )
+  parts = [dataclasses.replace(part, weight=3.0), regular]  # of 24 and 12 clips
+  for batches in (diffusion_batches, frame_batches):
+    whole = take(batches(parts, batch=10), 5)
+    shards = [take(batches(parts, batch=2, shard=(i, 5)), 5) for i in range(5)]
+    assert_together(whole, shards)
 
 
-def test_another_number_of_processes_goes_on_where_the_first_stopped(part):
+def test_another_number_of_processes_continues_where_the_first_stopped(part):
   stream = iter(diffusion_batches(part, batch=10, shard=(1, 2)))
   for _ in range(3):
     next(stream)
@@ -90,10 +90,9 @@ def test_another_number_of_processes_goes_on_where_the_first_stopped(part):
 
 
 def test_a_mixture_by_weight(part, regular):
-  batches = take(
-    diffusion_batches([dataclasses.replace(part, weight=3.0), regular], batch=8), 6
-  )
-  assert [int((b['emotion_class'] == -1).sum()) for b in batches] == [2] * 6
+  parts = [dataclasses.replace(part, weight=3.0), regular]
+  for batch in take(diffusion_batches(parts, batch=8), 6):
+    assert (batch['emotion_class'] == -1).sum() == 2
 
 
 def test_short_clips_are_refused_by_name(part):
@@ -109,18 +108,16 @@ def test_short_clips_are_refused_by_name(part):
 def test_features_that_do_not_fit_are_refused(part, tmp_path):
   with pytest.raises(DataError, match='has no latents'):
     diffusion_batches(DatasetPart(part.source))
-  store = FeatureStore(tmp_path, 'data')
-  short = store.write(
-    'latents', 'x', counting_rows(len(part.source), LENGTH - 1, 4, 4, 4)
-  )
+
+  def part_with(name, rows):
+    latents = FeatureStore(tmp_path, 'data').write('latents', name, rows)
+    return dataclasses.replace(part, features={**part.features, 'latents': latents})
+
+  short = part_with('short', counting_rows(len(part.source), LENGTH - 1, 4, 4, 4))
   with pytest.raises(
     DataError, match='latents of clip synthetic0 has 19 rows, but its frames ask for 20'
   ):
-    diffusion_batches(
-      dataclasses.replace(part, features={**part.features, 'latents': short})
-    )
-  few = store.write('latents', 'few', counting_rows(2, LENGTH, 4, 4, 4))
+    diffusion_batches(short)
+  few = part_with('few', counting_rows(2, LENGTH, 4, 4, 4))
   with pytest.raises(DataError, match='no clip 2'):
-    diffusion_batches(
-      dataclasses.replace(part, features={**part.features, 'latents': few})
-    )
+    diffusion_batches(few)
