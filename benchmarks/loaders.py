@@ -24,13 +24,17 @@ from configs import embedder as embedder_config
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from dicetalk_jax.data.clip_source import ClipSource
+from dicetalk_jax.data.diffusion_loader import diffusion_loader
+from dicetalk_jax.data.embedder_loader import embedder_loader
 from dicetalk_jax.data.feature_store import Feature, FeatureStore
-from dicetalk_jax.data.loader import Part, diffusion_loader, embedder_loader
+from dicetalk_jax.data.mixture import DatasetPart
 
 STEP_SECONDS = 32 * 31.9 * 4 / (8 * 400)
 
 
-def random_part(folder: pathlib.Path, people: int, clips: int, stride: int) -> Part:
+def random_part(
+  folder: pathlib.Path, people: int, clips: int, stride: int
+) -> DatasetPart:
   """A data set of 2.4 s clips with features of full size."""
   config = SyntheticConfig(train=people, val=0, test=0, clips=clips, content='embedder')
   source = ClipSource(prepare_synthetic(folder, config))
@@ -49,7 +53,7 @@ def random_part(folder: pathlib.Path, people: int, clips: int, stride: int) -> P
       ),
     )
 
-  return Part(
+  return DatasetPart(
     source,
     {
       'latents': write('latents', lambda n: n, (64, 64, 4)),

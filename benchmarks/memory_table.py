@@ -77,7 +77,7 @@ def diffusion_task(
 
 
 def batch_shapes(config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-  """A batch of `dicetalk_jax.data.loader.diffusion_loader`, `[batch_size, ...]`."""
+  """A batch of `dicetalk_jax.data.diffusion_loader`, `[batch_size, ...]`."""
   frames = config.data.frames
   size = config.data.size
   audio = config.audio_linear

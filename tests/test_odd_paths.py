@@ -22,9 +22,10 @@ from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from data_pipelines.preprocess import CorpusConfig
 from dicetalk_jax import bundle, literal_glob, orbax_paths, parallel, published_priors
-from dicetalk_jax.data import loader
+from dicetalk_jax.data.autoencoder_loader import frames_loader
 from dicetalk_jax.data.clip_source import ClipSource, data_sets
 from dicetalk_jax.data.feature_store import FeatureStore
+from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import ConfigError, WeightsError
 from dicetalk_jax.main import tensorboard_writer
 from dicetalk_jax.media import audio, image, video, video_reader
@@ -249,9 +250,7 @@ def test_data_sets(deep):
   assert data_sets(deep / 'data.incomplete.') == [folder]
   source = pickle.loads(pickle.dumps(ClipSource(folder, 'train')))
   assert len(source) == len(source.table) == 2 and source[1]['num_frames'] > 0
-  batch = next(
-    iter(loader.frames_loader(loader.Part(source), batch=2, frames=4, seed=0))
-  )
+  batch = next(iter(frames_loader(DatasetPart(source), batch=2, frames=4, seed=0)))
   assert batch['video'].shape == (2, 4, 32, 32, 3)
   store = FeatureStore(deep / 'features', source.fingerprint)
   written = store.write('prior', 'net', [(i, np.full((1, 3), i)) for i in range(2)])

@@ -22,7 +22,7 @@ from dicetalk_jax.data.clip_record import RecordSpec
 from dicetalk_jax.data.clip_source import ClipSource
 from dicetalk_jax.data.feature_extraction import FeatureExtractor
 from dicetalk_jax.data.feature_store import Feature, FeatureStore
-from dicetalk_jax.data.loader import Part
+from dicetalk_jax.data.mixture import DatasetPart
 
 BLOCKS = ('latents', 'clip_embed', 'whisper')  # features that move into the records
 
@@ -42,7 +42,7 @@ class Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Records `talking_clip` without pixels. `parts` is set before it is prepared."""
 
   VERSION = tfds.core.Version('1.0.0')
-  parts: Mapping[str, Part]  # by split
+  parts: Mapping[str, DatasetPart]  # by split
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
@@ -57,7 +57,9 @@ class Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     del dl_manager  # nothing is downloaded
     return {split: self._generate_examples(part) for split, part in self.parts.items()}
 
-  def _generate_examples(self, part: Part) -> Iterator[tuple[str, dict[str, Any]]]:
+  def _generate_examples(
+    self, part: DatasetPart
+  ) -> Iterator[tuple[str, dict[str, Any]]]:
     source = part.source
     for clip, record in enumerate(
       tqdm.tqdm(source, desc=f'records ({source.split})', unit='clip', mininterval=1)
@@ -103,7 +105,7 @@ def prepare_packed(
   """
   root = pathlib.Path(tfds_writer.make_root(root))
   parts = {
-    job.source.split: Part(
+    job.source.split: DatasetPart(
       job.source, job.load_or_compute(*dict.fromkeys((*BLOCKS, *names)))
     )
     for job in jobs
@@ -132,7 +134,7 @@ def prepare_packed(
   return folder
 
 
-def _spec(part: Part) -> RecordSpec:
+def _spec(part: DatasetPart) -> RecordSpec:
   first = part.source[0]
   shapes = {name: part.rows(name, 0, first, slice(None)).shape[1:] for name in BLOCKS}
   return RecordSpec(

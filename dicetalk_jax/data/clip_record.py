@@ -2,11 +2,11 @@
 
 A record is one clip of at most about 20 s at 25 frames and 16 000 samples per second.
 Pixels are stored as one JPEG per frame, so that a loader decodes only the frames that
-it samples; blocks that a corpus does not have are zero-length. Neither writing nor
+it samples; blocks that a corpus does not have are of length zero. Neither writing nor
 reading needs TensorFlow.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import io
 from typing import Any
@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 
 from dicetalk_jax.errors import ConfigError, DataError
+from dicetalk_jax.media import audio
 
 FPS = 25
-SAMPLE_RATE = 16_000
+SAMPLE_RATE = audio.RATE  # the rate that the networks hear
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 
 EMOTIONS = (
@@ -36,19 +37,21 @@ CLASSES = 22  # seven emotions at three levels, and neutral
 DATASETS = ('mead', 'hdtf', 'voxceleb2', 'other', 'synthetic')
 CONTENTS = ('embedder', 'latents', 'full')
 
-_LEVELLED = tuple(e for e in EMOTIONS if e != 'neutral')
+_LEVELLED = tuple(emotion for emotion in EMOTIONS if emotion != 'neutral')
 
 
 def emotion_class(emotion: str, level: int) -> int:
-  """Index in the 22 classes of the emotion classifier: neutral is 0, others `1 + 3 e +
-  (level - 1)`.
+  """Index in the 22 classes of the emotion classifier.
+
+  Neutral is 0. The others are `1 + 3 e + (level - 1)`, with `e` counting the emotions
+  but neutral.
 
   Args:
     emotion: one of `EMOTIONS` or `UNKNOWN`.
     level: 1-3; 0 where it is unknown. Neutral has no levels.
 
   Returns:
-    0-21, or -1 for clips that carry no usable label.
+    0-21, or -1 for clips without a usable label.
 
   Raises:
     ConfigError: no such emotion or level.
@@ -68,25 +71,14 @@ def emotion_class(emotion: str, level: int) -> int:
   return 1 + 3 * _LEVELLED.index(emotion) + level - 1
 
 
-def class_emotion(index: int) -> tuple[str, int]:
-  """The inverse of `emotion_class`: (emotion, level), with level 1 for neutral as in
-  MEAD's folders.
-  """
-  if not 0 <= index < CLASSES:
-    raise ConfigError(
-      f'emotion class {index} is not known; classes are 0 to {CLASSES - 1}'
-    )
-  if index == 0:
-    return 'neutral', 1
-  return _LEVELLED[(index - 1) // 3], (index - 1) % 3 + 1
-
-
 @dataclasses.dataclass(frozen=True)
 class RecordSpec:
-  """Which blocks a record carries, and the sizes of their rows.
+  """The blocks of a record, and the sizes of their rows.
 
-  `content`: 'embedder' leaves out pixels, latents and CLIP tokens; 'latents' leaves out
-  pixels; 'full' has all.
+  Attributes:
+    content: 'embedder' leaves out pixels, latents and CLIP tokens; 'latents' leaves out
+      pixels; 'full' has all.
+    expression_dim, latent_shape, clip_dim, whisper_shape, prior_dim: of one row.
   """
 
   content: str = 'full'
@@ -106,49 +98,40 @@ class RecordSpec:
   @property
   def blocks(self) -> dict[str, tuple[tuple[int | None, ...], Any]]:
     """Shape (None = any length) and dtype of every array block."""
-    blocks = {
+    blocks: dict[str, tuple[tuple[int | None, ...], Any]] = {
       'audio': ((None,), np.int16),  # 16 kHz mono
-      'whisper': ((None, *self.whisper_shape), np.float16),  # 2 tokens per frame
+      'whisper': ((None, *self.whisper_shape), np.float16),  # two positions per frame
       'expression': ((None, self.expression_dim), np.float32),
-      'bbox': ((None, 4), np.float32),  # x1, y1, x2, y2 in [0, 1] of the picture
+      'bbox': ((None, 4), np.float32),  # x1, y1, x2, y2 in [0, 1] of the image
       'emo_mu': ((self.prior_dim,), np.float32),
       'emo_sigma': ((self.prior_dim,), np.float32),  # standard deviation
-      'opening': (
-        (None,),
-        np.float32,
-      ),  # ground truth of synthetic clips: mouth opening,
-      'landmarks': ((None, 68, 2), np.float32),  # 68 points in [0, 1] of the picture,
-      'phoneme': ((None,), np.int16),  # and phoneme id, each per frame
+      # Ground truth of synthetic clips, for each frame.
+      'opening': ((None,), np.float32),  # of the mouth
+      'landmarks': ((None, 68, 2), np.float32),  # 68 points in [0, 1] of the image
+      'phoneme': ((None,), np.int16),  # its number
     }
     if self.content != 'embedder':
-      blocks['latents'] = (
-        (None, *self.latent_shape),
-        np.float16,
-      )  # VAE posterior mean, unscaled
+      # The VAE's posterior mean, unscaled.
+      blocks['latents'] = ((None, *self.latent_shape), np.float16)
       blocks['clip_embed'] = ((None, self.clip_dim), np.float16)
     return blocks
 
   def features(self) -> Any:
     """The spec as a `tfds.features.FeaturesDict`."""
-    # builders only: rendering processes start in half the time without it
+    # Builders only: rendering processes start in half the time without it.
     import tensorflow_datasets as tfds
 
-    spec = {
-      name: tfds.features.Text() for name in ('clip_id', 'video_id', 'identity', 'text')
-    }
+    spec: dict[str, Any] = {}
+    for name in ('clip_id', 'video_id', 'identity', 'text'):
+      spec[name] = tfds.features.Text()
     spec['dataset'] = tfds.features.ClassLabel(names=DATASETS)
     spec['emotion'] = tfds.features.ClassLabel(names=(*EMOTIONS, UNKNOWN))
-    spec |= {
-      name: tfds.features.Scalar(np.int32) for name in ('intensity', 'num_frames')
-    }
-    spec |= {
-      name: tfds.features.Scalar(np.float32)
-      for name in ('fps', 'motion_head', 'motion_exp')
-    }
-    spec |= {
-      name: tfds.features.Scalar(np.bool_)
-      for name in ('has_video', 'has_audio', 'has_expression', 'has_prior')
-    }
+    for name in ('intensity', 'num_frames'):
+      spec[name] = tfds.features.Scalar(np.int32)
+    for name in ('fps', 'motion_head', 'motion_exp'):
+      spec[name] = tfds.features.Scalar(np.float32)
+    for name in ('has_video', 'has_audio', 'has_expression', 'has_prior'):
+      spec[name] = tfds.features.Scalar(np.bool_)
     for name, (shape, dtype) in self.blocks.items():
       spec[name] = tfds.features.Tensor(shape=shape, dtype=dtype, encoding='zlib')
     if self.content == 'full':
@@ -159,8 +142,10 @@ class RecordSpec:
 
 
 def head_motion(bbox: np.ndarray) -> float:
-  """How far the head moves: spread of the box centre over the mean side of the box;
-  `bbox` [N,4].
+  """How far the head moves: spread of the box's centre over the box's mean side.
+
+  Args:
+    bbox: [N,4], x1, y1, x2, y2.
   """
   centre = (bbox[:, :2] + bbox[:, 2:]) / 2
   side = (bbox[:, 2:] - bbox[:, :2]).mean()
@@ -168,8 +153,10 @@ def head_motion(bbox: np.ndarray) -> float:
 
 
 def expression_motion(expression: np.ndarray) -> float:
-  """How much the face moves: standard deviation over time, mean over dimensions;
-  `expression` [N,D].
+  """How much the face moves: standard deviation over time, mean over dimensions.
+
+  Args:
+    expression: [N,D].
   """
   return float(expression.std(axis=0).mean())
 
@@ -200,7 +187,7 @@ def encode_example(
     emotion: one of `EMOTIONS` or `UNKNOWN`.
     intensity: 1-3, 0 where unknown.
     text: what is said, where known.
-    frames: N pictures, uint8 `[H,W,3]` or already JPEG bytes.
+    frames: N images, uint8 `[H,W,3]` or already JPEG bytes.
     **blocks: arrays named as in `spec.blocks`, with N rows (audio: 640 N samples, float
       in [-1, 1] or int16; whisper: 2N rows; emo_mu and emo_sigma: no time axis).
 
@@ -208,36 +195,13 @@ def encode_example(
     DataError: a block is unknown, or has another length or shape than the spec and N
       ask for.
   """
-  known = dataclasses.replace(spec, content='full').blocks
-  if unknown := sorted(set(blocks) - set(known)):
-    raise DataError(
-      f'clip {clip_id}: the record has no block {", ".join(unknown)}; its blocks are '
-      f'{", ".join(known)}'
-    )
-  if blocks.get('audio') is not None and np.issubdtype(
-    np.asarray(blocks['audio']).dtype, np.floating
-  ):
-    blocks['audio'] = np.round(np.clip(blocks['audio'], -1, 1) * 32767)
-  rows = {'audio': SAMPLES_PER_FRAME * num_frames, 'whisper': 2 * num_frames}
-  arrays = {}
-  for name, (shape, dtype) in known.items():
-    if blocks.get(name) is None:
-      arrays[name] = np.zeros([n or 0 for n in shape], dtype)
-      continue
-    arrays[name] = value = np.asarray(blocks[name]).astype(dtype)
-    want = (rows.get(name, num_frames), *shape[1:]) if shape[0] is None else shape
-    strided = (
-      name == 'clip_embed' and 0 < len(value) <= num_frames
-    )  # may hold every n-th frame only
-    if value.shape[1:] != want[1:] or (value.shape[0] != want[0] and not strided):
-      raise DataError(
-        f'clip {clip_id}: {name} has shape {value.shape}, but {num_frames} frames need '
-        f'{want}'
-      )
+  arrays = _typed_blocks(spec, clip_id, num_frames, blocks)
   if len(frames) not in (0, num_frames):
     raise DataError(
-      f'clip {clip_id}: there are {len(frames)} pictures, but {num_frames} frames'
+      f'clip {clip_id}: there are {len(frames)} images for {num_frames} frames; pass '
+      'one for each, or none'
     )
+  bbox, expression = arrays['bbox'], arrays['expression']
   record = {
     'clip_id': clip_id,
     'video_id': video_id or clip_id,
@@ -248,13 +212,11 @@ def encode_example(
     'intensity': intensity,
     'fps': FPS,
     'num_frames': num_frames,
-    'motion_head': head_motion(arrays['bbox']) if len(arrays['bbox']) else 0.0,
-    'motion_exp': expression_motion(arrays['expression'])
-    if len(arrays['expression'])
-    else 0.0,
+    'motion_head': head_motion(bbox) if len(bbox) else 0.0,
+    'motion_exp': expression_motion(expression) if len(expression) else 0.0,
     'has_video': len(frames) > 0 or len(arrays['latents']) > 0,
     'has_audio': len(arrays['audio']) > 0,
-    'has_expression': len(arrays['expression']) > 0,
+    'has_expression': len(expression) > 0,
     'has_prior': blocks.get('emo_mu') is not None,
   }
   record |= {name: arrays[name] for name in spec.blocks}
@@ -263,31 +225,67 @@ def encode_example(
   return record
 
 
-def encode_jpeg(picture: np.ndarray, quality: int = 95) -> bytes:
-  """uint8 `[H,W,3]` -> JPEG; colour is kept at full resolution, since lips are small
-  and red.
+def _typed_blocks(
+  spec: RecordSpec, clip_id: str, num_frames: int, blocks: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+  """All blocks that a full record has, in the types of the spec; see `encode_example`.
+
+  Blocks that are not given, or None, have no rows.
+  """
+  known = dataclasses.replace(spec, content='full').blocks
+  if unknown := sorted(set(blocks) - set(known)):
+    raise DataError(
+      f'clip {clip_id}: the record has no block {", ".join(unknown)}; its blocks are '
+      f'{", ".join(known)}'
+    )
+  rows = {'audio': SAMPLES_PER_FRAME * num_frames, 'whisper': 2 * num_frames}
+  arrays = {}
+  for name, (shape, dtype) in known.items():
+    if blocks.get(name) is None:
+      arrays[name] = np.zeros([n or 0 for n in shape], dtype)
+      continue
+    value = np.asarray(blocks[name])
+    if name == 'audio' and np.issubdtype(value.dtype, np.floating):
+      value = np.round(np.clip(value, -1, 1) * 32767)
+    value = value.astype(dtype)
+    want = (rows.get(name, num_frames), *shape[1:]) if shape[0] is None else shape
+    # CLIP tokens may be of every n-th frame only.
+    strided = name == 'clip_embed' and 0 < len(value) <= num_frames
+    if value.shape[1:] != want[1:] or (len(value) != want[0] and not strided):
+      raise DataError(
+        f'clip {clip_id}: {name} has shape {value.shape}, but {num_frames} frames need '
+        f'{want}'
+      )
+    arrays[name] = value
+  return arrays
+
+
+def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
+  """uint8 `[H,W,3]` to JPEG.
+
+  Colour is kept at full resolution, since lips are small and red.
   """
   buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, 'JPEG', quality=quality, subsampling=0)
+  Image.fromarray(image).save(buffer, 'JPEG', quality=quality, subsampling=0)
   return buffer.getvalue()
 
 
 def decode_frames(
-  record: Mapping[str, Any], rows: Sequence[int] | None = None
+  record: Mapping[str, Any], rows: Iterable[int] | None = None
 ) -> np.ndarray:
-  """The pictures at `rows` (all by default), uint8 `[n,H,W,3]`."""
+  """The frames at `rows` (all by default), uint8 `[n,H,W,3]`."""
   frames = record['frames']
   rows = range(len(frames)) if rows is None else rows
   return np.stack([np.asarray(Image.open(io.BytesIO(frames[i]))) for i in rows])
 
 
 def decode_audio(record: Mapping[str, Any]) -> np.ndarray:
-  """The sound in [-1, 1], float32 `[640 N]`, 16 kHz mono."""
+  """The audio in [-1, 1], float32 `[640 N]`, 16 kHz mono."""
   return record['audio'].astype(np.float32) / 32767
 
 
 def decode_text(record: Mapping[str, Any], name: str) -> str:
-  """A text field; TFDS reads them back as bytes."""
+  """A text field, which TFDS reads back as bytes."""
   value = record[name]
   return value.decode() if isinstance(value, bytes) else value
 

@@ -1,6 +1,4 @@
-"""Random access to the clips of a prepared data set, with a table of what each clip
-is.
-"""
+"""Random access to the clips of a prepared data set, and a table of their labels."""
 
 from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
@@ -9,17 +7,17 @@ import hashlib
 import os
 import pathlib
 from typing import Any, Self
-import uuid
 
 import numpy as np
 
 from dicetalk_jax.data import clip_record
 from dicetalk_jax.errors import DataError
+from dicetalk_jax.files import atomic_file
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClipTable:
-  """One row per clip: what samplers must know before they read a record.
+  """One row per clip: what loaders must know before they read a record.
 
   All fields have length `n`.
   """
@@ -27,8 +25,8 @@ class ClipTable:
   clip_id: np.ndarray
   video_id: np.ndarray
   identity: np.ndarray
-  dataset: np.ndarray  # index in record.DATASETS
-  emotion: np.ndarray  # name, record.UNKNOWN where there is no label
+  dataset: np.ndarray  # index in clip_record.DATASETS
+  emotion: np.ndarray  # name, clip_record.UNKNOWN where there is no label
   intensity: np.ndarray
   num_frames: np.ndarray
   motion_head: np.ndarray
@@ -40,55 +38,37 @@ class ClipTable:
   @classmethod
   def scan(cls, records: Iterable[Mapping[str, Any]]) -> Self:
     """Reads the rows from the records."""
-    rows = [
-      {
-        **{
-          name: clip_record.decode_text(r, name)
-          for name in ('clip_id', 'video_id', 'identity')
-        },
-        'emotion': clip_record.decode_emotion(r),
-        **{
-          name: r[name]
-          for name in (
-            'dataset',
-            'intensity',
-            'num_frames',
-            'motion_head',
-            'motion_exp',
-          )
-        },
-      }
-      for r in records
-    ]
-    return cls(
-      **{
-        f.name: np.array([row[f.name] for row in rows]) for f in dataclasses.fields(cls)
-      }
-    )
+    columns: dict[str, list] = {field.name: [] for field in dataclasses.fields(cls)}
+    for record in records:
+      for name, column in columns.items():
+        if name in ('clip_id', 'video_id', 'identity'):
+          column.append(clip_record.decode_text(record, name))
+        elif name == 'emotion':
+          column.append(clip_record.decode_emotion(record))
+        else:
+          column.append(record[name])
+    return cls(**{name: np.array(column) for name, column in columns.items()})
 
-  def save(self, path: pathlib.Path):
-    """Writes the table aside and moves it when whole."""
-    aside = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
-    try:
-      with open(aside, 'xb') as file:
-        np.savez(
-          file, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        )
-      os.replace(aside, path)
-    finally:
-      aside.unlink(missing_ok=True)
+  def save(self, path: pathlib.Path) -> None:
+    """Writes the table as `.npz`, which appears when it is whole."""
+    columns = {
+      field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+    }
+    with atomic_file(path) as part, open(part, 'wb') as file:
+      np.savez(file, **columns)
 
   @classmethod
   def load(cls, path: pathlib.Path) -> Self:
+    """Reads a table that `save` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
       return cls(**arrays)
 
 
 class ClipSource:
-  """One split of a prepared data set: `source[i]` is a record, `source.table` says what
-  there is.
+  """One split of a prepared data set: `source[i]` is a record, `source.table` describes
+  all.
 
-  Picklable, so that Grain's worker processes can open it anew.
+  Picklable, so that Grain's worker processes can open it again.
 
   Args:
     folder: the builder directory that `prepare` returned (it holds
@@ -100,7 +80,8 @@ class ClipSource:
   """
 
   def __init__(self, folder: str | os.PathLike, split: str = 'train'):
-    self.folder, self.split = pathlib.Path(folder), split
+    self.folder = pathlib.Path(folder)
+    self.split = split
     if not (self.folder / 'dataset_info.json').exists():
       raise DataError(
         f'{folder} holds no prepared data set; make one with python -m '
@@ -116,14 +97,14 @@ class ClipSource:
     return {'folder': self.folder, 'split': self.split}
 
   @functools.cached_property
-  def _builder(self):
-    # seconds to import, and sources are also opened in worker processes
+  def _builder(self) -> Any:
+    # The import takes seconds, and worker processes open sources too.
     import tensorflow_datasets as tfds
 
     return tfds.builder_from_directory(self.folder)
 
   @functools.cached_property
-  def _records(self):
+  def _records(self) -> Any:
     return self._builder.as_data_source(self.split)
 
   def __len__(self) -> int:
@@ -140,7 +121,9 @@ class ClipSource:
 
   @functools.cached_property
   def table(self) -> ClipTable:
-    """Read from beside the records; made by one pass over them the first time."""
+    """Read from the folder of the records; made by one pass over them the first
+    time.
+    """
     path = self.folder / f'clips-{self.split}.npz'
     if path.exists():
       return ClipTable.load(path)
@@ -152,30 +135,24 @@ class ClipSource:
   @functools.cached_property
   def motion_medians(self) -> tuple[float, float]:
     """Median head and expression motion of the training clips: the unit of the motion
-    buckets; 0 if none has any.
+    buckets.
 
-    Clips without boxes or expressions say 0, and do not count.
+    Clips without boxes or expressions have motion 0, and do not count. 0 if no clip
+    counts.
     """
     splits = self._builder.info.splits
-    source = (
-      ClipSource(self.folder, 'train')
-      if self.split != 'train' and 'train' in splits
-      else self
-    )
-    measured = (
-      motion[motion > 0]
-      for motion in (source.table.motion_head, source.table.motion_exp)
-    )
-    return tuple(
-      float(np.median(motion)) if len(motion) else 0.0 for motion in measured
-    )
+    source = self
+    if self.split != 'train' and 'train' in splits:
+      source = ClipSource(self.folder, 'train')
+    table = source.table
+    return _median_above_zero(table.motion_head), _median_above_zero(table.motion_exp)
 
   @functools.cached_property
   def expression_dim(self) -> int:
-    """Expression coefficients per frame; 0 if no clip has any, since records without
-    rows have a width all the same.
-    """
-    return self[0]['expression'].shape[1] if self.table.motion_exp.any() else 0
+    """Expression coefficients per frame; 0 if no clip has any."""
+    if not self.table.motion_exp.any():
+      return 0  # though records without rows have a width too
+    return self[0]['expression'].shape[1]
 
   @functools.cached_property
   def made_by(self) -> dict[str, str]:
@@ -187,9 +164,7 @@ class ClipSource:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Changes when the data set or the split does; names everything computed from
-    the records.
-    """
+    """Names everything computed from the records; changes with data set and split."""
     parts = [
       (self.folder / name).read_bytes()
       for name in ('dataset_info.json', 'features.json')
@@ -197,18 +172,22 @@ class ClipSource:
     return hashlib.sha256(b'\0'.join([*parts, self.split.encode()])).hexdigest()[:16]
 
 
+def _median_above_zero(motion: np.ndarray) -> float:
+  measured = motion[motion > 0]
+  return float(np.median(measured)) if len(measured) else 0.0
+
+
 def data_sets(root: pathlib.Path) -> list[pathlib.Path]:
-  """The folders of all prepared data sets below `root`, which is config.data.dir:
-  features go below it too.
+  """The folders of all prepared data sets below `root`.
+
+  That is config.data.dir; features are stored below it too.
 
   Raises:
     DataError: there is none, or `root` is one.
   """
-  found = sorted(
-    path.parent
-    for path in root.rglob('dataset_info.json')
-    if not path.parent.name.startswith('incomplete.')
-  )  # as TFDS calls what it writes
+  folders = sorted(path.parent for path in root.rglob('dataset_info.json'))
+  # TFDS writes into folders of this name.
+  found = [path for path in folders if not path.name.startswith('incomplete.')]
   if not found:
     raise DataError(
       f'there is no prepared data set below {root}; make one with python -m '

@@ -1,17 +1,16 @@
-"""What a training example is: which frames, which sound, which face region, how much
-motion.
+"""The parts of a training example: its frames, face region and amount of motion.
 
 Pure functions of arrays and a random generator; the loaders put them together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-AUDIO_WINDOW = 10  # Whisper tokens per frame
-AUDIO_BEFORE = 4  # of which this many lie before the frame's own first token
-FALLBACK_BUCKETS = (8.0, 16.0)  # the two motion buckets of the published inference
+# Head and expression, as the reference implementation always sets them.
+FALLBACK_BUCKETS = (8.0, 16.0)
 MAX_BUCKET = 127.0
 
 
@@ -23,18 +22,22 @@ def window_span(frames: int, step: int) -> int:
 def window_rows(
   rng: np.random.Generator, length: int, frames: int, step: int = 1
 ) -> np.ndarray:
-  """A window at a random place of a clip of `length` frames; int `[frames]`,
-  ascending by `step`.
+  """A window at a random place of a clip of `length` frames.
+
+  Returns:
+    int `[frames]`, ascending by `step`.
   """
-  return rng.integers(length - window_span(frames, step) + 1) + step * np.arange(frames)
+  start = rng.integers(length - window_span(frames, step) + 1)
+  return start + step * np.arange(frames)
 
 
 def reference_row(
   rng: np.random.Generator, length: int, rows: np.ndarray, stride: int = 1
 ) -> int:
-  """A random frame outside the window if the clip allows it, else any.
+  """A random frame, outside the window if the clip is long enough.
 
   Args:
+    rng: draws it.
     length: frames of the clip.
     rows: frames of the window, ascending.
     stride: only every `stride`-th frame has a CLIP token.
@@ -45,47 +48,22 @@ def reference_row(
 
 
 def visual_rows(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """What an embedder sees of a clip, `[n,*shape]`.
-
-  A clip without any has no width of its own: it gets the embedder's.
+  """The visual input of an embedder for one clip, `[n,*shape]`.
 
   Args:
-    rows: as stored; no rows at all, of whatever shape, where a clip has no expressions
-      or pixels.
+    rows: as stored. Where a clip has no expressions or pixels there are none, and their
+      shape means nothing.
     shape: of one frame, `EmbedderConfig.visual_shape`.
   """
   return rows if len(rows) else np.zeros((0, *shape), rows.dtype)
-
-
-def audio_windows(
-  whisper: Callable[[slice], np.ndarray], tokens: int, rows: np.ndarray
-) -> np.ndarray:
-  """Whisper states around each frame: frame `f` sees tokens `2f-4 ...
-
-  2f+5`, zeros beyond the clip.
-
-  Args:
-    whisper: reads a slice of the clip's states, `[n, states, width]`.
-    tokens: number of states rows of the clip.
-    rows: source frames `[F]`, ascending.
-
-  Returns:
-    float32 `[F, 10, states, width]`.
-  """
-  positions = 2 * rows[:, None] - AUDIO_BEFORE + np.arange(AUDIO_WINDOW)
-  start, stop = int(positions[0, 0]), int(positions[-1, -1]) + 1
-  known = whisper(slice(max(start, 0), min(stop, tokens)))
-  states = np.zeros((stop - start, *known.shape[1:]), np.float32)
-  states[max(start, 0) - start :][: len(known)] = known
-  return states[positions - start]
 
 
 def face_mask(boxes: np.ndarray, size: int, area: float) -> np.ndarray:
   """One rectangle that holds the face in every frame.
 
   Args:
-    boxes: `[n, 4]` x1, y1, x2, y2 in [0, 1]; none at all marks the whole picture.
-    size: side of the square picture in pixels.
+    boxes: `[n, 4]` x1, y1, x2, y2 in [0, 1]; without any, the whole image is marked.
+    size: side of the square image in pixels.
     area: the union of the boxes is scaled by this about its centre.
 
   Returns:
@@ -93,8 +71,10 @@ def face_mask(boxes: np.ndarray, size: int, area: float) -> np.ndarray:
   """
   if not len(boxes):
     return np.ones((size, size), np.float32)
-  low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
-  centre, half = (low + high) / 2, (high - low) / 2 * area
+  low = boxes[:, :2].min(axis=0)
+  high = boxes[:, 2:].max(axis=0)
+  centre = (low + high) / 2
+  half = (high - low) / 2 * area
   x1, y1 = np.clip(np.floor((centre - half) * size), 0, size).astype(int)
   x2, y2 = np.clip(np.ceil((centre + half) * size), 0, size).astype(int)
   mask = np.zeros((size, size), np.float32)
@@ -103,46 +83,67 @@ def face_mask(boxes: np.ndarray, size: int, area: float) -> np.ndarray:
 
 
 def motion_bucket(value: float, median: float, fallback: float) -> float:
-  """16 is the motion of the median clip, 127 the most; `fallback` for data that does
-  not measure it.
+  """The amount of motion as the UNet reads it: 16 for the median clip, 127 at most.
+
+  Args:
+    value: of the clip.
+    median: of the data set; 0 where motion is not measured.
+    fallback: the result in that case.
   """
-  return float(np.clip(16 * value / median, 0, MAX_BUCKET)) if median > 0 else fallback
+  if median <= 0:
+    return fallback
+  return float(np.clip(16 * value / median, 0, MAX_BUCKET))
+
+
+class Pick(NamedTuple):
+  """A window of a clip, before its length is known.
+
+  Attributes:
+    clip: index of the clip.
+    number: of the part of the clip that it starts in.
+    parts: how many equal parts the clip is divided into.
+    place: where in that part it starts, in [0, 1).
+  """
+
+  clip: int
+  number: int
+  parts: int
+  place: float
 
 
 def draw_group(
-  rng: np.random.Generator, clips: Sequence[int], count: int
-) -> list[tuple[int, tuple[int, int], float]]:
-  """`count` windows of one group: clip, which of how many parts of it the window starts
-  in, and where there, in [0, 1).
+  rng: np.random.Generator, clips: Sequence[int] | np.ndarray, count: int
+) -> list[Pick]:
+  """Draws `count` windows of one group of clips.
 
   All clips are used before one is used again; then the windows of one clip start in
   different parts of it.
   """
   rounds = math.ceil(count / len(clips))
   order = rng.permutation(np.asarray(clips))
-  return [
-    (int(order[k % len(order)]), (k // len(order), rounds), rng.random())
-    for k in range(count)
-  ]
+  picks = []
+  for k in range(count):
+    used, position = divmod(k, len(order))
+    picks.append(Pick(int(order[position]), used, rounds, rng.random()))
+  return picks
 
 
-def group_window(
-  have: int, length: int, min_len: int, part: tuple[int, int], place: float
-) -> tuple[int, int]:
+def group_window(have: int, length: int, min_len: int, pick: Pick) -> tuple[int, int]:
   """First frame and number of frames of a window that `draw_group` has drawn.
 
   A clip that is used again gives windows of at most half of it, so that they start at
-  different frames: positives that are one and the same window teach nothing. Clips of
-  hardly more than `min_len` frames leave no choice.
+  different frames: two equal windows would be a positive pair that teaches nothing.
+  Clips of hardly more than `min_len` frames leave no choice.
 
   Args:
     have: frames of the clip.
     length: frames asked for, at least `min_len`; shorter clips are used whole.
     min_len: fewest frames.
-    part, place: see `draw_group`.
+    pick: of the clip.
   """
-  number, parts = part
-  length = min(length, have if parts == 1 else max(min_len, have // 2), have)
+  longest = have if pick.parts == 1 else max(min_len, have // 2)
+  length = min(length, longest, have)
   starts = have - length + 1
-  first, end = (k * starts // parts for k in (number, number + 1))
-  return first + int(place * (end - first)), length
+  first = pick.number * starts // pick.parts
+  end = (pick.number + 1) * starts // pick.parts
+  return first + int(pick.place * (end - first)), length

@@ -1,9 +1,8 @@
-"""Expression features from files: whatever a face tracker writes, as one row per frame
-at 25 per second.
+"""Expression features from the files of face trackers: one row per frame at 25 fps.
 
-Any width will do: 64 expression coefficients of the Basel model (`coeff[:, 80:144]` of
-Deep3DFaceRecon), 50 of FLAME, 52 blendshapes of MediaPipe, 17 action units of OpenFace,
-...
+Any width is possible: 64 expression coefficients of the Basel model (`coeff[:, 80:144]`
+of Deep3DFaceRecon), 50 of FLAME, 52 blendshapes of MediaPipe, 17 action units of
+OpenFace, ...
 """
 
 import csv
@@ -15,20 +14,15 @@ import numpy as np
 from dicetalk_jax.data.clip_record import FPS
 from dicetalk_jax.errors import DataError
 
-_KEYS = (
-  'coeff',
-  'coeff_3dmm',
-  'expression',
-  'exp',
-)  # names in .mat and .npz, in this order
-_ACTION_UNIT = re.compile(
-  r'AU\d+_r'
-)  # OpenFace: intensities, beside angles, landmarks and confidence
+# Names in .mat and .npz, the first that is there.
+_KEYS = ('coeff', 'coeff_3dmm', 'expression', 'exp')
+# OpenFace's intensities, next to angles, landmarks and confidence.
+_ACTION_UNIT = re.compile(r'AU\d+_r')
 _SLACK = 3  # frames by which video and features may differ in length
 
 
 def parse_columns(text: str) -> tuple[int, int]:
-  """The flag 'FIRST:END', such as 80:144. Raises ValueError."""
+  """Parses the flag 'FIRST:END', such as 80:144. Raises ValueError."""
   first, end = map(int, text.split(':'))
   return first, end
 
@@ -51,29 +45,8 @@ def read_expression(
   Raises:
     DataError: the file is damaged, or holds no such matrix of finite numbers.
   """
-  ending = os.path.splitext(path)[1].lower()
   try:
-    if ending in ('.npy', '.npz'):
-      loaded = np.load(path, allow_pickle=False)
-      rows = (
-        loaded
-        if ending == '.npy'
-        else _choose(path, {name: loaded[name] for name in loaded.files}, key)
-      )
-    elif ending == '.mat':
-      import scipy.io
-
-      rows = _choose(path, scipy.io.loadmat(path), key)
-    elif ending == '.txt':
-      rows = np.loadtxt(path, ndmin=2)
-    elif ending == '.csv':
-      rows = _read_csv(path)
-    else:
-      raise DataError(
-        f'{path} is of no known kind of expression features; use .npy, .npz, .mat, '
-        '.txt or .csv'
-      )
-    rows = np.asarray(rows, np.float32)
+    rows = np.asarray(_read_matrix(path, key), np.float32)
   except DataError:
     raise
   except NotImplementedError as error:
@@ -82,14 +55,15 @@ def read_expression(
     raise DataError(
       f'{path} cannot be read as numbers ({error}); save a plain matrix'
     ) from error
-  rows = rows.reshape(len(rows), -1) if rows.ndim == 3 and 1 in rows.shape[1:] else rows
+  if rows.ndim == 3 and 1 in rows.shape[1:]:
+    rows = rows.reshape(len(rows), -1)
   if columns and rows.ndim == 2:
-    if columns[1] > rows.shape[1]:
+    first, end = columns
+    if end > rows.shape[1]:
       raise DataError(
-        f'{path} has {rows.shape[1]} columns; columns {columns[0]}:{columns[1]} are '
-        'asked for'
+        f'{path} has {rows.shape[1]} columns; columns {first}:{end} are asked for'
       )
-    rows = rows[:, slice(*columns)]
+    rows = rows[:, first:end]
   if rows.ndim != 2 or not rows.size or not np.isfinite(rows).all():
     raise DataError(
       f'{path} holds {list(rows.shape)} values, some perhaps not finite; features are '
@@ -98,9 +72,32 @@ def read_expression(
   return rows
 
 
+def _read_matrix(path: str | os.PathLike, key: str) -> np.ndarray:
+  """The rows of a file, whatever their type and shape."""
+  ending = os.path.splitext(path)[1].lower()
+  if ending == '.npy':
+    return np.load(path, allow_pickle=False)
+  if ending == '.npz':
+    with np.load(path, allow_pickle=False) as arrays:
+      return _choose(path, dict(arrays), key)
+  if ending == '.mat':
+    import scipy.io
+
+    return _choose(path, scipy.io.loadmat(path), key)
+  if ending == '.txt':
+    return np.loadtxt(path, ndmin=2)
+  if ending == '.csv':
+    return _read_csv(path)
+  raise DataError(
+    f'{path} is not a known kind of expression features; use .npy, .npz, .mat, .txt or '
+    '.csv'
+  )
+
+
 def _choose(
   path: str | os.PathLike, arrays: dict[str, np.ndarray], key: str
 ) -> np.ndarray:
+  """The array of that key, else of a usual name, else the only matrix."""
   arrays = {name: value for name, value in arrays.items() if not name.startswith('__')}
   for name in [key] if key else _KEYS:
     if name in arrays:
@@ -118,38 +115,53 @@ def _choose(
 
 
 def _read_csv(path: str | os.PathLike) -> np.ndarray:
+  """All columns, or of those with names only the action units if there are any."""
+  lines = []
   with open(path, newline='', encoding='utf-8-sig') as file:
-    lines = [
-      [cell.strip() for cell in line]
-      for line in csv.reader(file)
-      if any(cell.strip() for cell in line)
-    ]
-  try:
-    [float(cell) for cell in lines[0]]
-    names = []
-  except (ValueError, IndexError):
-    names, lines = (lines or [[]])[0], lines[1:]
+    for line in csv.reader(file):
+      cells = [cell.strip() for cell in line]
+      if any(cells):
+        lines.append(cells)
+  names: list[str] = []
+  if lines and not _is_numbers(lines[0]):
+    names = lines.pop(0)
   wanted = [i for i, name in enumerate(names) if _ACTION_UNIT.fullmatch(name)]
   return np.array(
     [[float(line[i]) for i in wanted or range(len(line))] for line in lines]
   )
 
 
+def _is_numbers(cells: list[str]) -> bool:
+  try:
+    for cell in cells:
+      float(cell)
+  except ValueError:
+    return False
+  return True
+
+
 def resample(rows: np.ndarray, fps: float) -> np.ndarray:
-  """Rows `[T,D]` at `fps` -> linearly interpolated at 25 per second, `[round(25 T /
-  fps),D]`.
+  """Interpolates rows linearly to 25 per second.
+
+  Args:
+    rows: `[T,D]`.
+    fps: rows per second.
+
+  Returns:
+    `[round(25 T / fps),D]`.
   """
   if fps == FPS:
     return rows
-  place = np.minimum(np.arange(round(len(rows) * FPS / fps)) * fps / FPS, len(rows) - 1)
+  last = len(rows) - 1
+  place = np.minimum(np.arange(round(len(rows) * FPS / fps)) * fps / FPS, last)
   low = place.astype(int)
-  high = np.minimum(low + 1, len(rows) - 1)
-  part = np.float32(place - low)[:, None]
+  high = np.minimum(low + 1, last)
+  part = (place - low).astype(np.float32)[:, None]
   return (1 - part) * rows[low] + part * rows[high]
 
 
 def fit(rows: np.ndarray, frames: int) -> np.ndarray:
-  """Rows of a clip that has `frames` frames: cut, or the last one repeated.
+  """Fits rows to a clip of `frames` frames: cuts them, or repeats the last one.
 
   Raises:
     DataError: they differ by more than 3 frames.

@@ -1,5 +1,4 @@
-"""Square crops of the face, frame by frame: what an embedder reads of people without
-3DMM fits.
+"""Square crops of the face in each frame, for embedders that read pixels.
 
 Decoding all frames of a batch again would take far longer than a training step, so the
 crops of a data set are stored (`feature_extraction.py`) as the feature `crops_<S>`, S
@@ -19,9 +18,9 @@ from dicetalk_jax.errors import InputError
 from dicetalk_jax.media import face, face_tracking, video_reader
 from dicetalk_jax.models.embedder import EmbedderConfig
 
-# Side of the crop in longer sides of the face box, which ends at brows and chin or a
-# little beyond: they stay inside while the smoothed box lags behind a nod or an opening
-# mouth.
+# Side of the crop in longer sides of the face box. The box ends at brows and chin or a
+# little beyond; they stay inside the crop while the smoothed box lags behind a nod or
+# an opening mouth.
 ENLARGE = 1.2
 
 
@@ -37,76 +36,73 @@ def parse_name(name: str) -> int | None:
 
 
 def input_name(embedder: EmbedderConfig) -> str:
-  """What an embedder sees, by its name among features and blocks of records:
-  'expression' or 'crops_64'.
+  """Name of an embedder's visual input among features and blocks of records.
+
+  Such as 'expression' or 'crops_64'.
   """
   return feature(embedder.crop_size) if embedder.visual == 'crops' else embedder.visual
 
 
-def crop_square(picture: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
-  """The square about a face.
+def crop_square(frame: np.ndarray, corners: np.ndarray, size: int) -> np.ndarray:
+  """Cuts out the square around a face.
 
   Args:
-    picture: uint8 `[H,W,3]`.
-    box: x0, y0, x1, y1 of the face in pixels.
+    frame: uint8 `[H,W,3]`.
+    corners: x0, y0, x1, y1 of the face in pixels.
     size: S.
 
   Returns:
-    uint8 `[S,S,3]`; a square that does not fit into the picture is moved or, if need
+    uint8 `[S,S,3]`; a square that does not fit into the frame is moved or, if it must
     be, made smaller.
   """
-  limit = np.array(picture.shape[1::-1], float)
-  corners = np.reshape(box, (2, 2)).astype(float)
-  length = np.clip(ENLARGE * (corners[1] - corners[0]).max(), 1, limit.min())
-  start = np.clip(corners.mean(axis=0) - length / 2, 0, limit - length)
-  return np.asarray(
-    Image.fromarray(picture).resize(
-      (size, size),
-      Image.Resampling.LANCZOS,
-      (*start, *np.minimum(start + length, limit)),
-    )
+  width_height = np.array(frame.shape[1::-1], float)
+  low, high = np.reshape(corners, (2, 2)).astype(float)
+  side = np.clip(ENLARGE * (high - low).max(), 1, width_height.min())
+  start = np.clip((low + high) / 2 - side / 2, 0, width_height - side)
+  end = np.minimum(start + side, width_height)
+  crop = Image.fromarray(frame).resize(
+    (size, size), Image.Resampling.LANCZOS, (*start, *end)
   )
+  return np.asarray(crop)
 
 
 def of_record(record: Mapping[str, Any], size: int) -> np.ndarray:
-  """Crops of all frames of a clip, uint8 `[N,S,S,3]`; none where it has no pixels or
-  no boxes.
+  """Crops of all frames of a clip.
+
+  Returns:
+    uint8 `[N,S,S,3]`; no rows where the clip has no pixels or no boxes.
   """
-  crops = np.zeros(
-    (min(len(record.get('frames', ())), len(record['bbox'])), size, size, 3), np.uint8
-  )
-  for i in range(len(crops)):
-    (picture,) = clip_record.decode_frames(record, [i])
-    crops[i] = crop_square(
-      picture, record['bbox'][i] * np.tile(picture.shape[1::-1], 2), size
-    )
+  count = min(len(record.get('frames', ())), len(record['bbox']))
+  crops = np.zeros((count, size, size, 3), np.uint8)
+  for i in range(count):
+    (frame,) = clip_record.decode_frames(record, [i])
+    width_height = frame.shape[1::-1]
+    crops[i] = crop_square(frame, record['bbox'][i] * np.tile(width_height, 2), size)
   return crops
 
 
 def of_video(path: str | os.PathLike, size: int) -> tuple[np.ndarray, int]:
   """Crops of the face that a video at 25 frames per second shows longest.
 
-  The video is read twice, so that its pictures need no room.
+  The video is read twice, so that it is never in memory as a whole.
 
   Returns:
-    uint8 `[N,S,S,3]`, and the first of the N frames that the face was followed through.
+    uint8 `[N,S,S,3]`, and the first of the N frames that show the face.
 
   Raises:
     InputError: the video cannot be read, or shows no face.
   """
-  tracks = face_tracking.tracks(
-    *face_tracking.detect(
-      video_reader.frames(path, clip_record.FPS), face.haar_detector()
-    )
-  )
+  frames = video_reader.frames(path, clip_record.FPS)
+  boxes, cuts = face_tracking.detect(frames, face.haar_detector())
+  tracks = face_tracking.tracks(boxes, cuts)
   if not tracks:
     raise InputError(
       f'no face was found in {path}; give a video of one person seen from the front'
     )
-  track = max(tracks, key=lambda track: len(track.boxes))
-  pictures = video_reader.frames(
-    path, clip_record.FPS, track.first / clip_record.FPS, len(track.boxes)
-  )
-  return np.stack(
-    [crop_square(picture, box, size) for picture, box in zip(pictures, track.boxes)]
-  ), track.first
+  longest = max(tracks, key=lambda track: len(track.boxes))
+  start = longest.first / clip_record.FPS
+  frames = video_reader.frames(path, clip_record.FPS, start, len(longest.boxes))
+  crops = [
+    crop_square(frame, corners, size) for frame, corners in zip(frames, longest.boxes)
+  ]
+  return np.stack(crops), longest.first

@@ -1,5 +1,4 @@
-"""Runs the frozen networks over a data set: which features there are, from what, and
-how fast.
+"""Runs the frozen networks over a data set and stores their outputs.
 
 Rows of consecutive clips share batches, each split over the devices of the network's
 mesh; clips are read ahead in threads. `python -m data_pipelines.precompute` does this
@@ -8,12 +7,12 @@ missing.
 """
 
 import collections
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import grain
 import jax
@@ -28,10 +27,11 @@ from dicetalk_jax.data.clip_source import ClipSource
 from dicetalk_jax.data.feature_store import Feature, FeatureStore, Item
 from dicetalk_jax.errors import DataError
 from dicetalk_jax.media import audio, image
+from dicetalk_jax.models.clip import CLIPVisionConfig
 from dicetalk_jax.models.embedder import EmbedderConfig
 
 # Feature -> the component that computes it; 'prior' is made from what `inputs` names.
-# Crops, 'crops_64', need none.
+# Crops, such as 'crops_64', need none.
 NETWORKS = {
   'latents': 'vae',
   'clip_embed': 'image_encoder',
@@ -44,6 +44,20 @@ BATCH = 16  # rows per device and call
 Rows = Any  # one array or a tuple of arrays [n, ...]
 
 
+class _Recipe(NamedTuple):
+  """How a network computes a feature.
+
+  Attributes:
+    read: gives a clip's rows from its index and record.
+    apply: runs the model on a batch of rows.
+    finish: makes the feature from a clip's index and its results.
+  """
+
+  read: Callable[[int, Any], Rows]
+  apply: Callable[..., jax.Array]
+  finish: Callable[[int, np.ndarray], np.ndarray]
+
+
 @dataclasses.dataclass(frozen=True)
 class FeatureExtractor:
   """The features of one data set under the networks of one model.
@@ -53,7 +67,7 @@ class FeatureExtractor:
       features asked for and for what these are made from.
     source: the clips.
     folder: root of all features.
-    clip_stride: every how many frames there is a CLIP token.
+    clip_stride: frames per CLIP token.
     shard: (index, count) of this process; default as `jax.distributed` counts.
     batch: rows per device and call.
     threads: clips read at a time.
@@ -69,29 +83,35 @@ class FeatureExtractor:
 
   @property
   def store(self) -> FeatureStore:
+    """Where the features are."""
     return FeatureStore(self.folder, self.source.fingerprint)
 
   def load_or_compute(self, *names: str) -> dict[str, Feature]:
-    """Computes this process's share of what is missing, waits for the other processes',
-    opens all by name.
+    """Opens features, after computing this process's share of what is missing and
+    waiting for the other processes.
 
-    What the records carry themselves is left out.
+    Args:
+      *names: of features; those that the records carry are left out.
+
+    Returns:
+      The features by name.
 
     Raises:
       DataError: see `compute_missing`; or other processes do not do their share.
     """
-    names = [name for name in names if not self.in_records(name)]
-    for name in names:
+    stored = [name for name in names if not self.in_records(name)]
+    for name in stored:
       self.compute_missing(name)
-    return {name: self.store.wait(*self._key(name), len(self.source)) for name in names}
+    clips = len(self.source)
+    return {name: self.store.wait(*self._key(name), clips) for name in stored}
 
   def in_records(self, name: str) -> bool:
     """Whether the feature is in the records.
 
-    Priors are always computed: an embedder trained anew gives others.
+    Priors are always computed: an embedder that was trained again gives others.
 
     Raises:
-      DataError: the records say that it is of another network or stride.
+      DataError: the feature in the records is of another network or stride.
     """
     if name == 'prior' or not len(self.source[0].get(name, ())):
       return False
@@ -105,19 +125,20 @@ class FeatureExtractor:
     return True
 
   def fingerprint(self, name: str) -> str:
-    """Feature, settings and network, as the folder of the feature is called."""
+    """Feature, settings and network: the name of the feature's folder."""
     return '-'.join(self._key(name))
 
   def compute_missing(self, name: str) -> bool:
-    """Computes what is missing of this process's share of one feature; whether the
-    feature is now complete.
+    """Computes what is missing of this process's share of one feature.
 
     Per clip of N frames: 'latents' float16 `[N,h,w,c]`, posterior means, unscaled;
-    'clip_embed' float16
-    `[ceil(N/clip_stride),D]`; 'whisper' float16 `[2N,states,D]` at 50 Hz, no rows for a
-    clip without sound; 'crops_<S>' uint8 `[N,S,S,3]`, no rows for a clip without
-    pixels; 'prior' float32 `[1,2,d_s]`, mean and standard deviation from the modalities
-    that the clip has (see `gaussian`), after what it is made from.
+    'clip_embed' float16 `[ceil(N/clip_stride),D]`; 'whisper' float16 `[2N,states,D]` at
+    50 Hz, no rows for a clip without audio; 'crops_<S>' uint8 `[N,S,S,3]`, no rows for
+    a clip without pixels; 'prior' float32 `[1,2,d_s]`, mean and standard deviation from
+    the modalities that the clip has (see `gaussian`), after what it is made from.
+
+    Returns:
+      Whether the feature is now complete.
 
     Raises:
       DataError: see `check`; or a network gives values that are not finite.
@@ -126,27 +147,37 @@ class FeatureExtractor:
     if self.in_records(name):
       return True
     index, count = self.shard or (jax.process_index(), jax.process_count())
-    mine = range(len(self.source))[index::count]
+    clips = len(self.source)
+    share = len(range(index, clips, count))
+    return self.store.fill(
+      *self._key(name),
+      clips,
+      lambda missing: self._computed(name, missing, share),
+      (index, count),
+    )
 
-    def compute(missing: Sequence[int]) -> Iterator[Item]:
-      for other in self._made_from(name):
-        self.compute_missing(other)
-      with _Progress(
-        f'{name} ({self.source.split})', len(mine), len(mine) - len(missing)
-      ) as progress:
-        for clip, rows in self._rows(name, missing):
-          if not np.isfinite(rows).all():
-            raise DataError(
-              f'{name} of clip {self.source.table.clip_id[clip]} is not finite in '
-              f'{rows.dtype}; check the clip and the weights of {NETWORKS[name]}'
-            )
-          yield clip, rows
-          progress.add(int(self.source.table.num_frames[clip]))
+  def _computed(self, name: str, missing: Sequence[int], share: int) -> Iterator[Item]:
+    """Computes a feature for missing clips, of a share of so many, and shows progress.
 
-    return self.store.fill(*self._key(name), len(self.source), compute, (index, count))
+    Raises:
+      DataError: a network gives values that are not finite.
+    """
+    for other in self._made_from(name):
+      self.compute_missing(other)
+    table = self.source.table
+    title = f'{name} ({self.source.split})'
+    with _Progress(title, share, share - len(missing)) as progress:
+      for clip, rows in self._rows(name, missing):
+        if not np.isfinite(rows).all():
+          raise DataError(
+            f'{name} of clip {table.clip_id[clip]} is not finite in {rows.dtype}; '
+            f'check the clip and the weights of {NETWORKS[name]}'
+          )
+        yield clip, rows
+        progress.add(int(table.num_frames[clip]))
 
   def check(self, name: str) -> None:
-    """Refuses a feature that the records cannot give.
+    """Refuses a feature that cannot be made from the records.
 
     Raises:
       DataError: the data set has no pixels, or expressions of another width than the
@@ -157,31 +188,43 @@ class FeatureExtractor:
     for other in self._made_from(name):
       self.check(other)
     if name == 'prior':
-      config, width = self.networks['embedder'].config, self.source.expression_dim
-      if config.visual == 'expression' and width not in (0, config.expr_dim):
-        raise DataError(
-          f'the clips of {self.source} have {width} expression coefficients per frame, '
-          f'but the embedder reads {config.expr_dim}; prepare the data set with those '
-          'that it was trained on, or take another embedder'
-        )
-    first = self.source[0].get('frames')
-    if (name in ('latents', 'clip_embed') and not first) or (
-      face_crops.parse_name(name)
-      and (first is None or not any(len(record['frames']) for record in self.source))
-    ):
+      self._check_expressions()
+    if not self._has_pixels(name):
       raise DataError(
         f'{self.source} has no pixels, which {name} is made from; prepare the data set '
         'with content=full'
       )
 
+  def _check_expressions(self) -> None:
+    config = _embedder_config(self.networks['embedder'])
+    width = self.source.expression_dim
+    if config.visual == 'expression' and width not in (0, config.expr_dim):
+      raise DataError(
+        f'the clips of {self.source} have {width} expression coefficients per frame, '
+        f'but the embedder reads {config.expr_dim}; prepare the data set with those '
+        'that it was trained on, or take another embedder'
+      )
+
+  def _has_pixels(self, name: str) -> bool:
+    """Whether the clips have the pixels that a feature is made from, if any."""
+    first = self.source[0].get('frames')
+    if name in ('latents', 'clip_embed'):
+      return bool(first)
+    if face_crops.parse_name(name):  # some of the clips are enough
+      return first is not None and any(len(record['frames']) for record in self.source)
+    return True
+
   def _made_from(self, name: str) -> tuple[str, ...]:
-    return inputs(self.networks[NETWORKS[name]].config) if name == 'prior' else ()
+    if name != 'prior':
+      return ()
+    return inputs(_embedder_config(self.networks['embedder']))
 
   def _key(self, name: str) -> tuple[str, str]:
+    """Name and component of the feature in the store."""
     if face_crops.parse_name(name):
       return name, f'x{face_crops.ENLARGE:g}'
-    shown = f'clip_embed_{self.clip_stride}' if name == 'clip_embed' else name
-    return shown, self.networks[NETWORKS[name]].fingerprint
+    stored_name = f'clip_embed_{self.clip_stride}' if name == 'clip_embed' else name
+    return stored_name, self.networks[NETWORKS[name]].fingerprint
 
   def _rows(self, name: str, clips: Sequence[int]) -> Iterator[Item]:
     """Computes the rows of clips, in their order."""
@@ -191,20 +234,19 @@ class FeatureExtractor:
       )
       return
     network = self.networks[NETWORKS[name]]
-    read, apply, finish = getattr(self, f'_{name}')(network)
+    recipe = self._recipe(name)
     batch = self.batch * max(network.mesh.size, 1)
-    for clip, rows in _batched(_on(network, apply), batch, self._read(read, clips)):
-      yield clip, finish(clip, rows)
+    apply = _on_mesh(network, recipe.apply)
+    for clip, rows in _batched(apply, batch, self._read(recipe.read, clips)):
+      yield clip, recipe.finish(clip, rows)
 
   def _read(
     self, read: Callable[[int, Any], Rows], clips: Sequence[int]
   ) -> Iterator[tuple[int, Rows]]:
-    def one(clip):
-      return (clip, read(clip, self.source[clip]))
-
+    """(clip, rows), read ahead in threads."""
     data = (
       grain.MapDataset.source(clips)
-      .map(one)
+      .map(lambda clip: (clip, read(clip, self.source[clip])))
       .to_iter_dataset(
         grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.threads)
       )
@@ -212,88 +254,103 @@ class FeatureExtractor:
     with contextlib.closing(iter(data)) as items:
       yield from items
 
-  # Each feature: how to read a clip's rows, what the network does to a batch, and what
-  # of the result is kept.
+  def _recipe(self, name: str) -> _Recipe:
+    if name == 'latents':
+      return _Recipe(_read_frames, _mean_latents, _unchanged)
+    if name == 'clip_embed':
+      return _Recipe(self._read_clip_pixels, _in_half_precision, _unchanged)
+    if name == 'whisper':
+      return _Recipe(_read_log_mel, _in_half_precision, self._join_states)
+    return self._prior_recipe()
 
-  def _latents(self, vae: Component):
-    return lambda clip, record: clip_record.decode_frames(record), _mean, _all
+  def _read_clip_pixels(self, clip: int, record: Any) -> np.ndarray:
+    config = cast(CLIPVisionConfig, self.networks['image_encoder'].config)
+    rows = range(0, int(record['num_frames']), self.clip_stride)
+    frames = clip_record.decode_frames(record, rows)
+    return np.stack([image.clip_pixels(frame, config.image_size) for frame in frames])
 
-  def _clip_embed(self, tower: Component):
-    def read(clip, record):
-      frames = clip_record.decode_frames(
-        record, np.arange(0, int(record['num_frames']), self.clip_stride)
-      )
-      return np.stack(
-        [image.clip_pixels(frame, tower.config.image_size) for frame in frames]
-      )
+  def _join_states(self, clip: int, states: np.ndarray) -> np.ndarray:
+    return _joined(states, int(self.source.table.num_frames[clip]))
 
-    return read, _half, _all
-
-  def _whisper(self, whisper: Component):
-    def read(clip, record):  # windows of 30 s
-      wave = clip_record.decode_audio(record)
-      return (
-        audio.log_mel(wave)
-        if len(wave)
-        else np.zeros((0, *audio.MEL_SHAPE), np.float32)
-      )
-
-    return (
-      read,
-      _half,
-      lambda clip, states: _joined(states, int(self.source.table.num_frames[clip])),
-    )
-
-  def _prior(self, embedder: Component):
-    config = embedder.config
+  def _prior_recipe(self) -> _Recipe:
+    config = _embedder_config(self.networks['embedder'])
     stored = {
       name: self.store.read_part(*self._key(name))
       for name in inputs(config)
       if not self.in_records(name)
     }
 
-    def read(clip, record):
-      seen, states = (
-        stored[name](clip) if name in stored else record[name]
-        for name in (face_crops.input_name(config), 'whisper')
-      )
+    def rows_of(name: str, clip: int, record: Any) -> np.ndarray:
+      return stored[name](clip) if name in stored else record[name]
+
+    def read(clip: int, record: Any) -> Rows:
+      seen = rows_of(face_crops.input_name(config), clip, record)
       seen = example_sampling.visual_rows(seen, config.visual_shape)
+      states = rows_of('whisper', clip, record)
       return _windows(seen, states, int(record['num_frames']), config.max_len)
 
-    return read, _gaussian, lambda clip, gaussians: gaussians.mean(0, keepdims=True)
+    def average(clip: int, gaussians: np.ndarray) -> np.ndarray:
+      return gaussians.mean(0, keepdims=True)
+
+    return _Recipe(read, _gaussian, average)
 
 
 def inputs(embedder: EmbedderConfig) -> tuple[str, ...]:
-  """The features that an embedder reads.
-
-  Expressions are none: they come in the records only.
-  """
-  return (*[face_crops.input_name(embedder)] * (embedder.visual == 'crops'), 'whisper')
+  """The features that an embedder reads, besides expressions from the records."""
+  if embedder.visual == 'crops':
+    return face_crops.input_name(embedder), 'whisper'
+  return ('whisper',)
 
 
 def speech_states(whisper: Component, wave: np.ndarray, frames: int) -> np.ndarray:
-  """The feature 'whisper' of a recording, 16 kHz `[samples]`, of so many frames at
-  25 Hz: float16 `[2N,states,D]`.
+  """The feature 'whisper' of a recording.
+
+  Args:
+    whisper: the component.
+    wave: 16 kHz `[samples]`.
+    frames: N, its length at 25 Hz.
+
+  Returns:
+    float16 `[2N,states,D]`.
   """
-  return _joined(np.asarray(whisper.stage(_half)(audio.log_mel(wave))), frames)
+  states = whisper.stage(_in_half_precision)(audio.log_mel(wave))
+  return _joined(np.asarray(states), frames)
 
 
 def gaussian(embedder: Component, seen: np.ndarray, states: np.ndarray) -> np.ndarray:
-  """The feature 'prior' of one clip (paper equations 2 to 6): float32 `[2,d_s]`, mean
-  and standard deviation.
+  """The feature 'prior' of one clip (paper equations 2 to 6).
 
   A clip longer than `max_len` is embedded in windows of equal length, and their
-  Gaussians averaged.
+  Gaussians are averaged.
 
   Args:
     embedder: the component.
     seen: `[N,*visual_shape]` at 25 frames per second; N = 0 where it is missing.
-    states: `[2N,states,D]` from `speech_states`; none where there is no sound.
+    states: `[2N,states,D]` from `speech_states`; no rows where there is no audio.
+
+  Returns:
+    float32 `[2,d_s]`, mean and standard deviation.
   """
-  windows = _windows(
-    seen, states, len(seen) or len(states) // 2, embedder.config.max_len
-  )
+  frames = len(seen) or len(states) // 2
+  windows = _windows(seen, states, frames, _embedder_config(embedder).max_len)
   return np.asarray(embedder.stage(_gaussian)(windows)).mean(0)
+
+
+def _embedder_config(embedder: Component) -> EmbedderConfig:
+  """The type of a component's configuration follows from its name."""
+  return cast(EmbedderConfig, embedder.config)
+
+
+def _read_frames(clip: int, record: Any) -> np.ndarray:
+  return clip_record.decode_frames(record)
+
+
+def _read_log_mel(clip: int, record: Any) -> np.ndarray:
+  """Windows of 30 s."""
+  wave = clip_record.decode_audio(record)
+  if not len(wave):
+    return np.zeros((0, *audio.MEL_SHAPE), np.float32)
+  return audio.log_mel(wave)
 
 
 def _joined(states: np.ndarray, frames: int) -> np.ndarray:
@@ -302,53 +359,67 @@ def _joined(states: np.ndarray, frames: int) -> np.ndarray:
 
 
 def _windows(seen: np.ndarray, states: np.ndarray, frames: int, length: int) -> Rows:
-  """What the embedder reads of a clip, in the fewest windows of at most `length`
-  frames; all about equally long.
+  """A clip as the embedder reads it.
+
+  The clip is divided into the fewest windows of at most `length` frames, all about
+  equally long.
+
+  Returns:
+    Expressions or crops, Whisper states, mask of frames, and whether there are
+    expressions or crops, and states; one row per window.
   """
   spans = np.array_split(np.arange(frames), -(-frames // length))
 
-  def padded(x, rate):
-    return np.stack(
-      [
-        np.pad(x, ((0, rate * length - len(x)), *[(0, 0)] * (x.ndim - 1)))
-        for x in (x[rate * span[0] : rate * (span[-1] + 1)] for span in spans)
-      ]
-    )
+  def padded(x: np.ndarray, rate: int) -> np.ndarray:
+    windows = np.zeros((len(spans), rate * length, *x.shape[1:]), x.dtype)
+    for window, span in zip(windows, spans):
+      rows = x[rate * span[0] : rate * (span[-1] + 1)]
+      window[: len(rows)] = rows
+    return windows
 
   mask = np.array([np.arange(length) < len(span) for span in spans])
-  has = [np.full(len(spans), len(x) > 0) for x in (seen, states)]
-  return padded(seen, 1), padded(states, 2), mask, *has
+  has_seen = np.full(len(spans), len(seen) > 0)
+  has_states = np.full(len(spans), len(states) > 0)
+  return padded(seen, 1), padded(states, 2), mask, has_seen, has_states
 
 
-def _all(clip, rows):
+def _unchanged(clip: int, rows: np.ndarray) -> np.ndarray:
   return rows
 
 
-def _mean(model, pixels):
+def _mean_latents(model: Any, pixels: jax.Array) -> jax.Array:
   return model.encode(pixels / 127.5 - 1.0)[0].astype(jnp.float16)
 
 
-def _half(model, x):
+def _in_half_precision(model: Any, x: jax.Array) -> jax.Array:
   return model(x).astype(jnp.float16)
 
 
-def _gaussian(model, inputs):
+def _gaussian(model: Any, inputs: tuple[jax.Array, ...]) -> jax.Array:
   mu, var = model(*inputs)
   return jnp.stack([mu, jnp.sqrt(var)], axis=1)
 
 
-def _on(
+def _on_mesh(
   network: Component, function: Callable[..., jax.Array]
 ) -> Callable[[Rows], jax.Array]:
   """`function` of a batch that is split over the network's mesh, if it has one."""
   stage = network.stage(function)
   if network.mesh.empty:
     return stage
-  return lambda rows: stage(jax.device_put(rows, parallel.batch_sharding(network.mesh)))
+  sharding = parallel.batch_sharding(network.mesh)
+  return lambda rows: stage(jax.device_put(rows, sharding))
+
+
+class _Awaited(NamedTuple):
+  """A clip whose rows are on their way through the network."""
+
+  clip: int
+  rows: int
 
 
 def _batched(
-  apply: Callable[[Rows], jax.Array], size: int, items: Iterator[tuple[int, Rows]]
+  apply: Callable[[Rows], Any], size: int, items: Iterable[tuple[int, Rows]]
 ) -> Iterator[Item]:
   """(clip, rows) to (clip, results `[n, ...]`) in the same order.
 
@@ -356,57 +427,74 @@ def _batched(
   all, and a clip of one row costs one row. One batch is computed while the next is
   read.
   """
-  waiting: collections.deque[tuple[int, int]] = (
-    collections.deque()
-  )  # clips on their way, with their number of rows
-
-  def join(a, b):
-    return jax.tree.map(lambda x, y: np.concatenate([x, y]), a, b)
-
-  def count(rows):
-    return len(jax.tree.leaves(rows)[0])
-
-  def batches() -> Iterator[Rows]:
-    rest, sent = None, False
-    for clip, rows in items:
-      waiting.append((clip, count(rows)))
-      rest = rows if rest is None else join(rest, rows)
-      while count(rest) >= size:
-        yield jax.tree.map(lambda x: x[:size], rest)
-        rest, sent = jax.tree.map(lambda x: x[size:], rest), True
-    if rest is not None and (count(rest) or not sent):
-      yield jax.tree.map(
-        lambda x: np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1))), rest
-      )
-
-  def results() -> Iterator[np.ndarray]:
-    running = None
-    for batch in batches():
-      running, last = apply(batch), running
-      if last is not None:
-        yield np.asarray(last)
-    if running is not None:
-      yield np.asarray(running)
-
+  awaited: collections.deque[_Awaited] = collections.deque()
   done = None
-  for result in results():
+  for result in _one_ahead(apply, _full_batches(size, items, awaited)):
     done = result if done is None else np.concatenate([done, result])
-    while waiting and waiting[0][1] <= len(done):
-      clip, n = waiting.popleft()
-      yield clip, done[:n]
-      done = done[n:]
+    while awaited and awaited[0].rows <= len(done):
+      clip, rows = awaited.popleft()
+      yield clip, done[:rows]
+      done = done[rows:]
+
+
+def _full_batches(
+  size: int, items: Iterable[tuple[int, Rows]], awaited: collections.deque[_Awaited]
+) -> Iterator[Rows]:
+  """Batches of `size` rows; the last is padded. Clips are noted as awaited.
+
+  There is at least one batch if there are any items: the shape of no rows is known from
+  its result.
+  """
+  rest = None
+  sent = False
+  for clip, rows in items:
+    awaited.append(_Awaited(clip, _count(rows)))
+    rest = rows if rest is None else _concatenated(rest, rows)
+    while _count(rest) >= size:
+      yield jax.tree.map(lambda x: x[:size], rest)
+      rest = jax.tree.map(lambda x: x[size:], rest)
+      sent = True
+  if rest is not None and (_count(rest) or not sent):
+    yield jax.tree.map(lambda x: _padded(x, size), rest)
+
+
+def _one_ahead(
+  apply: Callable[[Rows], Any], batches: Iterable[Rows]
+) -> Iterator[np.ndarray]:
+  """Results in order; the next batch is read before one is waited for."""
+  running = None
+  for batch in batches:
+    last = running
+    running = apply(batch)
+    if last is not None:
+      yield np.asarray(last)
+  if running is not None:
+    yield np.asarray(running)
+
+
+def _count(rows: Rows) -> int:
+  return len(jax.tree.leaves(rows)[0])
+
+
+def _concatenated(a: Rows, b: Rows) -> Rows:
+  return jax.tree.map(lambda x, y: np.concatenate([x, y]), a, b)
+
+
+def _padded(x: np.ndarray, size: int) -> np.ndarray:
+  return np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1)))
 
 
 class _Progress(tqdm):
-  """A bar of clips that also tells frames per second."""
+  """A bar of clips that also shows frames per second."""
 
   def __init__(self, name: str, clips: int, done: int):
     super().__init__(total=clips, initial=done, desc=name, unit='clip', mininterval=1)
-    self.frames, self.began = 0, time.monotonic()
+    self.frames = 0
+    self.began = time.monotonic()
 
   def add(self, frames: int) -> None:
+    """Counts a clip of so many frames."""
     self.frames += frames
-    self.set_postfix_str(
-      f'{self.frames / (time.monotonic() - self.began):.3g} frames/s', refresh=False
-    )
+    rate = self.frames / (time.monotonic() - self.began)
+    self.set_postfix_str(f'{rate:.3g} frames/s', refresh=False)
     self.update()

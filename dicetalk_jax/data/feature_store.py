@@ -1,4 +1,4 @@
-"""What frozen networks say about each clip, computed once and kept beside the data.
+"""The outputs of frozen networks for each clip, computed once and stored with the data.
 
 VAE latents, CLIP tokens, Whisper states and emotion statistics are arrays `[n, ...]`
 per clip, read through memory maps: a loader reads just the rows of its window. A
@@ -7,87 +7,85 @@ either changes, another folder is used.
 
     <folder>/<data set>/<name>-<network>/     every clip is there
     <folder>/<data set>/.<name>-<network>/    being computed
-      <writer>.npy      the rows of its clips, one after another
-      <writer>.clips    int64 pairs (clip, number of rows); a clip is stored when its pair is and its rows are
+      <shard>.npy      the rows of up to 256 clips, one after another
+      <shard>.clips    int64 pairs (clip, number of rows)
 
-Each run of each process writes files of its own, so no file ever has two writers, and
-what a killed run has finished stays, but for clips that came within a second of the one
-before. Pairs follow when their rows are on the disk; should the end of a file be lost
-all the same, its clips count as missing. Readers see the files of a folder as one.
+Both files of a shard are renamed when they are whole, the pairs last. So processes and
+runs never share a file, and a killed run loses at most the shard that it was writing. A
+shard whose rows are cut off, by a power cut or a full disk, does not count, and its
+clips are computed again.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
-import math
+import itertools
 import os
 import pathlib
 import time
-from typing import Any, BinaryIO
+from typing import BinaryIO, NamedTuple
 import uuid
 
 import numpy as np
 
 from dicetalk_jax.errors import DataError
+from dicetalk_jax.files import atomic_file
+
+SHARD_CLIPS = 256
 
 Item = tuple[int, np.ndarray]  # clip and its rows
-# seconds between syncs with the disk: one for each of many short clips could take most
-# of the time
-SYNC_EVERY = 1.0
 
 
 class Feature:
   """One feature: `feature(clip, rows)` reads the rows of one clip. Picklable.
 
   Args:
-    folder: of its files.
-    part: whether it is still being computed, so that clips whose rows were lost may be
-      missing.
+    folder: of its shards.
+    incomplete: whether it is still being computed, so that clips may be missing.
 
   Attributes:
-    lengths: int64, rows by clip; -1 where a clip is not there.
+    lengths: int64, rows by clip; -1 where a clip is missing.
 
   Raises:
-    DataError: the folder holds nothing that can be read, or not all that it lists.
+    DataError: the folder holds no shard, or not all rows of the clips that it lists.
   """
 
-  def __init__(self, folder: str | os.PathLike, part: bool = False):
-    self.folder, self.part = pathlib.Path(folder), part
-    self._files: list[np.ndarray] = []
-    places, listed = [], []  # of each clip: file, first row, clip, number of rows
+  def __init__(self, folder: str | os.PathLike, incomplete: bool = False):
+    self.folder = pathlib.Path(folder)
+    self.incomplete = incomplete
     try:
-      for path in sorted(self.folder.glob('*.clips')):
-        pairs = _stored(path)
-        listed.append(pairs[:, 0])
-        clips, lengths = pairs[: _held(path, pairs)].T
-        if len(clips):
-          file, first = (
-            np.full_like(clips, len(self._files)),
-            lengths.cumsum() - lengths,
-          )
-          places.append(np.stack([file, first, clips, lengths], axis=1))
-          self._files.append(_map(_rows_of(path), int(lengths.sum())))
-    except (OSError, ValueError) as error:
+      shards = [_open_shard(path) for path in sorted(self.folder.glob('*.clips'))]
+    except OSError as error:
       raise DataError(
-        f'{self.folder} is damaged ({error}); delete it to compute the feature anew'
+        f'{self.folder} cannot be read ({error}); delete it to compute the feature '
+        'again'
       ) from error
-    if not any(map(len, places if part else listed)):
+    whole = [shard for shard in shards if shard.rows is not None]
+    if not any(len(shard.clips) for shard in (whole if incomplete else shards)):
       raise DataError(
-        f'{self.folder} holds no clips; delete it to compute the feature anew'
+        f'{self.folder} holds no clips; delete it to compute the feature again'
       )
-    table = np.concatenate([np.zeros((0, 4), np.int64), *places])
-    self._places = np.full((max(clips.max(initial=-1) for clips in listed) + 1, 3), -1)
-    self._places[table[:, 2]] = table[:, [0, 1, 3]]
-    self.lengths = self._places[:, 2]
-    lost = np.unique(np.concatenate(listed))
-    lost = lost[self.lengths[lost] < 0]
-    if len(lost) and not part:
+
+    # Where the rows of each clip are.
+    listed = np.unique(np.concatenate([shard.clips for shard in shards]))
+    size = int(listed[-1]) + 1
+    self.lengths = np.full(size, -1)
+    self._shard = np.zeros(size, int)
+    self._first_row = np.zeros(size, int)
+    self._rows = [shard.rows for shard in whole]
+    for i, shard in enumerate(whole):
+      self.lengths[shard.clips] = shard.lengths
+      self._shard[shard.clips] = i
+      self._first_row[shard.clips] = shard.lengths.cumsum() - shard.lengths
+
+    lost = listed[self.lengths[listed] < 0]
+    if len(lost) and not incomplete:
       raise DataError(
         f'{self.folder} is damaged (the rows of {len(lost)} clips, such as {lost[0]}, '
-        'are lost); delete it to compute the feature anew'
+        'are lost); delete it to compute the feature again'
       )
 
   def __reduce__(self):
-    return Feature, (self.folder, self.part)
+    return Feature, (self.folder, self.incomplete)
 
   def __len__(self) -> int:
     """Number of clips."""
@@ -102,15 +100,15 @@ class Feature:
     if not 0 <= clip < len(self.lengths) or self.lengths[clip] < 0:
       raise DataError(
         f'{self.folder.name} has no clip {clip}; delete {self.folder} to compute the '
-        'feature anew'
+        'feature again'
       )
     return int(self.lengths[clip])
 
   def __call__(self, clip: int, rows: slice = slice(None)) -> np.ndarray:
     """Rows of one clip, `[n, ...]`, read from disk."""
     start, stop, step = rows.indices(self.length(clip))
-    file, offset, _ = self._places[clip]
-    return np.array(self._files[file][offset + start : offset + stop : step])
+    first = self._first_row[clip]
+    return np.array(self._rows[self._shard[clip]][first + start : first + stop : step])
 
 
 class FeatureStore:
@@ -125,9 +123,11 @@ class FeatureStore:
   def __init__(self, folder: str | os.PathLike, dataset: str):
     self.folder = pathlib.Path(folder) / dataset
 
-  def _paths(self, name: str, component: str) -> tuple[pathlib.Path, pathlib.Path]:
-    """Folders of the feature: complete, and being computed."""
-    return self.folder / f'{name}-{component}', self.folder / f'.{name}-{component}'
+  def _complete_folder(self, name: str, component: str) -> pathlib.Path:
+    return self.folder / f'{name}-{component}'
+
+  def _incomplete_folder(self, name: str, component: str) -> pathlib.Path:
+    return self.folder / f'.{name}-{component}'
 
   def complete(self, name: str, component: str) -> bool:
     """Whether `read` would find the feature.
@@ -135,8 +135,8 @@ class FeatureStore:
     Raises:
       DataError: it is there, but cannot be read.
     """
-    path, _ = self._paths(name, component)
-    return path.is_dir() and len(Feature(path)) > 0
+    folder = self._complete_folder(name, component)
+    return folder.is_dir() and len(Feature(folder)) > 0
 
   def read(self, name: str, component: str) -> Feature:
     """Opens a feature.
@@ -144,13 +144,14 @@ class FeatureStore:
     Raises:
       DataError: it has not been computed, or not for all clips.
     """
-    path, part = self._paths(name, component)
-    if not path.is_dir():
-      state = 'incomplete' if part.is_dir() else 'missing'
+    folder = self._complete_folder(name, component)
+    if not folder.is_dir():
+      begun = self._incomplete_folder(name, component).is_dir()
       raise DataError(
-        f'{path} is {state}; compute the feature {name} of this data set first'
+        f'{folder} is {"incomplete" if begun else "missing"}; compute the feature '
+        f'{name} of this data set first'
       )
-    return Feature(path)
+    return Feature(folder)
 
   def read_part(self, name: str, component: str) -> Feature:
     """Opens what has been computed so far.
@@ -158,37 +159,34 @@ class FeatureStore:
     Raises:
       DataError: no clip has been computed yet.
     """
-    path, part = self._paths(name, component)
-    with contextlib.suppress(
-      DataError
-    ):  # not there, or completed by another process at this moment
-      return Feature(part, part=True)
-    return Feature(path)
+    with contextlib.suppress(DataError):  # another process may complete it just now
+      return Feature(self._incomplete_folder(name, component), incomplete=True)
+    return Feature(self._complete_folder(name, component))
 
   def write(self, name: str, component: str, items: Iterable[Item]) -> Feature:
-    """Stores a whole feature and opens it; a complete one is opened as it is and
-    `items` is not touched.
+    """Stores a whole feature and opens it.
+
+    A complete one is opened as it is, and `items` is not touched.
 
     Args:
       name: 'latents', 'clip_embed', 'whisper', 'prior', ...
       component: fingerprint of the network and its settings.
       items: (clip, array `[n, ...]`) of all clips in any order; all arrays have the
         same dtype and row shape. A generator is consumed one clip at a time, so that
-        nothing is held in memory. Clips that an interrupted run has stored are passed
-        over.
+        nothing is held in memory. Clips that an interrupted run has stored are skipped.
 
     Raises:
       DataError: arrays differ in row shape or dtype, a clip comes twice, or there is
         none.
     """
-    path, part = self._paths(name, component)
-    if not path.is_dir():
-      part.mkdir(parents=True, exist_ok=True)
-      done = _done(part)
-      _append(part, name, (item for item in items if item[0] not in done))
+    if not self._complete_folder(name, component).is_dir():
+      folder = self._incomplete_folder(name, component)
+      folder.mkdir(parents=True, exist_ok=True)
+      done = _stored_clips(folder)
+      _write_shards(folder, name, (item for item in items if item[0] not in done))
       if not self._finish(name, component, clips=1):
         raise DataError(f'feature {name}: there are no clips to store')
-    return Feature(path)
+    return Feature(self._complete_folder(name, component))
 
   def fill(
     self,
@@ -216,31 +214,34 @@ class FeatureStore:
     """
     if self.complete(name, component):
       return True
-    part = self._paths(name, component)[1]
-    part.mkdir(parents=True, exist_ok=True)
-    if todo := sorted(set(range(clips)[shard[0] :: shard[1]]) - _done(part)):
-      _append(part, name, compute(todo))
+    folder = self._incomplete_folder(name, component)
+    folder.mkdir(parents=True, exist_ok=True)
+    index, count = shard
+    mine = set(range(index, clips, count))
+    if missing := sorted(mine - _stored_clips(folder)):
+      _write_shards(folder, name, compute(missing))
     return self._finish(name, component, clips)
 
   def wait(
     self, name: str, component: str, clips: int, patience: float = 600.0
   ) -> Feature:
-    """Opens a feature when all processes have done their share.
+    """Opens a feature when all processes have computed their share.
 
     Args:
       name, component, clips: see `fill`.
-      patience: seconds without a new clip after which to give up.
+      patience: seconds without a new shard after which to give up.
 
     Raises:
-      DataError: nobody adds clips any more.
+      DataError: no process adds clips any more.
     """
-    part, seen, since = self._paths(name, component)[1], -1, 0.0
+    folder = self._incomplete_folder(name, component)
+    seen, since = -1, 0.0
     while not self._finish(name, component, clips):
-      if (stored := len(_done(part))) > seen:
+      if (stored := len(_stored_clips(folder))) > seen:
         seen, since = stored, time.monotonic()
       if time.monotonic() - since > patience:
         raise DataError(
-          f'{part} has {seen} of {clips} clips, and no process has added one for '
+          f'{folder} has {seen} of {clips} clips, and no process has added one for '
           f'{patience:.0f} s; start all processes, with features on a disk that they '
           'share'
         )
@@ -248,118 +249,116 @@ class FeatureStore:
     return self.read(name, component)
 
   def _finish(self, name: str, component: str, clips: int) -> bool:
-    """Gives a feature of all clips its name; whether it has it.
+    """Renames the folder if it has all clips; returns whether the feature is complete.
 
     Any process may be the one to do so.
     """
-    path, part = self._paths(name, component)
-    if not path.is_dir() and len(_done(part)) >= clips:
+    complete = self._complete_folder(name, component)
+    incomplete = self._incomplete_folder(name, component)
+    if not complete.is_dir() and len(_stored_clips(incomplete)) >= clips:
+      for left_by_killed_run in incomplete.glob('.*.part'):
+        left_by_killed_run.unlink(missing_ok=True)
       with contextlib.suppress(OSError):  # another process was faster
-        os.replace(part, path)
-    return path.is_dir()
+        os.replace(incomplete, complete)
+    return complete.is_dir()
 
 
-def _rows_of(clips: pathlib.Path) -> pathlib.Path:
-  return clips.with_suffix('.npy')
+class _Shard(NamedTuple):
+  clips: np.ndarray  # int64 [n]
+  lengths: np.ndarray  # int64 [n], rows of each clip
+  rows: np.ndarray | None  # memory map of all rows; None if some are lost
 
 
-def _stored(path: pathlib.Path) -> np.ndarray:
-  """The (clip, rows) pairs `[n, 2]` of one writer; a torn last pair is left out."""
-  whole = path.read_bytes()
-  return np.frombuffer(whole[: len(whole) // 16 * 16], np.int64).reshape(-1, 2)
-
-
-def _held(path: pathlib.Path, pairs: np.ndarray) -> int:
-  """How many of a writer's pairs have their rows in its data file: a power cut may
-  have taken the end of it.
-  """
+def _open_shard(path: pathlib.Path) -> _Shard:
+  """Opens a shard by the path of its pairs."""
+  numbers = np.fromfile(path, np.int64)
+  clips, lengths = numbers[: len(numbers) // 2 * 2].reshape(-1, 2).T
   try:
-    with open(
-      _rows_of(path), 'rb'
-    ) as file:  # opening asks network disks for the size anew
-      shape, dtype = _read_header(file)
-      room = os.fstat(file.fileno()).st_size - file.tell()
-  except (FileNotFoundError, ValueError):  # not even a header
-    return 0
-  return int((pairs[:, 1].cumsum() * math.prod(shape) * dtype.itemsize <= room).sum())
+    with open(path.with_suffix('.npy'), 'rb') as file:
+      np.lib.format.read_magic(file)
+      (_, *row_shape), _, dtype = np.lib.format.read_array_header_1_0(file)
+      shape = (int(lengths.sum()), *row_shape)
+      # The pairs give the number of rows: killed runs of earlier versions left headers
+      # that count none.
+      rows = np.memmap(file, dtype, 'r', file.tell(), shape)
+  except (FileNotFoundError, ValueError):  # no rows, no header, or too few rows
+    return _Shard(clips, lengths, None)
+  return _Shard(clips, lengths, rows)
 
 
-def _done(part: pathlib.Path) -> set[int]:
-  """The clips that any writer has stored."""
-  done: set[int] = set()
-  for path in part.glob('*.clips'):
-    with contextlib.suppress(FileNotFoundError):  # the feature was completed meanwhile
-      pairs = _stored(path)
-      done |= set(pairs[: _held(path, pairs), 0].tolist())
-  return done
-
-
-def _map(path: pathlib.Path, rows: int) -> np.ndarray:
-  """The first `rows` rows; a killed writer has left a header that counts none."""
-  with open(path, 'rb') as file:
-    shape, dtype = _read_header(file)
-    return np.memmap(path, dtype, 'r', file.tell(), (rows, *shape))
-
-
-def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-  """Shape and type of a row."""
-  np.lib.format.read_magic(file)
-  shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-  return shape[1:], dtype
-
-
-def _append(folder: pathlib.Path, name: str, items: Iterable[Item]) -> None:
-  """Writes items into two new files. What was written before an error is stored."""
-  path = folder / f'{uuid.uuid4().hex}.clips'
+def _stored_clips(folder: pathlib.Path) -> set[int]:
+  """The clips of all whole shards."""
   stored: set[int] = set()
-  total, rows, pairs, synced = 0, None, [], -math.inf
-  with contextlib.ExitStack() as stack:
-
-    def sync():  # rows before their pairs
-      data.flush()
-      os.fsync(data.fileno())
-      clips.write(np.array(pairs, np.int64).tobytes())
-      os.fsync(clips.fileno())
-      pairs.clear()
-
-    for clip, array in items:
-      array = np.asarray(array, order='C')
-      if clip in stored:
-        raise DataError(f'feature {name}: clip {clip} comes twice')
-      if rows is None:
-        rows = array.dtype, array.shape[1:]
-        data = stack.enter_context(open(_rows_of(path), 'xb'))
-        _write_header(data, 0, *rows)
-        clips = stack.enter_context(open(path, 'xb', buffering=0))
-        stack.callback(sync)
-      if (array.dtype, array.shape[1:]) != rows:
-        raise DataError(
-          f'feature {name}: rows of clip {clip} are {array.dtype} {array.shape[1:]}, '
-          f'others {rows}'
-        )
-      data.write(array.data)
-      pairs.append((clip, len(array)))
-      stored.add(clip)
-      total += len(array)
-      if time.monotonic() - synced > SYNC_EVERY:
-        sync()
-        synced = time.monotonic()
-    if rows is not None:  # for other readers of .npy files
-      data.seek(0)
-      _write_header(data, total, *rows)
+  for path in folder.glob('*.clips'):
+    with contextlib.suppress(FileNotFoundError):  # the feature was just completed
+      shard = _open_shard(path)
+      if shard.rows is not None:
+        stored.update(shard.clips.tolist())
+  return stored
 
 
-def _write_header(
-  file: BinaryIO, total: int, dtype: np.dtype, shape: Sequence[Any]
-) -> None:
-  """NumPy leaves room in the header for the first axis to grow, so writing it again
-  keeps its length.
+def _write_shards(folder: pathlib.Path, name: str, items: Iterable[Item]) -> None:
+  """Writes items into new shards of a folder.
+
+  Stops early if another process completes the feature, which renames the folder.
   """
-  np.lib.format.write_array_header_1_0(
-    file,
-    {
-      'descr': np.lib.format.dtype_to_descr(dtype),
-      'fortran_order': False,
-      'shape': (total, *shape),
-    },
-  )
+  rest = _checked(name, items)
+  for first in rest:
+    shard = itertools.chain([first], itertools.islice(rest, SHARD_CLIPS - 1))
+    try:
+      if folder.is_dir():
+        _write_shard(folder / uuid.uuid4().hex, shard)
+    except FileNotFoundError:
+      if folder.is_dir():
+        raise
+    if not folder.is_dir():
+      return
+
+
+def _checked(name: str, items: Iterable[Item]) -> Iterator[Item]:
+  """Contiguous arrays of one dtype and row shape, each clip once."""
+  stored: set[int] = set()
+  kind = None
+  for clip, array in items:
+    array = np.asarray(array, order='C')
+    if clip in stored:
+      raise DataError(f'feature {name}: clip {clip} comes twice')
+    own_kind = array.dtype, array.shape[1:]
+    kind = kind or own_kind
+    if own_kind != kind:
+      raise DataError(
+        f'feature {name}: rows of clip {clip} are {array.dtype} {array.shape[1:]}, '
+        f'others {kind}'
+      )
+    stored.add(clip)
+    yield clip, array
+
+
+def _write_shard(stem: pathlib.Path, items: Iterable[Item]) -> None:
+  """Writes `<stem>.npy` and then `<stem>.clips`."""
+  pairs: list[tuple[int, int]] = []
+  with (
+    atomic_file(stem.with_suffix('.npy')) as part,
+    open(part, 'wb') as file,
+  ):
+    for clip, array in items:
+      if not pairs:
+        _write_header(file, 0, array)
+      file.write(array.data)
+      pairs.append((clip, len(array)))
+    file.seek(0)
+    _write_header(file, sum(length for _, length in pairs), array)
+    file.flush()
+    os.fsync(file.fileno())  # rows are on the disk before their pairs
+  with atomic_file(stem.with_suffix('.clips')) as part:
+    np.array(pairs, np.int64).tofile(part)
+
+
+def _write_header(file: BinaryIO, count: int, rows: np.ndarray) -> None:
+  """The header of `count` rows like these.
+
+  NumPy leaves room for the first axis to grow, so writing it again keeps its length.
+  """
+  header = np.lib.format.header_data_from_array_1_0(rows)
+  header['shape'] = (count, *rows.shape[1:])
+  np.lib.format.write_array_header_1_0(file, header)

@@ -1,11 +1,10 @@
-"""Audio files to 16 kHz waves, log-mel windows for Whisper, and its states cut per
-video frame.
+"""Audio files become 16 kHz waves, Whisper's input, and its states around each frame.
 
 Clocks: 16000 samples, 100 mel frames, 50 Whisper positions, 25 units of `audio_len`,
 and (with step 2) 12.5 video frames per second.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import functools
 import itertools
 import math
@@ -13,6 +12,7 @@ import operator
 import os
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 import soxr
@@ -26,20 +26,19 @@ HOP = 160  # samples per mel frame
 FFT = 400  # samples per analysis window of the STFT
 MEL_SHAPE = (WINDOW // HOP, 80)  # mel frames of a Whisper window, and bands
 UNIT = 640  # samples per unit of `audio_len`
-# Whisper positions around a video frame; one less than half of them lie before its own
-CLIP = 10
+CLIP = 10  # Whisper positions around a video frame, see `window_positions`
 SILENCE = 1e-3  # peak (-60 dB) below which a recording counts as silent
 
 
 class SilentError(InputError):
-  """A recording holds nothing but silence."""
+  """A recording is silent from beginning to end."""
 
 
 def load_audio(path: str | os.PathLike) -> np.ndarray:
   """Reads the audio of an audio or video file.
 
-  The reading of the reference implementation, librosa's, to the sample: channels
-  averaged, resampled by soxr at high quality. Files that hold more than their header
+  The samples equal librosa's, which the reference implementation uses: channels are
+  averaged, and soxr resamples at high quality. Files that hold more than their header
   says are read whole: joined recordings one after another, each at its own rate.
 
   Args:
@@ -64,9 +63,9 @@ def load_audio(path: str | os.PathLike) -> np.ndarray:
 def load_span(
   path: str | os.PathLike, start: float = 0.0, end: float = math.inf
 ) -> np.ndarray:
-  """Reads from `start` to `end` seconds and holds nothing else in memory.
+  """Reads from `start` to `end` seconds and keeps nothing else in memory.
 
-  The samples equal those of `load_audio`. Decoding begins with the file all the same:
+  The samples equal those of `load_audio`. Decoding always begins with the file, since
   few codecs give the same samples after a jump.
 
   Returns:
@@ -79,11 +78,12 @@ def load_span(
   """
   first = round(start * RATE)
   last = sys.maxsize if math.isinf(end) else round(end * RATE)
-  kept, done = [np.zeros(0, np.float32)], 0
+  kept = [np.zeros(0, np.float32)]
+  done = 0
   for wave in _waves(path):
     part = wave[max(0, first - done) : max(0, last - done)]
     if len(part):
-      kept.append(part.copy())  # a view would hold the block
+      kept.append(part.copy())  # a view would keep the whole block
     done += len(wave)
     if done >= last:
       break
@@ -91,54 +91,57 @@ def load_span(
 
 
 def _waves(path: str | os.PathLike) -> Iterator[np.ndarray]:
-  """float32 `[samples]`, 16 kHz mono: one block after another."""
+  """The recording in blocks: float32 `[samples]`, 16 kHz mono."""
   for rate, blocks in itertools.groupby(mono_blocks(path), operator.itemgetter(1)):
     waves = (wave for wave, _ in blocks)
-    yield from waves if rate == RATE else _resampled(waves, rate)
+    if rate == RATE:
+      yield from waves
+    else:
+      yield from _resampled(waves, rate)
 
 
 def _resampled(waves: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:
   """Blocks at 16 kHz from blocks at `rate`, with as many samples as librosa gives."""
   stream = soxr.ResampleStream(rate, RATE, 1, dtype='float32', quality='HQ')
-  read = done = 0
+  samples_in = 0
+  samples_out = 0
   for wave in waves:
-    read += len(wave)
-    wave = stream.resample_chunk(wave)
-    done += len(wave)
-    yield wave
-  rest = -(-read * RATE // rate) - done
-  wave = stream.resample_chunk(np.zeros(0, np.float32), last=True)[:rest]
-  yield np.pad(wave, (0, rest - len(wave)))
+    samples_in += len(wave)
+    resampled = stream.resample_chunk(wave)
+    samples_out += len(resampled)
+    yield resampled
+  rest = -(-samples_in * RATE // rate) - samples_out
+  resampled = stream.resample_chunk(np.zeros(0, np.float32), last=True)[:rest]
+  yield np.pad(resampled, (0, rest - len(resampled)))
 
 
 def begin_at(wave: np.ndarray, seconds: float) -> np.ndarray:
-  """A 16 kHz wave from that time on; before its beginning there is silence."""
+  """Cuts a 16 kHz wave before that time, or puts silence in front of it if negative."""
   samples = round(seconds * RATE)
   return np.pad(wave, (max(0, -samples), 0))[max(0, samples) :]
 
 
 def audio_len(samples: int) -> int:
-  """Length in 25 Hz units of a 16 kHz wave; half of it, rounded down, is the number
-  of video frames at step 2.
+  """Length of a 16 kHz wave in units of 25 Hz.
+
+  Half of it, rounded down, is the number of video frames at step 2.
   """
   return samples // UNIT
 
 
-_importing = (
-  threading.Lock()
-)  # transformers fails when two threads import from it for the first time
+# transformers fails when two threads import from it for the first time.
+_importing = threading.Lock()
 
 
 @functools.cache
-def _extractor():
+def _extractor() -> Any:
   with _importing:
     from transformers import WhisperFeatureExtractor  # the import takes seconds
   return WhisperFeatureExtractor()
 
 
 def log_mel(wave: np.ndarray) -> np.ndarray:
-  """Whisper's log-mel spectrogram of each window of 30 s, the last one padded with
-  zeros.
+  """Whisper's log-mel spectrogram of each window of 30 s, the last padded with zeros.
 
   Args:
     wave: float32 `[samples]`, 16 kHz.
@@ -161,14 +164,33 @@ def _log_mel_window(wave: np.ndarray) -> np.ndarray:
   return np.pad(mel, ((0, WINDOW // HOP - len(mel)), (0, 0)), mode='edge')
 
 
+def window_positions(frames: np.ndarray, clip: int = CLIP) -> np.ndarray:
+  """The Whisper positions around video frames: what a frame hears.
+
+  Position `2f` is the first of frame f; `clip/2-1` positions lie before it.
+
+  Args:
+    frames: int `[F]`, at 25 per second.
+    clip: even, positions around a frame.
+
+  Returns:
+    int `[F,clip]`; the first are negative and the last beyond the recording for frames
+    at its ends, where there is silence.
+  """
+  return 2 * frames[:, None] - _positions_before(clip) + np.arange(clip)
+
+
+def _positions_before(clip: int) -> int:
+  return clip // 2 - 1
+
+
 def pad_states(states: np.ndarray, audio_len: int, clip: int = CLIP) -> np.ndarray:
-  """Joins the windows of Whisper's states, cuts them to the recording and pads both
-  ends with zeros.
+  """Joins Whisper's windows, cuts them to the recording and pads them with zeros.
 
   Args:
     states: `[windows,1500,S,D]`.
     audio_len: length of the recording in 25 Hz units.
-    clip: even, positions that every frame is to have around it.
+    clip: even, positions that every frame shall have around it.
 
   Returns:
     `[2*audio_len+clip,S,D]`, with `clip/2-1` zero positions in front.
@@ -179,9 +201,8 @@ def pad_states(states: np.ndarray, audio_len: int, clip: int = CLIP) -> np.ndarr
     raise ValueError(
       f'{len(joined)} positions cannot hold a recording of {audio_len} units'
     )
-  return np.pad(
-    joined[: 2 * audio_len], ((clip // 2 - 1, clip // 2 + 1), (0, 0), (0, 0))
-  )
+  before = _positions_before(clip)
+  return np.pad(joined[: 2 * audio_len], ((before, clip - before), (0, 0), (0, 0)))
 
 
 def audio_windows(
@@ -195,7 +216,8 @@ def audio_windows(
 
   Args:
     padded: `[2*audio_len+clip,S,D]`, from `pad_states`.
-    step: 25 Hz units per video frame; 2 is the published 12.5 frames per second.
+    step: 25 Hz units per video frame; 2 gives the 12.5 frames per second of the
+      reference implementation.
     start: first video frame.
     frames: number of video frames; None for all from `start`.
     clip: positions around a frame, as in `pad_states`.
@@ -206,5 +228,27 @@ def audio_windows(
   """
   if frames is None:
     frames = (len(padded) - clip) // (2 * step) - start
-  first = 2 * step * (start + np.arange(frames))
-  return padded[first[:, None] + np.arange(clip)]
+  positions = window_positions(step * (start + np.arange(frames)), clip)
+  return padded[positions + _positions_before(clip)]
+
+
+def read_windows(
+  read: Callable[[slice], np.ndarray], count: int, frames: np.ndarray, clip: int = CLIP
+) -> np.ndarray:
+  """The Whisper positions around chosen frames, reading no others.
+
+  Args:
+    read: reads a slice of the recording's positions, `[n,S,D]`.
+    count: number of positions of the recording; beyond it there are zeros.
+    frames: int `[F]`, ascending, at 25 per second.
+    clip: positions around a frame.
+
+  Returns:
+    float32 `[F,clip,S,D]`.
+  """
+  positions = window_positions(frames, clip)
+  start, stop = int(positions[0, 0]), int(positions[-1, -1]) + 1
+  known = read(slice(max(start, 0), min(stop, count)))
+  states = np.zeros((stop - start, *known.shape[1:]), np.float32)
+  states[max(start, 0) - start :][: len(known)] = known
+  return states[positions - start]

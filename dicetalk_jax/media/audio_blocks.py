@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import itertools
 import os
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -16,7 +17,7 @@ _BLOCK = 1 << 16  # samples
 
 
 def mono_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
-  """Decodes a file in small blocks, with the channels of each averaged.
+  """Decodes a file in small blocks, and averages the channels.
 
   Recordings that were joined into one file come one after another.
 
@@ -42,6 +43,7 @@ def mono_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
 
 
 def _mono(part: FilePart, path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
+  """(float32 `[samples]`, rate) of one recording."""
   try:
     for block, rate in _decoded(part, path):
       if not np.isfinite(block).all():
@@ -56,10 +58,10 @@ def _mono(part: FilePart, path: str | os.PathLike) -> Iterator[tuple[np.ndarray,
     ) from (part.error or error)
 
 
-class _Forward(soundfile.SoundFile):
+class _ForwardReader(soundfile.SoundFile):
   """Reads block after block without seeking.
 
-  By default soundfile seeks after each block to where it is already. That makes the
+  By default soundfile seeks after each block to where it already is. That makes the
   decoder of MP3 forget the bits that it has kept for the next frame.
   """
 
@@ -72,13 +74,13 @@ def _decoded(
 ) -> Iterator[tuple[np.ndarray, int]]:
   """(float32 `[samples,channels]`, rate) by libsndfile, or else by FFmpeg."""
   try:
-    file = _Forward(part)
+    file = _ForwardReader(part)
   except soundfile.LibsndfileError:
     part.seek(0)
     yield from _by_ffmpeg(part, path)
     return
   with file:
-    rest = file.frames  # what lies behind may be a tag: do not decode it
+    rest = file.frames  # bytes after them may be a tag: do not decode it
     while rest > 0:
       block = file.read(min(rest, _BLOCK), dtype='float32', always_2d=True)
       if not len(block):
@@ -95,12 +97,18 @@ def _by_ffmpeg(
     if not container.streams.audio:
       raise InputError(f'{path} has no audio track; give a recording of speech')
     track = container.decode(container.streams.audio[0])
-    for (_, _, rate), frames in itertools.groupby(track, _format):
-      planar = av.AudioResampler(format='fltp')
+    for audio_format, frames in itertools.groupby(track, _format):
+      to_planar_float = av.AudioResampler(format='fltp')
       for frame in itertools.chain(frames, [None]):  # None gives the rest
-        for out in planar.resample(frame):
-          yield out.to_ndarray().T, rate
+        for out in to_planar_float.resample(frame):
+          yield out.to_ndarray().T, audio_format.rate
 
 
-def _format(frame: av.AudioFrame) -> tuple[str, str, int]:
-  return frame.format.name, frame.layout.name, frame.sample_rate
+class _Format(NamedTuple):
+  samples: str
+  layout: str
+  rate: int
+
+
+def _format(frame: av.AudioFrame) -> _Format:
+  return _Format(frame.format.name, frame.layout.name, frame.sample_rate)

@@ -1,8 +1,9 @@
-"""Contact sheets and comparison videos: what a person looks at to judge a result."""
+"""Contact sheets and comparison videos, to judge results by eye."""
 
 from collections.abc import Sequence
 import os
 import pathlib
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,7 +13,9 @@ from dicetalk_jax.files import atomic_file
 
 Row = tuple[str, Sequence[np.ndarray | None]]
 
-_PAPER, _INK, _GAP = (255, 255, 255), (20, 20, 20), 4
+_PAPER = (255, 255, 255)
+_INK = (20, 20, 20)
+_GAP = 4
 
 
 def contact_sheet(
@@ -38,25 +41,20 @@ def contact_sheet(
     InputError: the path cannot be written.
   """
   first = next(frame for _, frames in rows for frame in frames if frame is not None)
-  height, width = (max(1, round(side * scale)) for side in first.shape[:2])
+  height = max(1, round(first.shape[0] * scale))
+  width = max(1, round(first.shape[1] * scale))
   columns = max(len(frames) for _, frames in rows)
   label_font = _font([label for label, _ in rows], 2 * width, height / 3)
   heading_font = _font(headings, width, height / 4)
   left = max(round(label_font.getlength(label)) for label, _ in rows) + 2 * _GAP
   top = round(1.5 * heading_font.size) if headings else 0
 
-  sheet = Image.new(
-    'RGB', (left + columns * (width + _GAP), top + len(rows) * (height + _GAP)), _PAPER
-  )
+  size = left + columns * (width + _GAP), top + len(rows) * (height + _GAP)
+  sheet = Image.new('RGB', size, _PAPER)
   draw = ImageDraw.Draw(sheet)
   for column, heading in enumerate(headings):
-    draw.text(
-      (left + column * (width + _GAP) + width / 2, top / 2),
-      heading,
-      _INK,
-      heading_font,
-      anchor='mm',
-    )
+    middle = left + column * (width + _GAP) + width / 2, top / 2
+    draw.text(middle, heading, _INK, heading_font, anchor='mm')
   for row, (label, frames) in enumerate(rows):
     y = top + row * (height + _GAP)
     draw.text((left - _GAP, y + height / 2), label, _INK, label_font, anchor='rm')
@@ -70,60 +68,65 @@ def contact_sheet(
 
 
 def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-  """Pictures of equal size edge to edge: rows of float [H,W,3] in [-1,1] -> uint8
-  [rows * H, columns * W, 3].
+  """Lays images of equal size edge to edge.
+
+  Args:
+    rows: of float [H,W,3] in [-1,1].
+
+  Returns:
+    uint8 [rows * H, columns * W, 3].
   """
   pixels = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
   return np.round((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def side_by_side(videos: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
-  """Videos next to each other under their labels; shorter ones hold their last frame.
+  """Puts videos next to each other; shorter ones repeat their last frame.
 
   Args:
     videos: uint8 [N_i,H,W_i,3] each, of one height.
-    labels: one per video.
+    labels: one per video, shown above it.
 
   Returns:
     uint8 [max N_i, H + strip, sum W_i, 3].
   """
-  font = _font(labels, min(video.shape[2] for video in videos), videos[0].shape[1] / 8)
-  strip = Image.new(
-    'RGB', (sum(video.shape[2] for video in videos), round(1.6 * font.size)), _PAPER
-  )
-  draw, x = ImageDraw.Draw(strip), 0
-  for video, label in zip(videos, labels, strict=True):
-    draw.text(
-      (x + video.shape[2] / 2, strip.height / 2), label, _INK, font, anchor='mm'
-    )
-    x += video.shape[2]
+  widths = [video.shape[2] for video in videos]
+  font = _font(labels, min(widths), videos[0].shape[1] / 8)
+  strip = Image.new('RGB', (sum(widths), round(1.6 * font.size)), _PAPER)
+  draw = ImageDraw.Draw(strip)
+  left = 0
+  for width, label in zip(widths, labels, strict=True):
+    middle = left + width / 2, strip.height / 2
+    draw.text(middle, label, _INK, font, anchor='mm')
+    left += width
+
   length = max(len(video) for video in videos)
-  pictures = np.concatenate(
-    [video[np.minimum(np.arange(length), len(video) - 1)] for video in videos], axis=2
-  )
-  strips = np.broadcast_to(np.asarray(strip), (length, *np.asarray(strip).shape))
-  return np.concatenate([strips, pictures], axis=1)
+  extended = [video[np.minimum(np.arange(length), len(video) - 1)] for video in videos]
+  pixels = np.asarray(strip)
+  strips = np.broadcast_to(pixels, (length, *pixels.shape))
+  return np.concatenate([strips, np.concatenate(extended, axis=2)], axis=1)
 
 
 def save_image(path: str | os.PathLike, pixels: np.ndarray) -> None:
   """Writes uint8 [H,W,3] as PNG or JPEG; the file appears only when it is whole."""
-  kind = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG'}.get(
-    pathlib.Path(path).suffix.lower()
-  )
+  kinds = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG'}
+  kind = kinds.get(pathlib.Path(path).suffix.lower())
   if kind is None:
     raise InputError(
-      f'{path}: pictures are written as PNG or JPEG; end the name in .png or .jpg'
+      f'{path}: images are written as PNG or JPEG; end the name in .png or .jpg'
     )
   with atomic_file(path) as part:
     Image.fromarray(pixels).save(part, kind, quality=93)
 
 
 def _font(texts: Sequence[str], width: float, height: float) -> ImageFont.FreeTypeFont:
-  """The largest readable font, 9 to 28 pixels, in which every text fits into that
-  space.
-  """
-  for size in range(int(np.clip(height, 9, 28)), 8, -1):
-    font = ImageFont.load_default(size=size)
-    if all(font.getlength(text) <= width for text in texts):
-      break
-  return font
+  """The largest font, 9 to 28 pixels, in which every text fits; 9 if none does."""
+  size = int(np.clip(height, 9, 28))
+  while size > 9 and any(_scalable(size).getlength(text) > width for text in texts):
+    size -= 1
+  return _scalable(size)
+
+
+def _scalable(size: int) -> ImageFont.FreeTypeFont:
+  """Pillow's font; its type allows for builds without FreeType."""
+  return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=size))

@@ -1,9 +1,8 @@
-"""Faces found picture by picture become tracks of one face each; pictures become
-shots.
-"""
+"""Faces found frame by frame become tracks of one face each; frames become shots."""
 
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,16 +13,17 @@ GAP = 25  # most frames without a find
 _MEDIAN = 13  # frames of the filter over time
 _CUT = 0.5  # share of the colours that change from one shot to the next
 
-
-Detector = Callable[
-  [np.ndarray], Box | None
-]  # from a picture uint8 [H,W,3] to its largest face
+# Maps a frame uint8 [H,W,3] to its largest face.
+Detector = Callable[[np.ndarray], Box | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-  """One face in consecutive frames: `boxes` `[n,4]` as x0, y0, x1, y1 in pixels,
-  from frame `first` on.
+  """One face in consecutive frames.
+
+  Attributes:
+    first: number of its first frame.
+    boxes: `[n,4]`, corners x0, y0, x1, y1 in pixels.
   """
 
   first: int
@@ -31,22 +31,36 @@ class Track:
 
   @property
   def end(self) -> int:
+    """The first frame after the track."""
     return self.first + len(self.boxes)
 
 
+class Detections(NamedTuple):
+  """What `tracks` is made from."""
+
+  boxes: list[Box | None]  # the largest face of each frame
+  cuts: list[int]  # first frames of all shots but the first
+
+
+class _Find(NamedTuple):
+  """A face in one frame."""
+
+  frame: int
+  corners: np.ndarray  # x0, y0, x1, y1
+
+
 def detect(
-  pictures: Iterable[np.ndarray], detector: Detector, every: int = 1, shots: bool = True
-) -> tuple[list[Box | None], list[int]]:
-  """Looks for a face in every n-th picture: what `tracks` asks for, without cuts
-  where there are no `shots`.
-  """
-  boxes, cuts = [], []
-  new_shot = ShotDetector() if shots else lambda picture: False
-  for i, picture in enumerate(pictures):
-    if new_shot(picture):
+  frames: Iterable[np.ndarray], detector: Detector, every: int = 1, shots: bool = True
+) -> Detections:
+  """Looks for a face in every n-th frame and for cuts, if `shots`, in all of them."""
+  boxes: list[Box | None] = []
+  cuts = []
+  begins_shot = ShotDetector()
+  for i, frame in enumerate(frames):
+    if shots and begins_shot(frame):
       cuts.append(i)
-    boxes.append(detector(picture) if i % every == 0 else None)
-  return boxes, cuts
+    boxes.append(detector(frame) if i % every == 0 else None)
+  return Detections(boxes, cuts)
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -57,77 +71,91 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def tracks(boxes: Sequence[Box | None], cuts: Sequence[int] = ()) -> list[Track]:
-  """Joins finds that overlap into tracks, smooths them, and keeps the longest where
-  several exist at a time.
+  """Joins finds that overlap into tracks, smooths them, and keeps the longest of
+  several at the same time.
 
-  Frames without a find are interpolated, up to 25 of them; before the first and after
-  the last find the box stays where it is, equally far.
+  Frames without a find are interpolated, up to 25 of them. Before the first and after
+  the last find the box stays where it is, for up to 25 frames too.
 
   Args:
-    boxes: (left, top, width, height) of the largest face of every frame, None where
-      there is none.
+    boxes: the largest face of every frame, None where there is none.
     cuts: first frames of all shots but the first; no track crosses them.
 
   Returns:
     Tracks that share no frame, in order of time.
   """
-  found: list[list[tuple[int, np.ndarray]]] = []
   shot = np.searchsorted(np.asarray(cuts, int), np.arange(len(boxes)), side='right')
-  for i, box in enumerate(boxes):
-    if box is None:
-      continue
-    corners = np.array([box[0], box[1], box[0] + box[2], box[1] + box[3]], np.float64)
-    open_tracks = [
-      t for t in found if i - t[-1][0] <= GAP + 1 and shot[i] == shot[t[-1][0]]
-    ]
-    best = max(open_tracks, key=lambda t: overlap(t[-1][1], corners), default=None)
-    if best is not None and overlap(best[-1][1], corners) > _OVERLAP:
-      best.append((i, corners))
-    else:
-      found.append([(i, corners)])
-  kept: list[list[tuple[int, np.ndarray]]] = []
-  for track in sorted(
-    found, key=len, reverse=True
-  ):  # stable: of equals the earlier one
-    if all(track[-1][0] < other[0][0] or other[-1][0] < track[0][0] for other in kept):
-      kept.append(track)
-  kept.sort(key=lambda track: track[0][0])
-  result, after = [], 0
-  for j, track in enumerate(kept):
-    first, last = track[0][0], track[-1][0]
-    limit = kept[j + 1][0][0] if j + 1 < len(kept) else len(boxes)
+  kept = _longest(_joined(boxes, shot))
+  result: list[Track] = []
+  for j, finds in enumerate(kept):
+    first, last = finds[0].frame, finds[-1].frame
     same_shot = np.flatnonzero(shot == shot[first])
-    begin = max(first - GAP, after, int(same_shot[0]))
-    after = min(last + 1 + GAP, limit, int(same_shot[-1]) + 1)
-    result.append(Track(begin, _smooth(track, np.arange(begin, after))))
+    earliest = result[-1].end if result else 0
+    latest = kept[j + 1][0].frame if j + 1 < len(kept) else len(boxes)
+    begin = max(first - GAP, earliest, int(same_shot[0]))
+    end = min(last + 1 + GAP, latest, int(same_shot[-1]) + 1)
+    result.append(Track(begin, _smooth(finds, np.arange(begin, end))))
   return result
 
 
-def _smooth(track: list[tuple[int, np.ndarray]], frames: np.ndarray) -> np.ndarray:
+def _joined(boxes: Sequence[Box | None], shot: np.ndarray) -> list[list[_Find]]:
+  """Each find continues the track of its shot that it overlaps most, or begins one."""
+  found: list[list[_Find]] = []
+  for i, box in enumerate(boxes):
+    if box is None:
+      continue
+    left, top, width, height = box
+    corners = np.array([left, top, left + width, top + height], np.float64)
+    best, best_overlap = None, _OVERLAP
+    for track in found:
+      last = track[-1]
+      if i - last.frame <= GAP + 1 and shot[i] == shot[last.frame]:
+        shared = overlap(last.corners, corners)
+        if shared > best_overlap:
+          best, best_overlap = track, shared
+    if best is None:
+      best = []
+      found.append(best)
+    best.append(_Find(i, corners))
+  return found
+
+
+def _longest(found: list[list[_Find]]) -> list[list[_Find]]:
+  """Of tracks at the same time the longest, or of equally long ones the earlier."""
+  kept: list[list[_Find]] = []
+  for track in sorted(found, key=len, reverse=True):  # stable
+    if all(
+      track[-1].frame < other[0].frame or other[-1].frame < track[0].frame
+      for other in kept
+    ):
+      kept.append(track)
+  return sorted(kept, key=lambda track: track[0].frame)
+
+
+def _smooth(finds: list[_Find], frames: np.ndarray) -> np.ndarray:
+  """The boxes at `frames`: interpolated, and filtered over time."""
   from scipy.ndimage import median_filter
 
-  at, corners = np.array([i for i, _ in track]), np.stack([box for _, box in track])
-  filled = np.stack([np.interp(frames, at, column) for column in corners.T], axis=1)
+  found_at = np.array([find.frame for find in finds])
+  columns = np.stack([find.corners for find in finds]).T
+  filled = np.stack([np.interp(frames, found_at, x) for x in columns], axis=1)
   return median_filter(filled, size=(_MEDIAN, 1), mode='nearest')
 
 
 class ShotDetector:
-  """Tells where one shot ends and the next begins, by the colours of consecutive
-  pictures.
-  """
+  """Finds where shots begin, by the colours of consecutive frames."""
 
   def __init__(self):
     self._before: np.ndarray | None = None
 
-  def __call__(self, picture: np.ndarray) -> bool:
-    """Whether uint8 `[H,W,3]` begins a new shot, seen after the picture of the call
-    before.
+  def __call__(self, frame: np.ndarray) -> bool:
+    """Whether uint8 `[H,W,3]` begins a new shot, compared with the frame of the last
+    call.
     """
     import cv2
 
-    small = cv2.resize(picture, (64, 64), interpolation=cv2.INTER_AREA)
-    histogram = (
-      cv2.calcHist([small], [0, 1, 2], None, [8] * 3, [0, 256] * 3).ravel() / 64**2
-    )
+    small = cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA)
+    counts = cv2.calcHist([small], [0, 1, 2], None, [8] * 3, [0, 256] * 3)
+    histogram = counts.ravel() / 64**2
     before, self._before = self._before, histogram
     return before is not None and float(np.abs(histogram - before).sum()) / 2 > _CUT

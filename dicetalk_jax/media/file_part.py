@@ -1,9 +1,9 @@
-"""Files, or pieces of files, as decoders get to see them: without a name."""
+"""Files and pieces of files for decoders, which never see their names."""
 
 from collections.abc import Iterator
 import contextlib
 import io
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import av
 
@@ -11,11 +11,11 @@ import av
 class FilePart(io.RawIOBase):
   """`head`, then the bytes from `start` to `end` of a file.
 
-  Decoders are given this instead of a path: they can neither take a name for an address
-  nor open another file.
+  Decoders are given this instead of a path, so that they can neither take a name for an
+  address nor open another file.
 
   Attributes:
-    error: what went wrong while reading. Decoders see the end of the file there.
+    error: the first failure to read. Decoders see the end of the file there.
   """
 
   def __init__(self, file: BinaryIO, start: int, end: int, head: bytes = b''):
@@ -28,7 +28,8 @@ class FilePart(io.RawIOBase):
     self._position = 0
 
   @classmethod
-  def whole(cls, file: BinaryIO) -> 'FilePart':
+  def whole(cls, file: BinaryIO) -> Self:
+    """The whole file."""
     return cls(file, 0, file.seek(0, io.SEEK_END))
 
   def readable(self) -> bool:
@@ -56,7 +57,8 @@ class FilePart(io.RawIOBase):
       else:
         self._file.seek(self._start + in_file)
         rest = max(0, self._size - self._position)
-        count = self._file.readinto(view[:rest])
+        # All binary files have readinto, though BinaryIO lacks it.
+        count = self._file.readinto(view[:rest])  # type: ignore[attr-defined]
     except OSError as error:
       self.error = error
       return 0
@@ -66,7 +68,7 @@ class FilePart(io.RawIOBase):
 
 @contextlib.contextmanager
 def open_container(part: FilePart) -> Iterator[av.container.InputContainer]:
-  """Opens a media file by FFmpeg, which can open no address and no other file for it.
+  """Opens a media file with FFmpeg, which cannot open addresses or other files for it.
 
   Raises:
     av.FFmpegError: it is damaged or not a media file.
@@ -74,7 +76,7 @@ def open_container(part: FilePart) -> Iterator[av.container.InputContainer]:
   """
   options = {'protocol_whitelist': 'none'}  # or a playlist would open what it names
   try:
-    with av.open(part, options=options, metadata_errors='ignore') as container:
+    with av.open(part, 'r', options=options, metadata_errors='ignore') as container:
       yield container
   except av.FFmpegError as error:
     raise part.error or error from None

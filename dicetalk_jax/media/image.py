@@ -1,8 +1,7 @@
-"""A picture file and a face box become what the networks see: pixels, face mask and
-CLIP image.
+"""Image files and face boxes become what the networks read: pixels, mask, CLIP input.
 
-The arithmetic, floors and roundings included, is the published one: the same picture
-gives the same pixels.
+The arithmetic, floors and roundings included, is that of the reference implementation:
+the same image gives the same pixels.
 """
 
 import dataclasses
@@ -14,10 +13,11 @@ from PIL import Image, ImageOps
 from dicetalk_jax.errors import InputError
 
 Box = tuple[float, float, float, float]  # left, top, width, height in pixels
+Corners = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 
 MIN_SIDE = 64
-_CLIP_MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
-_CLIP_STD = np.float32([0.26862954, 0.26130258, 0.27577711])
+_CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+_CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Portrait:
 
   Attributes:
     ref_img: float32 [H,W,3] in [-1,1].
-    mask: float32 [H,W] in [0,1], 1 on the face (soft at the edges where the picture was
+    mask: float32 [H,W] in [0,1], 1 on the face (soft at the edges where the image was
       resized).
     clip_image: float32 [S,S,3], normalised for CLIP.
   """
@@ -37,11 +37,11 @@ class Portrait:
 
 
 def load_image(path: str | os.PathLike, min_side: int = MIN_SIDE) -> np.ndarray:
-  """Reads a picture upright (EXIF orientation) as uint8 RGB [H,W,3].
+  """Reads an image upright (EXIF orientation) as uint8 RGB [H,W,3].
 
   Raises:
-    InputError: the file is missing, is no picture, is damaged, or a side is shorter
-      than `min_side` pixels.
+    InputError: the file is missing, damaged or not an image, or a side is shorter than
+      `min_side` pixels.
   """
   if not os.path.isfile(path):
     raise InputError(f'image {path} does not exist; check the path')
@@ -52,16 +52,12 @@ def load_image(path: str | os.PathLike, min_side: int = MIN_SIDE) -> np.ndarray:
     raise InputError(
       f'image {path} is too large; scale it down to a few thousand pixels a side'
     ) from error
-  except (
-    OSError,
-    SyntaxError,
-    ValueError,
-  ) as error:  # Pillow's three ways to say that a file is broken
+  except (OSError, SyntaxError, ValueError) as error:  # all raised for broken files
     raise InputError(
       f'image {path} cannot be read; give a whole JPEG, PNG or WebP file'
     ) from error
-  if min(pixels.shape[:2]) < min_side:
-    height, width = pixels.shape[:2]
+  height, width = pixels.shape[:2]
+  if min(height, width) < min_side:
     raise InputError(
       f'image {path} is only {width}x{height} pixels; each side needs at least '
       f'{min_side}'
@@ -78,19 +74,19 @@ def prepare_portrait(
   multiple: int = 64,
   clip_size: int = 224,
 ) -> Portrait:
-  """Published preprocessing of the portrait.
+  """Preprocesses the portrait as the reference implementation does.
 
   Args:
     image: uint8 [H0,W0,3].
-    face_box: (left, top, width, height) of the face, in pixels of `image`.
+    face_box: of the face, in pixels of `image`.
     image_size: length of the shorter side after resizing, before rounding.
-    area: the mask is the box with its sides grown by this factor.
+    area: the mask is the box with its sides scaled by this factor.
     multiple: both sides become multiples of this; eight times the deepest downsampling
       of the UNet.
     clip_size: side of the CLIP image.
 
   Raises:
-    InputError: the box lies outside of the picture, or `image_size` is too small.
+    InputError: the box lies outside the image, or `image_size` is too small.
   """
   height, width = image.shape[:2]
   rows, columns = mask_slices(face_box, width, height, area)
@@ -98,30 +94,36 @@ def prepare_portrait(
   mask[rows, columns] = 255
   if not mask.any():
     raise InputError(
-      f'the face box {tuple(face_box)} covers nothing of the {width}x{height} picture; '
+      f'the face box {tuple(face_box)} covers nothing of the {width}x{height} image; '
       'give one inside it with --face_box=x0,y0,x1,y1'
     )
   size = target_size(width, height, image_size, multiple)
-  picture, mask = _resize(image, size), _resize(mask, size)
+  resized = _resize(image, size)
   return Portrait(
-    ref_img=(picture / np.float32(255) - np.float32(0.5)) / np.float32(0.5),
-    mask=mask / np.float32(255),
-    clip_image=clip_pixels(picture, clip_size),
+    ref_img=(resized / np.float32(255) - np.float32(0.5)) / np.float32(0.5),
+    mask=_resize(mask, size) / np.float32(255),
+    clip_image=clip_pixels(resized, clip_size),
   )
 
 
-def clip_pixels(picture: np.ndarray, size: int = 224) -> np.ndarray:
-  """What CLIP sees of a picture uint8 [H,W,3]: float32 [size,size,3], squeezed to a
-  square and normalised.
+def clip_pixels(image: np.ndarray, size: int = 224) -> np.ndarray:
+  """CLIP's view of an image uint8 [H,W,3]: squeezed to a square and normalised.
+
+  Returns:
+    float32 [size,size,3].
   """
-  return (_resize(picture, (size, size)) / np.float32(255) - _CLIP_MEAN) / _CLIP_STD
+  return (_resize(image, (size, size)) / np.float32(255) - _CLIP_MEAN) / _CLIP_STD
 
 
 def target_size(
   width: int, height: int, image_size: int = 512, multiple: int = 64
 ) -> tuple[int, int]:
-  """(width, height) with the shorter side near `image_size`; each rounded to a
-  multiple, halves to even.
+  """(width, height) with the shorter side near `image_size`.
+
+  Each is rounded to a multiple, halves to even.
+
+  Raises:
+    InputError: a side would be 0.
   """
   scale = image_size / min(width, height)
   size = (
@@ -138,72 +140,62 @@ def target_size(
 def mask_slices(
   face_box: Box, width: int, height: int, area: float = 1.1
 ) -> tuple[slice, slice]:
-  """Rows and columns of the face mask in a picture of that size.
+  """Rows and columns of the face mask in an image of that size.
 
-  Published floors: all divisions are `//` of floats.
+  The floors are those of the reference implementation: all divisions are `//` of
+  floats.
   """
   left, top, box_width, box_height = face_box
-  x, y = (left + (left + box_width)) // 2, (top + (top + box_height)) // 2
-  half_width, half_height = box_width * area // 2, box_height * area // 2
-  left, right = max(x - half_width, 0), min(x + half_width, width)
-  top, bottom = max(y - half_height, 0), min(y + half_height, height)
-  return slice(int(top), max(int(bottom), 0)), slice(int(left), max(int(right), 0))
+  x = (left + (left + box_width)) // 2
+  y = (top + (top + box_height)) // 2
+  half_width = box_width * area // 2
+  half_height = box_height * area // 2
+  x0, x1 = max(x - half_width, 0), min(x + half_width, width)
+  y0, y1 = max(y - half_height, 0), min(y + half_height, height)
+  return slice(int(y0), max(int(y1), 0)), slice(int(x0), max(int(x1), 0))
 
 
 def crop_square(
-  box: Box, width: int, height: int, expand: float = 0.5
+  face: Corners, width: int, height: int, expand: float = 0.5
 ) -> tuple[int, int, int, int]:
-  """The published optional crop: a square around a face, as (x0, y0, x1, y1) for
-  `image[y0:y1, x0:x1]`.
+  """The optional crop of the reference implementation: a square around a face.
 
-  The box grows by `expand` times its sides on every side, is clipped to the picture,
-  and the largest square in its middle is moved along the longer side towards the centre
-  of the face, as far as the grown box allows.
+  The face grows by `expand` times its sides on every side and is clipped to the image.
+  The largest square in the middle of that is moved along the longer side towards the
+  centre of the face, as far as the grown face allows.
 
   Args:
-    box: (x0, y0, x1, y1) of the face, in pixels. These are corners, as in the published
-      routine.
-    width: of the picture.
-    height: of the picture.
-    expand: 0.5 in the published program.
+    face: its corners.
+    width: of the image.
+    height: of the image.
+    expand: 0.5 in the reference implementation.
+
+  Returns:
+    Corners (x0, y0, x1, y1), for `image[y0:y1, x0:x1]`.
   """
-  x0, y0, x1, y1 = box
-  grow_x, grow_y = expand * (x1 - x0), expand * (y1 - y0)
+  x0, y0, x1, y1 = face
+  grow_x = expand * (x1 - x0)
+  grow_y = expand * (y1 - y0)
   left, right = max(x0 - grow_x, 0), min(x1 + grow_x, width)
   top, bottom = max(y0 - grow_y, 0), min(y1 + grow_y, height)
   side = min(right - left, bottom - top)
-
-  def span(low: float, high: float, wanted_centre: float) -> tuple[int, int]:
-    spare = (high - low - side) / 2
-    shift = np.clip(wanted_centre - (low + high) / 2, -spare, spare)
-    start = low + spare + shift
-    return round(start), round(start + side)
-
-  (left, right), (top, bottom) = (
-    span(left, right, (x0 + x1) / 2),
-    span(top, bottom, (y0 + y1) / 2),
-  )
-  return left, top, right, bottom
+  crop_x0, crop_x1 = _place_span(left, right, side, (x0 + x1) / 2)
+  crop_y0, crop_y1 = _place_span(top, bottom, side, (y0 + y1) / 2)
+  return crop_x0, crop_y0, crop_x1, crop_y1
 
 
-def crop_to_face(
-  image: np.ndarray, face_box: Box, expand: float = 0.5
-) -> tuple[np.ndarray, Box]:
-  """The square of `crop_square` around a face: (uint8 [S,S,3], the face box within
-  it).
-  """
-  left, top, box_width, box_height = face_box
-  x0, y0, x1, y1 = crop_square(
-    (left, top, left + box_width, top + box_height),
-    image.shape[1],
-    image.shape[0],
-    expand,
-  )
-  return image[y0:y1, x0:x1], (left - x0, top - y0, box_width, box_height)
+def _place_span(
+  low: float, high: float, length: float, centre: float
+) -> tuple[int, int]:
+  """A span of `length` in [low, high], with its middle as near to `centre` as fits."""
+  spare = (high - low - length) / 2
+  shift = np.clip(centre - (low + high) / 2, -spare, spare)
+  start = low + spare + shift
+  return round(start), round(start + length)
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """8-bit LANCZOS, as published; a picture that has the size stays untouched."""
+  """8-bit LANCZOS; an image that already has that size stays untouched."""
   if pixels.shape[1::-1] == size:
     return pixels
   return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))

@@ -1,6 +1,6 @@
-"""Recordings that were joined byte by byte into one file, cut apart again.
+"""Recordings that were joined byte by byte into one file, separated again.
 
-Decoders of most formats read the first recording and ignore the others without a word.
+Decoders of most formats read the first recording and silently ignore the others.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ import soundfile
 from dicetalk_jax.media import mp3
 from dicetalk_jax.media.file_part import FilePart, open_container
 
-# How a file begins: long enough that the data of another file do not hold it by chance.
+# How a file begins: long enough not to occur by chance in the data of another file.
 _BEGINNINGS = [
   re.compile(pattern, re.DOTALL)
   for pattern in (
@@ -35,41 +35,42 @@ def parts(file: BinaryIO) -> list[FilePart]:
   """Cuts a file wherever another one of the same format begins.
 
   The contents decide, never the name: WAV, AIFF, FLAC, Ogg, Matroska, MP4 and MP3 are
-  known. A file of any other format is one part. A beginning that is part of the file
-  before, or that no decoder can open, is not cut off.
+  known. A file of any other format is one part. A beginning that is part of the
+  preceding file, or that no decoder can open, is not cut off.
   """
   if mp3.is_mp3(file):
     return mp3.parts(file)
   size = file.seek(0, 2)
-  is_mp4 = _at(file, 4, 4) == b'ftyp'
-  _, *found = _mp4_starts(file) if is_mp4 else _starts(file)
+  is_mp4 = _read_at(file, 4, 4) == b'ftyp'
+  _, *candidates = _mp4_starts(file) if is_mp4 else _starts(file)
   starts = [0]
-  inside = _stated_end(file, mp3.after_tags(file, 0), size)
-  for start, following in zip(found, [*found[1:], size]):
-    if start < inside:
-      continue
+  stated_end = _stated_end(file, mp3.after_tags(file, 0), size)
+  for start, following in zip(candidates, [*candidates[1:], size]):
+    if start < stated_end:
+      continue  # part of the preceding file
     end = _stated_end(file, start, size)
     if _opens(_part(file, start, max(end, following))):
       starts.append(start)
-      inside = end
+      stated_end = end
   return [_part(file, start, end) for start, end in zip(starts, [*starts[1:], size])]
 
 
-def _at(file: BinaryIO, position: int, size: int) -> bytes:
+def _read_at(file: BinaryIO, position: int, size: int) -> bytes:
   file.seek(position)
   return file.read(size)
 
 
 def _starts(file: BinaryIO) -> Iterator[int]:
-  """Where the files of a format in `_BEGINNINGS` begin."""
+  """Positions where files of a format in `_BEGINNINGS` begin."""
   yield 0
   tags = mp3.after_tags(file, 0)
-  first = _at(file, tags, _LONGEST)
+  first = _read_at(file, tags, _LONGEST)
   pattern = next((pattern for pattern in _BEGINNINGS if pattern.match(first)), None)
   if pattern is None:
     return
-  last, position = tags, tags + 1
-  while chunk := _at(file, position, _CHUNK + _LONGEST):
+  last = tags
+  position = tags + 1
+  while chunk := _read_at(file, position, _CHUNK + _LONGEST):
     for match in pattern.finditer(chunk):
       if match.start() >= _CHUNK:
         break  # the next chunk holds it as well
@@ -82,15 +83,15 @@ def _starts(file: BinaryIO) -> Iterator[int]:
 
 
 def _ogg_page_end(file: BinaryIO, start: int) -> int:
-  header = _at(file, start, 27)
+  header = _read_at(file, start, 27)
   segments = header[26]
-  return start + 27 + segments + sum(_at(file, start + 27, segments))
+  return start + 27 + segments + sum(_read_at(file, start + 27, segments))
 
 
 def _mp4_starts(file: BinaryIO) -> Iterator[int]:
-  """Where the files begin: at each `ftyp` box."""
+  """Positions where MP4 files begin: at each `ftyp` box."""
   position = 0
-  while len(box := _at(file, position, 16)) >= 8:
+  while len(box := _read_at(file, position, 16)) >= 8:
     length, name = struct.unpack('>I4s', box[:8])
     if name == b'ftyp':
       yield position
@@ -106,7 +107,7 @@ def _stated_end(file: BinaryIO, start: int, size: int) -> int:
 
   The 8 bytes before the length are left out: some writers count them in it.
   """
-  header = _at(file, start, 28)
+  header = _read_at(file, start, 28)
   length = 0
   if header[:4] == b'RIFF':
     length = int.from_bytes(header[4:8], 'little')
@@ -119,7 +120,7 @@ def _stated_end(file: BinaryIO, start: int, size: int) -> int:
 
 
 def _opens(part: FilePart) -> bool:
-  """Whether a decoder takes the part for a recording.
+  """Whether a decoder accepts the part as a recording.
 
   Raises:
     OSError: the part could not be read.
@@ -141,22 +142,22 @@ def _part(file: BinaryIO, start: int, end: int) -> FilePart:
 
   Streaming writers, and recorders that were switched off, leave a data length of 0.
   """
-  if _at(file, start, 4) == b'RIFF':
-    position = start + 12
-    while position < end and len(chunk := _at(file, position, 16)) >= 8:
-      name, length = struct.unpack('<4sI', chunk[:8])
-      if name == b'data':
-        if length == 0 and not _is_chunk(chunk[8:], end - position - 16):
-          head = _at(file, start, position + 4 - start) + _UNKNOWN_LENGTH
-          return FilePart(file, position + 8, end, head)
-        break
-      position += 8 + length + length % 2
-  return FilePart(file, start, end)
+  whole = FilePart(file, start, end)
+  if _read_at(file, start, 4) != b'RIFF':
+    return whole
+  position = start + 12
+  while position < end and len(chunk := _read_at(file, position, 16)) >= 8:
+    name, length = struct.unpack('<4sI', chunk[:8])
+    if name == b'data':
+      if length or _is_chunk_header(chunk[8:], end - position - 16):
+        return whole
+      head = _read_at(file, start, position + 4 - start) + _UNKNOWN_LENGTH
+      return FilePart(file, position + 8, end, head)
+    position += 8 + length + length % 2
+  return whole
 
 
-def _is_chunk(header: bytes, rest: int) -> bool:
+def _is_chunk_header(header: bytes, rest: int) -> bool:
   """Whether 8 bytes are name and length of a WAV chunk, not samples."""
-  return (
-    re.match(rb'[ -~]{4}', header) is not None
-    and int.from_bytes(header[4:], 'little') <= rest
-  )
+  has_name = re.match(rb'[ -~]{4}', header) is not None
+  return has_name and int.from_bytes(header[4:], 'little') <= rest

@@ -2,10 +2,9 @@
 
 libsndfile stops at the length that the header frame (Xing or Info) claims. Of a file
 that was joined or extended later, this is only the beginning. Without a header frame,
-or with Fraunhofer's (VBRI), which it takes for a frame of silence, it guesses the
-length from the first frame. That fails at variable bit rates. Here all frames are
-counted, and each recording in the file gets a header frame that claims them all if it
-has none.
+or with Fraunhofer's (VBRI), which it reads as a frame of silence, it guesses the length
+from the first frame. That fails at variable bit rates. Here all frames are counted, and
+each recording in the file gets a header frame that claims them all if it has none.
 """
 
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ _OTHERS = re.compile(
 
 
 class Frame(NamedTuple):
-  """One MP3 frame: its place in the file and what its four header bytes say."""
+  """One MP3 frame: its place in the file and the contents of its four header bytes."""
 
   start: int
   header: bytes
@@ -74,7 +73,7 @@ class _Run:
     frame = self.first
     unchanged = FilePart(file, frame.start, self.end)
     if self.info is None:
-      # Without a header frame the decoder takes the first frame's size for all.
+      # Without a header frame the decoder expects the first frame's size of all.
       if (self.end - frame.start) // frame.size >= self.count:
         return unchanged
       # A frame of silence takes the place of the delay that decoders drop.
@@ -128,19 +127,27 @@ def parts(file: BinaryIO) -> list[FilePart]:
 
 
 def _frames(file: BinaryIO) -> Iterator[Frame]:
-  """All whole frames; tags and damage between them are passed over."""
+  """All whole frames; tags and damage between them are skipped."""
   size = file.seek(0, 2)
-  position, last = 0, None
+  position = 0
+  last: Frame | None = None
   while position < size:
     frame = _frame_at(file, position)
-    in_step = frame and last and last.end == position and frame.format == last.format
-    if frame and frame.end <= size and (in_step or _confirmed(file, frame, size)):
+    if frame and frame.end <= size and _is_frame(file, frame, last, size):
       yield frame
-      position, last = frame.end, frame
+      position = frame.end
+      last = frame
     elif (after := after_tags(file, position)) > position:
       position = after
     else:
       position = _next_sync(file, position + 1, size)
+
+
+def _is_frame(file: BinaryIO, frame: Frame, last: Frame | None, size: int) -> bool:
+  """Whether what looks like a frame follows another one or is confirmed otherwise."""
+  if last and last.end == frame.start and last.format == frame.format:
+    return True
+  return _confirmed(file, frame, size)
 
 
 def _confirmed(file: BinaryIO, frame: Frame, size: int) -> bool:
@@ -168,11 +175,15 @@ def _frame_at(file: BinaryIO, position: int) -> Frame | None:
   header = file.read(4)
   if len(header) < 4 or header[0] != 0xFF or header[1] < 0xE0:
     return None
-  version, layer = header[1] >> 3 & 3, header[1] >> 1 & 3
-  kbits, rate = header[2] >> 4, header[2] >> 2 & 3
-  if version not in _KBITS or layer != _LAYER_3 or not 0 < kbits < 15 or rate == 3:
+  version = header[1] >> 3 & 3
+  layer = header[1] >> 1 & 3
+  if version not in _KBITS or layer != _LAYER_3:
     return None
-  rate = _RATES[rate] >> _RATE_SHIFT[version]
+  kbits = header[2] >> 4
+  rate_index = header[2] >> 2 & 3
+  if not 0 < kbits < 15 or rate_index == 3:
+    return None
+  rate = _RATES[rate_index] >> _RATE_SHIFT[version]
   samples = 1152 if version == 3 else 576
   padding = header[2] >> 1 & 1
   size = samples // 8 * 1000 * _KBITS[version][kbits - 1] // rate + padding
@@ -181,7 +192,7 @@ def _frame_at(file: BinaryIO, position: int) -> Frame | None:
 
 
 def _next_sync(file: BinaryIO, position: int, size: int) -> int:
-  """Where the next header or tag may begin."""
+  """The next position where a header or tag may begin."""
   while position < size:
     file.seek(position)
     chunk = file.read(_CHUNK)
@@ -213,8 +224,11 @@ def _info_of(file: BinaryIO, frame: Frame) -> bytes | None:
   """A header frame from its letters on, or None for a frame of audio."""
   file.seek(frame.start + 4)
   content = file.read(frame.size - 4)
-  blank, info = content[: frame.tag - 4], content[frame.tag - 4 :]
-  return info if info[:4] in (b'Xing', b'Info') and not any(blank) else None
+  blank = content[: frame.tag - 4]
+  info = content[frame.tag - 4 :]
+  if any(blank) or info[:4] not in (b'Xing', b'Info'):
+    return None
+  return info
 
 
 def _read_info(info: bytes) -> tuple[int | None, int]:

@@ -1,4 +1,4 @@
-"""MP4 files in and out: H.264 pictures and AAC sound, frame-exact and in sync."""
+"""MP4 files in and out: H.264 video and AAC audio, frame-exact and in sync."""
 
 from collections.abc import Iterator, Mapping
 import fractions
@@ -12,24 +12,29 @@ import numpy as np
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.files import atomic_file
-from dicetalk_jax.media.audio import begin_at, load_span
+from dicetalk_jax.media.audio import RATE, begin_at, load_span
 from dicetalk_jax.media.file_part import FilePart, open_container
 from dicetalk_jax.media.video_reader import probe
 
-AUDIO_RATE = 16000
-AI_GENERATED = {
-  'comment': 'AI-generated',
-  'ai_generated': 'true',
-}  # provenance, on every file by default
+# Where a video comes from, noted in every file by default.
+AI_GENERATED = {'comment': 'AI-generated', 'ai_generated': 'true'}
 
 _BT709 = 1  # the code point of BT.709 for matrix, primaries and transfer alike
 _AAC_CHUNK = 1024
 
 
 class Video(NamedTuple):
-  frames: np.ndarray  # uint8 [N,H,W,3]
+  """A video in memory.
+
+  Attributes:
+    frames: uint8 [N,H,W,3].
+    fps: frames per second.
+    audio: float32 [round(N / fps * 16000)], mono, or None.
+  """
+
+  frames: np.ndarray
   fps: float
-  audio: np.ndarray | None  # float32 [round(N / fps * 16000)], mono
+  audio: np.ndarray | None
 
 
 def fit_length(audio: np.ndarray, samples: int) -> np.ndarray:
@@ -43,7 +48,7 @@ def write_video(
   fps: float,
   audio: np.ndarray | None = None,
   *,
-  sample_rate: int = AUDIO_RATE,
+  sample_rate: int = RATE,
   crf: int = 18,
   metadata: Mapping[str, str] = AI_GENERATED,
 ) -> None:
@@ -55,7 +60,7 @@ def write_video(
       chroma wants.
     fps: frames per second; frame i is shown from i / fps on.
     audio: float [samples] in [-1,1], mono; cut or padded with silence to the length of
-      the pictures.
+      the frames.
     sample_rate: of `audio`, in Hz; one that AAC knows (8000 ... 96000).
     crf: H.264 quality; smaller is better and larger on disk. 18 is visually lossless.
     metadata: tags of the file; by default they say that it was generated.
@@ -66,21 +71,14 @@ def write_video(
   if not str(path).lower().endswith('.mp4'):
     raise InputError(f'{path}: videos are written as MP4; end the name in .mp4')
   frames = np.asarray(frames)
-  if (
-    frames.dtype != np.uint8
-    or frames.ndim != 4
-    or frames.shape[-1] != 3
-    or not frames.size
-  ):
+  is_video = frames.ndim == 4 and frames.shape[-1] == 3 and frames.size
+  if frames.dtype != np.uint8 or not is_video:
     raise ValueError(
       f'frames must be uint8 [N,H,W,3] and not empty, not {frames.dtype} '
       f'{list(frames.shape)}'
     )
-  frames = np.pad(
-    frames,
-    [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)],
-    mode='edge',
-  )
+  odd_row, odd_column = frames.shape[1] % 2, frames.shape[2] % 2
+  frames = np.pad(frames, [(0, 0), (0, odd_row), (0, odd_column), (0, 0)], mode='edge')
   rate = fractions.Fraction(fps).limit_denominator(1001)
 
   with (
@@ -93,61 +91,66 @@ def write_video(
     ) as container,
   ):
     container.metadata.update(metadata)
-    tracks = [_encode_pictures(container, frames, rate, crf)]
+    tracks = [_encode_frames(container, frames, rate, crf)]
     if audio is not None:
-      audio = fit_length(
-        np.asarray(audio, np.float32), round(len(frames) / rate * sample_rate)
-      )
-      tracks.append(_encode_sound(container, audio.clip(-1, 1), sample_rate))
+      samples = round(len(frames) / rate * sample_rate)
+      wave = fit_length(np.asarray(audio, np.float32), samples).clip(-1, 1)
+      tracks.append(_encode_audio(container, wave, sample_rate))
     container.start_encoding()
-    for packet in heapq.merge(
-      *tracks, key=lambda packet: packet.dts * packet.time_base
-    ):
+    for packet in heapq.merge(*tracks, key=_decoding_time):
       container.mux(packet)
 
 
 def read_video(path: str | os.PathLike) -> Video:
-  """Reads all pictures, and the first sound track as 16 kHz mono cut or padded to the
-  length of the pictures.
+  """Reads all frames, and the first audio track as 16 kHz mono.
+
+  The audio is cut or padded with silence to the length of the frames.
 
   Raises:
-    InputError: the file is missing, is no video or is damaged.
+    InputError: the file is missing, damaged or not a video.
   """
   if not os.path.isfile(path):
     raise InputError(f'video {path} does not exist; check the path')
-  pictures = []
+  decoded: list[np.ndarray] = []
   try:
     with open(path, 'rb') as file, open_container(FilePart.whole(file)) as container:
       if not container.streams.video:
-        raise InputError(f'{path} holds no pictures; give a video file')
+        raise InputError(f'{path} holds no frames; give a video file')
       stream = container.streams.video[0]
       stream.thread_type = 'AUTO'
       rate = stream.average_rate or stream.guessed_rate
-      has_audio = bool(container.streams.audio)
       for packet in container.demux(stream):
         if packet.is_corrupt:
           raise InputError(
             f'{path} breaks off in the middle; copy or download it again'
           )
-        pictures += [frame.to_ndarray(format='rgb24') for frame in packet.decode()]
+        decoded += [frame.to_ndarray(format='rgb24') for frame in packet.decode()]
   except (av.error.FFmpegError, OSError) as error:
     raise InputError(
       f'{path} cannot be read as a video ({error.strerror}); is it whole?'
     ) from error
-  if not pictures or not rate:
-    raise InputError(f'{path} holds no pictures; give a video file')
+  if not decoded or not rate:
+    raise InputError(f'{path} holds no frames; give a video file')
 
-  frames = np.stack(pictures)
-  if not has_audio:
+  frames = np.stack(decoded)
+  delay = probe(path).sound_delay
+  if delay is None:
     return Video(frames, float(rate), None)
-  wave = begin_at(load_span(path), -probe(path).sound_delay)
-  return Video(
-    frames, float(rate), fit_length(wave, round(len(frames) / rate * AUDIO_RATE))
-  )
+  wave = begin_at(load_span(path), -delay)
+  return Video(frames, float(rate), fit_length(wave, round(len(frames) / rate * RATE)))
 
 
-def _encode_pictures(
-  container, frames: np.ndarray, rate: fractions.Fraction, crf: int
+def _decoding_time(packet: av.Packet) -> fractions.Fraction:
+  """Seconds; the encoders here give every packet a time."""
+  assert packet.dts is not None
+  return packet.dts * packet.time_base
+
+
+def _encode_frames(
+  container: av.container.OutputContainer,
+  frames: np.ndarray,
+  rate: fractions.Fraction,
+  crf: int,
 ) -> Iterator[av.Packet]:
   """Adds the track at once; the packets come as they are asked for."""
   stream = container.add_stream('libx264', rate=rate, options={'crf': str(crf)})
@@ -161,26 +164,28 @@ def _encode_pictures(
   def packets():
     for i, pixels in enumerate(frames):
       rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format='rgb24')
-      picture = rgb.reformat(format='yuv420p', dst_colorspace=Colorspace.ITU709)
-      picture.pts, picture.time_base = i, 1 / rate
-      yield from stream.encode(picture)
+      frame = rgb.reformat(format='yuv420p', dst_colorspace=Colorspace.ITU709)
+      frame.pts = i
+      frame.time_base = 1 / rate
+      yield from stream.encode(frame)
     yield from stream.encode(None)
 
   return packets()
 
 
-def _encode_sound(
-  container, audio: np.ndarray, sample_rate: int
+def _encode_audio(
+  container: av.container.OutputContainer, audio: np.ndarray, sample_rate: int
 ) -> Iterator[av.Packet]:
+  """Adds the track at once; the packets come as they are asked for."""
   stream = container.add_stream('aac', rate=sample_rate, layout='mono')
 
   def packets():
     for start in range(0, len(audio), _AAC_CHUNK):
-      chunk = av.AudioFrame.from_ndarray(
-        audio[None, start : start + _AAC_CHUNK], format='fltp', layout='mono'
-      )
+      samples = audio[None, start : start + _AAC_CHUNK]
+      chunk = av.AudioFrame.from_ndarray(samples, format='fltp', layout='mono')
       chunk.sample_rate = sample_rate
-      chunk.pts, chunk.time_base = start, fractions.Fraction(1, sample_rate)
+      chunk.pts = start
+      chunk.time_base = fractions.Fraction(1, sample_rate)
       yield from stream.encode(chunk)
     yield from stream.encode(None)
 

@@ -1,7 +1,8 @@
-"""Videos of any length and frame rate, one picture at a time and at a constant rate."""
+"""Videos of any length and frame rate, one frame at a time and at a constant rate."""
 
 from collections.abc import Iterator
 import contextlib
+import fractions
 import os
 from typing import NamedTuple
 
@@ -15,37 +16,38 @@ _TIE = 1e-6  # seconds; time stamps that are meant to be equal differ by less
 
 
 class VideoInfo(NamedTuple):
-  """What the header of a video says."""
+  """The header of a video.
 
-  fps: float  # on average
-  height: int  # of the decoded picture
+  Attributes:
+    fps: frames per second on average.
+    height, width: of the frames, upright.
+    sound_delay: seconds from the first frame to the first audio sample; None without
+      an audio track.
+  """
+
+  fps: float
+  height: int
   width: int
-  sound_delay: (
-    float | None
-  )  # seconds from the first picture to the first sample; None: no sound track
+  sound_delay: float | None
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:
   """Reads the header of a video.
 
   Raises:
-    InputError: the file is missing, is no video or is damaged.
+    InputError: the file is missing, damaged or not a video.
   """
   with _opened(path) as (container, stream):
-    starts = [
-      float((s.start_time or 0) * s.time_base)
-      for s in (stream, *container.streams.audio[:1])
-    ]
-    rate = stream.average_rate or stream.guessed_rate
-    if not rate:
+    fps = _average_rate(stream)
+    if fps is None:
       raise InputError(f'{path} has no frame rate; convert it to MP4')
-    turned = next(container.decode(stream)).rotation % 180 == 90
-    height, width = (
-      (stream.width, stream.height) if turned else (stream.height, stream.width)
-    )
-    return VideoInfo(
-      float(rate), height, width, starts[1] - starts[0] if len(starts) > 1 else None
-    )
+    height, width = stream.height, stream.width
+    if next(container.decode(stream)).rotation % 180 == 90:
+      height, width = width, height
+    delay = None
+    if container.streams.audio:
+      delay = _start_time(container.streams.audio[0]) - _start_time(stream)
+    return VideoInfo(fps, height, width, delay)
 
 
 def frames(
@@ -54,79 +56,106 @@ def frames(
   start: float = 0.0,
   count: int | None = None,
 ) -> Iterator[np.ndarray]:
-  """Pictures at constant rate: those in between are dropped, missing ones repeat the
-  one before.
+  """Reads frames at a constant rate: extra ones are dropped, missing ones repeated.
 
-  Picture k is the last one that is due before `start + (k + 1/2) / fps`, FFmpeg's rule
-  for `-r`. Only one is held in memory. Phones' rotation is applied.
+  Frame k is the last one that is due before `start + (k + 1/2) / fps`, FFmpeg's rule
+  for `-r`. Only one is held in memory. The rotation that phones note is applied.
 
   Args:
     path: a video file.
     fps: rate of the result.
-    start: seconds after the first picture of the file.
-    count: number of pictures; None for all, which is the duration times `fps`, rounded.
+    start: seconds after the first frame of the file.
+    count: number of frames; None for all, which is the duration times `fps`, rounded.
       Fewer come where the file ends before.
 
   Yields:
     uint8 `[H,W,3]`.
 
   Raises:
-    InputError: the file is missing, is no video or is damaged.
+    InputError: the file is missing, damaged or not a video.
   """
-  shown, done, end = None, 0, 0.0
-
-  def due(time: float) -> Iterator[np.ndarray]:
-    """What is shown until the picture of that time comes, relative to `start`."""
-    nonlocal done
+  done = 0
+  for frame, until in _shown_frames(path, fps, start):
     pixels = None
-    while shown is not None and done != count and (done + 0.5) / fps <= time + _TIE:
-      pixels = _upright(shown) if pixels is None else pixels
+    while done != count and (done + 0.5) / fps <= until + _TIE:
+      if pixels is None:
+        pixels = _upright(frame)
       done += 1
       yield pixels
+    if done == count:
+      return
 
+
+def _shown_frames(
+  path: str | os.PathLike, fps: float, start: float
+) -> Iterator[tuple[av.VideoFrame, float]]:
+  """All frames from the key frame before `start` on, and until when each is shown.
+
+  That time is relative to `start`: when the next frame comes, or for the last one the
+  end of the video, rounded to frames.
+  """
+  shown = None
+  end = 0.0
   with _opened(path) as (container, stream):
-    origin = float((stream.start_time or 0) * stream.time_base)
+    origin = _start_time(stream)
     if start > 0:
-      container.seek(
-        int((origin + start) / stream.time_base), stream=stream
-      )  # to the key frame before
+      container.seek(int((origin + start) / _time_base(stream)), stream=stream)
     for packet in container.demux(stream):
       if packet.is_corrupt:
         raise InputError(f'{path} breaks off in the middle; copy or download it again')
       for frame in packet.decode():
         time = end if frame.time is None else frame.time - origin - start
-        yield from due(time)
-        if done == count:
-          return
-        shown, end = (
-          frame,
-          time
-          + float((frame.duration or 0) * frame.time_base or 1 / stream.average_rate),
-        )
+        if shown is not None:
+          yield shown, time
+        shown = frame
+        end = time + _duration(frame, stream)
   total = round(end * fps)
   if shown is None or total <= 0:
-    raise InputError(
-      f'{path} holds no pictures at {start:g} s; give a whole video file'
-    )
-  yield from due((min(total, count or total) - 0.5) / fps)
+    raise InputError(f'{path} holds no frames at {start:g} s; give a whole video file')
+  yield shown, (total - 0.5) / fps
 
 
 @contextlib.contextmanager
 def _opened(
   path: str | os.PathLike,
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+  """The container and its first video track."""
   if not os.path.isfile(path):
     raise InputError(f'video {path} does not exist; check the path')
   try:
     with open(path, 'rb') as file, open_container(FilePart.whole(file)) as container:
       if not container.streams.video:
-        raise InputError(f'{path} holds no pictures; give a video file')
+        raise InputError(f'{path} holds no frames; give a video file')
       yield container, container.streams.video[0]
   except (av.error.FFmpegError, OSError, StopIteration) as error:
     raise InputError(f'{path} cannot be read as a video; is it whole?') from error
 
 
+def _average_rate(stream: av.VideoStream) -> float | None:
+  """Frames per second."""
+  rate = stream.average_rate or stream.guessed_rate
+  return float(rate) if rate else None
+
+
+def _time_base(stream: av.VideoStream | av.AudioStream) -> fractions.Fraction:
+  """Seconds per tick; only streams that are being made may not have one yet."""
+  assert stream.time_base is not None
+  return stream.time_base
+
+
+def _start_time(stream: av.VideoStream | av.AudioStream) -> float:
+  """Seconds."""
+  return float((stream.start_time or 0) * _time_base(stream))
+
+
+def _duration(frame: av.VideoFrame, stream: av.VideoStream) -> float:
+  """Seconds; by the average rate where the frame does not say."""
+  if frame.duration and frame.time_base:
+    return float(frame.duration * frame.time_base)
+  rate = _average_rate(stream)
+  return 1 / rate if rate else 0.0
+
+
 def _upright(frame: av.VideoFrame) -> np.ndarray:
-  return np.ascontiguousarray(
-    np.rot90(frame.to_ndarray(format='rgb24'), frame.rotation // 90)
-  )
+  pixels = frame.to_ndarray(format='rgb24')
+  return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))

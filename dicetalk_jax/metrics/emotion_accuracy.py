@@ -1,6 +1,4 @@
-"""Does a clip show the emotion it was asked for? (The counterpart of the paper's
-Emo-Score.)
-"""
+"""How often clips show the requested emotion: the paper's Emo-Score."""
 
 from collections.abc import Sequence
 
@@ -8,8 +6,10 @@ import numpy as np
 
 
 def clip_vote(log_probs: np.ndarray) -> int:
-  """The emotion of a clip: the largest mean over frames of log probabilities [N,
-  emotions].
+  """The emotion of a clip: the largest mean over frames.
+
+  Args:
+    log_probs: log probabilities [N, emotions].
   """
   return int(np.mean(log_probs, axis=0).argmax())
 
@@ -31,15 +31,15 @@ def emotion_accuracy(
     'emo_acc' over all clips; with `levels` also 'emo_acc_level_<n>' and, as the
     headline, 'emo_acc_strong' (levels 2 and 3).
   """
-  emotions = np.asarray(emotions)
-  right = np.array([clip_vote(clip) for clip in log_probs]) == emotions
+  votes = np.array([clip_vote(clip) for clip in log_probs])
+  right = votes == np.asarray(emotions)
   scores = {'emo_acc': float(right.mean())}
-  if levels is not None:
-    levels = np.asarray(levels)
-    scores |= {
-      f'emo_acc_level_{level}': float(right[levels == level].mean())
-      for level in np.unique(levels)
-    }
-    if (levels >= 2).any():
-      scores['emo_acc_strong'] = float(right[levels >= 2].mean())
+  if levels is None:
+    return scores
+  level_of = np.asarray(levels)
+  for level in np.unique(level_of):
+    scores[f'emo_acc_level_{level}'] = float(right[level_of == level].mean())
+  strong = level_of >= 2
+  if strong.any():
+    scores['emo_acc_strong'] = float(right[strong].mean())
   return scores

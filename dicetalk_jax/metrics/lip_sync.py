@@ -1,6 +1,4 @@
-"""Do lips follow the sound? Correlation of mouth opening with a reference over time
-shifts.
-"""
+"""How well lips follow the audio: mouth opening against a reference, over shifts."""
 
 from typing import NamedTuple
 
@@ -13,10 +11,10 @@ class LipSync(NamedTuple):
   Attributes:
     correlation: Pearson correlation without a shift, in [-1,1] (Sync-r).
     offset: shift in frames at which the correlation is largest; positive where the lips
-      come after the sound.
+      come after the audio.
     offset_seconds: the same in seconds.
     confidence: largest correlation minus the median over all shifts (Sync-conf); near 0
-      where lips and sound have nothing to do with each other.
+      where lips and audio are unrelated.
   """
 
   correlation: float
@@ -28,7 +26,7 @@ class LipSync(NamedTuple):
 def lip_sync(
   opening: np.ndarray, truth: np.ndarray, fps: float, max_shift: float = 0.4
 ) -> LipSync:
-  """Compares the mouth of a clip with the truth, or with what the sound asks for.
+  """Compares the mouth of a clip with the truth, or with what the audio asks for.
 
   c(L) = corr(opening[t + L], truth[t]), after SyncNet's offset and confidence (Chung
   and Zisserman, 2016), with the known opening in place of learned embeddings. A mouth
@@ -44,7 +42,8 @@ def lip_sync(
   Raises:
     ValueError: lengths differ, or are too short for the shifts.
   """
-  opening, truth = np.asarray(opening, np.float64), np.asarray(truth, np.float64)
+  opening = np.asarray(opening, np.float64)
+  truth = np.asarray(truth, np.float64)
   largest = round(max_shift * fps)
   if opening.shape != truth.shape or opening.ndim != 1:
     raise ValueError(
@@ -56,15 +55,7 @@ def lip_sync(
       f'{len(opening)} frames are too few for shifts of {largest} frames'
     )
   shifts = np.arange(-largest, largest + 1)
-  scores = np.array(
-    [
-      _correlation(
-        opening[max(0, s) : len(opening) + min(0, s)],
-        truth[max(0, -s) : len(truth) - max(0, s)],
-      )
-      for s in shifts
-    ]
-  )
+  scores = np.array([_correlation(*_shifted(opening, truth, int(s))) for s in shifts])
   best = np.lexsort((np.abs(shifts), -scores))[0]  # of equal scores the smallest shift
   offset = int(shifts[best])
   return LipSync(
@@ -75,7 +66,17 @@ def lip_sync(
   )
 
 
+def _shifted(
+  opening: np.ndarray, truth: np.ndarray, shift: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """The parts of both that overlap when the opening comes `shift` frames later."""
+  if shift >= 0:
+    return opening[shift:], truth[: len(truth) - shift]
+  return opening[:shift], truth[-shift:]
+
+
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-  a, b = a - a.mean(), b - b.mean()
+  a = a - a.mean()
+  b = b - b.mean()
   norm = np.sqrt((a @ a) * (b @ b))
   return float(a @ b / norm) if norm > 1e-12 else 0.0

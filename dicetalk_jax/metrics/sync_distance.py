@@ -1,6 +1,4 @@
-"""Sync-C and Sync-D of SyncNet (Chung and Zisserman, 2016) from the embeddings of
-its two towers.
-"""
+"""Sync-C and Sync-D of SyncNet (Chung and Zisserman, 2016) from its embeddings."""
 
 from typing import NamedTuple
 
@@ -16,7 +14,7 @@ class Sync(NamedTuple):
     confidence: Sync-C, median minus minimum of the mean distances over all shifts;
       higher is better.
     distance: Sync-D, their minimum; lower is better.
-    offset: shift in frames that has it; positive where the sound comes after the lips.
+    offset: shift in frames that has it; positive where the audio comes after the lips.
   """
 
   confidence: float
@@ -25,29 +23,29 @@ class Sync(NamedTuple):
 
 
 def sync_scores(
-  lips: np.ndarray, sound: np.ndarray, max_shift: int = MAX_SHIFT
+  lips: np.ndarray, audio: np.ndarray, max_shift: int = MAX_SHIFT
 ) -> Sync:
-  """Compares every window of lips with the sound up to `max_shift` frames earlier and
-  later.
+  """Compares windows of lips with the audio up to `max_shift` frames earlier and later.
 
-  d(s) = mean_t |lips[t] - sound[t + s]|, Euclidean; beyond its ends the sound is zero,
+  d(s) = mean_t |lips[t] - audio[t + s]|, Euclidean; beyond its ends the audio is zero,
   as in the published evaluation.
 
   Args:
     lips: `[N,D]` embeddings of windows of five frames, one for each frame at 25 fps.
-    sound: `[N,D]` embeddings of the sound of the same windows.
+    audio: `[N,D]` embeddings of the audio of the same windows.
     max_shift: frames.
 
   Raises:
     ValueError: the shapes differ, or there is no window.
   """
-  lips, sound = np.asarray(lips, np.float64), np.asarray(sound, np.float64)
-  if lips.ndim != 2 or lips.shape != sound.shape or not len(lips):
+  lips = np.asarray(lips, np.float64)
+  audio = np.asarray(audio, np.float64)
+  if lips.ndim != 2 or lips.shape != audio.shape or not len(lips):
     raise ValueError(
-      f'lips {lips.shape} and sound {sound.shape} must be of one shape [N,D], N at '
+      f'lips {lips.shape} and audio {audio.shape} must be of one shape [N,D], N at '
       'least 1'
     )
-  padded = np.pad(sound, ((max_shift, max_shift), (0, 0)))
+  padded = np.pad(audio, ((max_shift, max_shift), (0, 0)))
   means = np.array(
     [
       np.linalg.norm(lips - padded[shift : shift + len(lips)], axis=1).mean()

@@ -1,5 +1,6 @@
-"""A picture of emotion priors: do clips gather by emotion, and not by person?
-(t-SNE, paper section 4.5).
+"""An image of emotion priors by t-SNE (paper section 4.5).
+
+It shows whether clips gather by emotion rather than by identity.
 """
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -8,10 +9,8 @@ import numpy as np
 
 PERPLEXITY = 30
 MARKERS = 'os^Dv*'
-PALE = {
-  1: 0.6,
-  2: 0.3,
-}  # share of white by level; strong and unknown levels have the full colour
+# Share of white by level; strong and unknown levels have the full colour.
+PALE = {1: 0.6, 2: 0.3}
 _COLOURS = (
   np.array(
     [
@@ -32,9 +31,15 @@ _COLOURS = (
 
 
 def project(features: np.ndarray) -> np.ndarray:
-  """t-SNE with PCA initialisation and a fixed seed: `[N,D]` to `[N,2]`, N at least 4.
+  """Projects features to the plane by t-SNE, with PCA initialisation and a fixed seed.
 
   The perplexity is 30, or less where clips are few.
+
+  Args:
+    features: `[N,D]`, N at least 4.
+
+  Returns:
+    `[N,2]`.
   """
   from sklearn.manifold import TSNE  # takes a second
 
@@ -47,8 +52,9 @@ def project(features: np.ndarray) -> np.ndarray:
 def picture(
   features: np.ndarray, identity: np.ndarray, emotion: np.ndarray, level: np.ndarray
 ) -> np.ndarray:
-  """Draws the clips of the first people (6 at most): colour = emotion, shade = level,
-  marker = person.
+  """Draws the clips of the first identities, 6 at most.
+
+  The colour shows the emotion, its shade the level, and the marker the identity.
 
   Args:
     features: `[N,D]`, usually mu.
@@ -58,26 +64,27 @@ def picture(
   Returns:
     uint8 `[600,800,3]`.
   """
-  people, kinds = np.unique(identity)[: len(MARKERS)], np.unique(emotion)
-  shown = np.isin(identity, people)
+  kinds = np.unique(emotion)
+  identities = np.unique(identity)[: len(MARKERS)]
+  shown = np.isin(identity, identities)
   points = project(features[shown])
+  identity = identity[shown]
+  emotion = emotion[shown]
+  level = level[shown]
+
   figure = Figure(figsize=(8, 6), dpi=100)
   axes = figure.add_axes((0.02, 0.02, 0.74, 0.96), xticks=[], yticks=[])
   for i, kind in enumerate(kinds):
     colour = _COLOURS[i % len(_COLOURS)]
-    for person, marker in zip(people, MARKERS):
-      own = (emotion[shown] == kind) & (identity[shown] == person)
-      pale = np.array([PALE.get(int(x), 0) for x in level[shown][own]]).reshape(-1, 1)
-      axes.scatter(
-        *points[own].T,
-        color=colour * (1 - pale) + pale,
-        marker=marker,
-        s=36,
-        edgecolors=colour,
-      )
+    for name, marker in zip(identities, MARKERS):
+      own = (emotion == kind) & (identity == name)
+      x, y = points[own].T
+      pale = np.array([PALE.get(int(one), 0.0) for one in level[own]]).reshape(-1, 1)
+      shades = colour * (1 - pale) + pale
+      axes.scatter(x, y, color=shades, marker=marker, s=36, edgecolors=colour)
     axes.scatter([], [], color=colour, label=str(kind))
-  for person, marker in zip(people, MARKERS):
-    axes.scatter([], [], color='black', marker=marker, label=str(person))
+  for name, marker in zip(identities, MARKERS):
+    axes.scatter([], [], color='black', marker=marker, label=str(name))
   axes.legend(
     loc='center left', bbox_to_anchor=(1, 0.5), frameon=False, fontsize='small'
   )

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 import numpy as np
 
 from dicetalk_jax import bundle, parallel
-from dicetalk_jax.data import loader
+from dicetalk_jax.data.autoencoder_loader import frames_loader
+from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.media.contact_sheet import grid
 from dicetalk_jax.models import parameters, registry
 from dicetalk_jax.models.parameters import Params
@@ -80,7 +81,7 @@ class AutoencoderTask(Task):
     data = self.config.data
     index, count = parallel.batch_shard(self.mesh)
     return iter(
-      loader.frames_loader(
+      frames_loader(
         self.train,
         batch=self.config.batch_size // count,
         frames=data.frames,
@@ -151,7 +152,7 @@ def _as_clips(images: jax.Array, video: jax.Array) -> jax.Array:
   return images.reshape(*video.shape[:2], *images.shape[1:])
 
 
-def _first_batch(parts: list[loader.Part], **settings: Any) -> np.ndarray:
+def _first_batch(parts: list[DatasetPart], **settings: Any) -> np.ndarray:
   """The `video` of the first batch of `frames_loader`."""
-  batches = loader.frames_loader(parts, **settings)
+  batches = frames_loader(parts, **settings)
   return next(iter(batches))['video']

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from dicetalk_jax import parallel
-from dicetalk_jax.data.loader import Part
+from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.parameters import Params
 from dicetalk_jax.training.optimizer import clear_moments
@@ -24,7 +24,7 @@ CODES = 'emo_model.codebook.codebook.embedding'
 RARE = 0.1
 
 
-def fit_codes(params: Params, parts: Sequence[Part], seed: int) -> Params:
+def fit_codes(params: Params, parts: Sequence[DatasetPart], seed: int) -> Params:
   """Puts the codes where the priors are: k-means on projected draws.
 
   From a uniform initial table nearly all priors share one code, or the commitment term

@@ -8,7 +8,7 @@ checked by the tasks.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from dicetalk_jax.data import loader
+from dicetalk_jax.data import diffusion_loader
 from dicetalk_jax.data.clip_record import CLASSES
 from dicetalk_jax.diffusion.condition_dropout import CASES
 from dicetalk_jax.errors import ConfigError
@@ -23,9 +23,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
   'optim.schedule': optimizer.SCHEDULES,
 }
 DIFFUSION_CHOICES: dict[str, tuple[str, ...]] = {
-  'data.reference': loader.REFERENCES,
+  'data.reference': diffusion_loader.REFERENCE_SOURCES,
   'data.buckets': ('measured', 'fixed'),
-  'emotion.emo_ref': tuple(name for name in loader.EMOTIONS if name != 'none'),
+  'emotion.emo_ref': tuple(
+    name for name in diffusion_loader.PRIOR_SOURCES if name != 'none'
+  ),
   'emotion.bank_init': ('kmeans', 'uniform'),
   'noise.ref_aug': ('none', 'lognormal'),
   'loss.cls_pool': ('frame', 'clip'),

@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from dicetalk_jax.data.clip_source import ClipSource
-from dicetalk_jax.data.loader import Part
+from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import ConfigError, DataError
 
 SYNTHETIC = 'synthetic'
@@ -14,7 +14,7 @@ SYNTHETIC = 'synthetic'
 
 def open_train_and_val(
   config: Any, data_dir: epath.Path
-) -> tuple[list[Part], list[Part]]:
+) -> tuple[list[DatasetPart], list[DatasetPart]]:
   """Opens the training and validation clips of all data sets, with their weights.
 
   `config.data.dataset` names one data set or several: `A` or `A=0.5,B=0.25,C=0.25`.
@@ -30,8 +30,8 @@ def open_train_and_val(
   val = []
   for name, weight in _weights(config.data.dataset).items():
     folder = _synthetic(data_dir) if name == SYNTHETIC else name
-    train.append(Part(ClipSource(folder, 'train'), weight=weight))
-    val.append(Part(ClipSource(folder, 'val'), weight=weight))
+    train.append(DatasetPart(ClipSource(folder, 'train'), weight=weight))
+    val.append(DatasetPart(ClipSource(folder, 'val'), weight=weight))
   return train, val
 
 

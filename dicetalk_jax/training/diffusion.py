@@ -15,7 +15,9 @@ import numpy as np
 
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.component import Component
-from dicetalk_jax.data import clip_record, feature_extraction, loader
+from dicetalk_jax.data import clip_record, feature_extraction
+from dicetalk_jax.data.diffusion_loader import DiffusionExamples, diffusion_loader
+from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.diffusion import sampler
 from dicetalk_jax.errors import ConfigError, WeightsError
 from dicetalk_jax.media import contact_sheet
@@ -122,7 +124,7 @@ class DiffusionTask(Task):
 
   @property
   def prior_of(self) -> str:
-    """The clip whose prior a window gets; see `loader.DiffusionExamples.emotion`."""
+    """The clip whose prior a window gets; see `DiffusionExamples.emotion`."""
     return self.config.emotion.emo_ref if self.has_emotion else 'none'
 
   def trained(self) -> tuple[str, ...]:
@@ -203,7 +205,7 @@ class DiffusionTask(Task):
       sizes['emo_model.prior_dim'] = self.embedder.config.width
     config_checks.check_fit(self.config, sizes)
 
-  def _with_features(self, part: loader.Part) -> loader.Part:
+  def _with_features(self, part: DatasetPart) -> DatasetPart:
     """Adds the outputs of the frozen networks to a data set; computes what is
     missing.
     """
@@ -226,7 +228,7 @@ class DiffusionTask(Task):
   ) -> grain.DatasetIterator:
     data = self.config.data
     return iter(
-      loader.diffusion_loader(
+      diffusion_loader(
         self.parts[split],
         batch=batch,
         seed=seed,
@@ -377,9 +379,9 @@ class DiffusionTask(Task):
     pictures['sample'] = contact_sheet.contact_sheet(sheet)
     return pictures
 
-  def _examples(self, part: loader.Part) -> loader.DiffusionExamples:
+  def _examples(self, part: DatasetPart) -> DiffusionExamples:
     data = self.config.data
-    return loader.DiffusionExamples(
+    return DiffusionExamples(
       part,
       frames=data.frames,
       step=data.step,

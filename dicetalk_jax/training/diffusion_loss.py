@@ -91,7 +91,7 @@ class DiffusionLoss:
 
     Args:
       params: of all trained components.
-      batch: of `dicetalk_jax.data.loader.diffusion_loader`.
+      batch: of `data.diffusion_loader`.
       key: of noise levels, noise, priors, and of the choices that only training makes.
       step: updates made so far.
       train: if False, the network is judged as it is: no dropout in the classifier, and

@@ -15,8 +15,10 @@ import numpy as np
 
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.component import Component
-from dicetalk_jax.data import example_sampling, face_crops, feature_extraction, loader
+from dicetalk_jax.data import example_sampling, face_crops, feature_extraction
 from dicetalk_jax.data.clip_record import UNKNOWN
+from dicetalk_jax.data.embedder_loader import embedder_loader
+from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import ConfigError, DataError
 from dicetalk_jax.metrics import clustering, tsne
 from dicetalk_jax.models import parameters, registry
@@ -39,7 +41,7 @@ class Labelled(NamedTuple):
     identity, emotion, level: `[clips]`.
   """
 
-  parts: list[loader.Part]
+  parts: list[DatasetPart]
   identity: np.ndarray
   emotion: np.ndarray
   level: np.ndarray
@@ -118,14 +120,14 @@ class EmbedderTask(Task):
         'it to that'
       )
 
-  def _with_features(self, part: loader.Part) -> loader.Part:
+  def _with_features(self, part: DatasetPart) -> DatasetPart:
     """Adds what the embedder reads to a data set; computes what is missing."""
     extractor = self._extractor(part, {'whisper': self.whisper})
     names = feature_extraction.inputs(self.model_config)
     return dataclasses.replace(part, features=extractor.load_or_compute(*names))
 
   def _extractor(
-    self, part: loader.Part, networks: dict[str, Component]
+    self, part: DatasetPart, networks: dict[str, Component]
   ) -> feature_extraction.FeatureExtractor:
     folder = self.data_dir / 'features'
     return feature_extraction.FeatureExtractor(networks, part.source, folder)
@@ -152,7 +154,7 @@ class EmbedderTask(Task):
   def batches(self) -> grain.DatasetIterator:
     data = self.config.data
     return iter(
-      loader.embedder_loader(
+      embedder_loader(
         self.parts['train'],
         identities=data.identities,
         emotions=data.emotions,
@@ -251,7 +253,7 @@ class EmbedderTask(Task):
     return mu, np.sqrt(var)
 
   def _embed_all(
-    self, params: Params, part: loader.Part, video: bool, audio: bool
+    self, params: Params, part: DatasetPart, video: bool, audio: bool
   ) -> np.ndarray:
     """Means and variances of the priors `[2,clips,D]` of a data set, from the
     modalities asked for.
@@ -269,7 +271,7 @@ class EmbedderTask(Task):
       statistics.append(parallel.to_host(priors))
     return np.concatenate(statistics, axis=1)[:, :clips]
 
-  def _inputs(self, part: loader.Part, clip: int) -> tuple[Any, ...]:
+  def _inputs(self, part: DatasetPart, clip: int) -> tuple[Any, ...]:
     """Inputs of the embedder for one clip: visual rows and Whisper states, padded; mask
     of its frames; whether it has video and audio.
     """
@@ -310,7 +312,7 @@ class EmbedderTask(Task):
     bundle.save_priors(self.model_dir, priors, embedder.fingerprint, replace=True)
 
 
-def _labelled(parts: list[loader.Part]) -> Labelled:
+def _labelled(parts: list[DatasetPart]) -> Labelled:
   """Chooses the data sets with emotion labels.
 
   Raises:

@@ -1,4 +1,4 @@
-"""The table of a data set: how its file is written, and what is told from it."""
+"""The table of a data set: its file, and what follows from it."""
 
 import dataclasses
 import os
@@ -20,7 +20,7 @@ def folder(tmp_path):
 
 
 def moving(source, head, expression):
-  """The source with another table beside its records."""
+  """The source with another table next to its records."""
   table = dataclasses.replace(
     source.table, motion_head=np.float32(head), motion_exp=np.float32(expression)
   )
@@ -29,7 +29,8 @@ def moving(source, head, expression):
 
 
 def test_others_may_read_the_table(folder, tmp_path):
-  table, path = ClipSource(folder).table, tmp_path / 'clips.npz'
+  table = ClipSource(folder).table
+  path = tmp_path / 'clips.npz'
   before = os.umask(0o022)
   try:
     table.save(path)
@@ -44,7 +45,8 @@ def test_others_may_read_the_table(folder, tmp_path):
 
 
 def test_a_table_that_cannot_be_written_leaves_nothing(folder, monkeypatch):
-  table, before = ClipSource(folder).table, sorted(folder.iterdir())
+  table = ClipSource(folder).table
+  before = sorted(folder.iterdir())
 
   def full(file, **arrays):
     file.write(b'half')
@@ -64,7 +66,7 @@ def test_the_width_of_expressions_is_that_of_clips_that_have_some(folder):
   assert moving(source, np.ones(4), np.zeros(4)).expression_dim == 0
 
 
-def test_only_measured_clips_have_part_in_the_motion_medians(folder):
+def test_only_measured_clips_count_in_the_motion_medians(folder):
   source = moving(ClipSource(folder), [0, 0.25, 0, 0.75], [0, 0, 3, 0])
   assert source.motion_medians == ClipSource(folder, 'val').motion_medians == (0.5, 3)
   assert moving(source, np.zeros(4), np.arange(4)).motion_medians == (0, 2)

@@ -18,8 +18,10 @@ from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from data_pipelines.synthetic import phonemes
 from data_pipelines.synthetic.clip import make_clip
-from dicetalk_jax.data import clip_record, loader
+from dicetalk_jax.data import clip_record
+from dicetalk_jax.data.autoencoder_loader import frames_loader
 from dicetalk_jax.data.clip_source import ClipSource
+from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import ConfigError, DataError, InputError, one_sentence
 
 TINY = SyntheticConfig(size=32, train=2, val=1, test=1, clips=3, seconds=0.4)
@@ -171,9 +173,7 @@ def test_a_source_knows_its_clips(folder):
 
 def test_loaders_read_the_files(folder):
   batch = next(
-    iter(
-      loader.frames_loader(loader.Part(ClipSource(folder)), batch=6, frames=4, seed=0)
-    )
+    iter(frames_loader(DatasetPart(ClipSource(folder)), batch=6, frames=4, seed=0))
   )
   assert batch['video'].shape == (6, 4, 32, 32, 3)
   assert batch['video'].std(axis=(1, 2, 3, 4)).min() > 0.05  # pictures, not blanks
@@ -189,7 +189,7 @@ def test_without_pixels(tmp_path):
     and 'latents' not in source[0]
   )
   with pytest.raises(DataError, match='no pixels'):
-    loader.frames_loader(loader.Part(source), batch=1, frames=2, seed=0)
+    frames_loader(DatasetPart(source), batch=1, frames=2, seed=0)
 
 
 @pytest.mark.parametrize(

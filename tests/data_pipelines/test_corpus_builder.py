@@ -23,8 +23,10 @@ from data_pipelines.builders import corpus, corpus_workers
 from data_pipelines.builders.corpus_plan import make_plan
 from data_pipelines.corpora.clip_file import Skipped
 from data_pipelines.preprocess import CorpusConfig
-from dicetalk_jax.data import clip_record, loader
+from dicetalk_jax.data import clip_record
+from dicetalk_jax.data.autoencoder_loader import frames_loader
 from dicetalk_jax.data.clip_source import ClipSource
+from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import DataError, InputError, one_sentence
 from tests.data_pipelines import made_clips
 
@@ -118,11 +120,7 @@ def test_records_of_every_clip_that_can_be_used(prepared):
 
 def test_loaders_read_real_clips_as_synthetic_ones(prepared):
   batch = next(
-    iter(
-      loader.frames_loader(
-        loader.Part(ClipSource(prepared[0])), batch=4, frames=4, seed=0
-      )
-    )
+    iter(frames_loader(DatasetPart(ClipSource(prepared[0])), batch=4, frames=4, seed=0))
   )
   assert batch['video'].shape == (4, 4, 32, 32, 3) and batch['video'].std() > 0.1
 

@@ -15,10 +15,12 @@ from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from dicetalk_jax import bundle
 from dicetalk_jax.component import Component
-from dicetalk_jax.data import feature_extraction, loader
+from dicetalk_jax.data import feature_extraction
 from dicetalk_jax.data.clip_source import ClipSource
+from dicetalk_jax.data.diffusion_loader import diffusion_loader
+from dicetalk_jax.data.embedder_loader import embedder_loader
 from dicetalk_jax.data.feature_store import FeatureStore
-from dicetalk_jax.data.loader import Part
+from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import ConfigError, DataError
 from dicetalk_jax.models import parameters, registry
 from tests import tiny
@@ -114,7 +116,7 @@ def nothing_is_computed(monkeypatch):
 def parts(nets, folder, root, *names):
   sources = [ClipSource(folder, split) for split in SPLITS]
   return [
-    Part(
+    DatasetPart(
       source,
       feature_extraction.FeatureExtractor(
         nets, source, root / 'features'
@@ -147,11 +149,11 @@ def test_diffusion_training_gets_the_same_batches(
     all(set(part.features) == {'prior'} for part in have) and len(want[0].features) == 4
   )
   for i, _ in enumerate(SPLITS):
-    assert_same(*(loader.diffusion_loader(p[i], **FRAMES, **how) for p in (have, want)))
+    assert_same(*(diffusion_loader(p[i], **FRAMES, **how) for p in (have, want)))
   assert_same(
-    *(loader.diffusion_loader(p, **FRAMES, **how, shard=(1, 2)) for p in (have, want))
+    *(diffusion_loader(p, **FRAMES, **how, shard=(1, 2)) for p in (have, want))
   )
-  batch = next(iter(loader.diffusion_loader(have, **FRAMES)))
+  batch = next(iter(diffusion_loader(have, **FRAMES)))
   assert all(
     np.ptp(batch[name], axis=0).any() for name in batch
   )  # equal, and not because there is nothing
@@ -167,7 +169,7 @@ def test_embedder_training_gets_the_same_batches(
   how = dict(
     identities=2, emotions=3, clips=2, min_len=4, max_len=12, seed=0, visual=visual
   )
-  assert_same(*(loader.embedder_loader(p[0], **how) for p in (have, want)))
+  assert_same(*(embedder_loader(p[0], **how) for p in (have, want)))
 
 
 def test_the_records_are_those_of_the_other_set(nets, data, full, folder):
@@ -209,7 +211,7 @@ def test_the_same_command_finds_it_again(
 def test_what_is_cut_short_does_not_appear(
   model, data, made, folder, tmp_path, monkeypatch
 ):
-  rows, calls = Part.rows, itertools.count()
+  rows, calls = DatasetPart.rows, itertools.count()
 
   def dying(*args):
     if next(calls) > 20:
@@ -217,7 +219,7 @@ def test_what_is_cut_short_does_not_appear(
     return rows(*args)
 
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(Part, 'rows', dying)
+    patch.setattr(DatasetPart, 'rows', dying)
     run(model, data, f'--records={tmp_path}', '--features=crops_8,prior')
   assert (
     not list(tmp_path.glob('packed/*/1.0.0')) and not (tmp_path / 'features').exists()
@@ -255,8 +257,7 @@ def test_it_can_be_packed_again(
   have = diffusion_parts(nets, next(tmp_path.glob('packed/*/1.0.0')), tmp_path)
   assert_same(
     *(
-      loader.diffusion_loader(p, **FRAMES)
-      for p in (have, diffusion_parts(nets, folder, made))
+      diffusion_loader(p, **FRAMES) for p in (have, diffusion_parts(nets, folder, made))
     ),
     batches=2,
   )
@@ -301,7 +302,7 @@ def test_other_networks_and_strides_are_refused(nets, made, folder):
     match='clip_embed in the records of .* rows in the first clip, .* use the '
     'clip_stride',
   ):
-    loader.diffusion_loader(Part(source), **FRAMES | {'clip_stride': 1}, emotion='none')
+    diffusion_loader(DatasetPart(source), **FRAMES | {'clip_stride': 1}, emotion='none')
 
 
 def test_a_clip_that_diffusion_cannot_read_is_refused(

@@ -1,3 +1,5 @@
+"""Recordings as waves, log-mel windows, and the positions around each frame."""
+
 import tracemalloc
 import wave as wave_file
 
@@ -12,33 +14,24 @@ from dicetalk_jax.media import audio
 
 
 def tone(seconds=0.5, rate=16000, hertz=440.0):
-  return (
-    0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
-  ).astype(np.float32)
+  time = np.arange(round(seconds * rate)) / rate
+  return (0.3 * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
 
 
 def write_container(path, codec, wave=None, rate=44100):
-  """An mp4 or m4a with a sound track, or with a picture track only if there is no
-  wave.
-  """
+  """An mp4 or m4a with an audio track, or without a wave with a video track only."""
   with av.open(str(path), 'w') as container:
     if wave is None:
       stream = container.add_stream('mpeg4', rate=25)
       stream.width = stream.height = 32
-      frames = [
-        av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format='rgb24')
-      ]
+      black = np.zeros((32, 32, 3), np.uint8)
+      frame = av.VideoFrame.from_ndarray(black, format='rgb24')
     else:
       stream = container.add_stream(codec, rate=rate)
-      frame = av.AudioFrame.from_ndarray(
-        np.stack([wave, wave]), format='fltp', layout='stereo'
-      )
+      channels = np.stack([wave, wave])
+      frame = av.AudioFrame.from_ndarray(channels, format='fltp', layout='stereo')
       frame.sample_rate = rate
-      frames = [frame]
-    for packet in (
-      *(p for f in frames for p in stream.encode(f)),
-      *stream.encode(None),
-    ):
+    for packet in (*stream.encode(frame), *stream.encode(None)):
       container.mux(packet)
 
 
@@ -68,7 +61,7 @@ def test_int16_is_divided_by_32768(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['speech.m4a', 'speech.mp4'])
-def test_sound_of_a_video_container(tmp_path, name):
+def test_audio_of_a_video_container(tmp_path, name):
   write_container(tmp_path / name, 'aac', tone(0.5, 44100))
   wave = audio.load_audio(tmp_path / name)
   assert wave.dtype == np.float32 and wave.ndim == 1
@@ -84,14 +77,14 @@ def missing(path):
 
 
 def not_audio(path):
-  path.write_text('these are words, not sound')
+  path.write_text('these are words, not audio')
 
 
 def a_folder(path):
   path.mkdir()
 
 
-def no_sound_track(path):
+def no_audio_track(path):
   write_container(path, None)
 
 
@@ -115,7 +108,7 @@ def not_numbers(path):
     (missing, 'there is no recording at'),
     (a_folder, 'there is no recording at'),
     (not_audio, 'cannot be decoded'),
-    (no_sound_track, 'no audio track'),
+    (no_audio_track, 'no audio track'),
     (empty, 'is empty'),
     (silent, 'is silent'),
     (not_numbers, 'not numbers'),
@@ -178,6 +171,29 @@ def test_pad_states_and_windows():
   )
 
 
+@pytest.mark.parametrize('clip', [2, 6, 10])
+def test_training_and_sampling_cut_the_same_windows(clip):
+  states = np.random.default_rng(0).normal(size=(1, 1500, 2, 3)).astype(np.float32)
+  padded = audio.pad_states(states, audio_len=12, clip=clip)
+  recording = states[0, :24]
+  for first, step, count in [(0, 1, 12), (0, 2, 6), (3, 2, 4), (5, 1, 1)]:
+    read = []
+
+    def read_slice(rows, read=read):
+      read.append(rows)
+      return recording[rows]
+
+    frames = first + step * np.arange(count)
+    sampled = audio.audio_windows(padded, step=1, clip=clip)[frames]
+    trained = audio.read_windows(read_slice, len(recording), frames, clip)
+    np.testing.assert_array_equal(trained, sampled)
+    (rows,) = read
+    assert rows.stop - rows.start <= 2 * step * (count - 1) + clip
+    if first == 0:
+      strided = audio.audio_windows(padded, step=step, frames=count, clip=clip)
+      np.testing.assert_array_equal(trained, strided)
+
+
 def test_states_too_short_for_the_recording():
   with pytest.raises(ValueError, match='cannot hold'):
     audio.pad_states(np.zeros((1, 1500, 1, 1), np.float32), audio_len=775)
@@ -227,7 +243,7 @@ def test_a_span_is_cut_from_the_whole_to_the_sample(tmp_path, name, rate, channe
   [
     (missing, 'there is no recording at'),
     (not_audio, 'cannot be decoded'),
-    (no_sound_track, 'no audio track'),
+    (no_audio_track, 'no audio track'),
     (not_numbers, 'not numbers'),
   ],
 )

@@ -1,3 +1,5 @@
+"""Contact sheets, videos side by side, image files."""
+
 import os
 
 import numpy as np
@@ -7,14 +9,12 @@ import pytest
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media import contact_sheet
 
-RED, GREEN = (
-  np.full((40, 40, 3), (200, 0, 0), np.uint8),
-  np.full((40, 40, 3), (0, 200, 0), np.uint8),
-)
+RED = np.full((40, 40, 3), (200, 0, 0), np.uint8)
+GREEN = np.full((40, 40, 3), (0, 200, 0), np.uint8)
 
 
-def _share(pixels, colour):
-  return (np.abs(pixels.astype(int) - colour).max(-1) < 8).sum()
+def _has_colour(pixels, colour):
+  return np.abs(pixels.astype(int) - colour).max(-1) < 8
 
 
 def test_every_frame_has_its_cell(tmp_path):
@@ -22,28 +22,20 @@ def test_every_frame_has_its_cell(tmp_path):
   table = contact_sheet.contact_sheet(
     rows, ('truth', 'generated'), scale=2, path=tmp_path / 'new' / 'sheet.png'
   )
-  assert _share(table, (200, 0, 0)) == 80 * 80
-  assert _share(table, (0, 200, 0)) == 2 * 80 * 80
-  red_rows, red_columns = np.nonzero(
-    np.abs(table.astype(int) - (200, 0, 0)).max(-1) < 8
-  )
-  green_rows, green_columns = np.nonzero(
-    np.abs(table.astype(int) - (0, 200, 0)).max(-1) < 8
-  )
+  red_rows, red_columns = np.nonzero(_has_colour(table, (200, 0, 0)))
+  green_rows, green_columns = np.nonzero(_has_colour(table, (0, 200, 0)))
+  assert len(red_rows) == 80 * 80
+  assert len(green_rows) == 2 * 80 * 80
   assert red_columns.max() < green_columns.max()
   assert green_rows.min() == red_rows.min()
-  np.testing.assert_array_equal(
-    np.asarray(Image.open(tmp_path / 'new' / 'sheet.png')), table
-  )
+  saved = np.asarray(Image.open(tmp_path / 'new' / 'sheet.png'))
+  np.testing.assert_array_equal(saved, table)
   assert os.listdir(tmp_path / 'new') == ['sheet.png']
 
 
 def test_labels_and_headings_are_drawn_in_the_margins():
-  frames = [('angry', [RED])]
-  plain, headed = (
-    contact_sheet.contact_sheet([('', [RED])]),
-    contact_sheet.contact_sheet(frames, ('0.0 s',)),
-  )
+  plain = contact_sheet.contact_sheet([('', [RED])])
+  headed = contact_sheet.contact_sheet([('angry', [RED])], ('0.0 s',))
   assert (plain < 100).all(-1).sum() == 0
   assert (headed[:8, 40:] < 100).all(-1).sum() > 5  # heading
   assert (headed[20:, :30] < 100).all(-1).sum() > 20  # label
@@ -51,8 +43,9 @@ def test_labels_and_headings_are_drawn_in_the_margins():
   assert headed.shape[1] > plain.shape[1]
 
 
-def test_videos_stand_side_by_side_and_hold_their_last_frame():
-  red, green = np.stack([RED] * 3), np.stack([GREEN, RED])
+def test_videos_side_by_side_repeat_their_last_frame():
+  red = np.stack([RED] * 3)
+  green = np.stack([GREEN, RED])
   frames = contact_sheet.side_by_side([red, green], ['truth', 'model'])
   assert frames.dtype == np.uint8
   assert len(frames) == 3
@@ -61,6 +54,6 @@ def test_videos_stand_side_by_side_and_hold_their_last_frame():
   np.testing.assert_array_equal(frames[:, -40:, 40:], np.stack([GREEN, RED, RED]))
 
 
-def test_other_picture_formats_are_refused(tmp_path):
+def test_other_image_formats_are_refused(tmp_path):
   with pytest.raises(InputError, match='.png or .jpg'):
     contact_sheet.save_image(tmp_path / 'a.gif', RED)

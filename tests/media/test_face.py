@@ -1,3 +1,5 @@
+"""Detectors of faces, and boxes that the user gives."""
+
 import builtins
 
 import numpy as np
@@ -8,22 +10,16 @@ from data_pipelines.synthetic.clip import make_clip
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media import face
 
-ASTRONAUT = (
-  180,
-  68,
-  268,
-  168,
-)  # hairline to chin and cheek to cheek, read off the picture
+# Corners: cheek to cheek and hairline to chin, read off the image.
+ASTRONAUT = (180, 68, 268, 168)
 
 
 def _overlap(box, corners):
   """Intersection over union of (left, top, width, height) and (x0, y0, x1, y1)."""
   x0, y0, x1, y1 = corners
   left, top, width, height = box
-  across, down = (
-    min(left + width, x1) - max(left, x0),
-    min(top + height, y1) - max(top, y0),
-  )
+  across = min(left + width, x1) - max(left, x0)
+  down = min(top + height, y1) - max(top, y0)
   shared = max(0, across) * max(0, down)
   return shared / (width * height + (x1 - x0) * (y1 - y0) - shared)
 
@@ -44,15 +40,15 @@ def test_a_photograph():
 
 
 def test_without_opencv_the_other_detector_serves(monkeypatch):
-  picture = data.astronaut()
+  image = data.astronaut()
   _without(monkeypatch, 'cv2')
-  assert _overlap(face.find_face(picture), ASTRONAUT) > 0.8
+  assert _overlap(face.find_face(image), ASTRONAUT) > 0.8
 
 
-def test_the_box_scales_with_the_picture():
-  picture = data.astronaut()
-  small = np.array(face.find_face(picture[::2, ::2]))
-  np.testing.assert_allclose(2 * small, face.find_face(picture), atol=12)
+def test_the_box_scales_with_the_image():
+  image = data.astronaut()
+  small = np.array(face.find_face(image[::2, ::2]))
+  np.testing.assert_allclose(2 * small, face.find_face(image), atol=12)
 
 
 @pytest.mark.parametrize('identity', [0, 1, 2])
@@ -72,7 +68,11 @@ def test_no_face_names_the_remedy(monkeypatch):
 
 def test_own_boxes():
   assert face.parse_face_box('10, 20,110.5,220', (200, 300)) == (10, 20, 100.5, 200)
-  for text in (
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
     '',
     '1,2,3',
     '1,2,3,x',
@@ -81,6 +81,8 @@ def test_own_boxes():
     '-1,0,20,20',
     'nan,0,20,20',
     '0,0,inf,20',
-  ):
-    with pytest.raises(InputError, match='--face_box'):
-      face.parse_face_box(text, (200, 300))
+  ],
+)
+def test_boxes_that_are_refused(text):
+  with pytest.raises(InputError, match='--face_box'):
+    face.parse_face_box(text, (200, 300))

@@ -1,3 +1,5 @@
+"""MP4 files: frames and audio in sync, colours, tags, failures."""
+
 import os
 
 import av
@@ -6,8 +8,7 @@ import pytest
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media import video
-
-RATE = video.AUDIO_RATE
+from dicetalk_jax.media.audio import RATE
 
 
 def _flash_and_beep(fps, length, at, size=(48, 64)):
@@ -39,7 +40,7 @@ def test_flash_and_beep_stay_together(tmp_path, fps, length, at):
 
 
 @pytest.mark.parametrize('samples', [RATE // 2, 3 * RATE])
-def test_sound_takes_the_length_of_the_pictures(tmp_path, samples):
+def test_audio_takes_the_length_of_the_frames(tmp_path, samples):
   frames, _ = _flash_and_beep(25, 25, 5)
   video.write_video(tmp_path / 'a.mp4', frames, 25, np.full(samples, 0.1, np.float32))
   with av.open(str(tmp_path / 'a.mp4')) as container:
@@ -51,18 +52,16 @@ def test_colours_survive_and_odd_sizes_grow(tmp_path):
   colours = np.array(
     [[200, 30, 30], [30, 200, 60], [40, 60, 210], [128, 128, 128]], np.uint8
   )
-  frames = np.broadcast_to(np.repeat(colours, 16, axis=0)[None, None], (5, 33, 64, 3))[
-    :, :, :63
-  ]
+  row = np.repeat(colours, 16, axis=0)
+  frames = np.broadcast_to(row, (5, 33, 64, 3))[:, :, :63]
   video.write_video(tmp_path / 'a.mp4', frames, 25)
   seen = video.read_video(tmp_path / 'a.mp4')
   assert seen.audio is None
   assert seen.frames.shape == (5, 34, 64, 3)
-  inside = (
-    np.arange(64) % 16 // 4 == 1
-  )  # chroma is at half resolution: away from the edges
-  want = np.repeat(colours, 16, axis=0).astype(int)
-  assert np.abs(seen.frames.astype(int) - want)[:, :, inside].max() <= 4
+  # Away from the edges of the stripes: chroma has half the resolution.
+  inside = np.arange(64) % 16 // 4 == 1
+  error = np.abs(seen.frames.astype(int) - row.astype(int))
+  assert error[:, :, inside].max() <= 4
 
 
 def test_files_say_that_they_are_generated(tmp_path):
@@ -77,7 +76,8 @@ def test_failure_leaves_nothing_behind_and_keeps_the_old_file(tmp_path, monkeypa
   frames, _ = _flash_and_beep(25, 8, 1)
   path = tmp_path / 'a.mp4'
   path.write_bytes(b'old')
-  from_ndarray, calls = av.VideoFrame.from_ndarray, []
+  from_ndarray = av.VideoFrame.from_ndarray
+  calls = []
 
   def fail_late(*args, **kwargs):
     calls.append(args)
@@ -121,7 +121,7 @@ def test_broken_files_are_refused(tmp_path):
       video.read_video(tmp_path / name)
 
 
-def test_wrong_frames_are_a_mistake_of_the_program(tmp_path):
+def test_frames_of_a_wrong_type_are_refused(tmp_path):
   with pytest.raises(ValueError, match='uint8'):
     video.write_video(tmp_path / 'a.mp4', np.zeros((2, 8, 8, 3), np.float32), 25)
   assert not os.listdir(tmp_path)

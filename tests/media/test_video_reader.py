@@ -1,4 +1,4 @@
-"""Constant-rate reading: which picture is shown when."""
+"""Reading at a constant rate: which frame is shown when."""
 
 import av
 import numpy as np
@@ -9,22 +9,21 @@ from dicetalk_jax.media import video, video_reader
 
 
 def _numbered(path, count, fps, audio=None):
-  """A video whose picture i has brightness 20 + 3 i."""
-  frames = np.repeat(20 + 3 * np.arange(count, dtype=np.uint8), 32 * 48 * 3).reshape(
-    count, 32, 48, 3
-  )
+  """A video whose frame i has brightness 20 + 3 i."""
+  brightness = 20 + 3 * np.arange(count, dtype=np.uint8)
+  frames = np.broadcast_to(brightness[:, None, None, None], (count, 32, 48, 3))
   video.write_video(path, frames, fps, audio)
   return path
 
 
-def _numbers(pictures):
-  return [round((float(picture.mean()) - 20) / 3) for picture in pictures]
+def _numbers(frames):
+  return [round((float(frame.mean()) - 20) / 3) for frame in frames]
 
 
 @pytest.mark.parametrize(
   ('fps', 'count'), [(25, 40), (30, 60), (50, 76), (12.5, 20), (29.97, 61), (24, 37)]
 )
-def test_each_moment_shows_the_picture_that_is_due(tmp_path, fps, count):
+def test_each_moment_shows_the_frame_that_is_due(tmp_path, fps, count):
   path = _numbered(tmp_path / 'a.mp4', count, fps)
   numbers = _numbers(video_reader.frames(path))
   assert len(numbers) == round(count / fps * 25)
@@ -40,42 +39,35 @@ def test_a_part_is_the_same_as_in_the_whole(tmp_path):
   path = _numbered(tmp_path / 'a.mp4', 70, 30)
   whole = _numbers(video_reader.frames(path))
   for first, count in ((0, 5), (13, 20), (40, 10), (50, None)):
-    assert (
-      _numbers(video_reader.frames(path, 25, first / 25, count))
-      == whole[first:][:count]
-    )
-  assert (
-    len(list(video_reader.frames(path, 25, 2, 1000))) == len(whole) - 50 == 8
-  )  # the file ends before
-  with pytest.raises(InputError, match='no pictures at 9 s'):
+    part = _numbers(video_reader.frames(path, 25, first / 25, count))
+    assert part == whole[first:][:count]
+  beyond_the_end = list(video_reader.frames(path, 25, 2, 1000))
+  assert len(beyond_the_end) == len(whole) - 50 == 8
+  with pytest.raises(InputError, match='no frames at 9 s'):
     list(video_reader.frames(path, 25, 9))
 
 
-def test_phones_turn_their_pictures(tmp_path):
+def test_the_rotation_of_phones_is_applied(tmp_path):
   frames = np.zeros((3, 32, 64, 3), np.uint8)
   frames[:, :, :16] = 200  # left
   with av.open(str(tmp_path / 'a.mp4'), 'w') as container:
     track = container.add_stream('libx264', rate=25)
     track.width, track.height, track.pix_fmt = 64, 32, 'yuv420p'
-    track.set_display_rotation(
-      -90
-    )  # to be shown a quarter turn clockwise: left becomes top
-    for picture in frames:
-      container.mux(track.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
+    track.set_display_rotation(-90)  # shown a quarter turn clockwise: left becomes top
+    for frame in frames:
+      container.mux(track.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
     container.mux(track.encode(None))
-  facts, first = (
-    video_reader.probe(tmp_path / 'a.mp4'),
-    next(video_reader.frames(tmp_path / 'a.mp4')),
-  )
-  assert (facts.height, facts.width) == first.shape[:2] == (64, 32)
+  info = video_reader.probe(tmp_path / 'a.mp4')
+  first = next(video_reader.frames(tmp_path / 'a.mp4'))
+  assert (info.height, info.width) == first.shape[:2] == (64, 32)
   assert first[:12].mean() > 150 and first[20:].mean() < 50
 
 
-def test_sound_tracks_are_noticed(tmp_path):
-  assert video_reader.probe(_numbered(tmp_path / 'a.mp4', 10, 25)).sound_delay is None
-  assert video_reader.probe(
-    _numbered(tmp_path / 'b.mp4', 10, 25, np.zeros(6400))
-  ).sound_delay == pytest.approx(0, abs=0.07)
+def test_audio_tracks_are_noticed(tmp_path):
+  silent = video_reader.probe(_numbered(tmp_path / 'a.mp4', 10, 25))
+  assert silent.sound_delay is None
+  audible = video_reader.probe(_numbered(tmp_path / 'b.mp4', 10, 25, np.zeros(6400)))
+  assert audible.sound_delay == pytest.approx(0, abs=0.07)
 
 
 def test_broken_files_are_refused(tmp_path):

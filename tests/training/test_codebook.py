@@ -9,7 +9,7 @@ import pytest
 
 from dicetalk_jax.data import clip_record
 from dicetalk_jax.data.feature_store import FeatureStore
-from dicetalk_jax.data.loader import Part
+from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.training import codebook
 from dicetalk_jax.training.state import init_state
@@ -26,7 +26,7 @@ def test_codes_begin_where_the_priors_are(tmp_path):
       for i in range(12)
     ),
   )
-  parts = [Part(None, {'prior': priors})]
+  parts = [DatasetPart(None, {'prior': priors})]
   params = {
     'codebook.fc.kernel': rng.normal(size=(6, 8)).astype(np.float32),
     'codebook.fc.bias': rng.normal(size=8).astype(np.float32),
@@ -108,14 +108,15 @@ def test_usage_and_purity_are_followed():
 
 
 def test_classes_are_counted_by_emotion():
-  emotions = [clip_record.class_emotion(i)[0] for i in range(clip_record.CLASSES)]
-  numbers = [codebook._emotion(i) for i in range(clip_record.CLASSES)]
-  assert (
-    len(set(zip(emotions, numbers)))
-    == len(set(emotions))
-    == len(set(numbers))
-    == max(numbers) + 1
-  )
+  numbers = {
+    emotion: {
+      codebook._emotion(clip_record.emotion_class(emotion, level))
+      for level in clip_record.LEVELS
+    }
+    for emotion in clip_record.EMOTIONS
+  }
+  assert all(len(of_emotion) == 1 for of_emotion in numbers.values())
+  assert set.union(*numbers.values()) == set(range(len(clip_record.EMOTIONS)))
 
 
 def test_averaged_codes_are_means_of_their_priors():

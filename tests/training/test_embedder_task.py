@@ -17,7 +17,7 @@ from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from dicetalk_jax import bundle, main
 from dicetalk_jax.data import face_crops, feature_extraction
 from dicetalk_jax.data.clip_source import ClipSource, ClipTable
-from dicetalk_jax.data.loader import Part
+from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import ConfigError, DataError, WeightsError
 from dicetalk_jax.models import parameters, registry
 from dicetalk_jax.training import datasets
@@ -154,7 +154,8 @@ def set_width(monkeypatch, width):
   table = {f.name: np.zeros(2, int) for f in dataclasses.fields(ClipTable)} | {
     'emotion': np.array(['happy', 'sad'])
   }
-  part = Part(types.SimpleNamespace(table=ClipTable(**table), expression_dim=width))
+  source = types.SimpleNamespace(table=ClipTable(**table), expression_dim=width)
+  part = DatasetPart(source)
   monkeypatch.setattr(datasets, 'open_train_and_val', lambda *_: ([part], [part]))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dicetalk_jax import parallel
-from dicetalk_jax.data.loader import _batches
+from dicetalk_jax.data.mixture import read_ahead
 from dicetalk_jax.errors import MeshError
 from dicetalk_jax.training.prefetch import AHEAD, prefetched
 
@@ -25,7 +25,7 @@ def stream(workers=0, rows=8):
   data = (
     grain.MapDataset.range(20).seed(3).shuffle().random_map(draw).repeat().batch(rows)
   )
-  return iter(_batches(data, threads=2, workers=workers))
+  return iter(read_ahead(data, threads=2, workers=workers))
 
 
 def assert_equal(a, b):
