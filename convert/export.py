@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import torch
 from tqdm import tqdm
 
-from convert import background, naming, priors, published_layouts, summary, torch_files
+from convert import naming, priors, published_layouts, summary, torch_files
 from dicetalk_jax import bundle, published_priors
 from dicetalk_jax.files import atomic_folder, refuse_existing, require_room
 
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     [],
     [f'{name}: the original program has no such file' for name in sorted(others)],
   )
-  with atomic_folder(args.destination, discard=background.remove) as folder:
+  with atomic_folder(args.destination) as folder:
     for name in (bar := tqdm(written, desc='writing', unit='component', disable=None)):
       bar.set_postfix_str(name)
       with tempfile.TemporaryFile(dir=folder.parent) as file:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from convert import background, component_check, summary, torch_files
+from convert import component_check, summary, torch_files
 from convert import priors as priors_
 from convert.component_check import BEYOND, DTYPES, KEEP, Checked, Part
 from dicetalk_jax import bundle
@@ -64,7 +64,7 @@ def model_folder(
   require_room(args.destination, sum(_size(checked, args.dtype) for checked in ready))
   sources = {part.name: torch_files.sha256(part.files) for part in parts}
   rows = []
-  with atomic_folder(args.destination, discard=background.remove) as folder:
+  with atomic_folder(args.destination) as folder:
     for checked in (bar := tqdm(ready, desc='writing', unit='component', disable=None)):
       bar.set_postfix_str(name := checked.part.name)
       params = component_check.save(

@@ -8,7 +8,7 @@ import itertools
 import pathlib
 from typing import NamedTuple
 
-from convert import background, summary, torch_files
+from convert import summary, torch_files
 from dicetalk_jax import bundle, published_priors
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.files import atomic_folder, refuse_existing
@@ -147,7 +147,7 @@ def _from_model(args: argparse.Namespace) -> int:
       if not priors
       else 'give one model folder at a time'
     )
-  with atomic_folder(args.destination, discard=background.remove) as folder:
+  with atomic_folder(args.destination) as folder:
     published_priors.write_all(folder, priors)
   sources = sorted((args.sources[0] / bundle.PRIORS).glob('[!.]*.npz'))
   summary.show([Found(priors).row()], torch_files.sha256(sources), [])

@@ -17,7 +17,7 @@ MU = np.linspace(-1, 1, 6, dtype=np.float32)
 
 def call(*args) -> int:
   with pytest.raises(SystemExit) as stop:
-    command.run([*map(str, args)])
+    command.run_command([*map(str, args)])
   return stop.value.code
 
 

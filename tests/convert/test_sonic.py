@@ -18,7 +18,7 @@ from tests.convert import published_folders as folders
 
 def call(*args) -> int:
   with pytest.raises(SystemExit) as stop:
-    command.run([*map(str, args)])
+    command.run_command([*map(str, args)])
   return stop.value.code
 
 

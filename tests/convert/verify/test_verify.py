@@ -45,7 +45,7 @@ LARGE = (
 
 def call(*args) -> int:
   with pytest.raises(SystemExit) as stop:
-    command.run([*map(str, args)])
+    command.run_command([*map(str, args)])
   return stop.value.code
 
 
