@@ -1,4 +1,4 @@
-"""`python -m convert COMMAND`: converts published weights, both ways, and checks them."""
+"""`python -m convert COMMAND`: converts and checks published weights."""
 
 import argparse
 from collections.abc import Sequence
@@ -27,16 +27,8 @@ def load_commands() -> tuple[ModuleType, ...]:
     InputError: PyTorch is missing.
   """
   try:
-    from convert import (
-      dicetalk,
-      export,
-      inspect_files,
-      priors,
-      sonic,
-      svd,
-      verify,
-      whisper,
-    )
+    from convert import dicetalk, export, inspect_files, priors, sonic, svd, whisper
+    from convert.verify import command as verify
   except ModuleNotFoundError as missing:
     if missing.name != 'torch':
       raise

@@ -257,7 +257,7 @@ def test_unet_is_laid_over_the_base(downloads, tmp_path, capsys):
   assert call('dicetalk', release, tmp_path / 'model', '--svd', downloads / 'svd') == 0
   out = capsys.readouterr().out
   assert "taken from copies of the base's keys and values: 32" in out
-  assert 'unet: not known to the model and left aside: unknown.weight' in out
+  assert 'unet: unknown to the model and ignored: unknown.weight' in out
   assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
   base = torch_files.load(downloads / 'svd/unet/diffusion_pytorch_model.safetensors')
   assert_equal(
@@ -274,7 +274,7 @@ def test_emotion_model_is_laid_over_initial_values(tmp_path, capsys):
   for again in ('one', 'two'):
     assert call('dicetalk', release, tmp_path / again) == 0
   out = capsys.readouterr().out
-  assert 'drawn at random: 6 (classifier.fc1.' in out and 'left aside: extra' in out
+  assert 'drawn at random: 6 (classifier.fc1.' in out and 'ignored: extra' in out
   one, two = (
     bundle.load_component(tmp_path / again, 'emo_model')[1] for again in ('one', 'two')
   )
@@ -300,9 +300,7 @@ def test_frame_interpolation(tmp_path, file, capsys):
     )
     == 0
   )
-  assert (
-    'flownet: not known to the model and left aside: epoch' in capsys.readouterr().out
-  )
+  assert 'flownet: unknown to the model and ignored: epoch' in capsys.readouterr().out
   assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
   assert_equal(
     torch_files.load(tmp_path / 'out/RIFE/flownet.pkl'),

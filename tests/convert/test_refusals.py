@@ -191,7 +191,7 @@ def test_files_of_something_else(release, svd, tmp_path, refused):
       refused('svd', broken, tmp_path / 'model')
     )
   torch.save([torch.zeros(1)], release / 'emo_model.pth')
-  assert 'no state dict (tensors by name)' in sentence(
+  assert 'not a state dict (tensors by name)' in sentence(
     refused('dicetalk', release, tmp_path / 'model')
   )
   assert 'has no weights' in sentence(refused('whisper', svd, tmp_path / 'model'))
@@ -206,7 +206,7 @@ def test_damaged_files(release, whisper, tmp_path, refused, content):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
     err = sentence(refused(*args, tmp_path / 'model'))
-    assert f'{path} cannot be read as' in err or 'no state dict' in err
+    assert f'{path} cannot be read as' in err or 'not a state dict' in err
 
 
 def test_missing_files(release, whisper, tmp_path, refused):
@@ -274,11 +274,11 @@ def test_broken_shards(svd, tmp_path, refused):
     'svd', copy, tmp_path / 'model'
   )
   write('../unet/diffusion_pytorch_model.safetensors')
-  assert 'no index of weight files in its folder' in sentence(
+  assert 'not an index of weight files in its folder' in sentence(
     refused('svd', copy, tmp_path / 'model')
   )
   index.write_text('{"weight_map": 3}')
-  assert 'no index of weight files' in sentence(
+  assert 'not an index of weight files' in sentence(
     refused('svd', copy, tmp_path / 'model')
   )
 

@@ -13,8 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from convert import __main__ as command
-from convert import verify
-from convert.verify import registry
+from convert.verify import comparison, registry
 
 FOLDERS = {
   'audio_proj': 3,
@@ -87,7 +86,7 @@ def test_ways_to_name_golden_files(goldens):
 
 @pytest.fixture
 def copy(goldens, tmp_path):
-  """A copy of the audio projection's folder, under a name that tells nothing."""
+  """A copy of the audio projection's folder, under another name."""
   return pathlib.Path(shutil.copytree(goldens / 'audio_proj', tmp_path / 'some_folder'))
 
 
@@ -134,11 +133,9 @@ def test_unusable_folders_are_refused(copy, tmp_path, capsys):
   (copy / 'config.json').write_text('{')
   assert 'config.json cannot be read as JSON' in refused(capsys, copy)
   (copy / 'config.json').write_text('{"constructor": {"width": 3}}')
-  assert 'no known component; those are audio_proj, pose_guider' in refused(
-    capsys, copy
-  )
+  assert 'unknown kind; known are audio_proj, pose_guider' in refused(capsys, copy)
   (copy / 'config.json').write_text('["a list"]')
-  assert 'config.json is no configuration' in refused(capsys, copy)
+  assert 'config.json is not a configuration' in refused(capsys, copy)
 
 
 def test_a_bad_folder_stops_before_anything_runs(goldens, tmp_path, capsys):
@@ -167,13 +164,13 @@ def test_weights_that_do_not_fit_are_named(copy, capsys):
 
 def test_compare():
   expected = np.float32([1, 3])
-  result = verify.compare('a', 'b', expected + np.float32([0, 0.5]), expected, 0.5)
+  result = comparison.compare('a', 'b', expected + np.float32([0, 0.5]), expected, 0.5)
   assert (result.error, result.relative, result.passed) == (0.5, 0.5, True)
   assert (
-    verify.compare('a', 'b', np.float32([2]), np.float32([4]), 0.6).relative == 0.5
+    comparison.compare('a', 'b', np.float32([2]), np.float32([4]), 0.6).relative == 0.5
   )  # no deviation: its size
-  assert verify.compare('a', 'b', np.float32([0]), np.float32([0]), 0).passed
-  assert not verify.compare('a', 'b', np.zeros(3), np.zeros((3, 1)), 1).passed
+  assert comparison.compare('a', 'b', np.float32([0]), np.float32([0]), 0).passed
+  assert not comparison.compare('a', 'b', np.zeros(3), np.zeros((3, 1)), 1).passed
 
 
 def test_from_the_shell(tmp_path):
