@@ -226,7 +226,7 @@ def _prepare(
   run = (
     functools.partial(_run_in_beam, **config)
     if config
-    else functools.partial(corpus_workers.run, processes=workers)
+    else functools.partial(corpus_workers.prepare_clips, processes=workers)
   )
   outcomes = dict(_work(worker, plan, run))
   report = Report.of(plan, outcomes)

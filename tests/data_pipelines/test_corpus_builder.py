@@ -404,7 +404,7 @@ def test_a_split_whose_clips_are_all_left_out_is_none(tmp_path, monkeypatch):
   monkeypatch.setattr(
     corpus,
     '_run_in_beam',
-    lambda worker, clips, beam_runner, beam_options: corpus_workers.run(
+    lambda worker, clips, beam_runner, beam_options: corpus_workers.prepare_clips(
       worker, clips, processes=1
     ),
   )
@@ -677,7 +677,7 @@ def test_what_is_done_is_found_without_a_question_per_clip(tmp_path, monkeypatch
   assert len(asked) < 5  # one listing of a folder that is empty
 
   def run(worker, clips):
-    return corpus_workers.run(worker, clips, 1)
+    return corpus_workers.prepare_clips(worker, clips, 1)
 
   made = dict(corpus._work(worker, plan, run))
   assert len(made) == 20
