@@ -133,7 +133,7 @@ def test_the_report_says_what_was_left_out_and_why(prepared):
   assert {row['clip']: row['reason'] for row in rows} == {
     'M005_front_fear_1_002': 'file cannot be read',
     'M005_front_fear_1_003': 'no sound',
-    'W011/video/front/notes.docx': 'no video file',
+    'W011/video/front/notes.docx': 'not a video file',
   }
   assert (
     'fear/level_1/002.mp4' in rows[1]['detail']

@@ -84,7 +84,7 @@ def test_the_published_layout(tmp_path):
   )
   assert neutral.audio == ''  # the sound track of the video
   assert skipped == {
-    'M003/video/front/sad.zip': 'no video file',
+    'M003/video/front/sad.zip': 'not a video file',
     'M003/video/front/sad/level_2/x.mp4': 'path not understood',
   }
   both, _ = _walk(tmp_path, views=('front', 'left_30'))
