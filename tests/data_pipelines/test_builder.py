@@ -228,7 +228,10 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 def test_rendering_processes_do_not_load_heavy_libraries():
-  code = 'import sys, data_pipelines.builders.synthetic_clips as c; print(sorted(set(sys.modules) & set(sys.argv)))'
+  code = (
+    'import sys, data_pipelines.builders.synthetic_clips\n'
+    'print(sorted(set(sys.modules) & set(sys.argv)))'
+  )
   heavy = ['jax', 'tensorflow', 'tensorflow_datasets', 'torch']
   assert (
     subprocess.run(

@@ -160,7 +160,7 @@ def test_a_prepared_corpus_is_found_again(prepared, mead, monkeypatch):
   config = CorpusConfig('mead', size=32, min_seconds=0.4, detector=RED)
   found, told = corpus.prepare_corpus(make_plan(config, str(mead)), folder.parents[2])
   assert found == folder and told.notes[-1].endswith(
-    f'to prepare it anew, delete {folder}'
+    f'to prepare it again, delete {folder}'
   )
   assert dataclasses.replace(told, notes=told.notes[:-1]) == report
   assert not (folder.parents[2] / 'mead' / 'work').exists() or not list(
@@ -313,7 +313,7 @@ def test_errors_that_may_pass_are_tried_again(tmp_path, monkeypatch):
   folder, report = prepare_once()
   assert sorted(done) == ['p_a', 'q_a', 'q_a', 'r_a'] and done[-1] == 'q_a'
   assert report.skipped == (Skipped('q_a', 'unexpected error', 'timeout'),)
-  assert '1 clips met errors that may pass' in report.notes[-1]
+  assert '1 clips met errors that may be temporary' in report.notes[-1]
   assert sum(part['clips'] for part in report.splits.values()) == 2
   shutil.rmtree(folder)
   done.clear()
@@ -334,7 +334,7 @@ def test_a_full_disk_ends_the_run_in_one_sentence(tmp_path, monkeypatch):
   )
   with (
     monkeypatch.context() as patch,
-    pytest.raises(InputError, match='no room left in .*; make room, and the same'),
+    pytest.raises(InputError, match='no space is left in .*; make room, and resume'),
   ):
     _failing(patch, [OSError(errno.ENOSPC, 'No space left on device')])
     corpus.prepare_corpus(plan, tmp_path, workers=1)
@@ -403,13 +403,13 @@ def test_a_split_whose_clips_are_all_left_out_is_none(tmp_path, monkeypatch):
   )
   monkeypatch.setattr(
     corpus,
-    '_run_in_beam',
+    '_prepare_in_beam',
     lambda worker, clips, beam_runner, beam_options: corpus_workers.prepare_clips(
       worker, clips, processes=1
     ),
   )
   monkeypatch.setattr(
-    corpus.write,
+    corpus.tfds_writer,
     'write',
     lambda builder, splits, **config: pipelines.append(
       (
@@ -522,7 +522,7 @@ def test_a_folder_with_labels_by_command(tmp_path, capsys):
     (
       lambda root: made_clips.touch(root, 'a/b.mp4', 'c.zip'),
       ['mead', '--root={root}'],
-      'of 2 passed over, the first is a/b.mp4 (path not understood)',
+      'the first of 2 left out is a/b.mp4 (path not understood)',
     ),
     (
       lambda root: made_clips.touch(root, 'M003/sad/level_1/001.mp4'),
@@ -673,20 +673,20 @@ def test_what_is_done_is_found_without_a_question_per_clip(tmp_path, monkeypatch
         _real(self, path, *args, **kwargs),
       )[1],
     )
-  dict(corpus._work(worker, plan, lambda worker, clips: iter(())))
+  dict(corpus._prepare_all(worker, plan, lambda worker, clips: iter(())))
   assert len(asked) < 5  # one listing of a folder that is empty
 
   def run(worker, clips):
     return corpus_workers.prepare_clips(worker, clips, 1)
 
-  made = dict(corpus._work(worker, plan, run))
+  made = dict(corpus._prepare_all(worker, plan, run))
   assert len(made) == 20
   asked.clear()
 
   def none(worker, clips):
     return iter(()) if not clips else pytest.fail('all are done')
 
-  assert dict(corpus._work(worker, plan, none)) == made
+  assert dict(corpus._prepare_all(worker, plan, none)) == made
   read = [path for name, path in asked if name == 'cat_file']
   assert len(read) == len(set(read)) == 20 and not [
     path for _, path in asked if 'found/in' in path
