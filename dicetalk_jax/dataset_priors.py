@@ -83,5 +83,10 @@ def main(argv: list[str]) -> None:
     print(f'wrote {len(priors)} files to {flags.output}')
 
 
-if __name__ == '__main__':
+def run() -> None:
+  """Console entry."""
   cli.run(main, USAGE)
+
+
+if __name__ == '__main__':
+  run()

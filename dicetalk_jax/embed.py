@@ -274,5 +274,10 @@ def _flags(argv: list[str]) -> argparse.Namespace:
   return flags
 
 
-if __name__ == '__main__':
+def run() -> None:
+  """Console entry."""
   cli.run(main, USAGE)
+
+
+if __name__ == '__main__':
+  run()

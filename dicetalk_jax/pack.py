@@ -41,5 +41,10 @@ def main(argv: list[str]) -> None:
   print(f'wrote {flags.output}: {components}')
 
 
-if __name__ == '__main__':
+def run() -> None:
+  """Console entry."""
   cli.run(main, USAGE)
+
+
+if __name__ == '__main__':
+  run()
