@@ -14,13 +14,12 @@ import os
 import signal
 from typing import Any
 
-import pebble
-
 from data_pipelines import preprocess
 from data_pipelines.clip_cache import ClipCache, Outcome
 from data_pipelines.corpora.clip_file import ClipFile, Skipped
 from data_pipelines.corpora.file_tree import Tree
 from data_pipelines.preprocess import CorpusConfig
+from dicetalk_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +126,13 @@ def _in_pool(
   worker: Worker, clips: Sequence[ClipFile], processes: int
 ) -> Iterator[tuple[ClipFile, Outcome | None]]:
   """Prepares clips in processes; the outcome is None if a clip ended its process."""
+  try:
+    import pebble
+  except ImportError as error:
+    raise InputError(
+      "pebble, which runs several workers, is missing; pip install 'dicetalk-jax[train]' "
+      'adds it, or set --workers=1'
+    ) from error
   waiting = collections.deque(clips)
   running: dict[concurrent.futures.Future[Outcome], ClipFile] = {}
   # spawn, since forking a process that runs JAX's threads may hang

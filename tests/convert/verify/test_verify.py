@@ -60,7 +60,7 @@ def test_goldens_pass(goldens, capsys, folder, cases):
 
 def test_the_unet_with_adapters(goldens):
   """The cases of its first program; `make verify` checks the others."""
-  results = [*itertools.islice(verify.results([goldens / 'unet']), 6)]
+  results = [*itertools.islice(comparison.compare_all([goldens / 'unet']), 6)]
   assert results[0].case == 'main/out' and results[-1].case == 'main_nomask/out'
   assert all(result.passed for result in results), results
 
