@@ -130,8 +130,8 @@ def _in_pool(
     import pebble
   except ImportError as error:
     raise InputError(
-      "pebble, which runs several workers, is missing; pip install 'dicetalk-jax[train]' "
-      'adds it, or set --workers=1'
+      'several workers need pebble, which is missing; pip install '
+      "'dicetalk-jax[train]' adds it, or set --workers=1"
     ) from error
   waiting = collections.deque(clips)
   running: dict[concurrent.futures.Future[Outcome], ClipFile] = {}

@@ -199,7 +199,7 @@ def test_without_pixels(tmp_path):
     (['--seconds=0'], 'seconds=0.0 cannot be generated'),
     (['--levels=1,5'], 'levels=(1, 5) cannot be generated'),
     (['--clips=many'], "argument --clips: invalid int value: 'many'"),
-    (['--workers=0'], '--workers=0 renders nothing'),
+    (['--workers=0'], '--workers must be at least 1, got 0'),
     (['--content=all'], 'invalid choice'),
     (['--frobnicate=1'], 'unrecognized arguments: --frobnicate=1'),
   ),

@@ -132,7 +132,7 @@ def test_the_report_says_what_was_left_out_and_why(prepared):
   rows = list(csv.DictReader((folder / 'skipped.csv').read_text().splitlines()))
   assert {row['clip']: row['reason'] for row in rows} == {
     'M005_front_fear_1_002': 'file cannot be read',
-    'M005_front_fear_1_003': 'no sound',
+    'M005_front_fear_1_003': 'no audio',
     'W011/video/front/notes.docx': 'not a video file',
   }
   assert (
@@ -151,7 +151,7 @@ def test_the_report_says_what_was_left_out_and_why(prepared):
   assert (
     report.summary().splitlines()[0] == 'train       4 clips      0.00 h     2 people'
   )
-  assert '1 x no sound' in report.summary()
+  assert '1 x no audio' in report.summary()
 
 
 def test_a_prepared_corpus_is_found_again(prepared, mead, monkeypatch):

@@ -469,9 +469,12 @@ def test_refusals(model, data, tmp_path_factory):
     'colour is not known; choose some of latents,clip_embed',
     '--features=colour',
   )
-  refused(ConfigError, '--batch=0 must be at least 1', '--batch=0')
+  refused(ConfigError, '--batch must be at least 1, got 0', '--batch=0')
   refused(
-    ConfigError, '--process_id=2 does not exist', '--process_id=2', '--num_processes=2'
+    ConfigError,
+    '--process_id=2 must be from 0 to 1',
+    '--process_id=2',
+    '--num_processes=2',
   )
   refused(
     ConfigError, 'counts the processes itself', '--multihost', '--num_processes=2'

@@ -132,7 +132,7 @@ def test_interval_and_box_of_the_corpus(tmp_path):
     clip_record.decode_audio(clip)[3000:9000], tone(3.0)[19000:25000], atol=0.05
   )
   assert _records(tmp_path, crop=(60, 20, 220, 120), crop_height=144)[1] == [
-    ('a', 'crop box outside of the picture')
+    ('a', 'crop box outside of the frame')
   ]
   assert _records(tmp_path, start=50.0, end=60.0)[1] == [('a', 'file cannot be read')]
 
@@ -166,7 +166,7 @@ def test_shots_are_divided_in_the_wild_only(tmp_path):
     ('a_p00', 15),
     ('a_p01', 12),
   ]
-  assert skipped == [('a_p02', 'face seen too shortly')]
+  assert skipped == [('a_p02', 'face visible too briefly')]
   studio, _ = _records(tmp_path, CorpusConfig('mead', size=32, min_seconds=0.4))
   assert (
     sum(clip['num_frames'] for _, clip in studio) == 32
@@ -239,12 +239,12 @@ def test_sound_must_last_as_long_as_the_pictures(tmp_path):
     and not sound[29600:].any()
   )
   for name in ('half', 'none'):
-    assert _records(tmp_path, audio=f'{name}.wav') == ([], [('a', 'sound ends early')])
+    assert _records(tmp_path, audio=f'{name}.wav') == ([], [('a', 'audio ends early')])
   pieces, left = _records(
     tmp_path, dataclasses.replace(CONFIG, max_seconds=1.0), audio='half.wav'
   )
   assert [key for key, _ in pieces] == ['a_p00'] and left == [
-    ('a_p01', 'sound ends early')
+    ('a_p01', 'audio ends early')
   ]
 
 
@@ -283,7 +283,7 @@ def test_what_cannot_be_used_says_why(tmp_path):
   (tmp_path / 'cut.mp4').write_bytes(whole[: len(whole) * 2 // 3])
   (tmp_path / 'text.mp4').write_text('404')
   for name, reason in {
-    'mute': 'no sound',
+    'mute': 'no audio',
     'silent': 'silent',
     'nobody': 'no face found',
     'cut': 'file cannot be read',
