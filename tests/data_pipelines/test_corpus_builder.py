@@ -513,7 +513,7 @@ def test_a_folder_with_labels_by_command(tmp_path, capsys):
 @pytest.mark.parametrize(
   ('make', 'flags', 'sentence'),
   [
-    (lambda root: None, ['mead', '--root={root}/none'], 'is no folder; check the path'),
+    (lambda root: None, ['mead', '--root={root}/none'], 'is not a folder; check the path'),
     (
       lambda root: None,
       ['mead', '--root={root}'],

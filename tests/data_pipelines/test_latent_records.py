@@ -327,13 +327,13 @@ def test_refusals(model, data, tmp_path, monkeypatch):
 
   refused(
     ConfigError,
-    '--records is for one process',
+    '--records needs a single process',
     f'--records={tmp_path}/x',
     '--num_processes=2',
   )
   refused(
     ConfigError,
-    '--records is for one process',
+    '--records needs a single process',
     f'--records={tmp_path}/x',
     '--multihost',
   )
