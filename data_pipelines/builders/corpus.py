@@ -57,7 +57,9 @@ class _Writer(ExampleWriter):
       return None
 
 
-class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Corpus(  # type: ignore[call-arg]  # mypy does not see the parameter of TFDS
+  tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
   """Makes the records `talking_clip` of a real corpus.
 
   The attributes are set before it is prepared.

@@ -38,7 +38,9 @@ class BuilderConfig(tfds.core.BuilderConfig):
     return self.name
 
 
-class Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Packed(  # type: ignore[call-arg]  # mypy does not see the parameter of TFDS
+  tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
   """Makes records `talking_clip` without pixels; set `parts` before it is prepared."""
 
   VERSION = tfds.core.Version('1.0.0')

@@ -1,5 +1,6 @@
-"""What cannot be converted: one clear sentence, exit code 2, nothing executed,
-nothing half-written.
+"""Files that cannot be converted: one sentence, exit code 2, nothing executed.
+
+Nothing half-written is left behind either.
 """
 
 import ctypes
@@ -24,6 +25,7 @@ from convert import published_layouts, torch_files
 from dicetalk_jax import bundle, files
 from dicetalk_jax.errors import InputError
 from tests.convert import published_folders as folders
+from tests.convert.commands import run_convert
 
 ROOT = pathlib.Path(__file__).parents[2]
 INTERRUPTED = 'interrupted; run the same command again\n'
@@ -46,17 +48,14 @@ def whisper(tmp_path):
 
 @pytest.fixture
 def refused(tmp_path, capsys):
-  """Runs a command that must fail, and returns what it says; checks that it leaves
-  nothing behind.
-  """
+  """Runs a command that must fail and leave nothing behind; returns what it says."""
 
-  def refused(*args, code=2):
+  def refused(*args):
     before = sorted(tmp_path.iterdir())
     capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-      command.run_command([*map(str, args)])
+    assert run_convert(*args) == 2
     out, err = capsys.readouterr()
-    assert stop.value.code == code and 'wrote' not in out and 'Traceback' not in err
+    assert 'wrote' not in out and 'Traceback' not in err
     assert sorted(tmp_path.iterdir()) == before
     return err
 
@@ -64,7 +63,7 @@ def refused(tmp_path, capsys):
 
 
 def sentence(err: str) -> str:
-  """Errors about files are one line."""
+  """Checks that an error is one line, and returns it."""
   assert err.startswith('error: ') and err.count('\n') == 1, err
   return err
 
@@ -256,14 +255,10 @@ def test_broken_shards(svd, tmp_path, refused):
   (vae / 'diffusion_pytorch_model.safetensors').unlink()
 
   def write(second):
-    return index.write_text(
-      json.dumps(
-        dict(
-          weight_map=dict.fromkeys(state, 'part-1.safetensors')
-          | {next(iter(state)): second}
-        )
-      )
-    )
+    """Writes an index in which one tensor lies in the file `second`."""
+    weight_map = dict.fromkeys(state, 'part-1.safetensors')
+    weight_map[next(iter(state))] = second
+    index.write_text(json.dumps({'weight_map': weight_map}))
 
   write('part-2.safetensors')
   assert 'part-2.safetensors: No such file' in sentence(
@@ -304,8 +299,7 @@ def test_an_existing_destination(svd, whisper, tmp_path, refused):
     refused('svd', svd, tmp_path / 'precious', '--overwrite')
   )
   assert (tmp_path / 'precious' / 'thesis.txt').exists()
-  with pytest.raises(SystemExit):
-    command.run_command(['whisper', str(whisper), str(tmp_path / 'model')])
+  assert run_convert('whisper', whisper, tmp_path / 'model') == 0
   assert 'is not what would replace it' in sentence(
     refused('export', tmp_path / 'model', tmp_path / 'model', '--overwrite')
   )
@@ -365,22 +359,17 @@ def test_a_write_that_the_system_stops_midway(svd, tmp_path):
 
 @pytest.fixture
 def without_privileges():
-  """Permissions hold for root, too: this thread lays its right to override them down
-  meanwhile.
-  """
+  """Makes permissions hold for root as well: drops this thread's right to override."""
   if os.geteuid() != 0:
     yield
     return
-  libc, header, held = (
-    ctypes.CDLL(None),
-    (ctypes.c_uint32 * 2)(0x20080522, 0),
-    (ctypes.c_uint32 * 6)(),
-  )
+  libc = ctypes.CDLL(None)
+  header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+  held = (ctypes.c_uint32 * 6)()
   assert libc.capget(header, held) == 0
   fewer = (ctypes.c_uint32 * 6)(*held)
-  fewer[
-    0
-  ] &= ~0b110  # the effective ones without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+  # The effective ones, without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+  fewer[0] &= ~0b110
   assert libc.capset(header, fewer) == 0
   yield
   assert libc.capset(header, held) == 0
@@ -422,8 +411,7 @@ def test_an_interrupted_run_leaves_nothing_and_the_old_model_whole(
     with pytest.raises(KeyboardInterrupt):
       command.run_command(convert)
   assert [path.name for path in tmp_path.iterdir()] == ['whisper']
-  with pytest.raises(SystemExit):
-    command.run_command(convert)
+  assert run_convert(*convert) == 0
   with monkeypatch.context() as patch:
     patch.setattr(bundle, 'save_component', fail(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
@@ -472,11 +460,10 @@ def test_what_a_killed_process_leaves_is_cleared_up(
 ):
   (part,) = tmp_path.glob('.model.*.part')
   refused('whisper', tmp_path / 'nowhere', tmp_path / 'model')
-  assert part.exists()  # somebody is at work there
+  assert part.exists()  # because another process works there
   waiting.kill()
   waiting.wait()
-  with pytest.raises(SystemExit):
-    command.run_command(['whisper', str(whisper), str(tmp_path / 'model')])
+  assert run_convert('whisper', whisper, tmp_path / 'model') == 0
   assert sorted(path.name for path in tmp_path.iterdir()) == ['model', 'whisper']
 
 
@@ -513,6 +500,5 @@ def test_mistakes_on_the_command_line(refused, args):
   ['svd', 'whisper', 'dicetalk', 'sonic', 'priors', 'export', 'inspect', 'verify'],
 )
 def test_help_has_an_example(capsys, name):
-  with pytest.raises(SystemExit) as stop:
-    command.run_command([name, '--help'])
-  assert stop.value.code == 0 and f'python -m convert {name}' in capsys.readouterr().out
+  assert run_convert(name, '--help') == 0
+  assert f'python -m convert {name}' in capsys.readouterr().out
