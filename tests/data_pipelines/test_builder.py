@@ -48,7 +48,7 @@ def test_splits_share_neither_people_nor_sentences():
   assert larger == {job.key for job in synthetic_clips.jobs(config, 'val')}
 
 
-def test_clips_go_round_emotions_and_levels():
+def test_clips_cycle_through_emotions_and_levels():
   jobs = synthetic_clips.jobs(SyntheticConfig(train=1, clips=24), 'train')
   counts = collections.Counter(
     clip_record.emotion_class(job.emotion, job.level) for job in jobs
@@ -176,7 +176,7 @@ def test_loaders_read_the_files(folder):
     )
   )
   assert batch['video'].shape == (6, 4, 32, 32, 3)
-  assert batch['video'].std(axis=(1, 2, 3, 4)).min() > 0.05  # pictures, not blanks
+  assert batch['video'].std(axis=(1, 2, 3, 4)).min() > 0.05  # images, not blanks
   assert len(np.unique(batch['video'][:, 0].mean(axis=(1, 2, 3)))) == 6
 
 

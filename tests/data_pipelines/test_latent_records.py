@@ -1,6 +1,4 @@
-"""Data sets without pixels, made from a set with pixels and its features: the same
-batches, and what is refused.
-"""
+"""Data sets without pixels give the same batches as the data set they come from."""
 
 import itertools
 from types import SimpleNamespace
@@ -90,7 +88,7 @@ def full(data):
 
 @pytest.fixture(scope='module')
 def made(model, data, tmp_path_factory):
-  """A root with the set without pixels. The features are computed on the way."""
+  """A root with the data set without pixels, made together with the features."""
   root, devices = tmp_path_factory.mktemp('pod'), jax.local_devices()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, 'local_devices', lambda: devices[:1])  # quicker to compile for
@@ -195,7 +193,7 @@ def test_the_records_are_those_of_the_other_set(nets, data, full, folder):
     ClipSource(folder, 'test')
 
 
-def test_the_same_command_finds_it_again(
+def test_the_same_command_finds_the_data_set_again(
   model, data, made, folder, capsys, nothing_is_computed, monkeypatch
 ):
   def fail(*_):
@@ -206,7 +204,7 @@ def test_the_same_command_finds_it_again(
   assert capsys.readouterr().out.splitlines()[-1] == str(folder)
 
 
-def test_what_is_cut_short_does_not_appear(
+def test_an_interrupted_data_set_does_not_appear(
   model, data, made, folder, tmp_path, monkeypatch
 ):
   rows, calls = Part.rows, itertools.count()
@@ -233,7 +231,7 @@ def test_what_is_cut_short_does_not_appear(
     )
 
 
-def test_an_embedder_trained_anew_gives_its_own_priors(
+def test_a_retrained_embedder_gives_its_own_priors(
   nets, data, full, made, folder, tmp_path
 ):
   save(tmp_path, 'embedder', EMBEDDER)
@@ -311,7 +309,7 @@ def test_a_clip_that_diffusion_cannot_read_is_refused(
     nets, ClipSource(full, 'train'), data / 'features'
   )
   ready = job.load_or_compute('latents', 'clip_embed', 'whisper')
-  ready['whisper'].lengths[3] = 0  # as of a clip without sound
+  ready['whisper'].lengths[3] = 0  # as of a clip without audio
   monkeypatch.setattr(
     feature_extraction.FeatureExtractor, 'load_or_compute', lambda self, *names: ready
   )

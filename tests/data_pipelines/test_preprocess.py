@@ -1,4 +1,4 @@
-"""Clip files to records: what is cut, how, and what is refused."""
+"""Records of clip files: how they are cut, and which clips are left out."""
 
 import dataclasses
 import errno
@@ -51,14 +51,14 @@ def _records(root, config=CONFIG, expressions=None, detector=None, **clip):
   )
 
 
-def _overlaps(clip, box=None):
-  """Whether the boxes of a record are where its pictures are red."""
-  for picture, place in zip(clip_record.decode_frames(clip), clip['bbox'] * 32):
-    left, top, width, height = made_clips.red()(picture)
+def _overlaps(clip):
+  """Checks that the boxes of a record are where its frames are red."""
+  for frame, place in zip(clip_record.decode_frames(clip), clip['bbox'] * 32):
+    left, top, width, height = made_clips.red()(frame)
     np.testing.assert_allclose(place, [left, top, left + width, top + height], atol=2)
 
 
-def test_a_clip_becomes_a_square_about_the_face(tmp_path):
+def test_a_clip_becomes_a_square_around_the_face(tmp_path):
   made_clips.write(tmp_path / 'a.mp4', 1.2, fps=30, step=0.5)
   ((key, clip),) = _records(tmp_path, emotion='happy', intensity=2, text='Hello')[0]
   assert key == clip['clip_id'] == 'a' and clip['num_frames'] == 30 == len(
@@ -76,16 +76,15 @@ def test_a_clip_becomes_a_square_about_the_face(tmp_path):
   frames = clip_record.decode_frames(clip)
   assert frames.shape == (30, 32, 32, 3)
   _overlaps(clip)
-  assert (
-    clip['bbox'][:, 0].max() > clip['bbox'][:, 0].min() + 0.2
-  )  # the face moves in a window that stays
+  # The face moves in a window that does not.
+  assert clip['bbox'][:, 0].max() > clip['bbox'][:, 0].min() + 0.2
   assert clip['motion_head'] > 0.1
   sound = clip_record.decode_audio(clip)
   assert len(sound) == 30 * 640
   np.testing.assert_allclose(np.corrcoef(sound, tone(1.2))[0, 1], 1, atol=0.03)
 
 
-def test_the_crop_is_the_published_one(tmp_path):
+def test_the_crop_is_that_of_the_reference_implementation(tmp_path):
   made_clips.write(tmp_path / 'a.mp4', 1.0)
   ((_, clip),) = _records(tmp_path)[0]
   x0, y0, x1, y1 = crop_square((30, 20, 54, 44), 96, 72)
@@ -121,7 +120,7 @@ def test_a_photograph_is_found_by_the_cascade(tmp_path):
 
 def test_interval_and_box_of_the_corpus(tmp_path):
   made_clips.write(tmp_path / 'a.mp4', 3.0, step=0.4)
-  # The box refers to a picture of twice the height.
+  # The box refers to a frame of twice the height.
   ((_, clip),) = _records(
     tmp_path, start=1.0, end=2.0, crop=(60, 20, 120, 120), crop_height=144
   )[0]
@@ -158,7 +157,11 @@ def test_long_clips_are_cut_into_equal_pieces(tmp_path):
 
 def test_shots_are_divided_in_the_wild_only(tmp_path):
   frames = np.concatenate(
-    [pictures(15), pictures(12, light=170, face=(60, 40)), pictures(5)]
+    [
+      pictures(15),
+      pictures(12, light=170, face=(60, 40)),
+      pictures(5),
+    ]
   )
   video.write_video(tmp_path / 'a.mp4', frames, 25, tone(1.28))
   clips, skipped = _records(tmp_path)
@@ -168,9 +171,8 @@ def test_shots_are_divided_in_the_wild_only(tmp_path):
   ]
   assert skipped == [('a_p02', 'face visible too briefly')]
   studio, _ = _records(tmp_path, CorpusConfig('mead', size=32, min_seconds=0.4))
-  assert (
-    sum(clip['num_frames'] for _, clip in studio) == 32
-  )  # no frame is lost, faces are followed as they move
+  # No frame is lost: faces are followed as they move.
+  assert sum(clip['num_frames'] for _, clip in studio) == 32
 
 
 def test_content_without_pixels(tmp_path):
@@ -181,7 +183,7 @@ def test_content_without_pixels(tmp_path):
   assert clip['latents'].shape == (0, 4, 4, 4)
 
 
-def test_sound_of_its_own(tmp_path):
+def test_a_separate_audio_file(tmp_path):
   made_clips.write(tmp_path / 'a.mp4', 1.0)
   video.write_video(tmp_path / 'b.mp4', pictures(25), 25, tone(1.0, 440.0))
   ((_, clip),) = _records(tmp_path, audio='b.mp4')[0]
@@ -190,7 +192,7 @@ def test_sound_of_its_own(tmp_path):
   )
 
 
-def test_an_interval_has_the_same_sound_as_before(tmp_path, monkeypatch):
+def test_an_interval_has_the_same_audio_however_it_is_read(tmp_path, monkeypatch):
   made_clips.write(tmp_path / 'a.mp4', 4.0)
   soundfile.write(tmp_path / 'b.wav', tone(4.0 * 44100 / 16000, 100.0), 44100)
   load_span = audio.load_span
@@ -227,7 +229,7 @@ def test_a_joined_recording_is_kept_whole(tmp_path):
     np.testing.assert_allclose(np.corrcoef(half, wave)[0, 1], 1, atol=0.03)
 
 
-def test_sound_must_last_as_long_as_the_pictures(tmp_path):
+def test_audio_must_last_as_long_as_the_frames(tmp_path):
   made_clips.write(tmp_path / 'a.mp4', 2.0)
   for name, seconds in (('nearly', 1.85), ('half', 1.0), ('none', 0.01)):
     soundfile.write(tmp_path / f'{name}.wav', tone(seconds), 16000)
@@ -269,12 +271,11 @@ def test_expression_features_at_the_rate_of_the_video(tmp_path):
   assert read(dataclasses.replace(config, expression_fps=25.0))[1] == [
     ('a', 'expression features do not fit')
   ]
-  assert read(CONFIG)[1] == [
-    ('a', 'expression features do not fit')
-  ]  # 3 columns are not 64
+  # The file has 3 columns, not 64.
+  assert read(CONFIG)[1] == [('a', 'expression features do not fit')]
 
 
-def test_what_cannot_be_used_says_why(tmp_path):
+def test_clips_that_cannot_be_used_are_left_out_with_a_reason(tmp_path):
   made_clips.write(tmp_path / 'a.mp4', 1.0)
   made_clips.write(tmp_path / 'mute.mp4', 1.0, sound=False)
   video.write_video(tmp_path / 'silent.mp4', pictures(25), 25, np.zeros(16000))
@@ -312,7 +313,7 @@ def _raising(error):
   return breaks
 
 
-def test_what_is_not_the_fault_of_the_clip_is_told_apart(tmp_path, monkeypatch):
+def test_faults_of_the_machine_are_not_those_of_the_clip(tmp_path, monkeypatch):
   made_clips.write(tmp_path / 'a.mp4', 1.0)
   np.save(tmp_path / 'a.npy', np.ones((25, 64)))
   read = functools.partial(_records, tmp_path, expressions=tmp_path, expression='a.npy')
@@ -335,7 +336,7 @@ def test_what_is_not_the_fault_of_the_clip_is_told_apart(tmp_path, monkeypatch):
     read()
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_impossible_settings_are_refused():
   for changes in (
     {'size': 30},
     {'min_seconds': 30.0},

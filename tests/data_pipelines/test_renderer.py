@@ -1,4 +1,4 @@
-"""The painter and its geometry: truth on the picture, graded emotions, float32
+"""The painter and its geometry: truth on the image, graded emotions, float32
 throughout.
 """
 
@@ -30,7 +30,7 @@ def mask_of(box, size):
   return mask
 
 
-def test_opening_is_monotone_in_the_jaw_and_seen_in_the_picture():
+def test_opening_is_monotone_in_the_jaw_and_visible_in_the_image():
   person, au = make_identity(11), emotions.preset('neutral')
   faces = []
   for jaw in np.linspace(0, 1.25, 11):
@@ -101,7 +101,7 @@ def test_landmarks_lie_inside_the_box(emotion):
     assert (box >= 0).all() and (box <= 1).all()
 
 
-def test_landmarks_follow_the_picture():
+def test_landmarks_follow_the_image():
   """Dark pupils at the eyes' centres, red lips between the outer and inner lip
   points.
   """

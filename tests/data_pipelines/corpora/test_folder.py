@@ -1,4 +1,4 @@
-"""A user's folder: with labels and without; and trees that are no local disk."""
+"""A user's folder, with labels and without; and trees that are not on a disk."""
 
 import pathlib
 
@@ -105,7 +105,7 @@ def test_labels_of_another_name_must_exist(tmp_path):
     list(folder.walk(Tree(tmp_path), labels='mine.csv'))
 
 
-def test_a_root_that_is_none(tmp_path):
+def test_a_root_that_is_not_a_folder(tmp_path):
   touch(tmp_path, 'file')
   for root in (tmp_path / 'none', tmp_path / 'file'):
     with pytest.raises(InputError, match='is not a folder; check the path'):
@@ -114,7 +114,7 @@ def test_a_root_that_is_none(tmp_path):
     Tree('nowhere://x', '--expression')
 
 
-def test_a_tree_may_lie_elsewhere():
+def test_a_tree_may_lie_in_memory():
   elsewhere = fsspec.filesystem('memory')
   elsewhere.pipe_file('/corpus/anna/a.mp4', b'pictures')
   elsewhere.pipe_file('/corpus/.hidden/b.mp4', b'no')

@@ -1,4 +1,4 @@
-"""HDTF's metadata with its known pitfalls, and videos with holes."""
+"""HDTF's metadata with its known pitfalls, and incomplete videos."""
 
 import pytest
 

@@ -6,7 +6,7 @@ from data_pipelines.corpora.file_tree import Tree
 from tests.data_pipelines.made_clips import touch
 
 
-def test_pictures_and_sound_are_paired_by_part(tmp_path):
+def test_frames_and_audio_are_paired_by_part(tmp_path):
   touch(
     tmp_path,
     'vox2/dev/mp4/id00012/aB-_c/00001.mp4',
