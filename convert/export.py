@@ -323,8 +323,7 @@ def add_parser(commands) -> None:
   parser = commands.add_parser(
     'export',
     help='write PyTorch files',
-    description='Writes a model folder as files that the reference implementation, '
-    'diffusers and transformers load.',
+    description='Writes a model folder as published files, for PyTorch.',
     epilog=EXAMPLE,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )

@@ -127,8 +127,7 @@ def add_parser(commands) -> None:
   parser = commands.add_parser(
     'inspect',
     help='list what a folder or file holds',
-    description='Lists components, parameters, dtypes and origin of a model folder, or '
-    'the same of published files.',
+    description='Lists what a model folder, or published files, hold.',
     epilog=EXAMPLE,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )

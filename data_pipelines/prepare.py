@@ -93,7 +93,7 @@ def _add_synthetic(parser: argparse.ArgumentParser, default: SyntheticConfig) ->
   add('--val', type=int, default=default.val, help='people in the validation split')
   add('--test', type=int, default=default.test, help='people in the test split')
   add('--clips', type=int, default=default.clips, help='clips per person')
-  add('--seconds', type=float, default=default.seconds, help='length of a clip at most')
+  add('--seconds', type=float, default=default.seconds, help='longest clip')
   add(
     '--levels',
     type=_integers,
@@ -144,7 +144,7 @@ def _add_real(parser: argparse.ArgumentParser, default: CorpusConfig) -> None:
     '--min_face',
     type=int,
     default=-1,
-    help='side of the face in pixels at least; -1 is half of --size, for VoxCeleb2 0',
+    help='smallest side of the face in pixels; -1 is half of --size, for VoxCeleb2 0',
   )
   add(
     '--min_seconds',

@@ -40,8 +40,7 @@ def add_parser(commands) -> None:
   parser = commands.add_parser(
     'verify',
     help='check the modules against golden files',
-    description='Checks modules and whole pipelines against golden files: builds them '
-    'from their description, converts their weights, and runs every case.',
+    description='Checks modules and whole pipelines against golden files.',
     epilog=EXAMPLE,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
