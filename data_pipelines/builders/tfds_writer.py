@@ -41,7 +41,7 @@ def make_root(data_dir: str | os.PathLike) -> str:
 def locked(folder: str, leftovers: str) -> Iterator[None]:
   """Removes what killed runs left below a folder, unless another run works there.
 
-  The lock that tells lives as long as this process. In buckets, and on file systems
+  The lock of this run lives as long as its process. In buckets, and on file systems
   without locks, nothing is removed.
 
   Args:

@@ -235,8 +235,11 @@ def test_a_retrained_embedder_gives_its_own_priors(
   nets, data, full, made, folder, tmp_path
 ):
   save(tmp_path, 'embedder', EMBEDDER)
-  anew = nets | {'embedder': Component.load(tmp_path, 'embedder')}
-  have, want = diffusion_parts(anew, folder, made), diffusion_parts(anew, full, data)
+  retrained = nets | {'embedder': Component.load(tmp_path, 'embedder')}
+  have, want = (
+    diffusion_parts(retrained, folder, made),
+    diffusion_parts(retrained, full, data),
+  )
   old = diffusion_parts(nets, folder, made)
   for a, b, c in zip(have, want, old):
     for clip in range(len(a.source)):

@@ -79,9 +79,9 @@ def test_a_clip_becomes_a_square_around_the_face(tmp_path):
   # The face moves in a window that does not.
   assert clip['bbox'][:, 0].max() > clip['bbox'][:, 0].min() + 0.2
   assert clip['motion_head'] > 0.1
-  sound = clip_record.decode_audio(clip)
-  assert len(sound) == 30 * 640
-  np.testing.assert_allclose(np.corrcoef(sound, tone(1.2))[0, 1], 1, atol=0.03)
+  decoded = clip_record.decode_audio(clip)
+  assert len(decoded) == 30 * 640
+  np.testing.assert_allclose(np.corrcoef(decoded, tone(1.2))[0, 1], 1, atol=0.03)
 
 
 def test_the_crop_is_that_of_the_reference_implementation(tmp_path):
@@ -98,10 +98,10 @@ def test_the_crop_is_that_of_the_reference_implementation(tmp_path):
 
 
 def test_a_photograph_is_found_by_the_cascade(tmp_path):
-  picture = data.astronaut()
+  image = data.astronaut()
   video.write_video(
     tmp_path / 'a.mp4',
-    np.stack([np.roll(picture, i, 1) for i in range(10)]),
+    np.stack([np.roll(image, i, 1) for i in range(10)]),
     25,
     tone(0.4),
   )
@@ -196,14 +196,14 @@ def test_an_interval_has_the_same_audio_however_it_is_read(tmp_path, monkeypatch
   made_clips.write(tmp_path / 'a.mp4', 4.0)
   soundfile.write(tmp_path / 'b.wav', tone(4.0 * 44100 / 16000, 100.0), 44100)
   load_span = audio.load_span
-  for sound, start, end in (
+  for file, start, end in (
     ('', 1.0, 3.0),
     ('', 0.0, 2.03),
     ('', 1.5, 4.0),
     ('b.wav', 0.31, 2.0),
     ('b.wav', 2.0, 9.0),
   ):
-    clip = {'audio': sound, 'start': start, 'end': end}
+    clip = {'audio': file, 'start': start, 'end': end}
     ((_, ours),) = _records(tmp_path, **clip)[0]
     with monkeypatch.context() as patch:
       patch.setattr(
@@ -223,9 +223,9 @@ def test_a_joined_recording_is_kept_whole(tmp_path):
   soundfile.write(tmp_path / 'half.mp3', wave, 16000)
   (tmp_path / 'b.mp3').write_bytes((tmp_path / 'half.mp3').read_bytes() * 2)
   ((_, clip),) = _records(tmp_path, audio='b.mp3')[0]
-  sound = clip_record.decode_audio(clip)
-  assert len(sound) == 48000
-  for half in (sound[:24000], sound[24000:]):
+  decoded = clip_record.decode_audio(clip)
+  assert len(decoded) == 48000
+  for half in (decoded[:24000], decoded[24000:]):
     np.testing.assert_allclose(np.corrcoef(half, wave)[0, 1], 1, atol=0.03)
 
 
@@ -234,11 +234,11 @@ def test_audio_must_last_as_long_as_the_frames(tmp_path):
   for name, seconds in (('nearly', 1.85), ('half', 1.0), ('none', 0.01)):
     soundfile.write(tmp_path / f'{name}.wav', tone(seconds), 16000)
   ((_, clip),) = _records(tmp_path, audio='nearly.wav')[0]
-  sound = clip_record.decode_audio(clip)
+  decoded = clip_record.decode_audio(clip)
   assert (
-    len(sound) == 32000
-    and np.abs(sound[:29600]).max() > 0.3
-    and not sound[29600:].any()
+    len(decoded) == 32000
+    and np.abs(decoded[:29600]).max() > 0.3
+    and not decoded[29600:].any()
   )
   for name in ('half', 'none'):
     assert _records(tmp_path, audio=f'{name}.wav') == ([], [('a', 'audio ends early')])
@@ -300,7 +300,7 @@ def test_clips_that_cannot_be_used_are_left_out_with_a_reason(tmp_path):
     ('a', 'face too small')
   ]
 
-  def breaks(picture):
+  def breaks(image):
     raise RuntimeError('out of order')
 
   assert _records(tmp_path, detector=breaks)[1] == [('a', 'unexpected error')]
