@@ -1,94 +1,95 @@
-"""`python -m convert COMMAND`: published weights in, out, and checked."""
+"""`python -m convert COMMAND`: converts and checks published weights."""
 
 import argparse
 from collections.abc import Sequence
-import signal
+import os
 import sys
+from types import ModuleType
 
 from dicetalk_jax import cli
 from dicetalk_jax.errors import InputError, one_sentence
 
-if __name__ == '__main__':
-  signal.signal(signal.SIGINT, signal.SIG_DFL)  # while PyTorch loads, nothing is begun
-try:
-  from convert import (
-    background,
-    dicetalk,
-    export,
-    inspect_files,
-    priors,
-    sonic,
-    svd,
-    verify,
-    whisper,
-  )
-except ModuleNotFoundError as missing:
-  if missing.name != 'torch':
-    raise
-  print(
-    "error: PyTorch is missing; pip install 'dicetalk-jax[convert]' adds it",
-    file=sys.stderr,
-  )
-  sys.exit(2)
-
-COMMANDS = (dicetalk, sonic, svd, whisper, priors, export, inspect_files, verify)
-
 EXAMPLE = """examples:
-  python -m convert dicetalk checkpoints/DICE-Talk models/dicetalk --priors examples/emo \\
-      --svd checkpoints/stable-video-diffusion-img2vid-xt --whisper checkpoints/whisper-tiny
+  python -m convert dicetalk checkpoints/DICE-Talk models/dicetalk \\
+      --svd checkpoints/stable-video-diffusion-img2vid-xt \\
+      --whisper checkpoints/whisper-tiny --priors examples/emo
   python -m convert inspect models/dicetalk
   python -m convert export models/dicetalk exported
   python -m convert verify tests/goldens/audio_proj tests/goldens/vae"""
 
+INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 
-def parser() -> argparse.ArgumentParser:
-  """Every command is a module with `add_parser(commands)`, which sets `run(args) ->
-  exit code`.
+
+def load_commands() -> tuple[ModuleType, ...]:
+  """Imports the module of every command; PyTorch makes this take seconds.
+
+  Raises:
+    InputError: PyTorch is missing.
   """
-  top = cli.OptionParser(
+  try:
+    from convert import dicetalk, export, inspect_files, priors, sonic, svd, whisper
+    from convert.verify import command as verify
+  except ModuleNotFoundError as missing:
+    if missing.name != 'torch':
+      raise
+    raise InputError(
+      "PyTorch is missing; pip install 'dicetalk-jax[convert]' adds it"
+    ) from missing
+  return dicetalk, sonic, svd, whisper, priors, export, inspect_files, verify
+
+
+def make_parser() -> argparse.ArgumentParser:
+  """Makes the parser of all commands.
+
+  The module of a command has `add_parser(commands)`, which adds the parser of that
+  command and sets its `run(args)`, a function that returns the exit code.
+  """
+  parser = cli.OptionParser(
     prog='python -m convert',
     description='Converts and checks published weights.',
     epilog=EXAMPLE,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  commands = top.add_subparsers(title='commands', metavar='COMMAND', required=True)
-  for module in COMMANDS:
+  commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
+  for module in load_commands():
     module.add_parser(commands)
-  return top
+  return parser
 
 
-def run(argv: Sequence[str] | None = None) -> None:
-  """Runs a command and raises SystemExit; mistakes of the user end with one sentence
-  and code 2.
+def run_command(argv: Sequence[str] | None = None) -> None:
+  """Runs a command, and raises SystemExit at its end.
+
+  A mistake of the user ends it with one sentence and exit code 2.
   """
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(
-      number, signal.default_int_handler
-    )  # either way, what was begun is removed
-  try:
-    with one_sentence():
-      args = parser().parse_args(argv)
-      try:
-        sys.exit(args.run(args))
-      except OSError as error:
-        what = ': '.join(str(x) for x in (error.filename, error.strerror or error) if x)
-        raise InputError(
-          f'{what}; check the path, its permissions and the room left'
-        ) from error
-      except KeyboardInterrupt:
-        print('interrupted; nothing half-made is left', file=sys.stderr)
-        sys.exit(130)
-  finally:
-    background.make_way()
+  with one_sentence():
+    try:
+      args = make_parser().parse_args(argv)
+      sys.exit(args.run(args))
+    except OSError as error:
+      raise InputError(
+        f'{_refusal(error)}; check the path, its permissions and the free space'
+      ) from error
+
+
+def _refusal(error: OSError) -> str:
+  """Describes what the system refused, with the file if the error names it."""
+  reason = error.strerror or str(error)
+  return f'{error.filename}: {reason}' if error.filename else reason
 
 
 def main() -> None:
-  """`run` as a process of its own."""
-  with background.quiet():
-    try:
-      run()
-    except SystemExit as stop:
-      background.leave(stop.code)
+  """Runs a command in a process of its own, which Ctrl-C ends with one line.
+
+  An interrupted write may leave a hidden folder next to its destination. The next run
+  to that destination removes it.
+  """
+  try:
+    run_command()
+  except KeyboardInterrupt:
+    print('interrupted; run the same command again', file=sys.stderr, flush=True)
+    # Threads of Orbax may still write; nothing else stops them, and each would print
+    # a traceback because its folder is gone.
+    os._exit(INTERRUPTED)
 
 
 if __name__ == '__main__':

@@ -1,12 +1,10 @@
-"""One component on its way into a model folder: everything is checked before
-anything is written.
-"""
+"""One component on its way into a model folder: first checked, then written."""
 
 from collections.abc import Callable
 import dataclasses
 import functools
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +21,10 @@ DTYPES = {
   'bfloat16': torch.bfloat16,
   'float32': torch.float32,
 }
-KEEP = 'keep'
-BEYOND = 'values beyond the range of'
+KEEP = 'keep'  # stores every tensor in the dtype of its file
+OUT_OF_RANGE = 'values beyond the range of'
 
-# What a nonsensical configuration makes a constructor raise.
+# What constructors raise for a configuration that makes no sense.
 _NONSENSE = (
   TypeError,
   ValueError,
@@ -41,63 +39,66 @@ _NONSENSE = (
 class Part:
   """A component and the published tensors for it.
 
-  One that no module here computes is carried along as it is.
+  A component that no module here computes is carried along unchanged.
 
   Attributes:
     name: of the component.
     config: of the component, as published.
     tensors: by published key, without a prefix that the whole file shares.
-    files: where they come from.
+    files: where the tensors come from.
     licence: of those files.
-    strict: whether surplus keys are refused; otherwise they are reported, as the
-      original program has it.
-    aside: other keys of the files, which the original program leaves aside.
-    notes: what the report says besides.
+    strict: whether surplus keys are refused. Otherwise they are reported, as in the
+      reference implementation.
+    ignored: other keys of the files, which the reference implementation ignores.
+    notes: further lines for the summary.
   """
 
   name: str
-  config: dict
+  config: dict[str, Any]
   tensors: torch_files.StateDict
   files: tuple[pathlib.Path, ...]
   licence: str
   strict: bool = True
-  aside: tuple[str, ...] = ()
+  ignored: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
 
 
 class Checked(NamedTuple):
-  """A part that fits its model, or the `problems` why not."""
+  """A part, how it fits its model, and the `problems` if it does not."""
 
   part: Part
-  config: dict  # in JSON form
+  config: dict[str, Any]  # in JSON form
   keys: dict[str, str]  # our name -> published key
   left_over: list[str]  # surplus keys
   problems: list[str]
 
 
 def check(part: Part, dtype: str, done: Callable[[], object]) -> Checked:
-  """Fits names and shapes, and reads every value once; `done` is called after each
-  tensor.
+  """Checks names and shapes, and reads every value once.
+
+  Args:
+    part: the component.
+    dtype: to store it in, one of `DTYPES` or `KEEP`.
+    done: called after each tensor.
 
   Raises:
-    InputError: the configuration makes no model.
+    InputError: the configuration does not make a model.
   """
   fitted = fit(part)
   problems = list(fitted.problems)
   for key in fitted.keys.values():
-    problems += [
-      f'{part.name}: {line}' for line in _bad_values(key, part.tensors[key], dtype)
-    ]
+    if problem := _value_problem(part.tensors[key], dtype):
+      problems.append(f'{part.name}: {problem}: {key}')
     done()
   return fitted._replace(problems=problems)
 
 
 def fit(part: Part) -> Checked:
-  """Fits names and shapes, without reading values.
+  """Checks names and shapes without reading values.
 
   Raises:
-    InputError: the configuration makes no model.
-    WeightsError: the file is that of another component.
+    InputError: the configuration does not make a model.
+    WeightsError: the file belongs to another component.
   """
   config, target = model(part)
   found = naming.match(target, {key: tuple(x.shape) for key, x in part.tensors.items()})
@@ -105,15 +106,18 @@ def fit(part: Part) -> Checked:
     raise WeightsError(
       f'{part.files[-1]} has nothing of {part.name}; use the published file'
     )
-  problems = found._replace(left_over=found.left_over if part.strict else []).problems()
-  left_over = [*part.aside, *found.left_over]
+  refused = found if part.strict else found._replace(left_over=[])
   return Checked(
-    part, config, found.keys, left_over, [f'{part.name}: {line}' for line in problems]
+    part=part,
+    config=config,
+    keys=found.keys,
+    left_over=[*part.ignored, *found.left_over],
+    problems=[f'{part.name}: {line}' for line in refused.problems()],
   )
 
 
-def model(part: Part) -> tuple[dict, parameters.Abstract]:
-  """Configuration and parameter shapes of a part's component."""
+def model(part: Part) -> tuple[dict[str, Any], parameters.Abstract]:
+  """Gives the configuration and the parameter shapes of a part's component."""
   if part.name not in registry.COMPONENTS:
     return part.config, {
       key: jax.ShapeDtypeStruct(tuple(x.shape), jnp.float32)
@@ -121,52 +125,55 @@ def model(part: Part) -> tuple[dict, parameters.Abstract]:
     }
   try:
     config = registry.config_of(part.name, part.config)
-    return config.to_json(), _target(part.name, config)
+    return config.to_json(), _parameter_shapes(part.name, config)
   except _NONSENSE as error:
     cause = str(error).partition('\n')[0]
     raise InputError(
-      f'the configuration of {part.name} makes no model ({cause}); use the published '
-      'one'
+      f'the configuration of {part.name} does not make a model ({cause}); use the '
+      'published one'
     ) from error
 
 
 @functools.lru_cache
-def _target(name: str, config: parameters.ModelConfig) -> parameters.Abstract:
+def _parameter_shapes(name: str, config: parameters.ModelConfig) -> parameters.Abstract:
   return parameters.abstract(registry.builder(name, config.to_json()))[1]
 
 
-def _bad_values(key: str, tensor: torch.Tensor, dtype: str) -> list[str]:
+def _value_problem(tensor: torch.Tensor, dtype: str) -> str:
+  """Describes why the values of a tensor cannot be stored; '' if they can."""
   if tensor.dtype not in (*DTYPES.values(), torch.float64):
-    return [
-      f'type {str(tensor.dtype).removeprefix("torch.")} instead of floating point of '
-      f'16 to 64 bits: {key}'
-    ]
+    found = _dtype_name(tensor.dtype)
+    return f'type {found} instead of floating point of 16 to 64 bits'
   if not torch.isfinite(tensor).all():
-    return [f'values that are not finite: {key}']
+    return 'values that are not finite'
   wanted = stored_dtype(tensor, dtype)
   if wanted != tensor.dtype and not torch.isfinite(tensor.to(wanted)).all():
-    return [f'{BEYOND} {str(wanted).removeprefix("torch.")}: {key}']
-  return []
+    return f'{OUT_OF_RANGE} {_dtype_name(wanted)}'
+  return ''
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+  return str(dtype).removeprefix('torch.')
 
 
 def stored_dtype(tensor: torch.Tensor, dtype: str) -> torch.dtype:
-  """The type to store a tensor in; unusual ones (float64) become float32 where they
-  are to be kept.
-  """
-  if dtype == KEEP:
-    return tensor.dtype if tensor.dtype in DTYPES.values() else torch.float32
-  return DTYPES[dtype]
+  """Gives the dtype to store a tensor in; under `KEEP`, float64 becomes float32."""
+  if dtype != KEEP:
+    return DTYPES[dtype]
+  return tensor.dtype if tensor.dtype in DTYPES.values() else torch.float32
 
 
 def values(checked: Checked, dtype: str) -> dict[str, np.ndarray]:
-  """Flat parameters by our names. Those whose type is kept stay in their file."""
-  tensors = checked.part.tensors
-  return {
-    name: naming.value_from_torch(
-      name, torch_files.to_numpy(tensors[key].to(stored_dtype(tensors[key], dtype)))
-    )
-    for name, key in checked.keys.items()
-  }
+  """Gives flat parameters by our names.
+
+  Tensors whose dtype does not change stay in their file, mapped into memory.
+  """
+  params = {}
+  for name, key in checked.keys.items():
+    tensor = checked.part.tensors[key]
+    stored = torch_files.to_numpy(tensor.to(stored_dtype(tensor, dtype)))
+    params[name] = naming.value_from_torch(name, stored)
+  return params
 
 
 def save(
@@ -182,22 +189,23 @@ def save(
     folder: the model folder.
     checked: the component.
     dtype: to store it in.
-    sources: files with SHA-256.
-    learned_on: of an emotion model, the embedder whose priors it learned on.
+    sources: SHA-256 of its files, by name.
+    learned_on: for an emotion model, the embedder whose priors it learned on.
 
   Returns:
     The parameters that were written.
   """
   params = values(checked, dtype)
-  provenance = dict(
-    files=sources, licence=checked.part.licence, source='python -m convert'
-  )
   bundle.save_component(
     folder,
     checked.part.name,
     checked.config,
-    params,
-    provenance,
+    params,  # type: ignore[arg-type]  # Orbax also saves NumPy arrays
+    {
+      'files': sources,
+      'licence': checked.part.licence,
+      'source': 'python -m convert',
+    },
     priors=learned_on if checked.part.name == bundle.EMOTION_MODEL else None,
   )
   return params

@@ -1,7 +1,6 @@
-"""`python -m convert inspect`: what a model folder or a published file holds."""
+"""`python -m convert inspect`: lists what a model folder or a published file holds."""
 
 import argparse
-from collections.abc import Iterator
 import pathlib
 
 from convert import summary, torch_files
@@ -9,14 +8,16 @@ from dicetalk_jax import bundle, published_priors
 from dicetalk_jax.errors import InputError, WeightsError
 
 EXAMPLE = """examples:
-  python -m convert inspect models/dicetalk                 components, types, where they came from, settings, emotions
-  python -m convert inspect checkpoints/DICE-Talk           every weight file below a folder
-  python -m convert inspect checkpoints/DICE-Talk/unet.pth
+  components of a model folder, their dtypes and origin, settings, emotions:
+    python -m convert inspect models/dicetalk
+  every weight file below a folder, or one file:
+    python -m convert inspect checkpoints/DICE-Talk
+    python -m convert inspect checkpoints/DICE-Talk/unet.pth
 
-Reads no weights but for the digests of files. Nothing in a file is executed."""
+Reads weights only for the digests of files. Nothing in a file is executed."""
 
-# A key that only this component has, but for those further down, in any of the
-# published prefixes.
+# A key, without published prefixes, that identifies the component. The first match
+# counts: later keys also occur in earlier components.
 MARKS = {
   'unet': 'time_embedding.linear_1.weight',
   'vae': 'quant_conv.weight',
@@ -32,73 +33,75 @@ MARKS = {
 
 def run(args: argparse.Namespace) -> int:
   if (args.path / bundle.INDEX).exists():
-    _model_folder(args.path)
+    _show_model_folder(args.path)
   else:
-    _published(args.path)
+    _show_published(args.path)
   return 0
 
 
-def _model_folder(folder: pathlib.Path) -> None:
-  known = bundle.components(folder)
-  rows, sources, notes = [], {}, []
-  for name, entry in known.items():
+def _show_model_folder(folder: pathlib.Path) -> None:
+  rows: list[summary.Row] = []
+  sources: dict[str, str] = {}
+  notes: list[str] = []
+  for name, entry in bundle.components(folder).items():
     try:
       shapes = bundle.shapes(folder, name)
       rows.append(summary.row(name, len(shapes), shapes))
     except WeightsError as error:
       notes.append(f'{name}: {error}')
     origin = entry['provenance']
-    sources |= {
-      f'{file} ({name})': digest for file, digest in origin.get('files', {}).items()
-    }
+    for file, digest in origin.get('files', {}).items():
+      sources[f'{file} ({name})'] = digest
     facts = [f'{key} {value}' for key, value in origin.items() if key != 'files']
-    facts += [
-      f'{key} {entry[key]}'
-      for key in ('fingerprint', 'priors', 'folder')
-      if key in entry
-    ]
-    notes.append(f'{name}: ' + ', '.join(facts))
-  notes += [f'settings: {bundle.settings(folder) or "as published"}']
+    for key in ('fingerprint', 'priors', 'folder'):
+      if key in entry:
+        facts.append(f'{key} {entry[key]}')
+    notes.append(f'{name}: {", ".join(facts)}')
+  notes.append(f'settings: {bundle.settings(folder) or "as published"}')
   emotions = [_emotion(folder, name) for name in bundle.emotions(folder)]
-  notes += [f'emotions: {", ".join(emotions) or "none"}']
+  notes.append(f'emotions: {", ".join(emotions) or "none"}')
   summary.show(rows, sources, notes)
 
 
 def _emotion(folder: pathlib.Path, name: str) -> str:
-  """Its name, with its embedder if that is known."""
+  """Gives the name of an emotion, with its embedder if that is known."""
   embedder = bundle.read_prior(folder, name)[1]
   return f'{name} (embedder {embedder})' if embedder else name
 
 
-def _published(path: pathlib.Path) -> None:
-  files = list(_files(path))
-  weights = [file for file in files if file.suffix in torch_files.SUFFIXES]
-  states = {file: torch_files.load(file) for file in weights}
-  rows = [
-    summary.row(_component(state), len(state), state) for state in states.values()
-  ]
+def _show_published(path: pathlib.Path) -> None:
+  rows = []
+  weights = []
   notes = []
-  for file in files:
-    if file not in states:
-      (mu, sigma), embedder, others = published_priors.read(file)
-      notes.append(
-        f'{file}: emotion prior of {len(mu)} numbers, '
-        f'{"with" if sigma.any() else "without"} deviation'
-        + (f', of embedder {embedder}' if embedder else '')
-        + (f'; also {", ".join(others)}' if others else '')
-      )
+  for file in _readable_files(path):
+    if file.suffix in torch_files.SUFFIXES:
+      state = torch_files.load(file)
+      rows.append(summary.row(_component(state), len(state), state))
+      weights.append(file)
+    else:
+      notes.append(f'{file}: {_describe_prior(file)}')
   summary.show(rows, torch_files.sha256(weights), notes)
 
 
-def _files(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A file, or all that can be read below a folder."""
+def _describe_prior(path: pathlib.Path) -> str:
+  (mu, sigma), embedder, others = published_priors.read(path)
+  deviation = 'with' if sigma.any() else 'without'
+  line = f'emotion prior of {len(mu)} numbers, {deviation} deviation'
+  if embedder:
+    line += f', of embedder {embedder}'
+  if others:
+    line += f'; also {", ".join(others)}'
+  return line
+
+
+def _readable_files(path: pathlib.Path) -> list[pathlib.Path]:
+  """Lists the file, or all files below a folder that can be read."""
   if not path.exists():
     raise InputError(
       f'{path} does not exist; give a model folder, or a published file or folder'
     )
   if not path.is_dir():
-    yield path
-    return
+    return [path]
   suffixes = (*torch_files.SUFFIXES, '.npy')
   found = [
     file
@@ -107,24 +110,24 @@ def _files(path: pathlib.Path) -> Iterator[pathlib.Path]:
   ]
   if not found:
     raise InputError(
-      f'{path} is no model folder and has no files that end in {", ".join(suffixes)}'
+      f'{path} has neither a model nor files that end in {", ".join(suffixes)}; check '
+      'the path'
     )
-  yield from found
+  return found
 
 
 def _component(state: torch_files.StateDict) -> str:
-  return next(
-    (name for name, mark in MARKS.items() if any(key.endswith(mark) for key in state)),
-    'unknown',
-  )
+  for name, mark in MARKS.items():
+    if any(key.endswith(mark) for key in state):
+      return name
+  return 'unknown'
 
 
 def add_parser(commands) -> None:
   parser = commands.add_parser(
     'inspect',
     help='list what a folder or file holds',
-    description='Lists components, parameters, types and '
-    'provenance of a model folder, or the same of published files.',
+    description='Lists what a model folder, or published files, hold.',
     epilog=EXAMPLE,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )

@@ -1,6 +1,4 @@
-"""Parts to a model folder: check all of them, then write one after the other, then
-report.
-"""
+"""Parts to a model folder: checks all of them, then writes one after the other."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -9,16 +7,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from convert import background, component_check, summary, torch_files
+from convert import component_check, summary, torch_files
 from convert import priors as priors_
-from convert.component_check import BEYOND, DTYPES, KEEP, Checked, Part
+from convert.component_check import DTYPES, KEEP, OUT_OF_RANGE, Checked, Part
 from dicetalk_jax import bundle
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.files import atomic_folder, refuse_existing, require_room
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """What every command that makes a model folder takes."""
+  """Adds the arguments of every command that makes a model folder."""
   parser.add_argument(
     'source', metavar='SRC', type=pathlib.Path, help='the downloaded folder'
   )
@@ -29,17 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--dtype',
     choices=(KEEP, *DTYPES),
     default=KEEP,
-    help='type of the stored parameters (default: that of the files)',
+    help='dtype of the stored parameters (default: the dtype of the files)',
   )
   parser.add_argument(
-    '--overwrite',
-    action='store_true',
-    help='replace a model folder that is there already',
+    '--overwrite', action='store_true', help='replace an existing model folder'
   )
 
 
 def refuse(args: argparse.Namespace) -> None:
-  """Raises InputError if the destination is taken; call it before reading anything."""
+  """Raises InputError if the destination exists; call it before reading anything."""
   refuse_existing(args.destination, args.overwrite, bundle.INDEX)
 
 
@@ -51,75 +47,83 @@ def model_folder(
   notes: Sequence[str] = (),
   learned_on: str = bundle.RELEASED,
 ) -> None:
-  """Checks the parts, writes the folder `args.destination`, prints the report.
+  """Checks the parts, writes the folder `args.destination`, prints the summary.
 
-  `learned_on` is the fingerprint of the embedder whose priors the emotion model learned
-  on; files of priors that do not name their embedder are taken for priors of that one.
+  Args:
+    args: of the command, with the arguments of `add_arguments`.
+    parts: the components.
+    settings: of the model.
+    priors: emotion priors to add.
+    notes: further lines for the summary.
+    learned_on: fingerprint of the embedder whose priors the emotion model learned on.
+      Files of priors that do not name their embedder are assigned to it, too.
 
   Raises:
-    WeightsError: names all that is wrong with all parts; nothing is written then.
+    WeightsError: names everything that is wrong with all parts. Nothing is written.
     InputError: the folder cannot be written.
   """
-  ready = _check(parts, args.dtype)
-  require_room(args.destination, sum(_size(checked, args.dtype) for checked in ready))
+  # 1. Refuse what cannot become a model
+  checked_parts = _check(parts, args.dtype)
+  require_room(args.destination, sum(_size(x, args.dtype) for x in checked_parts))
   sources = {part.name: torch_files.sha256(part.files) for part in parts}
+
+  # 2. Write one component after the other
   rows = []
-  with atomic_folder(args.destination, discard=background.remove) as folder:
-    for checked in (bar := tqdm(ready, desc='writing', unit='component', disable=None)):
-      bar.set_postfix_str(name := checked.part.name)
+  with atomic_folder(args.destination) as folder:
+    bar = tqdm(checked_parts, desc='writing', unit='component', disable=None)
+    for checked in bar:
+      name = checked.part.name
+      bar.set_postfix_str(name)
       params = component_check.save(
         folder, checked, args.dtype, sources[name], learned_on
       )
-      rows.append(
-        summary.row(name, len(checked.part.tensors) + len(checked.part.aside), params)
-      )
+      read = len(checked.part.tensors) + len(checked.part.ignored)
+      rows.append(summary.row(name, read, params))
       del params
     bundle.save_settings(folder, settings or {})
     if priors:
-      priors_.save(folder, priors, untold=learned_on)
+      priors_.save(folder, priors, default_embedder=learned_on)
       rows.append(priors.row())
-  surplus = [
-    f'{x.part.name}: not known to the model and left aside: {", ".join(x.left_over)}'
-    for x in ready
+
+  # 3. Say what was written and what was not
+  digests: dict[str, str] = {}
+  for files in sources.values():
+    digests |= files
+  if priors:
+    digests |= torch_files.sha256(priors.files)
+  part_notes = [note for part in parts for note in part.notes]
+  ignored = [
+    f'{x.part.name}: unknown to the model and ignored: {", ".join(x.left_over)}'
+    for x in checked_parts
     if x.left_over
   ]
-  digests = {
-    name: digest for files in sources.values() for name, digest in files.items()
-  }
-  digests |= torch_files.sha256(priors.files) if priors else {}
-  summary.show(
-    rows, digests, [*(note for part in parts for note in part.notes), *surplus, *notes]
-  )
+  summary.show(rows, digests, [*part_notes, *ignored, *notes])
   print(f'wrote {args.destination}')
 
 
 def _check(parts: Sequence[Part], dtype: str) -> list[Checked]:
-  with tqdm(
-    total=sum(len(part.tensors) for part in parts),
-    desc='checking',
-    unit='tensor',
-    disable=None,
-  ) as bar:
-    ready = [component_check.check(part, dtype, bar.update) for part in parts]
-  if problems := [line for checked in ready for line in checked.problems]:
-    count, lines = (
-      ('one tensor does', problems)
-      if len(problems) == 1
-      else (f'{len(problems)} tensors do', [f'\n  {line}' for line in problems])
-    )
-    remedy = (
-      'choose another --dtype'
-      if all(BEYOND in x for x in problems)
-      else 'use whole files of one release'
-    )
-    raise WeightsError(
-      f'{count} not fit, so nothing was written; {remedy}: {"".join(lines)}'
-    )
-  return ready
+  """Checks all parts, and raises one WeightsError for all their problems."""
+  total = sum(len(part.tensors) for part in parts)
+  with tqdm(total=total, desc='checking', unit='tensor', disable=None) as bar:
+    checked_parts = [component_check.check(part, dtype, bar.update) for part in parts]
+  problems = [line for checked in checked_parts for line in checked.problems]
+  if not problems:
+    return checked_parts
+  if all(OUT_OF_RANGE in line for line in problems):
+    remedy = 'choose another --dtype'
+  else:
+    remedy = 'use whole files of one release'
+  if len(problems) == 1:
+    count = 'one tensor does'
+    details = f' {problems[0]}'
+  else:
+    count = f'{len(problems)} tensors do'
+    details = ''.join(f'\n  {line}' for line in problems)
+  raise WeightsError(f'{count} not fit, so nothing was written; {remedy}:{details}')
 
 
 def _size(checked: Checked, dtype: str) -> int:
-  """Bytes that the component will take on disk, at most."""
+  """Bytes that the component takes on disk, at most."""
   tensors = [checked.part.tensors[key] for key in checked.keys.values()]
   return sum(
     x.numel() * component_check.stored_dtype(x, dtype).itemsize for x in tensors

@@ -1,20 +1,30 @@
-"""The naming rule: PyTorch state dict <-> flat JAX parameters, by layer kind, strict,
-both ways.
+"""The naming rule: how a published key becomes a parameter, and the way back.
 
-Modules carry the attribute names of the published state dicts, so only two things
-differ: the last part of a name and the order of axes. There is no table of parameters.
+The modules in `dicetalk_jax/models` have the attribute names of the published state
+dicts. So the path of a tensor stays the same, and only two things differ, both decided
+by the last part of the name:
+
+    published key and shape             parameter and shape
+    conv_in.weight  (o, i, 3, 3)        conv_in.kernel   (3, 3, i, o)
+    proj.weight     (o, i)              proj.kernel      (i, o)
+    norm.weight     (c,)                norm.scale       (c,)
+    proj.bias       (o,)                proj.bias        (o,)
+
+The last part is translated by `LEAVES`; the axes are moved by `value_from_torch`.
+There is no table of parameters: the rule covers every model, in both directions. It is
+strict: a missing, surplus or misshaped tensor is an error.
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.models.parameters import Abstract
 
-# Last part of a name, ours -> PyTorch's. Whatever is not here (bias, mix_factor, ...)
-# is the same.
+# Last part of a name: ours -> PyTorch's. All others (bias, mix_factor, ...) are equal.
 LEAVES = {
   'kernel': 'weight',
   'scale': 'weight',
@@ -22,60 +32,67 @@ LEAVES = {
   'negative_slope': 'weight',
 }
 
-# Published keys that are no parameters (constants that old files carry along).
+# Published keys that are not parameters: constants that old files carry along.
 IGNORED = ('vision_model.embeddings.position_ids',)
 
 
 def torch_name(name: str) -> str:
-  """`conv1.kernel` -> `conv1.weight`."""
+  """Gives the published key of a parameter: `conv1.kernel` -> `conv1.weight`."""
   path, _, leaf = name.rpartition('.')
   return f'{path}.{LEAVES.get(leaf, leaf)}'.removeprefix('.')
 
 
 def value_from_torch(name: str, value: np.ndarray) -> np.ndarray:
-  """One tensor in our order of axes, a view: linear (o, i) -> (i, o); convolution (o,
-  i, *k) -> (*k, i, o).
+  """Moves the axes of a published tensor to our order. The result is a view.
 
-  A transposed convolution is no exception: on both sides its kernel is that of the
-  convolution which it transposes (`transpose_kernel=True` in Flax).
+  Linear layers: (o, i) -> (i, o); convolutions: (o, i, *k) -> (*k, i, o). Transposed
+  convolutions follow the same rule, because both sides store the kernel of the
+  convolution that is transposed (`transpose_kernel=True` in Flax).
   """
   return np.moveaxis(value, (0, 1), (-1, -2)) if name.endswith('kernel') else value
 
 
 def value_to_torch(name: str, value: np.ndarray) -> np.ndarray:
-  """One parameter in PyTorch's order of axes, a view."""
+  """Moves the axes of a parameter to PyTorch's order. The result is a view."""
   return np.moveaxis(value, (-1, -2), (0, 1)) if name.endswith('kernel') else value
 
 
 def torch_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Shape in PyTorch's layout of our parameter `name` with `shape`."""
+  """Gives the published shape of the parameter `name` with our `shape`."""
   return value_to_torch(name, np.broadcast_to(False, shape)).shape
 
 
 class Match(NamedTuple):
-  """Which tensors of a state dict a model takes."""
+  """The tensors of a state dict that a model takes, and those that do not fit."""
 
   keys: dict[str, str]  # our name -> published key
-  missing: list[str]  # keys that the model wants and the state dict lacks
+  missing: list[str]  # keys that the model needs and the state dict lacks
   left_over: list[str]  # keys that the model does not know
-  misshaped: list[str]  # one sentence each
+  misshaped: list[str]  # one message each
 
   def problems(self) -> list[str]:
-    """What forbids a strict conversion, one line each."""
+    """Lists what rules out a strict conversion, one line each."""
     return [
-      *(f'missing: {k}' for k in self.missing),
-      *(f'left over: {k}' for k in self.left_over),
+      *(f'missing: {key}' for key in self.missing),
+      *(f'left over: {key}' for key in self.left_over),
       *self.misshaped,
     ]
 
 
 def match(target: Abstract, shapes: Mapping[str, tuple[int, ...]]) -> Match:
-  """Fits the published `shapes` (by key) to `target`; every name of it is in `keys`,
-  `missing` or `misshaped`.
+  """Matches published tensors to the parameters of a model.
+
+  Args:
+    target: the parameters, by our names.
+    shapes: published shapes, by key.
+
+  Returns:
+    Every name of `target` is in `keys`, or its key in `missing` or `misshaped`.
   """
   wanted = {torch_name(name): name for name in target}
   known = shapes.keys() - set(IGNORED)
-  keys, misshaped = {}, []
+  keys = {}
+  misshaped = []
   for key, name in wanted.items():
     if key not in known:
       continue
@@ -85,23 +102,25 @@ def match(target: Abstract, shapes: Mapping[str, tuple[int, ...]]) -> Match:
     else:
       misshaped.append(f'shape {tuple(shapes[key])} instead of {expected}: {key}')
   return Match(
-    keys, sorted(wanted.keys() - known), sorted(known - wanted.keys()), misshaped
+    keys,
+    missing=sorted(wanted.keys() - known),
+    left_over=sorted(known - wanted.keys()),
+    misshaped=misshaped,
   )
 
 
-def to_torch(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Flat JAX parameters to a PyTorch state dict of contiguous arrays."""
+def to_torch(params: Mapping[str, np.ndarray | jax.Array]) -> dict[str, np.ndarray]:
+  """Converts flat parameters to a state dict of contiguous arrays."""
   return {
-    torch_name(k): np.ascontiguousarray(value_to_torch(k, np.asarray(v)))
-    for k, v in params.items()
+    torch_name(name): np.ascontiguousarray(value_to_torch(name, np.asarray(value)))
+    for name, value in params.items()
   }
 
 
 def from_torch(
   target: Abstract, state_dict: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-  """A PyTorch state dict to the flat parameters of `target` (names to shapes); dtypes
-  are kept.
+  """Converts a state dict to the flat parameters of `target`; dtypes are kept.
 
   Raises:
     WeightsError: names every missing, left-over and misshaped tensor at once.

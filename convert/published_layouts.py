@@ -1,4 +1,4 @@
-"""Where published folders keep each component, and under which terms.
+"""Where published folders keep each component, and under which licence.
 
 Source: the published folders.
 """
@@ -12,9 +12,9 @@ from convert.component_check import Part
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.models import registry
 
-# Component -> its folder in stable-video-diffusion-img2vid-xt and -xt-1-1, its class,
-# and what ours needs not know.
-SVD = {
+# Component -> entries of its published configuration that our classes do not read. Its
+# folder in stable-video-diffusion-img2vid-xt and -xt-1-1 is named after the component.
+SVD: dict[str, dict[str, Any]] = {
   'unet': dict(_class_name='UNetSpatioTemporalConditionModel', sample_size=96),
   'vae': dict(_class_name='AutoencoderKLTemporalDecoder'),
   'image_encoder': dict(
@@ -23,14 +23,14 @@ SVD = {
 }
 SCHEDULER = pathlib.PurePath('scheduler/scheduler_config.json')
 
-# Component -> file of a release, all of them state dicts without configuration.
+# Component -> file of a release. The files are state dicts without a configuration.
 DICETALK = {
   'unet': 'unet.pth',
   'audio_linear': 'audio_linear.pth',
   'pose_guider': 'pose_guider.pth',
   'emo_model': 'emo_model.pth',
 }
-# ours: sizes and settings of an exported model; the published folder has none
+# Sizes and settings of an exported model. The published folder has no such file.
 DICETALK_CONFIG = 'dicetalk.json'
 SONIC = {
   'unet': 'unet.pth',
@@ -44,7 +44,7 @@ class Release(NamedTuple):
 
   Attributes:
     files: file of each component.
-    config: the name of our configuration in an exported folder, as above.
+    config: the name of our configuration file in an exported folder.
     sizes: configuration by component, where the release differs from the defaults of
       our classes.
   """
@@ -54,7 +54,7 @@ class Release(NamedTuple):
   sizes: Mapping[str, Mapping[str, Any]]
 
 
-# By kind of model, see `bundle.json`.
+# By kind of model, as the settings in `bundle.json` name it.
 RELEASES = {
   'dicetalk': Release(DICETALK, DICETALK_CONFIG, {}),
   'sonic': Release(SONIC, 'sonic.json', {'unet': dict(adapters=1)}),
@@ -62,15 +62,16 @@ RELEASES = {
 
 
 def release_of(settings: Mapping[str, Any]) -> Release:
-  """The release that a model folder with these settings is of.
+  """Finds the release that a model folder with these settings belongs to.
 
   Raises:
-    WeightsError: a newer program made it.
+    WeightsError: the kind of the model is unknown here.
   """
-  if (kind := settings.get('kind', 'dicetalk')) not in RELEASES:
+  kind = settings.get('kind', 'dicetalk')
+  if kind not in RELEASES:
     raise WeightsError(
-      f'the model folder is of kind {kind!r}, but only {", ".join(RELEASES)} are known '
-      'here; update the program'
+      f'the model folder is of the unknown kind {kind!r} (known: '
+      f'{", ".join(RELEASES)}); update the program'
     )
   return RELEASES[kind]
 
@@ -79,9 +80,7 @@ FLOWNET = 'flownet.pkl'  # of the RIFE release
 FLOWNET_PREFIX = 'module.'
 
 WHISPER_PREFIX = 'model.'
-WHISPER_DECODER = (
-  'whisper_decoder'  # the component that carries what our encoder has no use for
-)
+WHISPER_DECODER = 'whisper_decoder'  # carries what our encoder does not use
 WHISPER_UNUSED = r'(decoder|proj_out)\.'
 WHISPER = dict(architectures=['WhisperModel'], model_type='whisper')
 WHISPER_FEATURES = dict(
@@ -107,13 +106,13 @@ LICENCES = dict(
 
 
 def folder_part(name: str, folder: pathlib.Path, licence: str, **config: Any) -> Part:
-  """A component from a diffusers or transformers folder (`config.json` beside weights).
+  """Reads a component from a diffusers or transformers folder.
 
   Args:
     name: of the component.
-    folder: of the component.
-    licence: see `LICENCES`.
-    **config: what the published configuration does not say.
+    folder: of the component, with `config.json` next to the weights.
+    licence: a key of `LICENCES`.
+    **config: values that the published configuration lacks.
 
   Raises:
     InputError, WeightsError: the folder is incomplete or damaged.
@@ -123,9 +122,12 @@ def folder_part(name: str, folder: pathlib.Path, licence: str, **config: Any) ->
       f'{folder} is not a folder; give the downloaded folder of the model'
     )
   path = torch_files.weights_in(folder)
-  mapping = torch_files.read_json(folder / 'config.json') | config
   return Part(
-    name, mapping, torch_files.load(path), torch_files.files_of(path), LICENCES[licence]
+    name,
+    config=torch_files.read_json(folder / 'config.json') | config,
+    tensors=torch_files.load(path),
+    files=torch_files.files_of(path),
+    licence=LICENCES[licence],
   )
 
 
@@ -136,17 +138,28 @@ def file_part(
   config: dict[str, Any] | None = None,
   **options,
 ) -> Part:
-  """A component from one file without a configuration; `config` replaces class
-  defaults.
+  """Reads a component from one file without a configuration.
+
+  Args:
+    name: of the component.
+    path: of the file.
+    licence: a key of `LICENCES`.
+    config: values that replace the defaults of the class.
+    **options: further attributes of `Part`.
   """
-  mapping = registry.COMPONENTS[name][0]().to_json() | (config or {})
+  defaults = registry.COMPONENTS[name][0]().to_json()
   return Part(
-    name, mapping, torch_files.load(path), (path,), LICENCES[licence], **options
+    name,
+    config=defaults | (config or {}),
+    tensors=torch_files.load(path),
+    files=(path,),
+    licence=LICENCES[licence],
+    **options,
   )
 
 
 def without_prefix(
   tensors: torch_files.StateDict, prefix: str
 ) -> torch_files.StateDict:
-  """Takes a prefix off the keys that have it."""
+  """Removes a prefix from the keys that have it."""
   return {key.removeprefix(prefix): x for key, x in tensors.items()}

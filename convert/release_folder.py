@@ -1,5 +1,6 @@
-"""What the conversions of DICE-Talk and Sonic share: files of a release, and the
-published folders beneath it.
+"""What the conversions of DICE-Talk and Sonic share.
+
+Both read the files of a release, and the published folders that it builds on.
 """
 
 import argparse
@@ -14,8 +15,16 @@ from dicetalk_jax.errors import InputError
 
 
 def own_config(folder: pathlib.Path, kind: str) -> dict[str, Any]:
-  """Sizes, settings and embedder beside an exported model; the published folder has
-  none and the published sizes.
+  """Reads sizes, settings and embedder from the configuration of an exported model.
+
+  A published folder has no such file: then the published sizes hold.
+
+  Args:
+    folder: of the release.
+    kind: a key of `published_layouts.RELEASES`.
+
+  Raises:
+    InputError: there is no such folder, or its configuration is damaged.
   """
   if not folder.is_dir():
     raise InputError(
@@ -23,75 +32,91 @@ def own_config(folder: pathlib.Path, kind: str) -> dict[str, Any]:
     )
   path = folder / published_layouts.RELEASES[kind].config
   own = torch_files.read_json(path) if path.exists() else {}
-  components, settings = own.setdefault('components', {}), own.get('settings', {})
-  plain = isinstance(components, dict) and all(
-    isinstance(x, dict) for x in (settings, *components.values())
-  )
-  plain = plain and isinstance(own.get('priors', ''), str)
-  if not plain:
+  own.setdefault('components', {})
+  if not _is_well_formed(own):
     raise InputError(
-      f'{path} is damaged; copy the exported folder again, or remove it for the '
+      f'{path} is damaged; copy the exported folder again, or remove the file for the '
       'published sizes'
     )
   return own
 
 
+def _is_well_formed(own: Mapping[str, Any]) -> bool:
+  components = own['components']
+  return (
+    isinstance(components, dict)
+    and all(isinstance(config, dict) for config in components.values())
+    and isinstance(own.get('settings', {}), dict)
+    and isinstance(own.get('priors', ''), str)
+  )
+
+
 def part(
   folder: pathlib.Path, kind: str, name: str, own: Mapping[str, Any], **options
 ) -> Part:
-  """A component from its file; `options` are those of `Part`.
+  """Reads a component from its file.
+
+  Args:
+    folder: of the release.
+    kind: a key of `published_layouts.RELEASES`.
+    name: of the component.
+    own: the result of `own_config`.
+    **options: further attributes of `Part`.
 
   Raises:
-    WeightsError: the file is of something else.
+    WeightsError: the file belongs to another component.
   """
   release = published_layouts.RELEASES[kind]
   config = {**release.sizes.get(name, {}), **own['components'].get(name, {})}
   out = published_layouts.file_part(
     name, folder / release.files[name], kind, config, **options
   )
-  fit(out)  # before another file fills its gaps
+  fit(out)  # now, because later other tensors fill its gaps
   return out
 
 
 def companions(args: argparse.Namespace, own: Mapping[str, Any]) -> list[Part]:
-  """Whisper and RIFE, if they are given."""
-  parts = whisper.parts(args.whisper) if args.whisper else []
-  return parts + ([_flownet(args.rife, own)] if args.rife else [])
+  """Reads Whisper and RIFE, if they are given."""
+  parts = []
+  if args.whisper:
+    parts += whisper.parts(args.whisper)
+  if args.rife:
+    parts.append(_flownet(args.rife, own))
+  return parts
 
 
 def _flownet(path: pathlib.Path, own: Mapping[str, Any]) -> Part:
-  """Only keys with the prefix belong to the network, as in the original program."""
-  config = own['components'].get('flownet')
+  """Reads RIFE. Only keys with the prefix belong to the network."""
+  if path.is_dir():
+    path = path / published_layouts.FLOWNET
   out = published_layouts.file_part(
-    'flownet',
-    path / published_layouts.FLOWNET if path.is_dir() else path,
-    'rife',
-    config,
+    'flownet', path, 'rife', own['components'].get('flownet')
   )
-  inside = {
-    key: x
-    for key, x in out.tensors.items()
-    if key.startswith(published_layouts.FLOWNET_PREFIX)
-  }
-  others = tuple(key for key in out.tensors if key not in inside)
+  prefix = published_layouts.FLOWNET_PREFIX
+  network = {key: x for key, x in out.tensors.items() if key.startswith(prefix)}
   return dataclasses.replace(
     out,
-    tensors=published_layouts.without_prefix(inside, published_layouts.FLOWNET_PREFIX),
-    aside=others,
+    tensors=published_layouts.without_prefix(network, prefix),
+    ignored=tuple(key for key in out.tensors if key not in network),
   )
 
 
-def not_given(args: argparse.Namespace, options: Mapping[str, str]) -> list[str]:
-  """Notes on options that were left out; `options` tells what is missing then."""
+def missing_options(args: argparse.Namespace, options: Mapping[str, str]) -> list[str]:
+  """Makes a note for every option that was left out.
+
+  Args:
+    args: of the command.
+    options: what the model lacks without the option, by its name.
+  """
   return [
-    f'{what}: not converted; add --{option}'
-    for option, what in options.items()
+    f'{lacking}: not converted; add --{option}'
+    for option, lacking in options.items()
     if not getattr(args, option)
   ]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """What both commands take."""
+  """Adds the arguments of both commands."""
   model_folder.add_arguments(parser)
   parser.add_argument(
     '--svd',

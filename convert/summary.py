@@ -1,4 +1,4 @@
-"""What a conversion tells at its end."""
+"""The summary that every conversion prints at its end."""
 
 from collections.abc import Iterable, Mapping
 import math
@@ -21,28 +21,27 @@ class Row(NamedTuple):
 
 
 def row(name: str, read: int, mapped: Mapping[str, Any]) -> Row:
-  """The row of what was mapped from `read` tensors; anything with a shape and a
-  dtype will do.
+  """Makes the row of `mapped`, which came from `read` tensors.
+
+  The values of `mapped` may be anything with a shape and a dtype.
   """
-  sizes = {key: math.prod(x.shape) for key, x in mapped.items()}
+  counts = {key: math.prod(x.shape) for key, x in mapped.items()}
   return Row(
     name,
-    read,
-    len(mapped),
-    sum(sizes.values()),
-    sum(size * mapped[key].dtype.itemsize for key, size in sizes.items()),
-    _dtypes([str(x.dtype).removeprefix('torch.') for x in mapped.values()]),
+    read=read,
+    mapped=len(mapped),
+    parameters=sum(counts.values()),
+    size=sum(count * mapped[key].dtype.itemsize for key, count in counts.items()),
+    dtypes=_dtypes([str(x.dtype).removeprefix('torch.') for x in mapped.values()]),
   )
 
 
 def _dtypes(names: list[str]) -> str:
-  """`float16`, or each type with its number of tensors."""
-  kinds = sorted(set(names)) or ['none']
-  return (
-    kinds[0]
-    if len(kinds) == 1
-    else ', '.join(f'{kind} x{names.count(kind)}' for kind in kinds)
-  )
+  """`float16`, or each dtype with its number of tensors."""
+  different = sorted(set(names)) or ['none']
+  if len(different) == 1:
+    return different[0]
+  return ', '.join(f'{dtype} x{names.count(dtype)}' for dtype in different)
 
 
 def show(rows: Iterable[Row], sources: Mapping[str, str], notes: Iterable[str]) -> None:

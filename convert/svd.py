@@ -1,6 +1,7 @@
 """`python -m convert svd`: Stable Video Diffusion XT to a model folder."""
 
 import argparse
+from collections.abc import Sequence
 import pathlib
 from typing import Any
 
@@ -11,42 +12,49 @@ from dicetalk_jax.errors import WeightsError
 EXAMPLE = """example:
   python -m convert svd downloads/stable-video-diffusion-img2vid-xt models/svd
 
-Reads unet, vae, image_encoder and scheduler, in full precision or the fp16 variant, whole or in shards (-xt-1-1 has the
-same layout). The result has no emotion parts: for DICE-Talk use `python -m convert dicetalk ... --svd`."""
+Reads unet, vae, image_encoder and scheduler, in full precision or the fp16 variant,
+whole or in shards (-xt-1-1 has the same layout). The resulting model has no emotion
+components: for DICE-Talk use `python -m convert dicetalk ... --svd`."""
 
-# What the sampler computes; other values would need another sampler.
-SCHEDULE = dict(
-  prediction_type='v_prediction', use_karras_sigmas=True, timestep_type='continuous'
-)
+# The schedule that the sampler computes. Other values would need another sampler.
+SCHEDULE = {
+  'prediction_type': 'v_prediction',
+  'use_karras_sigmas': True,
+  'timestep_type': 'continuous',
+}
 
 
-def parts(folder: pathlib.Path, names=tuple(published_layouts.SVD)) -> list[Part]:
-  """Components of the folder."""
-  plain = dict(unet=dict(adapters=0))
+def parts(
+  folder: pathlib.Path, names: Sequence[str] = tuple(published_layouts.SVD)
+) -> list[Part]:
+  """Reads components of the folder."""
+  without_adapters = {'unet': {'adapters': 0}}
   return [
-    published_layouts.folder_part(name, folder / name, 'svd', **plain.get(name, {}))
+    published_layouts.folder_part(
+      name, folder / name, 'svd', **without_adapters.get(name, {})
+    )
     for name in names
   ]
 
 
 def settings(folder: pathlib.Path) -> dict[str, Any]:
-  """What the published scheduler says to the sampler.
+  """Reads the settings of the sampler from the published scheduler.
 
   Raises:
-    WeightsError: it is of another kind.
+    WeightsError: the scheduler is of another kind.
   """
   path = folder / published_layouts.SCHEDULER
   config = torch_files.read_json(path)
-  if other := {
+  different = {
     key: config.get(key) for key, value in SCHEDULE.items() if config.get(key) != value
-  }:
+  }
+  if different:
     raise WeightsError(
-      f'{path} has {other} where the sampler wants {SCHEDULE}; use the folder of '
+      f'{path} has {different} where the sampler wants {SCHEDULE}; use the folder of '
       'img2vid-xt'
     )
-  return dict(
-    sampler={key: config[key] for key in ('sigma_min', 'sigma_max') if key in config}
-  )
+  sigmas = {key: config[key] for key in ('sigma_min', 'sigma_max') if key in config}
+  return {'sampler': sigmas}
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,14 +1,14 @@
-"""Published weight files as state dicts whose tensors stay in the file until they
-are used; no pickle is executed.
+"""Reads published weight files without executing pickles.
+
+Tensors stay in their file, mapped into memory, until they are used.
 """
 
 from collections.abc import Iterable, Mapping
-import functools
 import hashlib
 import json
-import operator
 import pathlib
 import re
+from typing import Any
 import warnings
 import zipfile
 
@@ -39,28 +39,22 @@ _NAMES = (
 
 
 def weights_in(folder: pathlib.Path) -> pathlib.Path:
-  """The file, or index of shards, that holds the weights of a diffusers or transformers
-  module.
+  """Finds the weights of a diffusers or transformers module: a file or an index.
 
   Raises:
-    InputError: there is none.
+    InputError: the folder has neither.
   """
-  found = [
-    path
-    for name in _NAMES
-    for stem in _STEMS
-    if (path := folder / name.format(stem)).is_file()
-  ]
-  if not found:
-    raise InputError(
-      f'{folder} has no weights ({_NAMES[0].format(_STEMS[0])} or the like); download '
-      'it whole'
-    )
-  return found[0]
+  candidates = [folder / name.format(stem) for name in _NAMES for stem in _STEMS]
+  for path in candidates:
+    if path.is_file():
+      return path
+  raise InputError(
+    f'{folder} has no weights ({candidates[0].name} or the like); download all of it'
+  )
 
 
 def files_of(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
-  """The weight files behind a path: itself, or the shards of an index.
+  """Lists the weight files of a path: the file itself, or the shards of an index.
 
   Raises:
     InputError: the index is damaged or names files outside its folder.
@@ -74,27 +68,31 @@ def files_of(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
     inside = False
   if not inside:
     raise InputError(
-      f'{path} is no index of weight files in its folder; download it again'
+      f'{path} is not an index of weight files in its folder; download it again'
     )
   return tuple(path.parent / name for name in names)
 
 
 def load(path: pathlib.Path) -> StateDict:
-  """The state dict of a file or of an index of shards.
+  """Reads the state dict of a file or of an index of shards.
 
-  Tensors are mapped: reading one reads it from disk.
+  Tensors are mapped into memory, so each is read from disk only when it is used.
 
   Raises:
-    InputError: a file is missing, damaged, or no weight file.
+    InputError: a file is missing, damaged, or not a weight file.
     WeightsError: a file holds other things than tensors.
   """
-  parts = [_load_file(file) for file in files_of(path)]
-  return functools.reduce(operator.or_, parts)
+  state: StateDict = {}
+  for file in files_of(path):
+    state |= _load_file(file)
+  return state
 
 
 def _load_file(path: pathlib.Path) -> StateDict:
   if path.suffix not in SUFFIXES:
-    raise InputError(f'{path} is no weight file; those end in {", ".join(SUFFIXES)}')
+    raise InputError(
+      f'{path} is not a weight file; give one that ends in {", ".join(SUFFIXES)}'
+    )
   try:
     with path.open('rb'):
       pass
@@ -102,14 +100,16 @@ def _load_file(path: pathlib.Path) -> StateDict:
     raise InputError(
       f'cannot read {path}: {error.strerror}; check the path and its permissions'
     ) from None
-  state = (
-    _load_safetensors(path) if path.suffix == '.safetensors' else _load_pickled(path)
-  )
-  if bad := [
+  if path.suffix == '.safetensors':
+    state = _load_safetensors(path)
+  else:
+    state = _load_pickled(path)
+  bad = [
     key
     for key, x in state.items()
     if x.layout != torch.strided or x.is_quantized or x.is_complex()
-  ]:
+  ]
+  if bad:
     raise WeightsError(
       f'{path} holds sparse, quantised or complex tensors ({", ".join(bad[:3])}); '
       'only plain ones can be converted'
@@ -134,7 +134,7 @@ def _load_pickled(path: pathlib.Path) -> StateDict:
       content = torch.load(
         path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
       )
-  # Damage shows as almost any exception.
+  # PyTorch raises almost any exception for damaged files.
   except Exception as error:
     if forbidden := re.search(r'GLOBAL ([\w.]+)', str(error)):
       raise WeightsError(
@@ -149,50 +149,49 @@ def _load_pickled(path: pathlib.Path) -> StateDict:
   )
   if not plain:
     raise WeightsError(
-      f'{path} is no state dict (tensors by name); get the published file'
+      f'{path} is not a state dict (tensors by name); use the published file'
     )
   return {key: x.detach() for key, x in content.items()}
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-  """The same memory as an array."""
+  """Gives an array on the same memory."""
   if tensor.dtype == torch.bfloat16:
     return tensor.view(torch.uint16).numpy().view(jnp.bfloat16)
   return tensor.numpy()
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
-  """The same memory as a tensor; the inverse of `to_numpy`."""
+  """Gives a tensor on the same memory; the inverse of `to_numpy`."""
   if array.dtype == jnp.bfloat16:
     return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
   return torch.from_numpy(array)
 
 
-def read_json(path: pathlib.Path) -> dict:
-  """A configuration file.
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a configuration file.
 
   Raises:
-    InputError: missing or damaged.
+    InputError: the file is missing or damaged.
   """
   try:
     content = json.loads(path.read_text())
   except FileNotFoundError:
-    raise InputError(f'{path} does not exist; download the folder whole') from None
+    raise InputError(f'{path} does not exist; download the whole folder') from None
   except (OSError, ValueError) as error:
     raise InputError(
       f'{path} cannot be read as JSON ({error}); download it again'
     ) from None
   if not isinstance(content, dict):
-    raise InputError(f'{path} is no configuration; download it again')
+    raise InputError(f'{path} is not a configuration; download it again')
   return content
 
 
 def sha256(files: Iterable[pathlib.Path]) -> dict[str, str]:
-  """Digests by folder and file name."""
-  out = {}
+  """Computes digests, by folder and file name."""
+  digests = {}
   for path in files:
+    name = f'{path.absolute().parent.name}/{path.name}'
     with path.open('rb') as file:
-      out[f'{path.absolute().parent.name}/{path.name}'] = hashlib.file_digest(
-        file, 'sha256'
-      ).hexdigest()
-  return out
+      digests[name] = hashlib.file_digest(file, 'sha256').hexdigest()
+  return digests

@@ -5,41 +5,38 @@ import dataclasses
 import pathlib
 import re
 
-from convert import model_folder, published_layouts
+from convert import model_folder, published_layouts, torch_files
 from convert.component_check import Part
 
 EXAMPLE = """example:
   python -m convert whisper downloads/whisper-tiny models/whisper
 
-Reads config.json and model.safetensors or pytorch_model.bin. The encoder becomes the component whisper. The decoder,
-which nothing here computes, is kept as whisper_decoder by its published names, so that the export is whole again.
+Reads config.json and model.safetensors or pytorch_model.bin. The encoder becomes the
+component whisper. The decoder, which nothing here computes, is kept as whisper_decoder
+under its published names, so that an export is complete again.
 For DICE-Talk use `python -m convert dicetalk ... --whisper`."""
 
 
 def parts(folder: pathlib.Path) -> list[Part]:
-  """Encoder, and decoder if there is one; published files were saved from two
-  classes, with and without the prefix.
+  """Reads the encoder, and the decoder if there is one.
+
+  Published files were saved from two classes: one with, one without the prefix.
   """
   whole = published_layouts.folder_part('whisper', folder, 'whisper')
   tensors = published_layouts.without_prefix(
     whole.tensors, published_layouts.WHISPER_PREFIX
   )
-  rest = {
-    key: x
-    for key, x in tensors.items()
-    if re.match(published_layouts.WHISPER_UNUSED, key)
-  }
-  encoder = dataclasses.replace(
-    whole, tensors={key: x for key, x in tensors.items() if key not in rest}
-  )
-  return (
-    [
-      encoder,
-      dataclasses.replace(whole, name=published_layouts.WHISPER_DECODER, tensors=rest),
-    ]
-    if rest
-    else [encoder]
-  )
+  encoder: torch_files.StateDict = {}
+  rest: torch_files.StateDict = {}
+  for key, x in tensors.items():
+    group = rest if re.match(published_layouts.WHISPER_UNUSED, key) else encoder
+    group[key] = x
+  found = [dataclasses.replace(whole, tensors=encoder)]
+  if rest:
+    found.append(
+      dataclasses.replace(whole, name=published_layouts.WHISPER_DECODER, tensors=rest)
+    )
+  return found
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Finished clips on disk, so that a killed preparation goes on where it was."""
+"""Finished clips on disk, so that a killed preparation resumes where it was."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import concurrent.futures
@@ -15,14 +15,21 @@ from fsspec.implementations.local import LocalFileSystem
 import numpy as np
 
 from data_pipelines.corpora.clip_file import UNEXPECTED, Skipped
+from dicetalk_jax.files import atomic_file
 
-_AT_ONCE = 32  # files that are read side by side, since most of the time is waiting
+_THREADS = 32  # that read files, since most of the time is waiting
+_BATCH = 1000  # files given to the threads at a time; there may be millions
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What became of one clip file: keys and frames of its records, and what was left
-  out.
+  """The result of preparing one clip file.
+
+  Attributes:
+    keys: of its records.
+    frames: of each record.
+    skipped: what was left out.
+    without_expression: whether a record lacks expression features.
   """
 
   keys: tuple[str, ...] = ()
@@ -32,46 +39,41 @@ class Outcome:
 
   @property
   def final(self) -> bool:
-    """Whether another try would end alike: what was left out was so for faults of
-    its own.
-    """
+    """Whether another try would end in the same way: no error was unexpected."""
     return all(skip.reason != UNEXPECTED for skip in self.skipped)
 
 
 class ClipCache:
-  """Outcomes and records by a name that says everything they depend on.
+  """Outcomes and records, by a name that states everything they depend on.
 
-  A clip is done when its outcome is there, which is written last and whole. Names of
-  files are hashes, spread over 256 folders.
-
-  Args:
-    folder: on a disk or an fsspec address; shared by all who work.
+  A clip is done when its outcome is there, which is written last and atomically. Names
+  of files are hashes, spread over 256 folders.
   """
 
   def __init__(self, folder: str | os.PathLike):
+    """Opens a folder on a disk, or an fsspec address, that all workers share."""
     self.fs, self._root = fsspec.core.url_to_fs(os.fspath(folder))
 
   def __reduce__(self):
-    return ClipCache, (
-      self.fs.unstrip_protocol(self._root),
-    )  # whole, for workers in another folder
+    # As a whole address, because workers may run in another folder.
+    return ClipCache, (self.fs.unstrip_protocol(self._root),)
 
   def outcome(self, name: str) -> Outcome | None:
-    """None where the clip is not done."""
+    """Reads the outcome of a clip; None if the clip is not done."""
     return self._read(self._path(name, '.json'))
 
   def outcomes(self, names: Sequence[str]) -> Iterator[Outcome | None]:
-    """Those of many clips, in their order, after one listing that tells which are
-    there.
-    """
+    """Reads the outcomes of many clips, in their order, after one listing of files."""
     self.fs.invalidate_cache(self._root)  # other processes write
-    there = set(self.fs.find(self._root))
+    existing = set(self.fs.find(self._root))
+
+    def read(path: str) -> Outcome | None:
+      return self._read(path) if path in existing else None
+
     paths = [self._path(name, '.json') for name in names]
-    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
-      for i in range(0, len(paths), 1000):  # a pool would take all of a million at once
-        yield from pool.map(
-          lambda path: self._read(path) if path in there else None, paths[i : i + 1000]
-        )
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+      for first in range(0, len(paths), _BATCH):
+        yield from pool.map(read, paths[first : first + _BATCH])
 
   def _read(self, path: str) -> Outcome | None:
     try:
@@ -79,17 +81,20 @@ class ClipCache:
     except (FileNotFoundError, ValueError):
       return None
     return Outcome(
-      tuple(fields['keys']),
-      tuple(fields['frames']),
-      tuple(Skipped(**s) for s in fields['skipped']),
-      fields['without_expression'],
+      keys=tuple(fields['keys']),
+      frames=tuple(fields['frames']),
+      skipped=tuple(Skipped(**skip) for skip in fields['skipped']),
+      without_expression=fields['without_expression'],
     )
 
   def store(
     self, name: str, results: Iterable[tuple[str, dict[str, Any]] | Skipped]
   ) -> Outcome:
-    """Writes records as they come, and their outcome at the end."""
-    keys, frames, skipped, without = [], [], [], False
+    """Writes records one by one, and their outcome at the end."""
+    keys: list[str] = []
+    frames: list[int] = []
+    skipped: list[Skipped] = []
+    without_expression = False
     for result in results:
       if isinstance(result, Skipped):
         skipped.append(result)
@@ -98,67 +103,67 @@ class ClipCache:
       self._write(self._path(name, f'-{len(keys)}.npz'), _pack(example))
       keys.append(key)
       frames.append(int(example['num_frames']))
-      without |= not example['has_expression']
-    outcome = Outcome(tuple(keys), tuple(frames), tuple(skipped), without)
-    self._write(
-      self._path(name, '.json'), json.dumps(dataclasses.asdict(outcome)).encode()
-    )
+      without_expression |= not example['has_expression']
+    outcome = Outcome(tuple(keys), tuple(frames), tuple(skipped), without_expression)
+    content = json.dumps(dataclasses.asdict(outcome))
+    self._write(self._path(name, '.json'), content.encode())
     return outcome
 
   def records(
     self, name: str, outcome: Outcome
   ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, record) of a clip that is done."""
+    """Yields (key, record) of a clip that is done."""
     for i, key in enumerate(outcome.keys):
       yield key, _unpack(self.fs.cat_file(self._path(name, f'-{i}.npz')))
 
   def write_text(self, name: str, text: str) -> str:
-    """A file beside the clips; returns its path."""
+    """Writes a file next to the clips, and returns its path."""
     path = posixpath.join(self._root, name)
     self._write(path, text.encode())
-    return (
-      path if isinstance(self.fs, LocalFileSystem) else self.fs.unstrip_protocol(path)
-    )
+    if isinstance(self.fs, LocalFileSystem):
+      return path
+    return self.fs.unstrip_protocol(path)
 
-  def remove(self):
+  def remove(self) -> None:
+    """Deletes all clips."""
     self.fs.rm(self._root, recursive=True)
 
   def _path(self, name: str, ending: str) -> str:
     digest = hashlib.sha256(name.encode()).hexdigest()[:40]
     return posixpath.join(self._root, digest[:2], digest + ending)
 
-  def _write(self, path: str, data: bytes):
-    if not isinstance(self.fs, LocalFileSystem):
+  def _write(self, path: str, data: bytes) -> None:
+    if isinstance(self.fs, LocalFileSystem):
+      with atomic_file(path) as part:
+        part.write_bytes(data)
+    else:
       self.fs.pipe_file(path, data)  # object stores show whole files only
-      return
-    part = f'{path}.{os.getpid()}.part'
-    self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
-    self.fs.pipe_file(part, data)
-    self.fs.mv(part, path)
 
 
 def _pack(example: Mapping[str, Any]) -> bytes:
-  """A record as npz; pictures are joined to one array of bytes."""
-  arrays = {
+  """Encodes a record as npz; its frames are joined to one array of bytes."""
+  arrays: dict[str, Any] = {
     name: np.asarray(value) for name, value in example.items() if name != 'frames'
   }
   if 'frames' in example:
+    sizes = [len(frame) for frame in example['frames']]
     arrays['frames'] = np.frombuffer(b''.join(example['frames']), np.uint8)
-    arrays['frame_sizes'] = np.array(
-      [len(frame) for frame in example['frames']], np.int64
-    )
+    arrays['frame_sizes'] = np.array(sizes, np.int64)
   buffer = io.BytesIO()
   np.savez(buffer, **arrays)
   return buffer.getvalue()
 
 
 def _unpack(data: bytes) -> dict[str, Any]:
+  """Decodes a record; the inverse of `_pack`."""
+  example: dict[str, Any] = {}
   with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-    example = {name: arrays[name] for name in arrays.files}
+    for name in arrays.files:
+      value = arrays[name]
+      example[name] = value if value.ndim else value.item()
   if 'frames' in example:
-    pixels, ends = example['frames'].tobytes(), np.cumsum(example.pop('frame_sizes'))
-    example['frames'] = [pixels[a:b] for a, b in zip([0, *ends], ends)]
-  return {
-    name: value.item() if isinstance(value, np.ndarray) and not value.ndim else value
-    for name, value in example.items()
-  }
+    joined = example['frames'].tobytes()
+    ends = np.cumsum(example.pop('frame_sizes'))
+    starts = [0, *ends[:-1]]
+    example['frames'] = [joined[start:end] for start, end in zip(starts, ends)]
+  return example

@@ -1,11 +1,13 @@
-"""Prepares a data set: `python -m data_pipelines.prepare
-synthetic|mead|hdtf|voxceleb2|folder --out=DIR ...`.
+"""Prepares a data set: `python -m data_pipelines.prepare CORPUS --out=DIR ...`.
+
+The corpus is synthetic, mead, hdtf, voxceleb2 or folder (your own clips).
 """
 
 import argparse
 from collections.abc import Sequence
 import dataclasses
 import sys
+from typing import Any
 
 from data_pipelines.builders.synthetic_clips import TINY, SyntheticConfig
 from data_pipelines.corpora import folder, mead
@@ -14,10 +16,11 @@ from dicetalk_jax import cli
 from dicetalk_jax.data.expression_files import parse_columns
 from dicetalk_jax.errors import ConfigError, one_sentence
 
+SYNTHETIC = 'synthetic'
 CORPORA = {
   'mead': 'eight emotions at three levels, acted',
   'hdtf': 'speeches in high resolution',
-  'voxceleb2': 'thousands of people, small pictures',
+  'voxceleb2': 'thousands of people, small frames',
   'folder': 'your own clips, with a CSV of labels',
 }
 
@@ -27,16 +30,17 @@ def _integers(text: str) -> tuple[int, ...]:
 
 
 def _views(text: str) -> tuple[str, ...]:
-  if unknown := set(text.split(',')) - set(mead.VIEWS):
-    raise ConfigError(
-      f'--views={text}: {sorted(unknown)[0]} is not known; choose some of '
-      f'{",".join(mead.VIEWS)}'
-    )
-  return tuple(text.split(','))
+  views = tuple(text.split(','))
+  for view in views:
+    if view not in mead.VIEWS:
+      raise ConfigError(
+        f'--views={text}: {view} is not known; choose some of {",".join(mead.VIEWS)}'
+      )
+  return views
 
 
 def _parser(tiny: bool) -> argparse.ArgumentParser:
-  """`tiny` decides which defaults the settings of synthetic data have."""
+  """Makes the parser; `tiny` chooses the defaults of synthetic data."""
   parser = cli.OptionParser(
     prog='python -m data_pipelines.prepare',
     description='Prepares a data set of talking clips.',
@@ -44,49 +48,47 @@ def _parser(tiny: bool) -> argparse.ArgumentParser:
   corpora = parser.add_subparsers(
     dest='corpus', required=True, metavar='corpus', parser_class=cli.OptionParser
   )
-
-  def corpus(name: str, what: str) -> argparse.ArgumentParser:
-    ours = corpora.add_parser(
-      name, help=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    ours.add_argument(
-      '--out',
-      '--data_dir',
-      dest='data_dir',
-      required=True,
-      help='root of all data sets',
-    )
-    ours.add_argument(
-      '--content',
-      choices=('embedder', 'full'),
-      default='full',
-      help='embedder leaves out the pixels (latents instead: data_pipelines.precompute '
-      '--records)',
-    )
-    ours.add_argument(
-      '--workers',
-      type=int,
-      default=None,
-      help='processes that work; all cores if not given',
-    )
-    return ours
-
-  _add_synthetic(
-    corpus('synthetic', 'procedural talking faces, nothing is downloaded').add_argument,
-    TINY if tiny else SyntheticConfig(),
+  synthetic = corpora.add_parser(
+    SYNTHETIC, help='procedural talking faces, nothing is downloaded'
   )
-  for name, what in CORPORA.items():
-    _add_real(name, corpus(name, what).add_argument)
+  _add_common(synthetic)
+  _add_synthetic(synthetic, TINY if tiny else SyntheticConfig())
+  for name, description in CORPORA.items():
+    corpus = corpora.add_parser(name, help=description)
+    _add_common(corpus)
+    _add_real(corpus, CorpusConfig(name))
   return parser
 
 
-def _add_synthetic(add, default: SyntheticConfig):
+def _add_common(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of all data sets."""
+  add = parser.add_argument
+  add(
+    '--out',
+    '--data_dir',
+    dest='data_dir',
+    required=True,
+    help='root of all data sets',
+  )
+  add(
+    '--content',
+    choices=('embedder', 'full'),
+    default='full',
+    help='embedder leaves out the pixels (latents instead: data_pipelines.precompute '
+    '--records)',
+  )
+  add('--workers', type=int, help='number of processes; all cores if not given')
+
+
+def _add_synthetic(parser: argparse.ArgumentParser, default: SyntheticConfig) -> None:
+  """Adds the flags of synthetic data, one for each setting."""
+  add = parser.add_argument
   add(
     '--tiny',
     action='store_true',
     help="start from the settings of the presets 'tiny' in configs/",
   )
-  add('--size', type=int, default=default.size, help='side of the picture in pixels')
+  add('--size', type=int, default=default.size, help='side of the frames in pixels')
   add('--train', type=int, default=default.train, help='people in the training split')
   add('--val', type=int, default=default.val, help='people in the validation split')
   add('--test', type=int, default=default.test, help='people in the test split')
@@ -95,7 +97,7 @@ def _add_synthetic(add, default: SyntheticConfig):
   add(
     '--levels',
     type=_integers,
-    default=default.levels,
+    default=','.join(map(str, default.levels)),
     metavar='1,2,3',
     help='emotion levels',
   )
@@ -115,13 +117,13 @@ def _add_synthetic(add, default: SyntheticConfig):
     '--zoom',
     type=float,
     default=default.zoom,
-    help='of the camera: 1 = head and shoulders, 1.25 = the head alone',
+    help='zoom of the camera: 1 = head and shoulders, 1.25 = the head alone',
   )
   add(
     '--drift',
     type=float,
     default=default.drift,
-    help='slow errors of the face tracker; 1 is a whole expression',
+    help='slow errors of the face tracker; 1 is as much as the strongest expression',
   )
   add(
     '--seed',
@@ -131,15 +133,18 @@ def _add_synthetic(add, default: SyntheticConfig):
   )
 
 
-def _add_real(corpus: str, add):
-  default = CorpusConfig(corpus)
+def _add_real(parser: argparse.ArgumentParser, default: CorpusConfig) -> None:
+  """Adds the flags of a real corpus."""
+  add = parser.add_argument
   add('--root', required=True, help='folder of the corpus; layouts are in docs/data.md')
-  add('--size', type=int, default=default.size, help='side of the picture in pixels')
+
+  # Clips
+  add('--size', type=int, default=default.size, help='side of the frames in pixels')
   add(
     '--min_face',
     type=int,
     default=-1,
-    help='least side of the face in pixels; -1: half of --size, VoxCeleb2: 0',
+    help='smallest side of the face in pixels; -1 is half of --size, for VoxCeleb2 0',
   )
   add(
     '--min_seconds',
@@ -157,27 +162,28 @@ def _add_real(corpus: str, add):
     '--expand',
     type=float,
     default=default.expand,
-    help='crop: sides of the face beyond it, on every side',
+    help='how far the crop reaches beyond the face on every side, in sides of the face',
   )
   add(
     '--detector',
     default=default.detector,
-    help='of faces: haar, or package.module:function',
+    help='face detector: haar, or package.module:function',
   )
   add(
     '--detect_every',
     type=int,
     default=default.detect_every,
-    help='faces are looked for in every n-th frame',
+    help='detect faces in every n-th frame',
   )
+
+  # Expression features
   add('--expression', default='', help='folder of expression features')
   add('--expression_key', default='', help='name of the array in .mat and .npz files')
   add(
     '--expression_columns',
     type=parse_columns,
-    default=None,
     metavar='80:144',
-    help='columns that are used',
+    help='columns to use; all if not given',
   )
   add(
     '--expression_fps',
@@ -185,36 +191,55 @@ def _add_real(corpus: str, add):
     default=0.0,
     help='rows per second; 0 is the rate of the video',
   )
-  add('--dry_run', action='store_true', help='only says what would be prepared')
+
+  # The run
+  add('--dry_run', action='store_true', help='only print what would be prepared')
   add(
     '--keep_work',
     action='store_true',
-    help='keeps the finished clips for another run with the same settings',
+    help='keep the finished clips for another run with the same settings',
   )
   add(
     '--beam_runner',
     default='',
-    help='prepares with Apache Beam, such as DirectRunner; see docs/data.md',
+    help='prepare with Apache Beam, such as DirectRunner; see docs/data.md',
   )
   add('--beam_options', default='', help='flags of the Beam pipeline, in one string')
-  if corpus == 'mead':
+
+  # One corpus alone
+  if default.corpus == 'mead':
     add(
-      '--views', type=_views, default=('front',), help=f'some of {",".join(mead.VIEWS)}'
+      '--views',
+      type=_views,
+      default='front',
+      help=f'some of {",".join(mead.VIEWS)}',
     )
-  if corpus == 'folder':
+  if default.corpus == 'folder':
     add('--labels', default=folder.LABELS, help='CSV in the folder')
 
 
-def _prepare_real(args: argparse.Namespace):
+def main(argv: Sequence[str]) -> None:
+  """Prepares a data set and prints its folder."""
+  args = _parser(tiny='--tiny' in argv).parse_args(argv)
+  if args.workers is not None and args.workers < 1:
+    raise ConfigError(f'--workers must be at least 1, got {args.workers}')
+  if args.corpus == SYNTHETIC:
+    _prepare_synthetic(args)
+  else:
+    _prepare_real(args)
+
+
+def _prepare_synthetic(args: argparse.Namespace) -> None:
+  from data_pipelines.builders.synthetic import prepare_synthetic
+
+  config = SyntheticConfig(**_settings(args, SyntheticConfig))
+  print(prepare_synthetic(args.data_dir, config, workers=args.workers))
+
+
+def _prepare_real(args: argparse.Namespace) -> None:
   from data_pipelines.builders import corpus_plan
 
-  config = CorpusConfig(
-    **{
-      f.name: getattr(args, f.name)
-      for f in dataclasses.fields(CorpusConfig)
-      if hasattr(args, f.name)
-    }
-  )
+  config = CorpusConfig(**_settings(args, CorpusConfig))
   walk = {
     name: getattr(args, name) for name in ('views', 'labels') if hasattr(args, name)
   }
@@ -222,9 +247,8 @@ def _prepare_real(args: argparse.Namespace):
   if args.dry_run:
     print(plan.summary())
     return
-  from data_pipelines.builders.corpus import (
-    prepare_corpus,
-  )  # TFDS takes seconds: not for --help or a typo
+  # Importing TFDS takes seconds, which --help and wrong flags must not cost.
+  from data_pipelines.builders.corpus import prepare_corpus
 
   made, report = prepare_corpus(
     plan,
@@ -238,20 +262,10 @@ def _prepare_real(args: argparse.Namespace):
   print(made)
 
 
-def main(argv: Sequence[str]):
-  """Prepares and prints the folder of the data set."""
-  args = _parser(tiny='--tiny' in argv).parse_args(argv)
-  if args.workers is not None and args.workers < 1:
-    raise ConfigError(f'--workers={args.workers} renders nothing; give 1 or more')
-  if args.corpus != 'synthetic':
-    _prepare_real(args)
-    return
-  from data_pipelines.builders.synthetic import prepare_synthetic
-
-  config = SyntheticConfig(
-    **{f.name: getattr(args, f.name) for f in dataclasses.fields(SyntheticConfig)}
-  )
-  print(prepare_synthetic(args.data_dir, config, workers=args.workers))
+def _settings(args: argparse.Namespace, config: type) -> dict[str, Any]:
+  """Gives the flags that are fields of a configuration."""
+  names = [field.name for field in dataclasses.fields(config)]
+  return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
-"""From a clip file to records: constant rate, one face followed, square crop, sound
-and expression cut alike.
+"""Makes records of a clip file.
+
+Frames at a constant rate are cropped to a square around one face that is followed;
+audio and expression features are cut to the same frames.
 """
 
 from collections.abc import Iterator
@@ -21,15 +23,12 @@ from dicetalk_jax.media.face_tracking import Detector, Track
 from dicetalk_jax.media.image import crop_square
 from dicetalk_jax.media.video import fit_length
 
-# seconds of sound that a clip may lack at its end; recorders stop the two tracks at
-# slightly other times
+# Seconds of audio that a clip may lack at its end: recorders stop the two tracks at
+# slightly different times.
 _LATE = 0.2
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # a disk is full, or a user's share of it
-WILD = (
-  'hdtf',
-  'voxceleb2',
-  'folder',
-)  # corpora whose videos may hold cuts between shots
+# Corpora whose videos may contain cuts between shots.
+WILD = ('hdtf', 'voxceleb2', 'folder')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,22 +37,23 @@ class CorpusConfig:
 
   Attributes:
     corpus: 'mead', 'hdtf', 'voxceleb2' or 'folder'.
-    content: which blocks the records carry, see `record.RecordSpec`.
-    size: side of the square picture in pixels.
-    min_face: least side of the face before resizing, in pixels; -1 is half of `size`,
-      or 0 for VoxCeleb2, whose faces are small.
-    min_seconds: shorter clips are left out; 0 is 2 for MEAD (a training window), 2.5
-      otherwise.
+    content: blocks that the records carry, see `clip_record.RecordSpec`.
+    size: side of the square frames in pixels.
+    min_face: smallest side of the face before resizing, in pixels. -1 is half of
+      `size`, or 0 for VoxCeleb2, whose faces are small.
+    min_seconds: shorter clips are left out. 0 is 2 for MEAD (a training window), and
+      2.5 otherwise.
     max_seconds: longer clips are cut into equal pieces.
-    expand: the crop reaches this many sides of the face beyond it, on every side.
-    detector: 'haar', or 'package.module:function' where the function returns a
-      detector: a function from a picture uint8 [H,W,3] to (left, top, width, height) of
-      its largest face, or None.
-    detect_every: faces are looked for in every n-th frame, and interpolated in between.
-    expression_key, expression_columns: which array of a feature file, and which of its
-      columns.
+    expand: how far the crop reaches beyond the face on every side, in sides of the
+      face.
+    detector: 'haar', or 'package.module:function'. The function returns a detector: a
+      function from an image, uint8 [H,W,3], to (left, top, width, height) of its
+      largest face, or None.
+    detect_every: faces are detected in every n-th frame, and interpolated in between.
+    expression_key, expression_columns: the array of a feature file, and its columns
+      that are used.
     expression_fps: rows per second of feature files; 0 is the rate of the video.
-    expression_dim: columns that are left.
+    expression_dim: number of columns that are used.
   """
 
   corpus: str
@@ -71,14 +71,17 @@ class CorpusConfig:
   expression_dim: int = 64
 
   def __post_init__(self):
+    # 1. Defaults that depend on other fields
     if self.min_face < 0:
-      object.__setattr__(
-        self, 'min_face', 0 if self.corpus == 'voxceleb2' else self.size // 2
-      )
+      min_face = 0 if self.corpus == 'voxceleb2' else self.size // 2
+      object.__setattr__(self, 'min_face', min_face)
     if not self.min_seconds:
-      object.__setattr__(self, 'min_seconds', 2.0 if self.corpus == 'mead' else 2.5)
+      min_seconds = 2.0 if self.corpus == 'mead' else 2.5
+      object.__setattr__(self, 'min_seconds', min_seconds)
+
+    # 2. Checks
     columns = self.expression_columns
-    for name, (good, choice) in {
+    checks = {
       'size': (
         16 <= self.size <= 2048 and self.size % 8 == 0,
         '16 to 2048, a multiple of 8',
@@ -101,8 +104,9 @@ class CorpusConfig:
         self.expression_fps >= 0,
         'rows per second, or 0 for the rate of the video',
       ),
-    }.items():
-      if not good:
+    }
+    for name, (valid, choice) in checks.items():
+      if not valid:
         raise ConfigError(
           f'{name}={getattr(self, name)} cannot be prepared; choose {choice}'
         )
@@ -117,10 +121,13 @@ class CorpusConfig:
 
 
 def make_detector(name: str) -> Detector:
-  """'haar', or what 'package.module:function' returns.
+  """Makes a face detector.
+
+  Args:
+    name: 'haar', or 'package.module:function' for what the function returns.
 
   Raises:
-    ConfigError: it cannot be imported.
+    ConfigError: the function cannot be imported.
   """
   if name == 'haar':
     return face.haar_detector()
@@ -135,7 +142,7 @@ def make_detector(name: str) -> Detector:
 
 
 class _Unusable(DataError):
-  """This clip, or this piece of it, is left out: (reason, detail)."""
+  """The clip, or a piece of it, is left out; its arguments are (reason, detail)."""
 
 
 def records(
@@ -145,17 +152,17 @@ def records(
   expressions: Tree | None,
   detector: Detector,
 ) -> Iterator[tuple[str, dict[str, Any]] | Skipped]:
-  """The records of one clip file, or why there are none.
+  """Makes the records of one clip file.
 
-  Every face that is followed for long enough gives one, cut into pieces of at most
-  `max_seconds`. Only one is in memory at a time.
+  Every face that is followed for long enough gives one record, or several pieces of at
+  most `max_seconds`. Only one is in memory at a time.
 
   Yields:
-    (key, record), or `Skipped` for the clip or a piece of it; its reason is
-    `UNEXPECTED` where the fault may not be the clip's.
+    (key, record), or `Skipped` for the clip or a piece of it. The reason is
+    `UNEXPECTED` if the fault may not be the clip's.
 
   Raises:
-    OSError: a disk is full (`NO_ROOM`); every other clip would fail alike.
+    OSError: a disk is full (`NO_ROOM`), so every other clip would fail as well.
   """
   try:
     with tree.local(clip.video) as video:
@@ -164,34 +171,41 @@ def records(
     yield Skipped(clip.clip_id, 'file missing', str(error))
   except ConfigError:
     raise
-  # one odd file among a million must not end the work of days; the report shows it
+  # One odd file among a million must not end the work of days; the report shows it.
   except Exception as error:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
       raise
-    if not isinstance(error, UserError) or _of_the_machine(error):
-      yield Skipped(clip.clip_id, UNEXPECTED, f'{type(error).__name__}: {error}')
-    elif isinstance(error, _Unusable):
-      yield Skipped(clip.clip_id, *error.args)
-    else:
-      reason = (
-        'silent' if isinstance(error, audio.SilentError) else 'file cannot be read'
-      )
-      yield Skipped(clip.clip_id, reason, str(error))
+    yield _skipped(clip.clip_id, error)
 
 
-def _of_the_machine(error: BaseException | None) -> bool:
-  """Whether memory, a disk or a network failed below an error; readers of damaged
-  files give no error number.
+def _skipped(clip_id: str, error: Exception) -> Skipped:
+  """Says why an error leaves out a clip."""
+  if not isinstance(error, UserError) or _is_of_the_machine(error):
+    return Skipped(clip_id, UNEXPECTED, f'{type(error).__name__}: {error}')
+  if isinstance(error, _Unusable):
+    return Skipped(clip_id, *error.args)
+  if isinstance(error, audio.SilentError):
+    return Skipped(clip_id, 'silent', str(error))
+  return Skipped(clip_id, 'file cannot be read', str(error))
+
+
+def _is_of_the_machine(error: BaseException) -> bool:
+  """Whether memory, a disk or a network caused an error, and not a damaged file.
+
+  Readers of damaged files raise errors without a number.
   """
-  while error:
-    if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno:
+  cause: BaseException | None = error
+  while cause:
+    if isinstance(cause, MemoryError):
       return True
-    error = error.__cause__
+    if isinstance(cause, OSError) and cause.errno:
+      return True
+    cause = cause.__cause__
   return False
 
 
 class _Clip:
-  """One clip file being read."""
+  """One clip file: its face tracks, audio and expression, read when it is made."""
 
   def __init__(
     self,
@@ -202,97 +216,108 @@ class _Clip:
     video: str,
     detector: Detector,
   ):
-    self.clip, self.config, self.video = clip, config, video
+    self.clip = clip
+    self.config = config
+    self.video = video
+
+    # 1. What the file holds
     self.facts = video_reader.probe(video)
     self.region = self._region()
-    self.height, self.width = (
-      len(range(n)[part])
-      for n, part in zip((self.facts.height, self.facts.width), self.region)
-    )
-    self.wave = self._sound(tree)
+    rows, columns = self.region
+    self.height = len(range(self.facts.height)[rows])
+    self.width = len(range(self.facts.width)[columns])
+    self.wave = self._read_audio(tree)
+
+    # 2. Where the faces are
     boxes, cuts = face_tracking.detect(
-      self._pictures(), detector, config.detect_every, shots=config.corpus in WILD
+      self._read_frames(), detector, config.detect_every, shots=config.corpus in WILD
     )
     self.frames = len(boxes)
-    if self.frames < self._frames(config.min_seconds):
+    if self.frames < self._frame_count(config.min_seconds):
       raise _Unusable('clip too short', f'{self.frames / clip_record.FPS:.2f} s')
     self.tracks = face_tracking.tracks(boxes, cuts)
     if not self.tracks:
       raise _Unusable('no face found', f'{self.frames} frames')
-    self.expression = (
-      self._expression(expressions) if expressions and clip.expression else None
-    )
+
+    # 3. Expression features
+    self.expression = None
+    if expressions and clip.expression:
+      self.expression = self._read_expression(expressions)
 
   def pieces(self) -> Iterator[tuple[str, dict[str, Any]] | Skipped]:
-    """Records of all tracks."""
-    least, most = (
-      self._frames(self.config.min_seconds),
-      self._frames(self.config.max_seconds),
-    )
-    pieces = []
-    for track in self.tracks:
-      count = math.ceil(len(track.boxes) / most)
-      places = np.linspace(0, len(track.boxes), count + 1).round().astype(int)
-      pieces += [
-        Track(track.first + a, track.boxes[a:b]) for a, b in zip(places, places[1:])
-      ]
+    """Yields the records of all tracks."""
+    pieces = [piece for track in self.tracks for piece in self._pieces_of(track)]
+    shortest = self._frame_count(self.config.min_seconds)
     for i, piece in enumerate(pieces):
-      key = f'{self.clip.clip_id}_p{i:02d}' if len(pieces) > 1 else self.clip.clip_id
+      key = self.clip.clip_id
+      if len(pieces) > 1:
+        key = f'{key}_p{i:02d}'
       try:
-        if len(piece.boxes) < least:
-          raise _Unusable(
-            'face seen too shortly', f'{len(piece.boxes) / clip_record.FPS:.2f} s'
-          )
+        if len(piece.boxes) < shortest:
+          seconds = len(piece.boxes) / clip_record.FPS
+          raise _Unusable('face visible too briefly', f'{seconds:.2f} s')
         yield key, self._record(key, piece)
       except _Unusable as error:
         yield Skipped(key, *error.args)
 
-  def _frames(self, seconds: float) -> int:
+  def _pieces_of(self, track: Track) -> list[Track]:
+    """Cuts a track into equal pieces of at most `max_seconds`."""
+    longest = self._frame_count(self.config.max_seconds)
+    count = math.ceil(len(track.boxes) / longest)
+    places = np.linspace(0, len(track.boxes), count + 1).round().astype(int)
+    return [
+      Track(track.first + start, track.boxes[start:end])
+      for start, end in zip(places, places[1:])
+    ]
+
+  def _frame_count(self, seconds: float) -> int:
     return math.floor(seconds * clip_record.FPS + 1e-6)
 
   def _region(self) -> tuple[slice, slice]:
-    """Rows and columns of the picture that the corpus asks for."""
+    """Gives the rows and columns of the frames that the corpus asks for."""
     if not self.clip.crop:
       return slice(None), slice(None)
     scale = self.facts.height / (self.clip.crop_height or self.facts.height)
     left, top, width, height = (round(scale * number) for number in self.clip.crop)
     if left + width > self.facts.width + 2 or top + height > self.facts.height + 2:
       raise _Unusable(
-        'crop box outside of the picture',
+        'crop box outside of the frame',
         f'{self.facts.width}x{self.facts.height} pixels',
       )
     return slice(top, top + height), slice(left, left + width)
 
-  def _pictures(self, first: int = 0, count: int | None = None) -> Iterator[np.ndarray]:
+  def _read_frames(
+    self, first: int = 0, count: int | None = None
+  ) -> Iterator[np.ndarray]:
+    """Yields frames of the clip, all by default, at the rate of the records."""
     clip = self.clip
     if count is None and clip.end is not None:
       count = round((clip.end - clip.start) * clip_record.FPS)
-    for picture in video_reader.frames(
-      self.video, clip_record.FPS, clip.start + first / clip_record.FPS, count
-    ):
-      yield picture[self.region]
+    start = clip.start + first / clip_record.FPS
+    for frame in video_reader.frames(self.video, clip_record.FPS, start, count):
+      yield frame[self.region]
 
-  def _sound(self, tree: Tree) -> np.ndarray:
-    """The sound from the first frame of the clip on, float32 at 16 kHz."""
+  def _read_audio(self, tree: Tree) -> np.ndarray:
+    """Reads the audio from the first frame of the clip on, float32 at 16 kHz."""
     clip = self.clip
     if clip.audio:
       with tree.local(clip.audio) as path:
-        return self._sound_from(path, clip.start)
+        return self._read_audio_file(path, clip.start)
     if self.facts.sound_delay is None:
-      raise _Unusable('no sound', 'neither a sound file nor a sound track')
-    return self._sound_from(self.video, clip.start - self.facts.sound_delay)
+      raise _Unusable('no audio', 'neither an audio file nor an audio track')
+    return self._read_audio_file(self.video, clip.start - self.facts.sound_delay)
 
-  def _sound_from(self, path: str, skip: float) -> np.ndarray:
+  def _read_audio_file(self, path: str, skip: float) -> np.ndarray:
+    """Reads audio from `skip` seconds on; negative ones are filled with silence."""
     if self.clip.end is None:
       return audio.begin_at(audio.load_audio(path), skip)
     first = max(0.0, skip)
-    last = (
-      skip + self.clip.end - self.clip.start + 1
-    )  # frames are rounded; what is too much is cut with them
+    # One second more, because the number of frames is rounded. It is cut with them.
+    last = skip + self.clip.end - self.clip.start + 1
     return audio.begin_at(audio.load_span(path, first, last), skip - first)
 
-  def _expression(self, expressions: Tree) -> np.ndarray:
-    """Features of every frame of the clip, `[frames,D]`."""
+  def _read_expression(self, expressions: Tree) -> np.ndarray:
+    """Reads the features of every frame of the clip, `[frames,D]`."""
     config = self.config
     try:
       with expressions.local(self.clip.expression) as path:
@@ -301,49 +326,58 @@ class _Clip:
         )
       if rows.shape[1] != config.expression_dim:
         raise DataError(
-          f'{self.clip.expression} has {rows.shape[1]} columns, others '
-          f'{config.expression_dim}; choose --expression_columns that all have'
+          f'{self.clip.expression} has {rows.shape[1]} columns, others have '
+          f'{config.expression_dim}; choose --expression_columns that all files have'
         )
       rows = expression_files.resample(rows, config.expression_fps or self.facts.fps)
-      first = (
-        round(self.clip.start * clip_record.FPS) if self.clip.expression_of_video else 0
-      )
-      cut = self.clip.expression_of_video and (first or self.clip.end is not None)
-      return expression_files.fit(
-        rows[first : first + self.frames] if cut else rows, self.frames
-      )
+      first = round(self.clip.start * clip_record.FPS)
+      is_part = first > 0 or self.clip.end is not None
+      if self.clip.expression_of_video and is_part:
+        rows = rows[first : first + self.frames]
+      return expression_files.fit(rows, self.frames)
     except DataError as error:
       raise _Unusable('expression features do not fit', str(error)) from error
 
   def _record(self, key: str, piece: Track) -> dict[str, Any]:
-    clip, config = self.clip, self.config
-    count, rows = len(piece.boxes), slice(piece.first, piece.end)
+    """Makes the record of a piece of a track.
+
+    Raises:
+      _Unusable: the face is too small, or the audio is too short or silent.
+    """
+    clip = self.clip
+    config = self.config
+
+    # 1. Check the face
     sides = np.sqrt(np.prod(piece.boxes[:, 2:] - piece.boxes[:, :2], axis=1))
-    if np.median(sides) < config.min_face:
+    side = np.median(sides)
+    if side < config.min_face:
       raise _Unusable(
-        'face too small',
-        f'{np.median(sides):.0f} pixels; --min_face is {config.min_face}',
+        'face too small', f'{side:.0f} pixels; --min_face is {config.min_face}'
       )
-    wave, samples = (
-      self.wave[piece.first * clip_record.SAMPLES_PER_FRAME :],
-      count * clip_record.SAMPLES_PER_FRAME,
-    )
-    if samples - len(wave) > _LATE * audio.RATE:
-      raise _Unusable(
-        'sound ends early', f'{(samples - len(wave)) / audio.RATE:.2f} s are missing'
-      )
+
+    # 2. Cut the audio
+    count = len(piece.boxes)
+    samples = count * clip_record.SAMPLES_PER_FRAME
+    wave = self.wave[piece.first * clip_record.SAMPLES_PER_FRAME :]
+    missing = (samples - len(wave)) / audio.RATE
+    if missing > _LATE:
+      raise _Unusable('audio ends early', f'{missing:.2f} s are missing')
     wave = fit_length(wave, samples)
     if np.abs(wave).max() < audio.SILENCE:
       raise _Unusable('silent')
-    union = np.concatenate(
-      [piece.boxes[:, :2].min(axis=0), piece.boxes[:, 2:].max(axis=0)]
-    )
-    window = (
-      (0, 0, self.width, self.height)
-      if clip.crop
-      else crop_square(tuple(union), self.width, self.height, config.expand)
-    )
-    corner, side = np.array(window[:2]), np.array(window[2:]) - np.array(window[:2])
+
+    # 3. Crop a square around the face in all frames, unless the corpus names a crop
+    window = (0, 0, self.width, self.height)
+    if not clip.crop:
+      left, top = piece.boxes[:, :2].min(axis=0)
+      right, bottom = piece.boxes[:, 2:].max(axis=0)
+      face_area = (left, top, right, bottom)
+      window = crop_square(face_area, self.width, self.height, config.expand)
+    corner = np.array(window[:2])
+    extent = np.array(window[2:]) - corner
+    optional = {}
+    if self.expression is not None:
+      optional['expression'] = self.expression[piece.first : piece.end]
     return clip_record.encode_example(
       config.spec,
       clip_id=key,
@@ -356,35 +390,37 @@ class _Clip:
       text=clip.text,
       frames=self._crops(piece, window) if config.content == 'full' else (),
       audio=wave,
-      expression=None if self.expression is None else self.expression[rows],
-      bbox=np.clip((piece.boxes - np.tile(corner, 2)) / np.tile(side, 2), 0, 1),
+      bbox=np.clip((piece.boxes - np.tile(corner, 2)) / np.tile(extent, 2), 0, 1),
+      **optional,
     )
 
   def _crops(self, piece: Track, window: tuple[int, int, int, int]) -> list[bytes]:
-    """Pictures of a piece as JPEG, read a second time so that none had to be kept."""
-    size = (self.config.size,) * 2
-    return [
-      clip_record.encode_jpeg(
-        np.asarray(
-          Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS, window)
-        )
-      )
-      for picture in self._pictures(piece.first, len(piece.boxes))
-    ]
+    """Encodes the frames of a piece as JPEG.
+
+    They are read a second time, so that none has to stay in memory.
+    """
+    size = (self.config.size, self.config.size)
+    crops = []
+    for frame in self._read_frames(piece.first, len(piece.boxes)):
+      image = Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS, window)
+      crops.append(clip_record.encode_jpeg(np.asarray(image)))
+    return crops
 
 
 def expression_dim(
   paths: Iterator[str], config: CorpusConfig, expressions: Tree
 ) -> int:
-  """Number of columns of the first feature file that can be read, 64 where there is
-  none.
+  """Gives the number of columns of the first feature file that can be read.
+
+  If there is none, `config` stays as it is.
   """
   for path in paths:
     try:
       with expressions.local(path) as local:
-        return expression_files.read_expression(
+        rows = expression_files.read_expression(
           local, config.expression_key, config.expression_columns
-        ).shape[1]
+        )
+        return rows.shape[1]
     except (DataError, InputError, FileNotFoundError):
       continue
   return config.expression_dim

@@ -7,7 +7,7 @@ by the process that writes it: `new` in it becomes the folder, `old` is what tha
 replaces. The system drops the lock of a killed process; the next run to NAME clears up.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
 import fcntl
 import os
@@ -79,14 +79,11 @@ def _remove(folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(
-  path: pathlib.Path, discard: Callable[[pathlib.Path], None] = _remove
-) -> Iterator[pathlib.Path]:
+def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Gives a temporary folder next to `path`, and moves it there at the end.
 
   Args:
     path: of the folder to be; it may replace one (see `refuse_existing`).
-    discard: removes the temporary folder after a failure or an interruption.
 
   Raises:
     InputError: the place cannot be written to, or is full.
@@ -104,7 +101,7 @@ def atomic_folder(
         new.rename(path)
     except BaseException:
       _restore(part, path)
-      discard(part)
+      _remove(part)
       raise
     _remove(part)
   except UserError:

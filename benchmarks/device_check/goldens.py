@@ -10,8 +10,7 @@ import numpy as np
 
 from benchmarks.device_check import report, run_part
 from benchmarks.device_check.parts import Context, Unavailable
-from convert import verify
-from convert.verify import registry
+from convert.verify import comparison, registry
 from convert.verify.golden import Case
 
 FOLDER = report.ROOT / 'tests' / 'goldens'
@@ -107,7 +106,7 @@ def attempt(path: pathlib.Path, dtype: str | None) -> dict[str, Any]:
   jax.config.update('jax_default_matmul_precision', None if dtype else 'highest')
   try:
     name, golden = registry.load(path, dtype)
-    cases = verify.cases(name, golden)
+    cases = comparison.run_cases(name, golden)
     entry = signal(cases) if dtype else errors(name, cases)
   except Exception as error:
     entry = run_part.described(error)
@@ -116,7 +115,9 @@ def attempt(path: pathlib.Path, dtype: str | None) -> dict[str, Any]:
 
 def errors(name: str, cases: Iterable[Case]) -> dict[str, Any]:
   """The case that comes closest to its limit, or exceeds it most."""
-  results = [verify.compare(name, c.name, c.actual, c.expected, c.limit) for c in cases]
+  results = [
+    comparison.compare(name, c.name, c.actual, c.expected, c.limit) for c in cases
+  ]
   worst = max(results, key=lambda r: (not r.passed, r.relative / (r.limit or 1)))
   return {
     'cases': len(results),

@@ -1,5 +1,6 @@
-"""Golden files: reference inputs and outputs in PyTorch's layouts, each set
-described by one JSON file.
+"""Golden files: reference inputs and outputs, each set described by one JSON file.
+
+All tensors are in PyTorch's layouts.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,9 +19,11 @@ from convert.verify import seeded_weights
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.models import parameters, registry
 
-# Limits relative to the deviation: ten times what the published modules differ by
+# Limits relative to the deviation: ten times the difference of the published modules
 # between float32 and float64.
-LIMIT, ENCODE, DECODE = 2e-5, 3e-5, 2e-4
+LIMIT = 2e-5
+ENCODE = 3e-5
+DECODE = 2e-4
 EXACT = 0.0
 
 
@@ -31,7 +34,7 @@ class Case(NamedTuple):
     name: of the output that it reproduces.
     actual: our array, in the layout of the output.
     limit: of the error, relative to the output's deviation.
-    expected: None for the output of that name.
+    expected: the reference; None stands for the golden output of that name.
   """
 
   name: str
@@ -41,8 +44,10 @@ class Case(NamedTuple):
 
 
 class Tensors(dict):
-  """A safetensors file; asking for what it lacks is a `UserError`, as are a missing
-  and a damaged file.
+  """The tensors of a safetensors file, by name.
+
+  Raises:
+    InputError: the file is missing or damaged, or, when indexed, lacks a tensor.
   """
 
   def __init__(self, path: pathlib.Path):
@@ -51,7 +56,7 @@ class Tensors(dict):
       super().__init__(load_file(path))
     except FileNotFoundError:
       raise InputError(
-        f'{path} does not exist; the golden files beside it need it'
+        f'{path} does not exist; the golden files next to it need it'
       ) from None
     except (OSError, SafetensorError) as error:
       raise InputError(
@@ -65,31 +70,34 @@ class Tensors(dict):
 
 
 def weights_of(path: pathlib.Path) -> Mapping[str, np.ndarray]:
-  """The weights in a file, or as the description beside it says how to draw them where
-  there is none.
+  """Reads weights from a file, or draws them by the rule in the description next to it.
 
   Raises:
-    InputError: neither the file nor a rule exists, or see `drawn.draw`.
+    InputError: there is neither a file nor a rule, or the weights cannot be drawn (see
+      `seeded_weights.draw`).
   """
   description = path.with_name('config.json')
-  if (
-    not path.exists()
-    and description.exists()
-    and 'drawn' in (meta := read_json(description))
-  ):
-    return seeded_weights.draw(meta, f'weights of {description}')
+  if not path.exists() and description.exists():
+    meta = read_json(description)
+    if 'drawn' in meta:
+      return seeded_weights.draw(meta, f'weights of {description}')
   return Tensors(path)
 
 
-class Golden:
-  """One set of golden files: `path` is the description, `meta` its content, `folder`
-  where the tensors are.
+def params_of(path: pathlib.Path, target: parameters.Abstract) -> dict[str, np.ndarray]:
+  """Converts the weights of `weights_of` to the parameters of `target`."""
+  return naming.from_torch(target, weights_of(path))
 
-  Args:
-    path: the JSON file.
-    files: names, without `.safetensors`, of the files among weights, inputs and outputs
-      that belong to it; `{stem}` stands for the name of the description.
-    dtype: compute type of the networks; None is float32, which the limits are made for.
+
+class Golden:
+  """One set of golden files.
+
+  Attributes:
+    folder: of the files.
+    meta: content of the description.
+    dtype: compute dtype of the networks; None is float32, which the limits are made
+      for.
+    weights, inputs, outputs: tensors by name.
   """
 
   def __init__(
@@ -98,60 +106,76 @@ class Golden:
     files: Mapping[str, str],
     dtype: jax.typing.DTypeLike | None = None,
   ):
-    self.folder, self.meta, self.dtype = path.parent, read_json(path), dtype
+    """Reads the files that a description belongs to.
 
-    def file(part):
-      return self.folder / f'{files[part].format(stem=path.stem)}.safetensors'
-
-    self.weights = weights_of(file('weights')) if 'weights' in files else {}
-    self.inputs, self.outputs = (
-      Tensors(file(part)) if part in files else {} for part in ('inputs', 'outputs')
-    )
+    Args:
+      path: the description.
+      files: which of weights, inputs and outputs have a file, and its name without
+        `.safetensors`; `{stem}` stands for the name of the description.
+      dtype: see above.
+    """
+    self.folder = path.parent
+    self.meta = read_json(path)
+    self.dtype = dtype
+    places = {
+      content: self.folder / f'{name.format(stem=path.stem)}.safetensors'
+      for content, name in files.items()
+    }
+    self.weights: Mapping[str, np.ndarray] = {}
+    if 'weights' in places:
+      self.weights = weights_of(places['weights'])
+    self.inputs = Tensors(places['inputs']) if 'inputs' in places else {}
+    self.outputs = Tensors(places['outputs']) if 'outputs' in places else {}
 
   @property
   def constructor(self) -> dict[str, Any]:
     return self.meta['constructor']
 
   def small_signal(self) -> dict[str, np.ndarray]:
-    """Weights with some scaled down, which makes the epsilons of the norms visible."""
+    """Scales some weights down, which makes the epsilons of the norms visible."""
     rule = self.meta['small_signal']
-
-    def kept(key):
-      return (
-        key.startswith(rule.get('exclude_prefix', '\0'))
-        or rule.get('exclude_substring', '\0') in key
+    suffixes = tuple(rule['key_suffixes'])
+    nothing = '\0'  # in no key
+    scaled = {}
+    for key, value in self.weights.items():
+      excluded = (
+        key.startswith(rule.get('exclude_prefix', nothing))
+        or rule.get('exclude_substring', nothing) in key
       )
-
-    def hit(key):
-      return key.endswith(tuple(rule['key_suffixes'])) and not kept(key)
-
-    return {
-      k: v * np.float32(rule['factor']) if hit(k) else v
-      for k, v in self.weights.items()
-    }
+      if key.endswith(suffixes) and not excluded:
+        value = value * np.float32(rule['factor'])
+      scaled[key] = value
+    return scaled
 
 
 class Module:
-  """A component with converted parameters; a method compiles once per shape,
-  whatever the weights.
+  """A component with converted parameters.
+
+  A method compiles once per shape, whatever the weights.
   """
 
   def __init__(
     self,
     name: str,
     config: Mapping[str, Any],
-    make_params: Callable[[parameters.Abstract], Mapping[str, jax.Array]],
+    make_params: Callable[[parameters.Abstract], Mapping[str, Any]],
     dtype: jax.typing.DTypeLike | None = None,
   ):
-    """`config` and `dtype` as `models.registry` takes them.
+    """Makes the module and its parameters.
 
-    `make_params` makes the values for the abstract ones.
+    Args:
+      name: of the component.
+      config: of the component, as `models.registry` takes it.
+      make_params: makes the arrays for the abstract parameters.
+      dtype: to compute in, as `models.registry` takes it.
     """
-    self.config = registry.config_of(name, config)
+    self.config: Any = registry.config_of(name, config)
     build = registry.builder(name, config, dtype)
-    self.graphdef, self.target = graphdef, target = parameters.abstract(build)
+    graphdef, target = parameters.abstract(build)
+    self.graphdef = graphdef
+    self.target = target
     self.params = jax.tree.map(jnp.asarray, make_params(target))
-    # Without `self` inside, gigabytes go as soon as the module does.
+    # Without a reference to `self`, gigabytes are freed as soon as the module is.
     self._call = jax.jit(
       lambda params, method, args: method(parameters.merge(graphdef, params), *args),
       static_argnums=1,
@@ -165,33 +189,43 @@ class Module:
     weights: Mapping[str, np.ndarray] | None = None,
     **config,
   ) -> 'Module':
-    """The module of a golden, with its own weights unless others are given."""
-    weights = golden.weights if weights is None else weights
-
-    def convert(target):
-      return naming.from_torch(target, weights)
-
-    return cls(name, golden.constructor | config, convert, golden.dtype)
+    """Makes the module of golden files, with their weights unless others are given."""
+    if weights is None:
+      weights = golden.weights
+    return cls(
+      name,
+      golden.constructor | config,
+      lambda target: naming.from_torch(target, weights),
+      golden.dtype,
+    )
 
   def __call__(
     self, method: Callable, *args, weights: Mapping[str, np.ndarray] | None = None
   ):
-    """`method(module, *args)` as NumPy arrays; `weights` are published ones in place
-    of its own.
+    """Computes `method(module, *args)` as NumPy arrays.
+
+    Args:
+      method: a function of the module.
+      *args: its other arguments.
+      weights: published weights to use instead of the module's own.
     """
-    params = self.params if weights is None else naming.from_torch(self.target, weights)
+    if weights is None:
+      params: Mapping[str, Any] = self.params
+    else:
+      params = naming.from_torch(self.target, weights)
     return jax.tree.map(np.asarray, self._call(params, method, args))
 
 
 def forward(model, *args):
+  """Calls the model itself: the usual method of a `Module`."""
   return model(*args)
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:
-  """[B,C,...] to [B,...,C]."""
+  """Moves the channels: [B,C,...] to [B,...,C]."""
   return np.moveaxis(x, 1, -1)
 
 
 def channels_first(x: np.ndarray) -> np.ndarray:
-  """[B,...,C] to [B,C,...]."""
+  """Moves the channels: [B,...,C] to [B,C,...]."""
   return np.moveaxis(x, -1, 1)

@@ -1,4 +1,7 @@
-"""The kinds of golden files: how they are recognised, and what reproduces them."""
+"""The kinds of golden files: how they are recognised, and what reproduces them.
+
+To add a kind, write a function from `Golden` to `Case`s and list it in `KINDS`.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 import pathlib
@@ -11,19 +14,20 @@ from convert.verify import full_size_cases, module_cases, pipeline_cases
 from convert.verify.golden import Case, Golden
 from dicetalk_jax.errors import InputError
 
+# File names by what they hold, as `Golden` takes them.
 _STANDARD = {'weights': 'weights', 'inputs': 'inputs', 'outputs': 'outputs'}
 _WHOLE = {'inputs': 'inputs', 'outputs': 'outputs'}
 _TENSORS = {'inputs': 'tensors', 'outputs': 'tensors'}
-_BESIDE = {'inputs': '{stem}', 'outputs': '{stem}'}
+_NEXT_TO = {'inputs': '{stem}', 'outputs': '{stem}'}
 
 
 class Kind(NamedTuple):
-  """One kind.
+  """One kind of golden files.
 
   Attributes:
     mark: path of keys that only descriptions of this kind have.
-    cases: from golden files to comparisons.
-    files: see `Golden`.
+    cases: runs all cases of golden files.
+    files: names of the tensor files, as `Golden` takes them.
   """
 
   mark: str
@@ -46,30 +50,32 @@ KINDS = {
   'scheduler': Kind(
     'constructor.use_karras_sigmas', pipeline_cases.scheduler, _TENSORS
   ),
-  'portraits': Kind('cases.0.bbox_xywh', pipeline_cases.portraits, _BESIDE),
+  'portraits': Kind('cases.0.bbox_xywh', pipeline_cases.portraits, _NEXT_TO),
   'crops': Kind('cases.0.expand_radio', pipeline_cases.crops, {}),
-  'clip_preprocess': Kind('processor', pipeline_cases.clip_preprocess, _BESIDE),
-  'speech_features': Kind('feature_extractor', pipeline_cases.speech_features, _BESIDE),
+  'clip_preprocess': Kind('processor', pipeline_cases.clip_preprocess, _NEXT_TO),
+  'speech_features': Kind(
+    'feature_extractor', pipeline_cases.speech_features, _NEXT_TO
+  ),
   'pipeline': Kind('ip_scale', pipeline_cases.pipeline, _WHOLE),
   'end_to_end': Kind('process_arguments', pipeline_cases.end_to_end, _WHOLE),
   'full_audio_linear': Kind(
-    'inputs.audio_embeds.amp', full_size_cases.audio_linear, _BESIDE
+    'inputs.audio_embeds.amp', full_size_cases.audio_linear, _NEXT_TO
   ),
   'full_pose_guider': Kind(
-    'inputs.conditioning.amp', full_size_cases.pose_guider, _BESIDE
+    'inputs.conditioning.amp', full_size_cases.pose_guider, _NEXT_TO
   ),
-  'full_emo_model': Kind('inputs.emo_prompts.amp', full_size_cases.emo_model, _BESIDE),
-  'full_whisper': Kind('inputs.input_features.amp', full_size_cases.whisper, _BESIDE),
-  'full_rife': Kind('inputs.img0.amp', full_size_cases.rife, _BESIDE),
-  'full_vae': Kind('inputs.latents.amp', full_size_cases.vae, _BESIDE),
+  'full_emo_model': Kind('inputs.emo_prompts.amp', full_size_cases.emo_model, _NEXT_TO),
+  'full_whisper': Kind('inputs.input_features.amp', full_size_cases.whisper, _NEXT_TO),
+  'full_rife': Kind('inputs.img0.amp', full_size_cases.rife, _NEXT_TO),
+  'full_vae': Kind('inputs.latents.amp', full_size_cases.vae, _NEXT_TO),
   'full_clip_vision': Kind(
-    'inputs.pixel_values.amp', full_size_cases.clip_vision, _BESIDE
+    'inputs.pixel_values.amp', full_size_cases.clip_vision, _NEXT_TO
   ),
 }
 
 
 def _has(meta: Any, mark: str) -> bool:
-  """Whether a path of keys exists; a number is a position in a list."""
+  """Checks whether a path of keys exists; a number is a position in a list."""
   for key in mark.split('.'):
     if isinstance(meta, list) and key.isdigit() and int(key) < len(meta):
       meta = meta[int(key)]
@@ -81,8 +87,11 @@ def _has(meta: Any, mark: str) -> bool:
 
 
 def descriptions(place: pathlib.Path) -> list[pathlib.Path]:
-  """The JSON files of golden files: one that is named, with or without its ending, or
-  all in a folder and below.
+  """Finds the JSON files that describe golden files.
+
+  Args:
+    place: one description, with or without its ending, or a folder that is searched
+      with all folders below.
 
   Raises:
     InputError: there are none.
@@ -103,17 +112,15 @@ def descriptions(place: pathlib.Path) -> list[pathlib.Path]:
 
 
 def recognise(path: pathlib.Path) -> str:
-  """The kind of golden files, by their description.
+  """Finds the kind of golden files by their description.
 
   Raises:
-    InputError: they are of no known kind, or the description is missing or damaged.
+    InputError: the kind is unknown, or the description is missing or damaged.
   """
   meta = read_json(path)
   found = [name for name, kind in KINDS.items() if _has(meta, kind.mark)]
   if len(found) != 1:
-    raise InputError(
-      f'{path} describes no known component; those are {", ".join(KINDS)}'
-    )
+    raise InputError(f'{path} is of unknown kind; known are {", ".join(KINDS)}')
   return found[0]
 
 
@@ -124,13 +131,13 @@ def load(
 
   Args:
     path: the description.
-    dtype: see `Golden`.
+    dtype: compute dtype, as `Golden` takes it.
 
   Returns:
     The name of their kind, and the files.
 
   Raises:
-    InputError: they are of no known kind, or a file is missing or damaged.
+    InputError: the kind is unknown, or a file is missing or damaged.
   """
   name = recognise(path)
   return name, Golden(path, KINDS[name].files, dtype)

@@ -1,9 +1,8 @@
-"""Weights of small golden modules that follow from a rule, in place of megabytes of
-random numbers.
+"""Draws the weights of small golden modules by a rule, which saves megabytes of files.
 
-The published class is constructed with PyTorch's seeded generator; then normal noise is
-added to every parameter, so that nothing stays zero or one. Needs diffusers, and the
-PyTorch whose generator drew them: 2.13.0.
+The published class is constructed with PyTorch's seeded generator. Then normal noise is
+added to every parameter, so that nothing stays zero or one. This needs diffusers, and
+the PyTorch version whose generator drew the weights: 2.13.0.
 """
 
 from collections.abc import Mapping
@@ -20,14 +19,12 @@ REMEDY = "pip install -e '.[test]' adds the versions that drew them"
 
 
 def draw(meta: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
-  """The weights of a description with the keys `constructor`, `seed` and `drawn`, by
-  published key.
-
-  `drawn` names the class of diffusers and gives the `projection` of the weights.
+  """Draws the weights of a description, by published key.
 
   Args:
-    meta: the description.
-    name: what a message calls the weights.
+    meta: the description, with the keys `constructor`, `seed` and `drawn`. The latter
+      names the class of diffusers and gives the `projection` of the weights.
+    name: of the weights, for messages.
 
   Raises:
     InputError: diffusers is missing, or the installed versions draw other numbers.
@@ -50,11 +47,12 @@ def draw(meta: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
     initial = dict(module.named_parameters())
     initial |= _adapters(initial, len(meta.get('adapter_tokens', ())))
     weights = {
-      key: _lively(key, initial[key], noise).numpy() for key in sorted(initial)
+      key: _with_noise(key, initial[key], noise).numpy() for key in sorted(initial)
     }
   # Without AVX2, PyTorch's normal numbers differ in the last bits (2e-7 at most here),
   # which a hash would refuse.
-  if not math.isclose(found := projection(weights), rule['projection'], abs_tol=1e-3):
+  found = projection(weights)
+  if not math.isclose(found, rule['projection'], abs_tol=1e-3):
     raise InputError(
       f'{name} come out differently with PyTorch {torch.__version__} and diffusers '
       f'{diffusers.__version__} (projection {found:.4f} instead of '
@@ -64,8 +62,9 @@ def draw(meta: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
 
 
 def projection(weights: Mapping[str, np.ndarray]) -> float:
-  """All weights, in the order of sorted keys, times the cosines of 0, 1, 2, ...: one
-  wrong number shows.
+  """Projects all weights on the cosines of 0, 1, 2, ...: one wrong number shows.
+
+  The weights are in the order of their sorted keys.
   """
   x = np.concatenate([weights[key].ravel() for key in sorted(weights)]).astype(
     np.float64
@@ -76,19 +75,22 @@ def projection(weights: Mapping[str, np.ndarray]) -> float:
 def _adapters(
   initial: Mapping[str, torch.Tensor], count: int
 ) -> dict[str, torch.Tensor]:
-  """Keys and values of `count` adapters begin as copies of the image's."""
-  return {
-    f'{layer}attn2.processor.to_{x}_ip.{i}.weight': value
-    for key, value in initial.items()
-    for x in 'kv'
-    for layer, source, _ in [key.partition(f'attn2.to_{x}.weight')]
-    if source
-    for i in range(count)
-  }
+  """Gives `count` adapters copies of the keys and values for the image."""
+  copies = {}
+  for key, value in initial.items():
+    for letter in 'kv':
+      layer, found, _ = key.partition(f'attn2.to_{letter}.weight')
+      if not found:
+        continue
+      for i in range(count):
+        copies[f'{layer}attn2.processor.to_{letter}_ip.{i}.weight'] = value
+  return copies
 
 
-def _lively(key: str, p: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
-  n = torch.randn(p.shape, generator=noise)
+def _with_noise(key: str, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+  noise = torch.randn(x.shape, generator=generator)
   if key.endswith('mix_factor'):
-    return 0.8 * n
-  return p + (0.1 * n if p.ndim == 1 else n * (0.3 / math.sqrt(p[0].numel())))
+    return 0.8 * noise
+  if x.ndim == 1:
+    return x + 0.1 * noise
+  return x + noise * (0.3 / math.sqrt(x[0].numel()))

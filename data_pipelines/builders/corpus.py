@@ -1,7 +1,7 @@
-"""TFDS builders of the real corpora: one builder, a walker for each corpus.
+"""TFDS builders of the real corpora: one builder for all, and a walker for each.
 
-Clips are prepared first, by many processes, into a cache of finished clips; then their
-records are written. With a Beam runner each of the two is a pipeline, of the same
+First, many processes prepare clips into a cache of finished clips. Then their records
+are written. With a Beam runner each of the two steps is a pipeline of the same
 functions.
 """
 
@@ -42,8 +42,9 @@ class BuilderConfig(tfds.core.BuilderConfig):
 
 
 class _Writer(ExampleWriter):
-  """ArrayRecord's writer knows disks only: shards for other places are written on
-  one and copied.
+  """Writes shards for other places than disks to a disk, and copies them.
+
+  ArrayRecord's own writer knows disks only.
   """
 
   def write(self, path, examples):
@@ -56,19 +57,25 @@ class _Writer(ExampleWriter):
       return None
 
 
-class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Records `talking_clip` of a real corpus.
+class Corpus(  # type: ignore[call-arg]  # mypy does not see the parameter of TFDS
+  tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
+  """Makes the records `talking_clip` of a real corpus.
 
-  `worker`, `clips` and `counts` are set before it is prepared.
+  The attributes are set before it is prepared.
+
+  Attributes:
+    worker: prepares clips.
+    clips: by split.
+    counts: number of records by split, for the bar.
+    manifests: lists of clips by split, if a Beam pipeline writes the records.
   """
 
   VERSION = tfds.core.Version('1.0.0')
   worker: Worker
-  clips: Mapping[str, list[ClipFile]]  # by split
-  counts: Mapping[str, int]  # of records by split, for the bar
-  manifests: Mapping[str, str] | None = (
-    None  # by split, where a Beam pipeline writes the records
-  )
+  clips: Mapping[str, list[ClipFile]]
+  counts: Mapping[str, int]
+  manifests: Mapping[str, str] | None = None
 
   @property
   def settings(self) -> CorpusConfig:
@@ -89,19 +96,20 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return {split: self._generate_examples(split) for split in self.clips}
 
   def _generate_examples(self, split: str) -> Any:
-    """(key, record) of all clips of a split: a generator, or a Beam transform that
-    makes them.
-    """
-    if not self.manifests:
-      records = (
-        example for clip in self.clips[split] for example in self.worker.examples(clip)
-      )
-      return tqdm.tqdm(
-        records, f'records of {split}', self.counts[split], unit='clip', mininterval=1
-      )
-    import apache_beam as beam
+    """Yields (key, record) of all clips of a split.
 
-    return _clips(self.manifests[split]) | beam.FlatMap(self.worker.examples)
+    With Beam the result is a transform that makes them.
+    """
+    if self.manifests:
+      import apache_beam as beam
+
+      return _clips(self.manifests[split]) | beam.FlatMap(self.worker.examples)
+    records = (
+      example for clip in self.clips[split] for example in self.worker.examples(clip)
+    )
+    return tqdm.tqdm(
+      records, f'records of {split}', self.counts[split], unit='clip', mininterval=1
+    )
 
 
 class Mead(Corpus):
@@ -120,31 +128,36 @@ class Folder(Corpus):
   """A user's own clips."""
 
 
-BUILDERS = {'mead': Mead, 'hdtf': Hdtf, 'voxceleb2': Voxceleb2, 'folder': Folder}
+BUILDERS: dict[str, type[Corpus]] = {
+  'mead': Mead,
+  'hdtf': Hdtf,
+  'voxceleb2': Voxceleb2,
+  'folder': Folder,
+}
 
 
 def _manifest(cache: ClipCache, name: str, clips: Sequence[ClipFile]) -> str:
-  """Writes one JSON line per clip, since a pipeline has no room for a million clips;
-  returns the path.
+  """Writes one JSON line per clip, and returns the path.
+
+  The description of a Beam pipeline itself must not hold a million clips.
   """
-  return cache.write_text(
-    f'{name}.jsonl',
-    ''.join(f'{json.dumps(dataclasses.asdict(clip))}\n' for clip in clips),
-  )
+  lines = [f'{json.dumps(dataclasses.asdict(clip))}\n' for clip in clips]
+  return cache.write_text(f'{name}.jsonl', ''.join(lines))
 
 
 def _read_clip(line: str) -> ClipFile:
   fields = json.loads(line)
-  return ClipFile(**fields | {'crop': fields['crop'] and tuple(fields['crop'])})
+  if fields['crop']:
+    fields['crop'] = tuple(fields['crop'])
+  return ClipFile(**fields)
 
 
 def _clips(manifest: str) -> Any:
-  """A Beam transform: the clips of a manifest."""
+  """Makes a Beam transform that reads the clips of a manifest."""
   import apache_beam as beam
 
-  return (
-    beam.io.ReadFromText(manifest) | beam.Map(_read_clip) | beam.Reshuffle()
-  )  # one clip may go to one worker, whatever the size of the list
+  # Reshuffled, so that any worker may take any clip, however short the list is
+  return beam.io.ReadFromText(manifest) | beam.Map(_read_clip) | beam.Reshuffle()
 
 
 def prepare_corpus(
@@ -156,8 +169,7 @@ def prepare_corpus(
   beam_options: str = '',
   keep_work: bool = False,
 ) -> tuple[epath.Path, Report]:
-  """Prepares a corpus as ArrayRecord files, or finds it where it has been prepared
-  before.
+  """Prepares a corpus as ArrayRecord files, unless it has been prepared before.
 
   A killed run resumes: clips that are done lie in `<data_dir>/<corpus>/work` until the
   data set is whole.
@@ -165,12 +177,12 @@ def prepare_corpus(
   Args:
     plan: which clips, and how.
     data_dir: root of all data sets. For Beam, a place that all workers reach.
-    workers: processes, all cores by default; they start anew, so a script must call
-      this under `if __name__ == '__main__'`. 1 works in the process that calls. The
-      records do not depend on it.
+    workers: processes, all cores by default. They are spawned, so a script must call
+      this under `if __name__ == '__main__'`. 1 means the calling process. The records
+      do not depend on it.
     beam_runner: such as 'DirectRunner'; '' works without Beam.
     beam_options: flags of the Beam pipeline in one string.
-    keep_work: leaves the finished clips for another preparation with the same settings.
+    keep_work: keeps the finished clips for another preparation with the same settings.
 
   Returns:
     The folder of the data set, for `ClipSource`, with `report.json` and `skipped.csv`;
@@ -191,19 +203,15 @@ def prepare_corpus(
   folder = epath.Path(builder.data_dir)
   if (folder / 'dataset_info.json').exists() and (folder / 'report.json').exists():
     report = Report.load(folder)
-    return folder, dataclasses.replace(
-      report,
-      notes=(
-        *report.notes,
-        'this data set was prepared before; files that changed and kept their sizes '
-        f'are not noticed: to prepare it anew, delete {folder}',
-      ),
+    note = (
+      'this data set was prepared before; files that changed without changing their '
+      f'size are not noticed: to prepare it again, delete {folder}'
     )
+    return folder, dataclasses.replace(report, notes=(*report.notes, note))
+  leftovers = f'{plan.name}/incomplete.*_{builder.version}'
   with (
-    _room(data_dir),
-    tfds_writer.alone(
-      f'{data_dir}/{corpus}', f'{plan.name}/incomplete.*_{builder.version}'
-    ),
+    _refuse_full_disk(data_dir),
+    tfds_writer.locked(f'{data_dir}/{corpus}', leftovers),
   ):
     return folder, _prepare(
       builder, plan, data_dir, workers, beam_runner, beam_options, keep_work
@@ -219,16 +227,18 @@ def _prepare(
   beam_options: str,
   keep_work: bool,
 ) -> Report:
-  corpus, folder = plan.config.corpus, epath.Path(builder.data_dir)
+  corpus = plan.config.corpus
   cache = ClipCache(f'{data_dir}/{corpus}/work/{plan.work_name}')
-  worker = builder.worker = Worker(plan.config, plan.tree, plan.expressions, cache)
-  config = _beam_config(beam_runner, beam_options) if beam_runner else {}
-  run = (
-    functools.partial(_run_in_beam, **config)
-    if config
-    else functools.partial(corpus_workers.run, processes=workers)
-  )
-  outcomes = dict(_work(worker, plan, run))
+  worker = Worker(plan.config, plan.tree, plan.expressions, cache)
+
+  # 1. Prepare the clips
+  beam_config = _beam_config(beam_runner, beam_options) if beam_runner else {}
+  prepare_clips: _PrepareClips
+  if beam_config:
+    prepare_clips = functools.partial(_prepare_in_beam, **beam_config)
+  else:
+    prepare_clips = functools.partial(corpus_workers.prepare_clips, processes=workers)
+  outcomes = dict(_prepare_all(worker, plan, prepare_clips))
   report = Report.of(plan, outcomes)
   if 'train' not in report.splits:
     path = cache.write_text('skipped.csv', report.csv())
@@ -236,68 +246,90 @@ def _prepare(
       f'no clip of {corpus} could be prepared for training '
       f'({reasons(report.skipped)}); see {path}'
     )
+
+  # 2. Write their records
+  builder.worker = worker
   builder.clips = {
     split: [clip for clip in plan.clips[split] if outcomes[clip.clip_id].keys]
     for split in report.splits
   }
-  builder.counts = {split: part['clips'] for split, part in report.splits.items()}
-  if config:
+  builder.counts = {split: counts['clips'] for split, counts in report.splits.items()}
+  if beam_config:
     builder.manifests = {
       split: _manifest(cache, split, clips) for split, clips in builder.clips.items()
     }
-  tfds_writer.write(builder, builder.clips, **config)
-  report.save(folder)
+  tfds_writer.write(builder, builder.clips, **beam_config)
+  report.save(epath.Path(builder.data_dir))
   if not keep_work:
     cache.remove()
   return report
 
 
 @contextlib.contextmanager
-def _room(data_dir: str) -> Iterator[None]:
-  """A full disk ends the work in one sentence, wherever it was noticed."""
+def _refuse_full_disk(data_dir: str) -> Iterator[None]:
+  """Raises one InputError for a full disk, wherever it was noticed."""
   try:
     yield
   except OSError as error:
     if error.errno not in NO_ROOM:
       raise
     raise InputError(
-      f'there is no room left in {data_dir} or {tempfile.gettempdir()} ({error}); make '
-      'room, and the same command goes on'
+      f'no space is left in {data_dir} or {tempfile.gettempdir()} ({error}); make '
+      'room, and resume with the same command'
     ) from error
 
 
-_Run = Callable[[Worker, Sequence[ClipFile]], Iterator[tuple[ClipFile, Outcome]]]
+_PrepareClips = Callable[
+  [Worker, Sequence[ClipFile]], Iterator[tuple[ClipFile, Outcome]]
+]
 
 
-def _work(worker: Worker, plan: Plan, run: _Run) -> Iterator[tuple[str, Outcome]]:
-  """All clips, with a bar; those done in an earlier run are not given to `run`.
+def _prepare_all(
+  worker: Worker, plan: Plan, prepare_clips: _PrepareClips
+) -> Iterator[tuple[str, Outcome]]:
+  """Yields the id and outcome of every clip of a plan, with a bar.
 
   Clips that met an unexpected error are tried again after all others, since a network
   or a disk may have failed for some minutes.
+
+  Args:
+    worker: finds clips that are done.
+    plan: the clips.
+    prepare_clips: prepares those that are not done.
   """
   clips = [clip for clips in plan.clips.values() for clip in clips]
   with tqdm.tqdm(
     total=len(clips), desc=plan.config.corpus, unit='clip', mininterval=1
   ) as bar:
+    # 1. Those that an earlier run has done
     left = []
-    for clip, outcome in zip(
-      clips, worker.cache.outcomes([worker.name(clip) for clip in clips])
-    ):
-      if outcome and outcome.final:
+    for clip, known in zip(clips, _known_outcomes(worker, clips)):
+      if known and known.final:
         bar.update()
-        yield clip.clip_id, outcome
+        yield clip.clip_id, known
       else:
         left.append(clip)
-    again = []
-    for clip, outcome in run(worker, left):
+
+    # 2. All others
+    failed = []
+    for clip, outcome in prepare_clips(worker, left):
       if not outcome.final:
-        again.append(clip)
+        failed.append(clip)
         continue
       bar.update()
       yield clip.clip_id, outcome
-    for clip, outcome in run(worker, again):
+
+    # 3. Those that failed, once more
+    for clip, outcome in prepare_clips(worker, failed):
       bar.update()
       yield clip.clip_id, outcome
+
+
+def _known_outcomes(
+  worker: Worker, clips: Sequence[ClipFile]
+) -> Iterator[Outcome | None]:
+  """Reads the outcomes of clips from the cache; None for those that are not done."""
+  return worker.cache.outcomes([worker.name(clip) for clip in clips])
 
 
 def _beam_config(runner: str, options: str) -> dict[str, Any]:
@@ -311,10 +343,10 @@ def _beam_config(runner: str, options: str) -> dict[str, Any]:
   return {'beam_runner': runner, 'beam_options': PipelineOptions(shlex.split(options))}
 
 
-def _run_in_beam(
+def _prepare_in_beam(
   worker: Worker, clips: Sequence[ClipFile], beam_runner: str, beam_options: Any
 ) -> Iterator[tuple[ClipFile, Outcome]]:
-  """Prepares clips in a pipeline, which ends before the first is given."""
+  """Prepares clips in a pipeline, which ends before the first is yielded."""
   if not clips:
     return
   import apache_beam as beam
@@ -325,7 +357,5 @@ def _run_in_beam(
       | _clips(_manifest(worker.cache, 'work', clips))
       | 'Prepare' >> beam.Map(worker.__call__)
     )
-  for clip, outcome in zip(
-    clips, worker.cache.outcomes([worker.name(clip) for clip in clips])
-  ):
+  for clip, outcome in zip(clips, _known_outcomes(worker, clips)):
     yield clip, outcome or worker(clip)

@@ -1,15 +1,17 @@
-"""What a preparation will do, before a single video is opened: which clips, in which
-split, under which name.
+"""The plan of a preparation, made before any video is opened.
+
+It states which clips will be prepared, in which split, and the name of the data set.
 """
 
 import collections
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
 import re
+from types import ModuleType
 from typing import Any
 
 from data_pipelines import preprocess, splits
@@ -20,8 +22,13 @@ from data_pipelines.corpora.file_tree import Tree
 from data_pipelines.preprocess import CorpusConfig
 from dicetalk_jax.errors import InputError
 
-WALKERS = {'mead': mead, 'hdtf': hdtf, 'voxceleb2': voxceleb2, 'folder': folder}
-_PIECE = re.compile(r'(.+)_p\d{2,}')  # what `preprocess` calls the pieces of a clip
+WALKERS: dict[str, ModuleType] = {
+  'mead': mead,
+  'hdtf': hdtf,
+  'voxceleb2': voxceleb2,
+  'folder': folder,
+}
+_PIECE = re.compile(r'(.+)_p\d{2,}')  # how `preprocess` names the pieces of a clip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +36,9 @@ class Plan:
   """The clips of a corpus.
 
   Attributes:
+    config: how they are prepared.
+    tree: the corpus.
+    expressions: files of expression features, if there are any.
     clips: by split.
     skipped: what the walker left out.
     notes: what the user should know.
@@ -43,14 +53,16 @@ class Plan:
 
   @functools.cached_property
   def work_name(self) -> str:
-    """Different for different settings."""
+    """Name of the folder of finished clips; it depends on the settings."""
     return _digest(dataclasses.asdict(self.config))
 
   @functools.cached_property
   def name(self) -> str:
-    """Of the data set: readable, and different for different settings, clips, splits
-    and sizes of their files.
+    """Name of the data set.
+
+    It is readable, and depends on the settings, clips, splits, and sizes of files.
     """
+    config = dataclasses.asdict(self.config)
     clips = {
       split: [
         [dataclasses.asdict(clip), sizes(clip, self.tree, self.expressions)]
@@ -58,22 +70,18 @@ class Plan:
       ]
       for split, clips in self.clips.items()
     }
-    return f'{self.config.content}_{self.config.size}px_{_digest([dataclasses.asdict(self.config), clips])}'
+    readable = f'{self.config.content}_{self.config.size}px'
+    return f'{readable}_{_digest([config, clips])}'
 
   def summary(self) -> str:
-    """A few lines for the terminal."""
-    lines = [
-      f'{split:5} {len(clips):7} clips {len({clip.identity for clip in clips}):5} '
-      'people'
-      for split, clips in self.clips.items()
-    ]
-    return '\n'.join(
-      [
-        *lines,
-        f'left out: {reasons(self.skipped)}',
-        *(f'note: {note}' for note in self.notes),
-      ]
-    )
+    """Describes the plan in a few lines for the terminal."""
+    lines = []
+    for split, clips in self.clips.items():
+      people = {clip.identity for clip in clips}
+      lines.append(f'{split:5} {len(clips):7} clips {len(people):5} people')
+    lines.append(f'left out: {reasons(self.skipped)}')
+    lines += [f'note: {note}' for note in self.notes]
+    return '\n'.join(lines)
 
 
 def _digest(value: Any) -> str:
@@ -86,59 +94,72 @@ def make_plan(
   """Walks a corpus.
 
   Args:
-    config: how clips are prepared; `expression_dim` is set to the width of the features
-      that are found.
+    config: how clips are prepared. The width of the features that are found replaces
+      `expression_dim`.
     root: folder of the corpus.
-    expression_root: folder of expression features; '' for none.
-    **walk: settings of the corpus' walker.
+    expression_root: folder of expression features; '' if there is none.
+    **walk: settings of the walker.
 
   Raises:
-    InputError: there is no such folder, or nothing in it that is known.
+    InputError: there is no such folder, or no clip in it.
   """
+  # 1. Find the clips
   tree = Tree(root)
   expressions = Tree(expression_root, '--expression') if expression_root else None
   walker = WALKERS[config.corpus]
   clips, skipped = _unique(walker.walk, tree, expressions, **walk)
   if not clips:
-    first = (
-      f'; of {len(skipped)} passed over, the first is {skipped[0].clip} '
-      f'({skipped[0].reason})'
-      if skipped
-      else ''
-    )
+    first = ''
+    if skipped:
+      first = (
+        f'; the first of {len(skipped)} left out is {skipped[0].clip} '
+        f'({skipped[0].reason})'
+      )
     raise InputError(
       f'no clip of {config.corpus} was found in {root}; expected {walker.LAYOUT}{first}'
     )
+  notes = []
+  if config.corpus == 'hdtf':
+    notes += [str(counts) for counts in hdtf.metadata(tree)[1]]
+
+  # 2. Find their expression features
   if config.corpus == 'folder' and expressions is None:
     expressions = tree  # features that the labels name lie in the folder itself
-  notes = (
-    [str(counts) for counts in hdtf.metadata(tree)[1]]
-    if config.corpus == 'hdtf'
-    else []
-  )
   paths = [clip.expression for clip in clips if clip.expression]
   if expression_root and not paths:
     raise InputError(
       f'--expression={expression_root} holds features of none of the {len(clips)} '
-      'clips; name them as the videos or as the clips, see docs/data.md'
+      'clips; name them after the videos or the clips, see docs/data.md'
     )
-  if paths:
+  if expressions and paths:
     width = preprocess.expression_dim(itertools.islice(paths, 100), config, expressions)
     config = dataclasses.replace(config, expression_dim=width)
-    if len(paths) < len(clips):
-      notes.append(
-        f'{len(clips) - len(paths)} of {len(clips)} clips have no expression features'
-      )
-  split = splits.assign(config.corpus, clips)
-  if shared := splits.shared_people(clips, split):
+    without = len(clips) - len(paths)
+    if without:
+      notes.append(f'{without} of {len(clips)} clips have no expression features')
+
+  # 3. Split them
+  by_split, split_notes = _split(config.corpus, clips, root)
+  notes += split_notes
+  return Plan(config, tree, expressions, by_split, tuple(skipped), tuple(notes))
+
+
+def _split(
+  corpus: str, clips: Sequence[ClipFile], root: str
+) -> tuple[dict[str, list[ClipFile]], list[str]]:
+  """Gives the clips by split, without empty splits, and notes for the user."""
+  notes = []
+  split = splits.assign(corpus, clips)
+  shared = splits.shared_people(clips, split)
+  if shared:
     notes.append(
       f'{len(shared)} people are in more than one split: {", ".join(shared[:3])}'
     )
-  by_split = {
-    name: ours
-    for name in splits.SPLITS
-    if (ours := [clip for clip in clips if split[clip.clip_id] == name])
-  }
+  by_split = {}
+  for name in splits.SPLITS:
+    chosen = [clip for clip in clips if split[clip.clip_id] == name]
+    if chosen:
+      by_split[name] = chosen
   if 'train' not in by_split:
     raise InputError(
       f'all {len(clips)} clips in {root} belong to {" and ".join(by_split)}, none to '
@@ -146,32 +167,39 @@ def make_plan(
     )
   if 'val' not in by_split:
     notes.append(
-      'there is no validation split, which training asks for; add another person'
+      'there is no validation split, which training needs; add another person'
     )
-  return Plan(config, tree, expressions, by_split, tuple(skipped), tuple(notes))
+  return by_split, notes
 
 
 def _unique(
   walk: Callable[..., Iterator[ClipFile | Skipped]], *args, **kwargs
 ) -> tuple[list[ClipFile], list[Skipped]]:
-  """The first of each clip; ids that clips of several recordings share get a hash of
-  the recording.
+  """Walks a corpus, and keeps the first of each clip.
+
+  If clips of several recordings share an id, or an id is that of a piece of another
+  clip, a hash of the recording is added to it.
   """
+  # 1. Leave out clips that come twice
   clips: dict[tuple[str, str], ClipFile] = {}
   skipped = []
   for found in walk(*args, **kwargs):
     if isinstance(found, Skipped):
       skipped.append(found)
-    elif (key := (found.clip_id, found.video_id)) in clips:
+      continue
+    key = (found.clip_id, found.video_id)
+    if key in clips:
       skipped.append(Skipped(found.video, 'the same clip twice', clips[key].video))
     else:
       clips[key] = found
+
+  # 2. Give every clip its own id
   counts = collections.Counter(clip_id for clip_id, _ in clips)
-
-  def told_apart(clip: ClipFile) -> ClipFile:
+  unique = []
+  for clip in clips.values():
     piece = _PIECE.fullmatch(clip.clip_id)
-    if counts[clip.clip_id] == 1 and not (piece and piece[1] in counts):
-      return clip
-    return dataclasses.replace(clip, clip_id=f'{clip.clip_id}_{_digest(clip.video_id)}')
-
-  return [told_apart(clip) for clip in clips.values()], skipped
+    if counts[clip.clip_id] > 1 or (piece and piece[1] in counts):
+      clip_id = f'{clip.clip_id}_{_digest(clip.video_id)}'
+      clip = dataclasses.replace(clip, clip_id=clip_id)
+    unique.append(clip)
+  return unique, skipped

@@ -1,7 +1,7 @@
-"""What a preparation made, and what it left out and why."""
+"""The report of a preparation: what it made, and what it left out and why."""
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import csv
 import dataclasses
 import io
@@ -12,14 +12,19 @@ from etils import epath
 
 from data_pipelines.builders.corpus_plan import Plan
 from data_pipelines.clip_cache import Outcome
-from data_pipelines.corpora.clip_file import UNEXPECTED, Skipped, reasons
+from data_pipelines.corpora.clip_file import UNEXPECTED, ClipFile, Skipped, reasons
 from dicetalk_jax.data.clip_record import FPS
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """Splits that are not empty, with numbers of clips, hours, people and labels; and
-  everything left out.
+  """What a preparation made and left out.
+
+  Attributes:
+    corpus: its name.
+    splits: numbers of clips, hours, people and labels of each split with clips.
+    skipped: everything left out.
+    notes: what the user should know.
   """
 
   corpus: str
@@ -29,64 +34,79 @@ class Report:
 
   @classmethod
   def of(cls, plan: Plan, outcomes: Mapping[str, Outcome]) -> Self:
-    """Sums up; `outcomes` by clip id."""
-    parts, skipped = {}, list(plan.skipped)
+    """Sums up the outcomes, by clip id, of a plan."""
+    skipped = list(plan.skipped)
+    splits = {}
     for split, clips in plan.clips.items():
-      people, emotions, count, frames, without = set(), collections.Counter(), 0, 0, 0
       for clip in clips:
-        outcome = outcomes[clip.clip_id]
-        skipped += outcome.skipped
-        if outcome.keys:
-          people.add(clip.identity)
-          emotions[clip.emotion] += len(outcome.keys)
-          count, frames = count + len(outcome.keys), frames + sum(outcome.frames)
-          without += outcome.without_expression
-      if count:
-        parts[split] = {
-          'clips': count,
-          'hours': round(frames / FPS / 3600, 4),
-          'people': len(people),
-          'emotions': dict(sorted(emotions.items())),
-          'without_expression': without,
-        }
+        skipped += outcomes[clip.clip_id].skipped
+      prepared = [clip for clip in clips if outcomes[clip.clip_id].keys]
+      if prepared:
+        splits[split] = _count(prepared, outcomes)
     notes = list(plan.notes)
-    if failed := sum(skip.reason == UNEXPECTED for skip in skipped):
+    failed = sum(skip.reason == UNEXPECTED for skip in skipped)
+    if failed:
       notes.append(
-        f'{failed} clips met errors that may pass, see skipped.csv; to try them again, '
-        'delete the folder of the data set and give the same command'
+        f'{failed} clips met errors that may be temporary, see skipped.csv; to try '
+        'them again, delete the folder of the data set and give the same command'
       )
-    return cls(plan.config.corpus, parts, tuple(skipped), tuple(notes))
+    return cls(plan.config.corpus, splits, tuple(skipped), tuple(notes))
 
   def summary(self) -> str:
-    """A few lines for the terminal."""
-    lines = [
-      f'{split:5} {part["clips"]:7} clips {part["hours"]:9.2f} h {part["people"]:5} '
-      'people'
-      for split, part in self.splits.items()
-    ]
-    return '\n'.join(
-      [
-        *lines,
-        f'left out: {reasons(self.skipped)}',
-        *(f'note: {note}' for note in self.notes),
-      ]
-    )
+    """Describes the data set in a few lines for the terminal."""
+    lines = []
+    for split, counts in self.splits.items():
+      lines.append(
+        f'{split:5} {counts["clips"]:7} clips {counts["hours"]:9.2f} h '
+        f'{counts["people"]:5} people'
+      )
+    lines.append(f'left out: {reasons(self.skipped)}')
+    lines += [f'note: {note}' for note in self.notes]
+    return '\n'.join(lines)
 
   def csv(self) -> str:
-    """One line per clip or file that was left out."""
+    """Makes a table with one line per clip or file that was left out."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator='\n')
     writer.writerow([field.name for field in dataclasses.fields(Skipped)])
     writer.writerows(dataclasses.astuple(skip) for skip in self.skipped)
     return buffer.getvalue()
 
-  def save(self, folder: epath.Path):
-    """Writes `skipped.csv` and `report.json`, this one last."""
+  def save(self, folder: epath.Path) -> None:
+    """Writes `skipped.csv`, and then `report.json`, which marks a whole data set."""
     (folder / 'skipped.csv').write_text(self.csv())
     (folder / 'report.json').write_text(json.dumps(dataclasses.asdict(self), indent=1))
 
   @classmethod
   def load(cls, folder: epath.Path) -> Self:
+    """Reads `report.json`."""
     fields = json.loads((folder / 'report.json').read_text())
-    fields['skipped'] = tuple(Skipped(**skip) for skip in fields['skipped'])
-    return cls(**fields | {'notes': tuple(fields['notes'])})
+    return cls(
+      corpus=fields['corpus'],
+      splits=fields['splits'],
+      skipped=tuple(Skipped(**skip) for skip in fields['skipped']),
+      notes=tuple(fields['notes']),
+    )
+
+
+def _count(
+  clips: Sequence[ClipFile], outcomes: Mapping[str, Outcome]
+) -> dict[str, Any]:
+  """Counts the records of the prepared clips of a split."""
+  records = 0
+  frames = 0
+  without_expression = 0
+  emotions: collections.Counter[str] = collections.Counter()
+  for clip in clips:
+    outcome = outcomes[clip.clip_id]
+    records += len(outcome.keys)
+    frames += sum(outcome.frames)
+    without_expression += outcome.without_expression
+    emotions[clip.emotion] += len(outcome.keys)
+  return {
+    'clips': records,
+    'hours': round(frames / FPS / 3600, 4),
+    'people': len({clip.identity for clip in clips}),
+    'emotions': dict(sorted(emotions.items())),
+    'without_expression': without_expression,
+  }

@@ -1,13 +1,11 @@
-"""The work on clips of a corpus, one after another in any process: here, in a pool, or
-on a Beam worker.
+"""Prepares the clips of a corpus: in this process, in a pool, or on a Beam worker.
 
-No import of TFDS, so that working processes start fast.
+This module does not import TFDS, so that worker processes start fast.
 """
 
 import collections
 from collections.abc import Iterator, Sequence
 import concurrent.futures
-from concurrent.futures.process import BrokenProcessPool
 import dataclasses
 import functools
 import json
@@ -21,13 +19,12 @@ from data_pipelines.clip_cache import ClipCache, Outcome
 from data_pipelines.corpora.clip_file import ClipFile, Skipped
 from data_pipelines.corpora.file_tree import Tree
 from data_pipelines.preprocess import CorpusConfig
-
-_Executor = concurrent.futures.ProcessPoolExecutor
+from dicetalk_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-  """What is the same for all clips of a preparation."""
+  """What all clips of a preparation share; called with a clip, it prepares it."""
 
   config: CorpusConfig
   tree: Tree
@@ -35,8 +32,9 @@ class Worker:
   cache: ClipCache
 
   def name(self, clip: ClipFile) -> str:
-    """Everything that the result depends on; another file of another size is another
-    clip.
+    """Names everything that the result depends on.
+
+    A file whose size changes counts as another clip.
     """
     parts = [
       dataclasses.asdict(self.config),
@@ -48,31 +46,32 @@ class Worker:
   def __call__(self, clip: ClipFile) -> Outcome:
     """Prepares a clip, or finds it done."""
     name = self.name(clip)
-    if (outcome := self.cache.outcome(name)) and outcome.final:
+    outcome = self.cache.outcome(name)
+    if outcome and outcome.final:
       return outcome
-    return self.cache.store(
-      name,
-      preprocess.records(
-        clip, self.config, self.tree, self.expressions, _detector(self.config.detector)
-      ),
+    detector = _detector(self.config.detector)
+    records = preprocess.records(
+      clip, self.config, self.tree, self.expressions, detector
     )
+    return self.cache.store(name, records)
 
   def give_up(self, clip: ClipFile) -> Outcome:
-    """Notes that a clip ended its process."""
-    return self.cache.store(
-      self.name(clip), [Skipped(clip.clip_id, 'the process that read it died')]
-    )
+    """Records that a clip ended its process."""
+    skipped = Skipped(clip.clip_id, 'the process that read it died')
+    return self.cache.store(self.name(clip), [skipped])
 
   def examples(self, clip: ClipFile) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, record) of a clip, as the report tells it: what is left out is not tried
-    again.
+    """Yields (key, record) of a clip that was prepared.
+
+    Whatever the report lists as left out is not tried again.
     """
     name = self.name(clip)
-    yield from self.cache.records(name, self.cache.outcome(name) or self(clip))
+    outcome = self.cache.outcome(name)
+    yield from self.cache.records(name, outcome or self(clip))
 
 
 def sizes(clip: ClipFile, tree: Tree, expressions: Tree | None) -> list[int]:
-  """Bytes of the files of a clip: a file counts as changed where its size has."""
+  """Gives the bytes of the files of a clip; a file counts as changed if they change."""
   return [
     _size(tree, clip.video),
     _size(tree, clip.audio),
@@ -92,29 +91,19 @@ def _detector(name: str) -> preprocess.Detector:
   return preprocess.make_detector(name)
 
 
-def _start():
-  """In a working process: the processes share the cores already, and Ctrl-C is for
-  the one that started them.
-  """
-  import cv2
-
-  cv2.setNumThreads(1)
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def run(
+def prepare_clips(
   worker: Worker, clips: Sequence[ClipFile], processes: int | None
 ) -> Iterator[tuple[ClipFile, Outcome]]:
   """Prepares clips in any order.
 
-  A clip whose process dies (a decoder that crashes, or no memory left) is tried once
-  more alone and then left out; the others go on.
+  A clip whose process dies (its decoder crashes, or memory runs out) is tried once more
+  alone, and then left out. The other clips go on.
 
   Args:
-    worker: how.
-    clips: which.
-    processes: how many work, all cores by default; 1 works in this one, which then dies
-      with its clip.
+    worker: how to prepare a clip.
+    clips: the clips.
+    processes: number of worker processes, all cores by default. 1 means this process,
+      which then dies with its clip.
   """
   if processes == 1:
     for clip in clips:
@@ -122,53 +111,60 @@ def run(
     return
   if not clips:
     return
+  deadly = []
   processes = min(processes or os.cpu_count() or 1, len(clips))
-  waiting, running = collections.deque(clips), {}
-  pool = _pool(processes)
+  for clip, outcome in _in_pool(worker, clips, processes):
+    if outcome:
+      yield clip, outcome
+    else:
+      deadly.append(clip)
+  for clip, outcome in _in_pool(worker, deadly, processes=1):
+    yield clip, outcome or worker.give_up(clip)
+
+
+def _in_pool(
+  worker: Worker, clips: Sequence[ClipFile], processes: int
+) -> Iterator[tuple[ClipFile, Outcome | None]]:
+  """Prepares clips in processes; the outcome is None if a clip ended its process."""
+  try:
+    import pebble
+  except ImportError as error:
+    raise InputError(
+      'several workers need pebble, which is missing; pip install '
+      "'dicetalk-jax[train]' adds it, or set --workers=1"
+    ) from error
+  waiting = collections.deque(clips)
+  running: dict[concurrent.futures.Future[Outcome], ClipFile] = {}
+  # spawn, since forking a process that runs JAX's threads may hang
+  context = multiprocessing.get_context('spawn')
+  pool = pebble.ProcessPool(processes, initializer=_start_process, context=context)
   try:
     while waiting or running:
-      broken = False
-      while waiting and len(running) < 2 * processes and not broken:
+      while waiting and len(running) < 2 * processes:
         clip = waiting.popleft()
-        try:
-          running[pool.submit(worker, clip)] = clip
-        except BrokenProcessPool:
-          waiting.appendleft(clip)
-          broken = True
+        running[pool.schedule(worker, (clip,))] = clip
       done, _ = concurrent.futures.wait(
         running, return_when=concurrent.futures.FIRST_COMPLETED
       )
-      if broken or any(
-        isinstance(future.exception(), BrokenProcessPool) for future in done
-      ):
-        pool = _replaced(pool, processes)
-        suspects, running = list(running.values()), {}
-        for clip in suspects:
-          yield clip, _alone(worker, clip)
-        continue
       for future in done:
-        yield running.pop(future), future.result()
+        clip = running.pop(future)
+        try:
+          outcome = future.result()
+        except pebble.ProcessExpired:
+          outcome = None
+        yield clip, outcome
   finally:
-    pool.shutdown(wait=True, cancel_futures=True)
+    pool.stop()
+    pool.join()
 
 
-def _pool(processes: int) -> _Executor:
-  # spawn, since forking a process that runs JAX's threads may hang
-  return _Executor(
-    processes, mp_context=multiprocessing.get_context('spawn'), initializer=_start
-  )
+def _start_process() -> None:
+  """Prepares a worker process.
 
+  Its threads must not compete with the other processes for cores, and Ctrl-C is for
+  the process that started it.
+  """
+  import cv2
 
-def _replaced(pool: _Executor, processes: int) -> _Executor:
-  pool.shutdown(wait=True, cancel_futures=True)
-  return _pool(processes)
-
-
-def _alone(worker: Worker, clip: ClipFile) -> Outcome:
-  if (outcome := worker.cache.outcome(worker.name(clip))) and outcome.final:
-    return outcome
-  with _pool(1) as pool:
-    try:
-      return pool.submit(worker, clip).result()
-    except BrokenProcessPool:
-      return worker.give_up(clip)
+  cv2.setNumThreads(1)
+  signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,8 +1,8 @@
-"""TFDS builder of data sets for training elsewhere: the clips of a set with pixels, and
-instead of the pixels what the frozen networks say about them.
+"""TFDS builder of data sets without pixels, for training elsewhere.
 
-A set of content `latents` is made from a `full` one whose features are computed;
-nothing else can fill its blocks.
+They have the clips of a data set with pixels, and instead of the pixels the outputs of
+the frozen networks. So a data set of content `latents` can only be made from one of
+content `full`, whose features are computed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ BLOCKS = ('latents', 'clip_embed', 'whisper')  # features that move into the rec
 
 @dataclasses.dataclass(eq=False, repr=False)
 class BuilderConfig(tfds.core.BuilderConfig):
-  """Sizes of the blocks, and which networks made them (`ClipSource.made_by`)."""
+  """Sizes of the blocks, and the networks that made them (`ClipSource.made_by`)."""
 
   spec: RecordSpec = RecordSpec('latents')
   made_by: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -38,8 +38,10 @@ class BuilderConfig(tfds.core.BuilderConfig):
     return self.name
 
 
-class Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Records `talking_clip` without pixels. `parts` is set before it is prepared."""
+class Packed(  # type: ignore[call-arg]  # mypy does not see the parameter of TFDS
+  tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
+  """Makes records `talking_clip` without pixels; set `parts` before it is prepared."""
 
   VERSION = tfds.core.Version('1.0.0')
   parts: Mapping[str, DatasetPart]  # by split
@@ -64,8 +66,7 @@ class Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     for clip, record in enumerate(
       tqdm.tqdm(source, desc=f'records ({source.split})', unit='clip', mininterval=1)
     ):
-      # TFDS orders clips by key and split, and the keys are those of the set with
-      # pixels: so is the order.
+      # TFDS orders clips by key, so the order is that of the data set with pixels.
       yield (
         clip_record.decode_text(record, 'clip_id'),
         {
@@ -82,26 +83,25 @@ def prepare_packed(
   jobs: Sequence[FeatureExtractor],
   names: Sequence[str] = BLOCKS,
 ) -> pathlib.Path:
-  """Writes the clips of a data set with features instead of pixels, or finds them where
-  that has been done before.
+  """Writes the clips of a data set with features instead of pixels, unless they exist.
 
-  Training on the result gives the batches of the set with pixels. What is missing of
-  the features is computed first.
+  Training on the result reads the same batches as on the data set with pixels. Missing
+  features are computed first.
 
   Args:
-    root: of the new data sets, on a disk; like any root of data sets it also holds
-      their side files.
-    jobs: the splits of one data set, under the same networks; in one process.
+    root: of the new data sets, on a disk. Like any root of data sets, it also holds
+      their feature files.
+    jobs: the splits of one data set, with the same networks; in one process.
     names: further features: 'prior', 'crops_64'. They stay outside of the records,
       since another embedder gives other priors and needs other crops.
 
   Returns:
-    The folder of the data set, for `ClipSource`. It appears when whole.
+    The folder of the data set, for `ClipSource`. It appears when it is whole.
 
   Raises:
     InputError: `root` cannot be written.
-    DataError: there are no pixels to compute from, or a clip has not all that diffusion
-      training reads.
+    DataError: there are no pixels to compute from, or a clip lacks something that
+      diffusion training reads.
   """
   root = pathlib.Path(tfds_writer.make_root(root))
   parts = {
@@ -111,16 +111,18 @@ def prepare_packed(
     for job in jobs
   }
   for job in jobs:
-    part, frames = parts[job.source.split], job.source.table.num_frames
-    for name, lengths in zip(
-      BLOCKS, (frames, -(-frames // job.clip_stride), 2 * frames)
-    ):
-      part.check_feature(name, lengths)
+    frames = job.source.table.num_frames
+    lengths = {
+      'latents': frames,
+      'clip_embed': -(-frames // job.clip_stride),
+      'whisper': 2 * frames,
+    }
+    for name in BLOCKS:
+      parts[job.source.split].check_feature(name, lengths[name])
   made_by = {name: jobs[0].fingerprint(name) for name in BLOCKS}
   clips = {job.source.split: job.source.fingerprint for job in jobs}
-  digest = hashlib.sha256(
-    json.dumps([clips, made_by], sort_keys=True).encode()
-  ).hexdigest()[:8]
+  content = json.dumps([clips, made_by], sort_keys=True)
+  digest = hashlib.sha256(content.encode()).hexdigest()[:8]
   name = f'{tfds.builder_from_directory(jobs[0].source.folder).name}_{digest}'
   config = BuilderConfig(
     name=name, spec=_spec(next(iter(parts.values()))), made_by=made_by
@@ -139,20 +141,23 @@ def _spec(part: DatasetPart) -> RecordSpec:
   shapes = {name: part.rows(name, 0, first, slice(None)).shape[1:] for name in BLOCKS}
   return RecordSpec(
     'latents',
-    first['expression'].shape[1],
-    shapes['latents'],
-    *shapes['clip_embed'],
-    shapes['whisper'],
-    len(first['emo_mu']),
+    expression_dim=first['expression'].shape[1],
+    latent_shape=shapes['latents'],
+    clip_dim=shapes['clip_embed'][0],
+    whisper_shape=shapes['whisper'],
+    prior_dim=len(first['emo_mu']),
   )
 
 
 def _copy(feature: Feature, source: ClipSource, root: pathlib.Path, packed: ClipSource):
-  """A side file of `source` as one of `packed`, below `root`; by the clips' names,
-  whatever their order.
+  """Copies a stored feature of `source` to `packed`, below `root`.
+
+  Clips are matched by name, so their order does not matter.
   """
-  clip = dict(zip(source.table.clip_id.tolist(), range(len(source))))
-  FeatureStore(root / 'features', packed.fingerprint).write(
-    *feature.folder.name.rpartition('-')[::2],
-    ((k, feature(clip[name])) for k, name in enumerate(packed.table.clip_id.tolist())),
+  position = {clip_id: i for i, clip_id in enumerate(source.table.clip_id.tolist())}
+  name, _, made_by = feature.folder.name.rpartition('-')
+  values = (
+    (i, feature(position[clip_id]))
+    for i, clip_id in enumerate(packed.table.clip_id.tolist())
   )
+  FeatureStore(root / 'features', packed.fingerprint).write(name, made_by, values)

@@ -1,6 +1,4 @@
-"""TFDS builder of the synthetic talking faces: people x emotions x levels x
-sentences, rendered on all cores.
-"""
+"""TFDS builder of the synthetic talking faces, rendered on all cores."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -27,13 +25,16 @@ class BuilderConfig(tfds.core.BuilderConfig):
 
 
 class Synthetic(tfds.core.GeneratorBasedBuilder):
-  """Records `talking_clip` with the exact truth of every frame.
+  """Makes records `talking_clip` with the exact truth of every frame.
 
   Splits share neither people nor sentences.
+
+  Attributes:
+    workers: processes that render; the records do not depend on it.
   """
 
   VERSION = tfds.core.Version('1.0.0')
-  workers: int = 1  # processes that render; the result does not depend on it
+  workers: int = 1
 
   @property
   def settings(self) -> SyntheticConfig:
@@ -60,17 +61,14 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
     workers = min(self.workers, len(jobs))
     with bar:
       if workers == 1:
-        for example in map(synthetic_clips.render, jobs):
+        for job in jobs:
+          yield synthetic_clips.render(job)
           bar.update()
-          yield example
         return
+      chunk = max(1, min(8, len(jobs) // (4 * workers)))
       # spawn, since forking a process that runs JAX's threads may hang
       with multiprocessing.get_context('spawn').Pool(workers) as pool:
-        for example in pool.imap(
-          synthetic_clips.render,
-          jobs,
-          chunksize=max(1, min(8, len(jobs) // (4 * workers))),
-        ):
+        for example in pool.imap(synthetic_clips.render, jobs, chunk):
           bar.update()
           yield example
 
@@ -81,19 +79,18 @@ def prepare_synthetic(
   *,
   workers: int | None = None,
 ) -> pathlib.Path:
-  """Generates a synthetic data set as ArrayRecord files, or finds it where it has been
-  generated before.
+  """Generates a synthetic data set as ArrayRecord files, unless it exists already.
 
   Args:
     data_dir: root of all data sets.
     config: what to generate; 24 people of 24 clips of 2.4 s by default.
-    workers: processes that render, all cores by default; they start anew, so a script
-      that calls this with more than one must do so under `if __name__ == '__main__'`.
-      The records do not depend on it.
+    workers: processes that render, all cores by default. They are spawned, so a script
+      that wants more than one must call this under `if __name__ == '__main__'`. The
+      records do not depend on it.
 
   Returns:
-    The folder of the data set, for `ClipSource`. It appears when whole: a killed run
-    leaves only a folder marked incomplete.
+    The folder of the data set, for `ClipSource`. It appears when it is whole: a killed
+    run leaves only a folder that is marked as incomplete.
 
   Raises:
     InputError: `data_dir` cannot be written.

@@ -1,7 +1,7 @@
-"""Which synthetic clips a data set consists of, and how one becomes a record.
+"""The clips of a synthetic data set, and how one becomes a record.
 
-Everything is a function of the settings alone. No import of TFDS, so that rendering
-processes start fast.
+Everything is a function of the settings alone. This module does not import TFDS, so
+that rendering processes start fast.
 """
 
 import dataclasses
@@ -17,37 +17,36 @@ from data_pipelines.synthetic.clip import make_clip
 from dicetalk_jax.data import clip_record
 from dicetalk_jax.errors import ConfigError
 
-# Each split has people and sentences of its own. People are numbered from far apart, so
-# that a larger training split leaves validation and test as they were; sentences are
-# dealt out by a hash of their words, in tenths.
+# Each split has people and sentences of its own. The numbers of people are far apart,
+# so that a larger training split leaves validation and test unchanged. Sentences belong
+# to a split by a hash of their words, in tenths.
 _FIRST_IDENTITY = {'train': 0, 'val': 1_000_000, 'test': 2_000_000}
 _IDENTITIES_PER_SEED = 10_000_000
 _SENTENCE_TENTHS = {'train': range(6), 'val': range(6, 8), 'test': range(8, 10)}
-# of speech: a window of 25 frames at step 2 fits; longer is too rare among the
-# sentences
+# Speech of this length fits a window of 25 frames at step 2. Longer sentences are rare.
 _LEAST_SECONDS = 2.0
-_SILENCE = 0.25  # around each sentence, at least
-_SHORTEST = 0.85  # least factor that the synthesiser draws for the length of a phoneme
+_SILENCE = 0.25  # seconds around each sentence, at least
+_SHORTEST = 0.85  # smallest factor that the synthesiser applies to a phoneme's length
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticConfig:
-  """What is generated.
+  """Settings of a synthetic data set.
 
   Attributes:
-    size: side of the picture in pixels.
+    size: side of the frames in pixels.
     train, val, test: number of people of each split.
-    clips: clips per person. They go round the eight emotions, at the next level each
-      time round.
-    seconds: longest clip; a shorter sentence ends its clip, but none is shorter than 2
-      s (or `seconds`, if less).
+    clips: clips per person. They cycle through the eight emotions, each time at the
+      next level.
+    seconds: longest clip. A shorter sentence ends its clip, but no clip is shorter than
+      2 s (or `seconds`, if less).
     levels: emotion levels in use.
     motion: strength of head motion, 1 = natural.
     articulation: how far speech opens the mouth, 1 = natural.
     zoom: of the camera: 1 shows head and shoulders, 1.25 the head alone.
     drift: slow errors of the face tracker; 1 is as much as the strongest expression.
     seed: another seed gives other people and sentences.
-    content: which blocks the records carry, see `record.RecordSpec`.
+    content: blocks that the records carry, see `clip_record.RecordSpec`.
   """
 
   size: int = 64
@@ -65,16 +64,17 @@ class SyntheticConfig:
   content: str = 'full'
 
   def __post_init__(self):
-    people = range(_FIRST_IDENTITY['val'] + 1)
-    for name, (good, choice) in {
+    most = _FIRST_IDENTITY['val']  # people
+    known_levels = set(clip_record.LEVELS)
+    checks = {
       'size': (16 <= self.size <= 1024, '16 to 1024'),
-      'train': (self.train in people[1:], f'1 to {people[-1]}'),
-      'val': (self.val in people, f'0 to {people[-1]}'),
-      'test': (self.test in people, f'0 to {people[-1]}'),
+      'train': (1 <= self.train <= most, f'1 to {most}'),
+      'val': (0 <= self.val <= most, f'0 to {most}'),
+      'test': (0 <= self.test <= most, f'0 to {most}'),
       'clips': (self.clips > 0, '1 or more'),
       'seconds': (0.2 <= self.seconds <= 20, '0.2 to 20'),
       'levels': (
-        self.levels and set(self.levels) <= set(clip_record.LEVELS),
+        self.levels and set(self.levels) <= known_levels,
         'some of 1, 2, 3',
       ),
       'motion': (0 <= self.motion <= 3, '0 to 3'),
@@ -82,12 +82,13 @@ class SyntheticConfig:
       'zoom': (1 <= self.zoom <= 1.5, '1 to 1.5'),
       'drift': (0 <= self.drift <= 1, '0 to 1'),
       'seed': (0 <= self.seed < 200, '0 to 199'),
-    }.items():
-      if not good:
+    }
+    for name, (valid, choice) in checks.items():
+      if not valid:
         raise ConfigError(
           f'{name}={getattr(self, name)} cannot be generated; choose {choice}'
         )
-    # One data set, one name: 2 and 2.0, or (1, 3) and (3, 1), are the same.
+    # 2 and 2.0, or (1, 3) and (3, 1), mean the same data set, so it has one name.
     for name in ('seconds', 'motion', 'articulation', 'zoom', 'drift'):
       object.__setattr__(self, name, float(getattr(self, name)))
     object.__setattr__(self, 'levels', tuple(sorted(set(self.levels))))
@@ -98,21 +99,19 @@ class SyntheticConfig:
 
   @property
   def name(self) -> str:
-    """Readable, and different for different settings."""
-    digest = hashlib.sha256(
-      json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
-    ).hexdigest()[:8]
+    """Name of the data set: readable, and different for different settings."""
+    settings = json.dumps(dataclasses.asdict(self), sort_keys=True)
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     return f'{self.content}_{self.size}px_{self.train}x{self.clips}_{digest}'
 
   @property
   def splits(self) -> dict[str, int]:
-    """Number of people of the splits that are not empty."""
-    return {
-      split: n for split in ('train', 'val', 'test') if (n := getattr(self, split))
-    }
+    """Number of people of each split, without empty splits."""
+    people = {'train': self.train, 'val': self.val, 'test': self.test}
+    return {split: count for split, count in people.items() if count}
 
 
-# What the presets 'tiny' of `configs/` train on.
+# The data set of the presets 'tiny' in `configs/`.
 TINY = SyntheticConfig(
   size=64,
   train=64,
@@ -142,37 +141,37 @@ class Job:
 
   @property
   def level(self) -> int:
-    levels, turn = self.config.levels, self.take // len(clip_record.EMOTIONS)
-    return (
-      levels[(turn + self.identity) % len(levels)] if self.emotion != 'neutral' else 1
-    )
+    if self.emotion == 'neutral':
+      return 1
+    levels = self.config.levels
+    cycle = self.take // len(clip_record.EMOTIONS)
+    return levels[(cycle + self.identity) % len(levels)]
 
   @property
   def key(self) -> str:
     return f'{self.identity:08d}_{self.take:03d}_{self.emotion}_{self.level}'
 
   def sentence(self) -> int:
-    """Seed of a random sentence of this split that lasts long enough however fast it
-    is said.
+    """Draws a sentence of this split, and returns its seed.
+
+    The sentence is long enough even if it is said as fast as possible.
     """
     rng = np.random.default_rng([self.identity, self.take])
     fastest = max(1.0, speech.prosody(self.emotion, 1.0).rate)
     while True:
       seed = int(rng.integers(2**31))
       words = phonemes.sentence(seed)
-      least = (
-        sum(ms for _, ms in phonemes.pronounce(words)) / 1000 * _SHORTEST / fastest
-        + _SILENCE
-      )
-      ours = (
-        zlib.crc32(phonemes.text(words).encode()) % 10 in _SENTENCE_TENTHS[self.split]
-      )
-      if ours and least >= min(self.config.seconds, _LEAST_SECONDS):
+      spoken = sum(ms for _, ms in phonemes.pronounce(words)) / 1000
+      shortest = spoken * _SHORTEST / fastest + _SILENCE
+      tenth = zlib.crc32(phonemes.text(words).encode()) % 10
+      if tenth in _SENTENCE_TENTHS[self.split] and shortest >= min(
+        self.config.seconds, _LEAST_SECONDS
+      ):
         return seed
 
 
 def jobs(config: SyntheticConfig, split: str) -> list[Job]:
-  """All clips of a split."""
+  """Lists all clips of a split."""
   first = config.seed * _IDENTITIES_PER_SEED + _FIRST_IDENTITY[split]
   return [
     Job(config, split, identity, take)
@@ -182,7 +181,7 @@ def jobs(config: SyntheticConfig, split: str) -> list[Job]:
 
 
 def render(job: Job) -> tuple[str, dict[str, Any]]:
-  """Renders one clip: (key, record)."""
+  """Renders one clip, and returns (key, record)."""
   config = job.config
   clip = make_clip(
     job.identity,

@@ -1,4 +1,4 @@
-"""How a TFDS builder of this project becomes a folder for `ClipSource`."""
+"""Runs a TFDS builder of this project; the result is a folder for `ClipSource`."""
 
 from collections.abc import Iterable, Iterator
 import contextlib
@@ -18,10 +18,10 @@ from dicetalk_jax.errors import InputError
 
 
 def make_root(data_dir: str | os.PathLike) -> str:
-  """Makes the root of all data sets, and returns its whole path.
+  """Makes the root of all data sets, and returns its absolute path.
 
   Raises:
-    InputError: it cannot be written.
+    InputError: the root cannot be written.
   """
   if '://' in os.fspath(data_dir):
     return os.fspath(data_dir)
@@ -29,8 +29,8 @@ def make_root(data_dir: str | os.PathLike) -> str:
     pathlib.Path(data_dir).mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(
-      f'data_dir {data_dir} cannot be made: {error.strerror}; choose a folder you can '
-      'write'
+      f'data_dir {data_dir} cannot be made: {error.strerror}; choose a folder that you '
+      'can write'
     ) from error
   if not os.access(data_dir, os.W_OK):
     raise InputError(f'data_dir {data_dir} cannot be written; choose another folder')
@@ -38,15 +38,15 @@ def make_root(data_dir: str | os.PathLike) -> str:
 
 
 @contextlib.contextmanager
-def alone(folder: str, leftovers: str) -> Iterator[None]:
-  """Removes what killed runs left below a folder, unless another run works there, and
-  keeps others from doing so.
+def locked(folder: str, leftovers: str) -> Iterator[None]:
+  """Removes what killed runs left below a folder, unless another run works there.
 
-  Buckets and file systems without locks keep everything.
+  The lock of this run lives as long as its process. In buckets, and on file systems
+  without locks, nothing is removed.
 
   Args:
-    folder: of a corpus, made where it does not exist.
-    leftovers: pattern of the folders to remove, relative to it.
+    folder: of a corpus; it is made if it does not exist.
+    leftovers: pattern of the folders to remove, relative to `folder`.
   """
   if '://' in folder:
     yield
@@ -65,8 +65,8 @@ def alone(folder: str, leftovers: str) -> Iterator[None]:
     os.close(handle)
 
 
-class _Scanned(ClipSource):
-  """Shows how far it has been read."""
+class _ScannedSource(ClipSource):
+  """Shows a bar while it is read."""
 
   def __iter__(self) -> Iterator[dict[str, Any]]:
     return iter(
@@ -83,26 +83,19 @@ class _Scanned(ClipSource):
 def write(
   builder: tfds.core.DatasetBuilder, splits: Iterable[str], **download_config: Any
 ) -> epath.Path:
-  """Generates the records of a builder, or finds them where they have been generated
-  before.
+  """Generates the records of a builder, unless they have been generated before.
 
   Returns:
-    The folder of the data set. It appears when whole: a killed run leaves only a folder
-    marked incomplete.
+    The folder of the data set. It appears when it is whole: a killed run leaves only a
+    folder that is marked as incomplete.
   """
-  tfds.disable_progress_bar()  # ours knows how much there is to do
-  with (
-    tempfile.TemporaryDirectory() as unused
-  ):  # TFDS makes a folder for downloads, and there are none
-    builder.download_and_prepare(
-      download_dir=unused,
-      download_config=tfds.download.DownloadConfig(
-        try_download_gcs=False, **download_config
-      ),
-    )
+  tfds.disable_progress_bar()  # our own bars know the total
+  config = tfds.download.DownloadConfig(try_download_gcs=False, **download_config)
+  # TFDS makes a folder for downloads, although there are none.
+  with tempfile.TemporaryDirectory() as unused:
+    builder.download_and_prepare(download_dir=unused, download_config=config)
   if '://' not in str(builder.data_dir):
     for split in splits:
-      len(
-        _Scanned(builder.data_dir, split).table
-      )  # written beside the records now, while the folder is ours
+      # This also stores the table next to the records, while only we work there.
+      _ = _ScannedSource(builder.data_dir, split).table
   return epath.Path(builder.data_dir)

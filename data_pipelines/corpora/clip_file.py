@@ -1,4 +1,13 @@
-"""What a walker of a corpus finds: clips to be prepared, and what it passes over."""
+"""What a walker of a corpus yields: clips to be prepared, and files it leaves out.
+
+To add a corpus, write a module next to this one with `LAYOUT`, a description of its
+files for error messages, and
+
+    def walk(tree: Tree, expressions: Tree | None) -> Iterator[ClipFile | Skipped]
+
+Then list it in `WALKERS` (builders/corpus_plan.py), `BUILDERS` (builders/corpus.py) and
+`CORPORA` (prepare.py). `voxceleb2.py` is a short example.
+"""
 
 import collections
 from collections.abc import Iterable
@@ -8,9 +17,9 @@ from dicetalk_jax.data.clip_record import UNKNOWN
 
 VIDEO = ('.mp4', '.mov', '.mkv', '.avi', '.webm', '.m4v', '.mpg')
 AUDIO = ('.m4a', '.wav', '.aac', '.mp3', '.flac', '.ogg')
-# reason of a clip that may well be good: a next run tries it again
-UNEXPECTED = 'unexpected error'
 FEATURES = ('.npy', '.npz', '.mat', '.txt', '.csv')
+# The reason of a clip that may be good: the next run tries it again.
+UNEXPECTED = 'unexpected error'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,19 +32,19 @@ class ClipFile:
     clip_id: unique in the corpus.
     video_id: the recording that it belongs to.
     identity: global key of the person, such as 'mead/M003'.
-    dataset: one of `record.DATASETS`.
-    video: the file with the pictures.
-    emotion, intensity, text: the label, where there is one.
-    audio: the file with the sound; '' takes the sound track of the video.
-    start, end: seconds of the video; None is its end. They cut a separate sound file
-      alike.
-    crop: (left, top, width, height) in pixels where the corpus says which part of the
-      picture to take.
-    crop_height: height of the picture that `crop` refers to; 0 is the one at hand.
-    expression: file of expression features, relative to their root; '' where there is
+    dataset: one of `clip_record.DATASETS`.
+    video: the file with the frames.
+    emotion, intensity, text: the label, if there is one.
+    audio: the file with the audio; '' takes the audio track of the video.
+    start, end: seconds of the video; None is its end. A separate audio file is cut in
+      the same way.
+    crop: (left, top, width, height) in pixels, if the corpus says which part of the
+      frames to take.
+    crop_height: height of the frames that `crop` refers to; 0 is their actual height.
+    expression: file of expression features, relative to their root; '' if there is
       none.
     expression_of_video: whether its rows begin with the video or with the clip.
-    split: where the corpus itself says it.
+    split: the split that the corpus itself assigns, or ''.
   """
 
   clip_id: str
@@ -58,8 +67,12 @@ class ClipFile:
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-  """A file or clip that is left out: a short reason, the same for all alike, and
-  what is particular to this one.
+  """A file or clip that is left out.
+
+  Attributes:
+    clip: its id or path.
+    reason: a few words, the same for all similar cases.
+    detail: what is particular to this one.
   """
 
   clip: str
@@ -68,9 +81,7 @@ class Skipped:
 
 
 def reasons(skipped: Iterable[Skipped]) -> str:
-  """How many were left out for which reason, in words."""
+  """Counts the reasons, in words."""
   counts = collections.Counter(skip.reason for skip in skipped)
-  return (
-    ', '.join(f'{n} x {reason}' for reason, n in counts.most_common())
-    or 'nothing was left out'
-  )
+  listed = [f'{count} x {reason}' for reason, count in counts.most_common()]
+  return ', '.join(listed) or 'nothing was left out'

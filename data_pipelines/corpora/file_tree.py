@@ -14,17 +14,18 @@ from dicetalk_jax.errors import InputError
 
 
 class Tree:
-  """The files below a root, by their path relative to it.
-
-  Args:
-    root: a folder, or an address with a protocol that fsspec knows.
-    flag: how the user named it, for messages.
-
-  Raises:
-    InputError: there is no such folder.
-  """
+  """The files below a root, by their path relative to it."""
 
   def __init__(self, root: str | os.PathLike, flag: str = '--root'):
+    """Opens a folder.
+
+    Args:
+      root: a folder, or an address with a protocol that fsspec knows.
+      flag: the flag that named it, for messages.
+
+    Raises:
+      InputError: there is no such folder.
+    """
     try:
       self.fs, self.root = fsspec.core.url_to_fs(os.fspath(root))
       found = self.fs.isdir(self.root)
@@ -33,36 +34,35 @@ class Tree:
         f'{flag}={root} cannot be opened ({error}); give a folder'
       ) from error
     if not found:
-      raise InputError(f'{flag}={root} is no folder; check the path')
+      raise InputError(f'{flag}={root} is not a folder; check the path')
     self.address = os.fspath(root)
 
   def __reduce__(self):
-    return Tree, (
-      self.fs.unstrip_protocol(self.root),
-    )  # whole, for workers in another folder
+    # As a whole address, because workers may run in another folder.
+    return Tree, (self.fs.unstrip_protocol(self.root),)
 
   def __contains__(self, path: str) -> bool:
     return path in self._sizes
 
   @functools.cached_property
   def files(self) -> tuple[str, ...]:
-    """All files in sorted order, hidden ones left out."""
+    """All files in sorted order, without hidden ones."""
     return tuple(sorted(self._sizes))
 
   @functools.cached_property
   def _sizes(self) -> dict[str, int | None]:
-    """Bytes of all files by path, which listings tell by the way."""
-    found = {}
+    """Bytes of all files by path; listings may include them."""
+    sizes: dict[str, int | None] = {}
     for folder, folders, files in self.fs.walk(self.root, detail=True):
-      for name in [name for name in folders if name.startswith('.')]:
-        folders.pop(name)
+      for name in list(folders):
+        if name.startswith('.'):
+          folders.pop(name)  # `walk` does not enter it then
       inside = posixpath.relpath(folder, self.root)
-      found |= {
-        posixpath.normpath(posixpath.join(inside, name)): facts.get('size')
-        for name, facts in files.items()
-        if name and name[0] != '.'
-      }
-    return found
+      for name, facts in files.items():
+        if name and not name.startswith('.'):
+          path = posixpath.normpath(posixpath.join(inside, name))
+          sizes[path] = facts.get('size')
+    return sizes
 
   @functools.cached_property
   def by_stem(self) -> dict[str, list[str]]:
@@ -73,35 +73,48 @@ class Tree:
     return table
 
   def find(self, stem: str, extensions: tuple[str, ...]) -> str:
-    """The file of that path without extension, with the earliest of `extensions`; ''
-    where there is none.
+    """Finds the file of a path without extension.
+
+    Args:
+      stem: the path.
+      extensions: in order of preference.
+
+    Returns:
+      The path with its extension, or '' if there is none.
     """
     found = {extension(path): path for path in self.by_stem.get(stem, ())}
-    return next((found[e] for e in extensions if e in found), '')
+    for wanted in extensions:
+      if wanted in found:
+        return found[wanted]
+    return ''
 
   def size(self, path: str) -> int:
-    """Bytes of a file, without another question where the tree has been listed.
+    """Gives the bytes of a file. If the tree was listed, nothing is asked again.
 
     Raises:
-      FileNotFoundError
+      FileNotFoundError: there is no such file.
     """
-    if '_sizes' in vars(self) and (size := self._sizes.get(path)) is not None:
-      return size
+    is_listed = '_sizes' in vars(self)
+    if is_listed:
+      size = self._sizes.get(path)
+      if size is not None:
+        return size
     return int(self.fs.size(posixpath.join(self.root, path)))
 
   def read_text(self, path: str) -> str:
-    """A text file; a byte-order mark is dropped."""
+    """Reads a text file without its byte-order mark."""
     return self.fs.cat_file(posixpath.join(self.root, path)).decode(
       'utf-8-sig', errors='replace'
     )
 
   @contextlib.contextmanager
   def local(self, path: str) -> Iterator[str]:
-    """A path that decoders can open; a remote file is copied and the copy removed
-    afterwards.
+    """Gives a path that decoders can open.
+
+    A remote file is copied, and the copy is removed afterwards.
 
     Raises:
-      FileNotFoundError
+      FileNotFoundError: there is no such file.
     """
     full = posixpath.join(self.root, path)
     if isinstance(self.fs, LocalFileSystem):
@@ -116,5 +129,5 @@ class Tree:
 
 
 def extension(path: str) -> str:
-  """In lower case, with the dot."""
+  """Gives the extension in lower case, with the dot."""
   return posixpath.splitext(path)[1].lower()

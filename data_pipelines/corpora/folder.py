@@ -1,16 +1,17 @@
-"""A user's own clips: any folder of videos, and a CSV that says what they are.
+"""A user's own clips: any folder of videos, and a CSV that describes them.
 
     labels.csv:  file,identity,emotion,intensity,split,audio,expression,start,end,text
 
-Only `file` is needed, relative to the folder. Without a CSV every video is a clip of
+Only `file` is required, relative to the folder. Without a CSV every video is a clip of
 the person that its folder is named after.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import csv
 import io
 import math
 import posixpath
+from typing import NoReturn
 
 from data_pipelines.corpora import file_tree
 from data_pipelines.corpora.clip_file import AUDIO, FEATURES, VIDEO, ClipFile, Skipped
@@ -21,7 +22,7 @@ from dicetalk_jax.errors import InputError
 
 LAYOUT = 'videos, and labels.csv with a column `file`'
 LABELS = 'labels.csv'
-PATHS = {'file', 'audio', 'expression'}
+PATHS = {'file', 'audio', 'expression'}  # columns
 COLUMNS = (
   'file',
   'identity',
@@ -39,21 +40,20 @@ COLUMNS = (
 def walk(
   tree: Tree, expressions: Tree | None = None, labels: str = LABELS
 ) -> Iterator[ClipFile | Skipped]:
-  """Finds the clips of the CSV, or all videos where there is none.
+  """Finds the clips of the CSV, or all videos if there is none.
 
   Args:
     tree: the user's folder.
-    expressions: where files of expression features lie, named as in the CSV or as the
-      video; where this is not given, only those that the CSV names are used, from the
-      folder.
-    labels: the CSV, relative to the folder; it must exist unless it has the default
+    expressions: files of expression features, named as in the CSV or after the video.
+      Without it, only features that the CSV names are used, from the user's folder.
+    labels: the CSV, relative to the folder. It must exist unless it has the default
       name.
 
   Raises:
     InputError: the CSV is missing or a row cannot be read.
   """
   if labels in tree:
-    rows = _rows(tree, labels)
+    rows = _read_rows(tree, labels)
   elif labels == LABELS:
     rows = [{'file': path} for path in tree.files if file_tree.extension(path) in VIDEO]
   else:
@@ -61,103 +61,122 @@ def walk(
       f'--labels={labels} is not in {tree.address}; give its path relative to the '
       'folder'
     )
-  videos = set()
+  listed = set()
   for number, row in enumerate(rows, start=2):
-    clip = _clip(row, f'{labels}, line {number}', expressions)
-    videos.add(clip.video)
+    clip = _Row(row, place=f'{labels}, line {number}').clip(expressions)
+    listed.add(clip.video)
     missing = [path for path in (clip.video, clip.audio) if path and path not in tree]
-    missing += (
-      [clip.expression]
-      if clip.expression and clip.expression not in (expressions or tree)
-      else []
-    )
-    yield Skipped(clip.clip_id, 'file missing', ', '.join(missing)) if missing else clip
+    if clip.expression and clip.expression not in (expressions or tree):
+      missing.append(clip.expression)
+    if missing:
+      yield Skipped(clip.clip_id, 'file missing', ', '.join(missing))
+    else:
+      yield clip
   for path in tree.files:
-    if path not in videos and file_tree.extension(path) in VIDEO:
+    ending = file_tree.extension(path)
+    if ending in VIDEO and path not in listed:
       yield Skipped(path, 'not in the labels')
-    elif file_tree.extension(path) not in (*VIDEO, *AUDIO, *FEATURES):
-      yield Skipped(path, 'no video file', file_tree.extension(path))
+    elif ending not in (*VIDEO, *AUDIO, *FEATURES):
+      yield Skipped(path, 'not a video file', ending)
 
 
-def _rows(tree: Tree, labels: str) -> list[dict[str, str]]:
+def _read_rows(tree: Tree, labels: str) -> list[dict[str, str]]:
+  """Reads the CSV, without empty cells."""
   reader = csv.DictReader(io.StringIO(tree.read_text(labels)), skipinitialspace=True)
   names = reader.fieldnames or ()
-  if 'file' not in names or (unknown := sorted(set(names) - set(COLUMNS))):
-    wrong = (
-      f'column {unknown[0]!r} is not known'
-      if 'file' in names
-      else 'the column `file` is missing'
-    )
+  unknown = sorted(set(names) - set(COLUMNS))
+  wrong = ''
+  if 'file' not in names:
+    wrong = 'the column `file` is missing'
+  elif unknown:
+    wrong = f'column {unknown[0]!r} is not known'
+  if wrong:
     raise InputError(f'{labels}: {wrong}; columns are {", ".join(COLUMNS)}')
-  rows = [
-    {
-      key: value.strip()
-      for key, value in row.items()
-      if key and value and value.strip()
-    }
-    for row in reader
-  ]
-  for row in rows:
+  rows = []
+  for cells in reader:
+    row = {}
+    for name, value in cells.items():
+      if name and value and value.strip():
+        row[name] = value.strip()
     for name in PATHS & row.keys():
-      if row[name] not in tree:  # a table made on Windows
+      if row[name] not in tree:  # the table may come from Windows
         row[name] = row[name].replace('\\', '/')
+    rows.append(row)
   return rows
 
 
-def _clip(row: Mapping[str, str], place: str, expressions: Tree | None) -> ClipFile:
-  """One row, checked."""
+class _Row:
+  """One row of the CSV; its methods raise InputError for what cannot be read."""
 
-  def refuse(what: str):
-    raise InputError(f'{place}: {what}')
+  def __init__(self, cells: Mapping[str, str], place: str):
+    self.cells = cells
+    self.place = place  # for messages
 
-  def number(name: str, kind: type) -> float | None:
+  def clip(self, expressions: Tree | None) -> ClipFile:
+    """Makes the clip of the row."""
+    if 'file' not in self.cells:
+      self._refuse('the cell of `file` is empty; name a file')
+    video = self._path('file')
+    stem = posixpath.splitext(video)[0]
+    folder = posixpath.basename(posixpath.dirname(video))
+    start = self._number('start') or 0.0
+    end = self._number('end')
+    if start < 0 or (end is not None and end <= start):
+      self._refuse('the clip must start before it ends; check start and end')
+    expression = self._path('expression')
+    if not expression and expressions:
+      expression = expressions.find(stem, FEATURES)
+    clip_id = stem.replace('/', '_')
+    if start:
+      clip_id += f'_{round(1000 * start)}'
+    return ClipFile(
+      clip_id=clip_id,
+      video_id=stem,
+      identity=f'folder/{self.cells.get("identity") or folder or stem}',
+      dataset='other',
+      emotion=self._choice('emotion', EMOTIONS, UNKNOWN),
+      intensity=self._intensity(),
+      text=self.cells.get('text', ''),
+      video=video,
+      audio=self._path('audio'),
+      start=start,
+      end=end,
+      split=self._choice('split', SPLITS, ''),
+      expression=expression,
+    )
+
+  def _refuse(self, problem: str) -> NoReturn:
+    raise InputError(f'{self.place}: {problem}')
+
+  def _path(self, name: str) -> str:
+    return posixpath.normpath(self.cells[name]) if name in self.cells else ''
+
+  def _number(self, name: str) -> float | None:
+    if name not in self.cells:
+      return None
     try:
-      value = kind(row[name]) if name in row else None
+      value = float(self.cells[name])
     except ValueError:
       value = math.nan
-    if value is not None and not math.isfinite(value):
-      refuse(f'{name} {row[name]!r} is no number')
+    if not math.isfinite(value):
+      self._refuse(f'{name} must be a number, got {self.cells[name]!r}')
     return value
 
-  def path(name: str) -> str:
-    return posixpath.normpath(row[name]) if name in row else ''
+  def _intensity(self) -> int:
+    """Reads the level of an emotion; 0 stands for an unknown one."""
+    text = self.cells.get('intensity', '0')
+    try:
+      level = int(text)
+    except ValueError:
+      level = -1
+    if level not in (0, *LEVELS):
+      self._refuse(
+        f'intensity {text!r} is not known; choose 1, 2 or 3, or 0 if it is unknown'
+      )
+    return level
 
-  if 'file' not in row:
-    refuse('no file is named')
-  video = path('file')
-  stem, folder = (
-    posixpath.splitext(video)[0],
-    posixpath.basename(posixpath.dirname(video)),
-  )
-  emotion, split = row.get('emotion', UNKNOWN).lower(), row.get('split', '').lower()
-  level = number('intensity', int) or 0
-  start, end = number('start', float) or 0.0, number('end', float)
-  if emotion not in (*EMOTIONS, UNKNOWN):
-    refuse(f'emotion {emotion!r} is not known; choose one of {", ".join(EMOTIONS)}')
-  if split not in ('', *SPLITS):
-    refuse(f'split {split!r} is not known; choose one of {", ".join(SPLITS)}')
-  if level not in (0, *LEVELS):
-    refuse(
-      f'intensity {level} is not known; choose 1, 2 or 3, or 0 where it is unknown'
-    )
-  if start < 0 or end is not None and end <= start:
-    refuse('the clip must start before it ends')
-  clip_id = stem.replace('/', '_') + (f'_{round(1000 * start)}' if start else '')
-  expression = path('expression') or (
-    expressions.find(stem, FEATURES) if expressions else ''
-  )
-  return ClipFile(
-    clip_id=clip_id,
-    video_id=stem,
-    identity=f'folder/{row.get("identity") or folder or stem}',
-    dataset='other',
-    emotion=emotion,
-    intensity=level,
-    text=row.get('text', ''),
-    video=video,
-    audio=path('audio'),
-    start=start,
-    end=end,
-    split=split,
-    expression=expression,
-  )
+  def _choice(self, name: str, known: Sequence[str], default: str) -> str:
+    value = self.cells.get(name, default).lower()
+    if value not in (*known, default):
+      self._refuse(f'{name} {value!r} is not known; choose one of {", ".join(known)}')
+    return value

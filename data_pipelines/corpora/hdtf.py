@@ -1,10 +1,16 @@
 """HDTF: speeches in high resolution.
 
-The corpus is metadata, videos come from YouTube; so many are missing.
+The corpus consists of metadata. Its videos come from YouTube, so many are missing.
 
-HDTF_dataset/{RD,WDA,WRA}_{video_url,annotion_time,crop_wh,resolution}.txt
-.../<subset>_<name>.mp4, .../<subset>/<name>.mp4 or .../<name>.mp4    whole videos
-.../<name>_<i>.mp4                                                    or clips that were cut and cropped before
+    HDTF_dataset/{RD,WDA,WRA}_{video_url,annotion_time,crop_wh,resolution}.txt
+
+Next to it, in any folder, whole videos:
+
+    <subset>_<name>.mp4, <subset>/<name>.mp4 or <name>.mp4
+
+or clips that were cut and cropped before:
+
+    <name>_<i>.mp4, with or without the subset
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +32,7 @@ PUBLISHED = {
   'WRA': (130, 130, 175, 168),
 }
 
-_START = re.compile(r'&t=.*')  # where in the video to begin watching
+_START = re.compile(r'&t=.*')  # in an address: where in the video to start
 _INTERVAL = re.compile(r'((?:\d+:)?\d+:\d+)-((?:\d+:)?\d+:\d+)')
 
 
@@ -37,10 +43,10 @@ class Video:
   Attributes:
     intervals: seconds (start, end) of its clips; clip `i` is the i-th, whether or not
       it has a crop box.
-    crops: (left, top, width, height) by clip number, in pixels of a picture of `height`
+    crops: (left, top, width, height) by clip number, in pixels of a frame of `height`
       rows.
-    height: 720, 1080 or 2160, rarely another; 0 where it is not listed.
-    person: whom it shows.
+    height: 720, 1080 or 2160, rarely another; 0 if it is not listed.
+    person: the person that it shows.
   """
 
   subset: str
@@ -52,13 +58,14 @@ class Video:
 
   @property
   def identity(self) -> str:
-    """Speakers on the radio are not told apart."""
-    return f'hdtf/{self.subset}/{"Radio" if self.subset == "RD" else self.person}'
+    """Global key of the person. All speakers of the radio count as one."""
+    person = 'Radio' if self.subset == 'RD' else self.person
+    return f'hdtf/{self.subset}/{person}'
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-  """What the metadata of one subset lists."""
+  """How much the metadata of one subset lists."""
 
   subset: str
   urls: int
@@ -68,116 +75,120 @@ class Counts:
   hours: float
 
   def __str__(self) -> str:
-    published = PUBLISHED[self.subset]
-    other = (self.urls, self.annotated, self.clips, self.with_box) != published
-    return (
+    text = (
       f'{self.subset} lists {self.urls} URLs, {self.annotated} annotated videos, '
       f'{self.clips} clips, {self.with_box} with a crop box, {self.hours:.2f} h'
-      + f' (the published files: {", ".join(map(str, published))})'
-      * other
     )
+    published = PUBLISHED[self.subset]
+    if (self.urls, self.annotated, self.clips, self.with_box) != published:
+      text += f' (the published files: {", ".join(map(str, published))})'
+    return text
 
 
 def metadata(tree: Tree) -> tuple[list[Video], list[Counts]]:
-  """Reads the text files of all subsets that are there.
+  """Reads the text files of all subsets in a tree.
 
   Raises:
     InputError: there is no file of intervals.
   """
-  videos, counts = [], []
+  videos = []
+  counts = []
   for subset in SUBSETS:
-    table = {
-      name: _table(tree, subset, name)
-      for name in ('video_url', 'annotion_time', 'crop_wh', 'resolution')
-    }
-    crops = {
-      key: (n[0], n[2], n[1], n[3])  # the file has x width y height
-      for key, words in table['crop_wh'].items()
-      if len(n := _numbers(words)) == 4
-    }
-    heights = {
-      key: n[0] for key, words in table['resolution'].items() if (n := _numbers(words))
-    }
-    people = _people(table['annotion_time'], table['video_url'])
-    ours = [
-      _video(subset, name, words, crops, heights.get(name, 0), people[name])
-      for name, words in table['annotion_time'].items()
-    ]
-    if ours:
-      videos += ours
-      seconds = sum(end - start for video in ours for start, end in video.intervals)
-      counts.append(
-        Counts(
-          subset,
-          len(table['video_url']),
-          len(ours),
-          sum(len(v.intervals) for v in ours),
-          sum(len(v.crops) for v in ours),
-          seconds / 3600,
-        )
-      )
+    found, addresses = _read_subset(tree, subset)
+    if found:
+      videos += found
+      counts.append(_count(subset, found, addresses))
   if not videos:
+    names = [f'{subset}_annotion_time.txt' for subset in SUBSETS]
     raise InputError(
-      f'{tree.address} holds none of '
-      f'{", ".join(f"{s}_annotion_time.txt" for s in SUBSETS)}; put the HDTF_dataset '
-      "folder of the corpus' repository beside the videos"
+      f'{tree.address} holds none of {", ".join(names)}; put the HDTF_dataset folder '
+      "of the corpus' repository next to the videos"
     )
   return videos, counts
 
 
-def _table(tree: Tree, subset: str, kind: str) -> dict[str, list[str]]:
-  """Lines `<name>[.mp4] <value> ...` by name; file names may lack the extension, and
-  carry the subset.
-  """
+def _read_subset(tree: Tree, subset: str) -> tuple[list[Video], int]:
+  """Reads the annotated videos of one subset, and its number of addresses."""
+  addresses = _read_table(tree, subset, 'video_url')
+  times = _read_table(tree, subset, 'annotion_time')
+  people = _people(times, addresses)
+  crops = {}
+  for clip, words in _read_table(tree, subset, 'crop_wh').items():
+    numbers = _numbers(words)
+    if len(numbers) == 4:
+      left, width, top, height = numbers
+      crops[clip] = (left, top, width, height)
+  heights = {}
+  for name, words in _read_table(tree, subset, 'resolution').items():
+    numbers = _numbers(words)
+    if numbers:
+      heights[name] = numbers[0]
+  videos = []
+  for name, words in times.items():
+    intervals = tuple(
+      (_seconds(start), _seconds(end))
+      for start, end in _INTERVAL.findall(' '.join(words))
+    )
+    clips = {i: f'{name}_{i}' for i in range(len(intervals))}
+    boxes = {i: crops[clip] for i, clip in clips.items() if clip in crops}
+    videos.append(
+      Video(subset, name, intervals, boxes, heights.get(name, 0), people[name])
+    )
+  return videos, len(addresses)
+
+
+def _count(subset: str, videos: Sequence[Video], addresses: int) -> Counts:
+  intervals = [interval for video in videos for interval in video.intervals]
+  return Counts(
+    subset,
+    urls=addresses,
+    annotated=len(videos),
+    clips=len(intervals),
+    with_box=sum(len(video.crops) for video in videos),
+    hours=sum(end - start for start, end in intervals) / 3600,
+  )
+
+
+def _read_table(tree: Tree, subset: str, kind: str) -> dict[str, list[str]]:
+  """Reads lines `<name>[.mp4] <value> ...`, by name without the subset."""
   wanted = f'{subset}_{kind}.txt'
-  path = next((path for path in tree.files if posixpath.basename(path) == wanted), None)
-  lines = [line.split() for line in tree.read_text(path).splitlines()] if path else []
-  return {
-    words[0].removesuffix('.mp4').removeprefix(f'{subset}_'): words[1:]
-    for words in lines
-    if len(words) > 1
-  }
+  table = {}
+  for path in tree.files:
+    if posixpath.basename(path) != wanted:
+      continue
+    for line in tree.read_text(path).splitlines():
+      words = line.split()
+      if len(words) > 1:
+        name = words[0].removesuffix('.mp4').removeprefix(f'{subset}_')
+        table[name] = words[1:]
+    break  # copies of the file count once
+  return table
 
 
 def _people(
   names: Iterable[str], addresses: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
-  """By name of a video, whom it shows.
+  """Finds the person that each video shows, by its name.
 
-  Names of one person differ by trailing digits only.
-
-  One video is listed twice, under two names of its speaker: whoever shares an address
-  is one person.
+  Names of videos of one person differ by trailing digits only. One video is listed
+  twice, under two names of its speaker: names that share an address are one person.
   """
-
-  def plain(name):
-    return name.rstrip('0123456789')
-
-  first, also = {}, {}
+  first_at: dict[str, str] = {}  # first name at an address
+  same_as: dict[str, str] = {}
   for name, words in addresses.items():
-    if (known := first.setdefault(_START.sub('', words[0]), plain(name))) != plain(
-      name
-    ):
-      also[plain(name)] = known
-  return {name: also.get(plain(name), plain(name)) for name in names}
+    person = _without_digits(name)
+    first = first_at.setdefault(_START.sub('', words[0]), person)
+    if first != person:
+      same_as[person] = first
+  people = {}
+  for name in names:
+    person = _without_digits(name)
+    people[name] = same_as.get(person, person)
+  return people
 
 
-def _video(
-  subset: str,
-  name: str,
-  words: Sequence[str],
-  crops: Mapping[str, tuple],
-  height: int,
-  person: str,
-) -> Video:
-  intervals = tuple(
-    (_seconds(start), _seconds(end))
-    for start, end in _INTERVAL.findall(' '.join(words))
-  )
-  boxes = {
-    i: crops[f'{name}_{i}'] for i in range(len(intervals)) if f'{name}_{i}' in crops
-  }
-  return Video(subset, name, intervals, boxes, height, person)
+def _without_digits(name: str) -> str:
+  return name.rstrip('0123456789')
 
 
 def _numbers(words: Sequence[str]) -> list[int]:
@@ -192,14 +203,14 @@ def _seconds(time: str) -> int:
 
 
 def walk(tree: Tree, expressions: Tree | None = None) -> Iterator[ClipFile | Skipped]:
-  """Finds the annotated clips among the videos that are there."""
+  """Finds the annotated clips among the videos of a tree."""
   found: dict[str, list[str]] = {}
   for path in tree.files:
     ending = file_tree.extension(path)
     if ending in VIDEO:
       found.setdefault(posixpath.basename(path)[: -len(ending)], []).append(path)
     elif ending not in (*AUDIO, *FEATURES):
-      yield Skipped(path, 'no video file', ending)
+      yield Skipped(path, 'not a video file', ending)
   for video in metadata(tree)[0]:
     yield from _clips(video, found, expressions)
   for name, paths in found.items():
@@ -210,21 +221,33 @@ def walk(tree: Tree, expressions: Tree | None = None) -> Iterator[ClipFile | Ski
 def _clips(
   video: Video, found: dict[str, list[str]], expressions: Tree | None
 ) -> Iterator[ClipFile | Skipped]:
-  """What was found of a video; it is taken out of `found`.
+  """Makes the clips of one video.
 
-  An interval that covers another is a slip of the annotation. Neighbours may share a
-  second: both are kept.
+  An interval that covers another is an error of the annotation, and left out.
+  Neighbours may share a second: both are kept.
+
+  Args:
+    video: the metadata.
+    found: paths by name of the file; those of this video are removed.
+    expressions: files of expression features.
   """
   whole = _take(found, video, '')
   cuts = [
     _take(found, video, f'_{i}') or _take(found, video, f'_{i:03d}')
     for i in range(len(video.intervals))
   ]
-  there = [
-    (a, b) for (a, b), cut in zip(video.intervals, cuts) if (cut or whole) and a < b
+  available = [
+    (start, end)
+    for (start, end), cut in zip(video.intervals, cuts)
+    if (cut or whole) and start < end
   ]
   taken = set()
   for i, ((start, end), cut) in enumerate(zip(video.intervals, cuts)):
+    covers_another = any(
+      start <= other_start and other_end <= end
+      for other_start, other_end in available
+      if (other_start, other_end) != (start, end)
+    )
     clip_id = f'{video.subset}_{video.name}_{i}'
     clip = ClipFile(
       clip_id=clip_id,
@@ -235,9 +258,7 @@ def _clips(
     )
     if not clip.video:
       yield Skipped(clip_id, 'video missing', 'not downloaded')
-    elif start >= end or any(
-      start <= a and b <= end and (a, b) != (start, end) for a, b in there
-    ):
+    elif start >= end or covers_another:
       yield Skipped(clip_id, 'interval covers another or is empty', f'{start}-{end} s')
     elif (start, end) in taken:
       yield Skipped(clip_id, 'the same interval twice', f'{start}-{end} s')
@@ -255,26 +276,29 @@ def _clips(
 
 
 def _take(found: dict[str, list[str]], video: Video, suffix: str) -> str:
-  """The path of `<subset>_<name><suffix>` or `<name><suffix>`, not one of another
-  subset; '' where there is none.
+  """Finds the file `<subset>_<name><suffix>` or `<name><suffix>`, and removes it.
+
+  Files in the folder of another subset do not count. The result is '' if there is none.
   """
+  other_subsets = set(SUBSETS) - {video.subset}
   for name in (f'{video.subset}_{video.name}{suffix}', f'{video.name}{suffix}'):
     for path in found.get(name, ()):
-      if not set(path.split('/')[:-1]) & (set(SUBSETS) - {video.subset}):
+      folders = set(path.split('/')[:-1])
+      if not folders & other_subsets:
         found[name].remove(path)
         return path
   return ''
 
 
 def _with_expression(clip: ClipFile, expressions: Tree | None) -> ClipFile:
-  """Features of the clip come before features of the whole video."""
+  """Adds features of the clip, or else of the whole video."""
   if not expressions:
     return clip
-  if own := expressions.find(clip.clip_id, FEATURES):
-    return dataclasses.replace(clip, expression=own, expression_of_video=False)
+  of_clip = expressions.find(clip.clip_id, FEATURES)
+  if of_clip:
+    return dataclasses.replace(clip, expression=of_clip, expression_of_video=False)
   stem = posixpath.splitext(clip.video)[0]
-  return dataclasses.replace(
-    clip,
-    expression=expressions.find(stem, FEATURES)
-    or expressions.find(posixpath.basename(stem), FEATURES),
-  )
+  of_video = expressions.find(stem, FEATURES)
+  if not of_video:
+    of_video = expressions.find(posixpath.basename(stem), FEATURES)
+  return dataclasses.replace(clip, expression=of_video)

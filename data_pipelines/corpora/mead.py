@@ -1,11 +1,11 @@
-"""MEAD: 8 emotions at 3 levels in 7 views, said by actors.
+"""MEAD: sentences acted in 8 emotions, at 3 levels, filmed from 7 views.
 
     <ID>/video/<view>/<emotion>/level_<1|2|3>/<nnn>.mp4
     <ID>/audio/<emotion>/level_<1|2|3>/<nnn>.m4a
 
-Paths are read by what stands in them and not by their depth, so that trees with an
-extra `<ID>_video/`, sound by view, `.wav`, `<emotion>_level_<k>` and the flat names of
-other projects (`M003_ang_3_004`, `M003_front_angry_level3_004`) are found alike.
+Paths are read by their words and not by their depth. So other trees are found as well:
+with an extra `<ID>_video/`, audio by view, `.wav`, `<emotion>_level_<k>`, and the flat
+names of other projects (`M003_ang_3_004`, `M003_front_angry_level3_004`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,12 @@ _OTHER_NAMES = {
   'sadness': 'sad',
   'surprise': 'surprised',
 }
-_NAMES = {**{e: e for e in EMOTIONS}, **_OTHER_NAMES, **{e[:3]: e for e in EMOTIONS}}
+# Emotions by full name, other name, and first three letters.
+_NAMES = (
+  {emotion: emotion for emotion in EMOTIONS}
+  | _OTHER_NAMES
+  | {emotion[:3]: emotion for emotion in EMOTIONS}
+)
 _PERSON = re.compile(r'(?<![A-Za-z0-9])([MW]\d{3})(?![A-Za-z0-9])')
 _EMOTION = re.compile(
   rf'(?<![a-z])({"|".join(sorted(_NAMES, key=len, reverse=True))})(?![a-z])'
@@ -39,7 +44,7 @@ _NUMBER = re.compile(r'(\d+)$')
 
 
 class Take(NamedTuple):
-  """What a path says; `view` is '' where it says none."""
+  """What a path says of its clip; `view` is '' if it names none."""
 
   person: str
   emotion: str
@@ -49,31 +54,45 @@ class Take(NamedTuple):
 
 
 def parse(path: str) -> Take | None:
-  """Reads a path without its extension; None where person, emotion, level or number
-  is missing.
+  """Reads a path without its extension.
+
+  The result is None if person, emotion, level or number is missing.
   """
   lower = path.lower()
-  person, emotion, number = (
-    _PERSON.search(path),
-    _EMOTION.findall(lower),
-    _NUMBER.search(path),
-  )
+  person = _PERSON.search(path)
+  emotions = _EMOTION.findall(lower)
   level = _LEVEL.search(lower) or _FLAT_LEVEL.search(lower)
-  if not (person and emotion and level and number):
+  number = _NUMBER.search(path)
+  if not (person and emotions and level and number):
     return None
-  view = _VIEW.search(lower)
-  view = '' if not view else f'{view[1]}_{view[2]}' if view[1] else view[0]
-  return Take(person[1], _NAMES[emotion[-1]], int(level[1]), number[1].zfill(3), view)
+  return Take(
+    person=person[1],
+    emotion=_NAMES[emotions[-1]],
+    level=int(level[1]),
+    number=number[1].zfill(3),
+    view=_view(lower),
+  )
+
+
+def _view(path: str) -> str:
+  """Reads the view of a path in lower case; '' if it names none."""
+  found = _VIEW.search(path)
+  if not found:
+    return ''
+  side, degrees = found.groups()
+  return f'{side}_{degrees}' if side else found[0]
 
 
 def _index(tree: Tree, extensions: Sequence[str]) -> dict[Take, str]:
-  """Files of these kinds by what their paths say."""
-  paths = [path for path in tree.files if file_tree.extension(path) in extensions]
-  return {
-    take: path
-    for path in paths
-    if (take := parse(path[: -len(file_tree.extension(path))]))
-  }
+  """Finds the files with these extensions, by what their paths say."""
+  found = {}
+  for path in tree.files:
+    ending = file_tree.extension(path)
+    if ending in extensions:
+      take = parse(path[: -len(ending)])
+      if take:
+        found[take] = path
+  return found
 
 
 def walk(
@@ -81,17 +100,17 @@ def walk(
 ) -> Iterator[ClipFile | Skipped]:
   """Finds the clips of these views; other views are left out silently.
 
-  The sound comes from the audio tree, which holds one file for all views, or else from
+  The audio comes from the audio tree, which holds one file for all views, or else from
   the video.
   """
-  sounds = _index(tree, AUDIO)
+  audio = _index(tree, AUDIO)
   features = _index(expressions, FEATURES) if expressions else {}
   for path in tree.files:
     ending = file_tree.extension(path)
     if ending in (*AUDIO, *FEATURES):
       continue
     if ending not in VIDEO:
-      yield Skipped(path, 'no video file', ending)
+      yield Skipped(path, 'not a video file', ending)
       continue
     take = parse(path[: -len(ending)])
     if take is None:
@@ -100,7 +119,7 @@ def walk(
     take = take._replace(view=take.view or 'front')
     if take.view not in views:
       continue
-    bare = take._replace(view='')
+    any_view = take._replace(view='')
     recording = f'{take.person}_{take.emotion}_{take.level}_{take.number}'
     yield ClipFile(
       clip_id=f'{take.person}_{take.view}_{take.emotion}_{take.level}_{take.number}',
@@ -110,6 +129,6 @@ def walk(
       emotion=take.emotion,
       intensity=take.level,
       video=path,
-      audio=sounds.get(take) or sounds.get(bare, ''),
-      expression=features.get(take) or features.get(bare, ''),
+      audio=audio.get(take) or audio.get(any_view, ''),
+      expression=features.get(take) or features.get(any_view, ''),
     )

@@ -1,5 +1,4 @@
-"""VoxCeleb2: speech of thousands of people, in small pictures, without labels of
-emotion.
+"""VoxCeleb2: speech of thousands of people, in small frames, without emotion labels.
 
 {dev,test}/mp4/<idNNNNN>/<video>/<nnnnn>.mp4
 {dev,test}/aac/<idNNNNN>/<video>/<nnnnn>.m4a
@@ -17,46 +16,57 @@ _TAIL = re.compile(r'(id\d{5})/([^/]+)/(\d+)$')
 
 
 def walk(tree: Tree, expressions: Tree | None = None) -> Iterator[ClipFile | Skipped]:
-  """Finds all utterances; a part without `dev` or `test` in its path counts as dev.
+  """Finds all utterances; the audio comes from the `aac` folders.
 
-  The sound comes from `aac`.
+  Files without `dev` or `test` in their path count as dev.
   """
-  sounds = {
-    (_part(path), tail.group()): path
-    for path in tree.files
-    if file_tree.extension(path) in AUDIO
-    for tail in [_TAIL.search(path[: -len(file_tree.extension(path))])]
-    if tail
-  }
+  audio = _audio_files(tree)
   for path in tree.files:
     ending = file_tree.extension(path)
     if ending in (*AUDIO, *FEATURES):
       continue
     if ending not in VIDEO:
-      yield Skipped(path, 'no video file', ending)
+      yield Skipped(path, 'not a video file', ending)
       continue
-    tail = _TAIL.search(path[: -len(ending)])
+    stem = path[: -len(ending)]
+    tail = _TAIL.search(stem)
     if tail is None:
       yield Skipped(path, 'path not understood', f'expected {LAYOUT}')
       continue
     person, video, number = tail.groups()
     clip_id = f'{person}_{video}_{number}'
+    expression = ''
+    if expressions:
+      expression = expressions.find(stem, FEATURES) or expressions.find(
+        clip_id, FEATURES
+      )
     yield ClipFile(
       clip_id=clip_id,
       video_id=f'{person}/{video}',
       identity=f'vox2/{person}',
       dataset='voxceleb2',
       video=path,
-      audio=sounds.get((_part(path), tail.group()), ''),
+      audio=audio.get((_part(path), tail.group()), ''),
       split='test' if _part(path) == 'test' else '',
-      expression=expressions
-      and (
-        expressions.find(path[: -len(ending)], FEATURES)
-        or expressions.find(clip_id, FEATURES)
-      )
-      or '',
+      expression=expression,
     )
 
 
+def _audio_files(tree: Tree) -> dict[tuple[str, str], str]:
+  """Finds audio files, by part and by person, video and number."""
+  found = {}
+  for path in tree.files:
+    ending = file_tree.extension(path)
+    if ending in AUDIO:
+      tail = _TAIL.search(path[: -len(ending)])
+      if tail:
+        found[_part(path), tail.group()] = path
+  return found
+
+
 def _part(path: str) -> str:
-  return next((part for part in path.split('/')[:-1] if part in ('dev', 'test')), 'dev')
+  """Gives the part of the corpus that a path belongs to: dev or test."""
+  for folder in path.split('/')[:-1]:
+    if folder in ('dev', 'test'):
+      return folder
+  return 'dev'

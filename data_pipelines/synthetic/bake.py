@@ -1,8 +1,7 @@
-"""What does not move on its own, painted once per clip at twice the resolution: head,
-hair, glasses, body, backdrop.
+"""Paints what does not move on its own: head, hair, glasses, body and backdrop.
 
-Head and hair are textures over the face plane. The renderer only warps and lights them,
-so their detail is free.
+It is painted once per person, at twice the resolution. Head and hair are textures over
+the face plane. The renderer only warps and lights them, so their detail is free.
 """
 
 import dataclasses
@@ -22,12 +21,9 @@ from data_pipelines.synthetic.painting import (
   tint,
 )
 
-_LEFT, _TOP, _WIDTH, _HEIGHT = (
-  -1.4,
-  -1.45,
-  2.8,
-  3.0,
-)  # the rectangle of the face plane that textures cover
+# The rectangle of the face plane that textures cover.
+_LEFT, _TOP = -1.4, -1.45
+_WIDTH, _HEIGHT = 2.8, 3.0
 BEHIND_Z = -0.20  # depth of ears and back hair
 
 
@@ -42,16 +38,15 @@ class Layers:
   behind: Texture  # distance, r, g, b: ears and back hair, on the plane BEHIND_Z
   skin: Texture  # distance, slope x, slope y, r, g, b: resting head
   front: Texture | None  # distance, r, g, b: front hair
-  front_window: tuple[
-    float, float, float, float
-  ]  # centre and half-extent of the front hair
+  # centre and half-extent of the front hair
+  front_window: tuple[float, float, float, float]
   glasses: Texture | None  # distance to the frame, distance to the lenses
   grain: np.ndarray  # [3, 2 S, 2 S] standard normal, windows of it are the sensor noise
 
 
 @functools.lru_cache(maxsize=8)
 def bake(person: Identity, size: int) -> Layers:
-  """All static layers for square images of `size` pixels."""
+  """Paints all static layers for square images of `size` pixels."""
   resolution = size * projection.SCALE * 1.1
   columns, rows = int(_WIDTH * resolution), int(_HEIGHT * resolution)
 
@@ -68,11 +63,11 @@ def bake(person: Identity, size: int) -> Layers:
 
   head = _distance(geometry.outline_field(person, x, y), step)
   front = hair.front(person, x, y, head)
-  shadow = (
-    1.0
-    if front is None
-    else 1 - 0.34 * smooth(0.10, -0.02, front[0]) * smooth(0.04, -0.03, head)
-  )
+  shadow = 1.0
+  front_window = (0.0, 0.0, 0.0, 0.0)
+  if front is not None:
+    shadow = 1 - 0.34 * smooth(0.10, -0.02, front[0]) * smooth(0.04, -0.03, head)
+    front_window = _extent(front[0] < 0.02, x, y)
   body, alpha, row = _body(person, size)
   return Layers(
     backdrop=_backdrop(person, size),
@@ -82,9 +77,7 @@ def bake(person: Identity, size: int) -> Layers:
     behind=texture(_behind(person, x, y)),
     skin=texture([head, *_skin(person, x, y, head, shadow, step)]),
     front=None if front is None else texture(front),
-    front_window=(0.0, 0.0, 0.0, 0.0)
-    if front is None
-    else _extent(front[0] < 0.02, x, y),
+    front_window=front_window,
     glasses=None if person.glasses == 'none' else texture(_glasses(person, x, y)),
     grain=_grain(size),
   )
@@ -98,7 +91,7 @@ def _grain(size: int) -> np.ndarray:
 
 
 def _extent(mask, x, y) -> tuple[float, float, float, float]:
-  """Centre and half-extent of a region, with a margin for the head's rotation."""
+  """Gives centre and half-extent of a region, with a margin for the head's rotation."""
   (left, right), (top, bottom) = (
     (float(t[mask].min()), float(t[mask].max())) for t in (x, y)
   )
@@ -111,28 +104,27 @@ def _extent(mask, x, y) -> tuple[float, float, float, float]:
 
 
 def _halve(image: np.ndarray) -> np.ndarray:
-  """Average over 2 x 2 blocks: [C, 2h, 2w] -> [C, h, w]."""
+  """Averages over 2 x 2 blocks: [C, 2h, 2w] -> [C, h, w]."""
   c, h, w = image.shape
   return image.reshape(c, h // 2, 2, w // 2, 2).mean((2, 4))
 
 
 def _distance(field: np.ndarray, step: float) -> np.ndarray:
-  """An implicit function as a signed distance: divided by its gradient's norm."""
+  """Makes an implicit function a signed distance: divides it by its gradient's norm."""
   gy, gx = np.gradient(field, step)
   return field / np.maximum(np.sqrt(gx * gx + gy * gy), 0.35)
 
 
 def _skin(p: Identity, x, y, head, shadow, step: float) -> list[np.ndarray]:
-  """Slopes of the shading height and the albedo of the resting face."""
+  """Computes slopes of the shading height, and the albedo, of the resting face."""
   slope_y, slope_x = np.gradient(_height(p, x, y, head), step)
   return [slope_x, slope_y, *(_albedo(p, x, y) * shadow)]
 
 
 def _height(p: Identity, x, y, head) -> np.ndarray:
-  """Height map that is used for light only; softer and richer than
-  `projection.depth`.
-  """
-  side, tip = abs(x), projection.nose_tip(p)
+  """Makes a height map for light only; it is softer and richer than `depth`."""
+  side = abs(x)
+  tip = projection.nose_tip(p)
   h = 0.60 * (1 - (x / (1.16 * p.face_width)) ** 2 - ((y + 0.06) / 1.24) ** 2)
   h -= 0.13 * np.exp(np.minimum(head, 0) / 0.075)  # rounds the silhouette off
   h -= 0.060 * bump(side, y, p.eye_x, p.eye_y - 0.01, 0.17, 0.12)  # sockets
@@ -154,38 +146,33 @@ def _height(p: Identity, x, y, head) -> np.ndarray:
     0.080 * band(x, 0.85 * p.nose_width) * ridge
     + 0.066 * bump(x, y, 0, tip, 0.100, 0.090)
   )
-  h += (
-    0.048 * p.nose_depth * bump(side, y, 0.78 * p.nose_width, tip + 0.035, 0.050, 0.052)
-  )  # wings
+  wings = bump(side, y, 0.78 * p.nose_width, tip + 0.035, 0.050, 0.052)
+  h += 0.048 * p.nose_depth * wings
   return h
 
 
 def _albedo(p: Identity, x, y) -> np.ndarray:
-  side, tip = abs(x), projection.nose_tip(p)
-  skin, blush = tint(p.skin), tint(p.blush)
+  """Makes the colour of the skin, with beard."""
+  side = abs(x)
+  tip = projection.nose_tip(p)
+  skin = tint(p.skin)
+  blush = tint(p.blush)
   redness = 0.75 * bump(side, y, 0.42, tip - 0.02, 0.19, 0.15) + 0.55 * bump(
     x, y, 0, tip + 0.01, 0.10, 0.08
   )
   redness += 0.30 * bump(x, y, 0, p.chin - 0.08, 0.16, 0.10)
   colour = skin + np.minimum(redness, 1) * (blush - skin)
   colour *= 0.985 + 0.03 * noise(x * 9, y * 9, p.seed)
-  occlusion = 1 - 0.16 * bump(
-    side, y, p.eye_x - 0.03, p.eye_y - 0.05, 0.17, 0.10
-  )  # under the brow
-  occlusion -= 0.10 * bump(
-    side, y, p.eye_x - 0.02, p.eye_y + 0.13, 0.12, 0.035
-  )  # tear trough
-  occlusion -= 0.12 * bump(
-    x, y, 0, tip + 0.12, 0.85 * p.nose_width, 0.045
-  )  # under the nose
-  occlusion -= 0.16 * bump(
-    side, y, p.nose_width + 0.015, tip + 0.035, 0.028, 0.05
-  )  # beside the wings
-  occlusion -= 0.16 * bump(x, y, 0, p.mouth_y + 0.13, 0.15, 0.035)  # under the lip
+
+  # Shadows: under brow, eyes and nose, next to its wings, and under the lip
+  occlusion = 1 - 0.16 * bump(side, y, p.eye_x - 0.03, p.eye_y - 0.05, 0.17, 0.10)
+  occlusion -= 0.10 * bump(side, y, p.eye_x - 0.02, p.eye_y + 0.13, 0.12, 0.035)
+  occlusion -= 0.12 * bump(x, y, 0, tip + 0.12, 0.85 * p.nose_width, 0.045)
+  occlusion -= 0.16 * bump(side, y, p.nose_width + 0.015, tip + 0.035, 0.028, 0.05)
+  occlusion -= 0.16 * bump(x, y, 0, p.mouth_y + 0.13, 0.15, 0.035)
   colour *= occlusion
-  colour *= 1 - 0.70 * bump(
-    side, y - 0.25 * side, 0.48 * p.nose_width, tip + 0.065, 0.036, 0.018
-  )  # nostrils
+  nostrils = bump(side, y - 0.25 * side, 0.48 * p.nose_width, tip + 0.065, 0.036, 0.018)
+  colour *= 1 - 0.70 * nostrils
   if p.freckles:
     where = bump(side, y, 0.30, tip - 0.10, 0.24, 0.13)
     colour *= 1 - tint((0.18, 0.28, 0.32)) * dots(x * 27, y * 27, p.seed) * where
@@ -193,7 +180,7 @@ def _albedo(p: Identity, x, y) -> np.ndarray:
 
 
 def _behind(p: Identity, x, y) -> list[np.ndarray]:
-  """Ears and the hair behind the head: distance and colour."""
+  """Makes ears and the hair behind the head: distance and colour."""
   cx, cy = p.face_width + 0.005, p.eye_y + 0.14
   side = abs(x)
   ear = np.sqrt(
@@ -211,7 +198,7 @@ def _behind(p: Identity, x, y) -> list[np.ndarray]:
 
 
 def _glasses(p: Identity, x, y) -> list[np.ndarray]:
-  """Signed distances to the frame and to the lenses."""
+  """Computes signed distances to the frame and to the lenses."""
   side = abs(x)
   cx, cy = p.eye_x + 0.005, p.eye_y + 0.02
   if p.glasses == 'round':
@@ -231,7 +218,7 @@ def _glasses(p: Identity, x, y) -> list[np.ndarray]:
 
 
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Face coordinates of an unposed image with two samples per pixel and axis."""
+  """Gives face coordinates of an unposed image, two samples per pixel and axis."""
   t = (np.arange(2 * size, dtype=np.float32) + 0.5) / (2 * size)
   x, y = ((t - o) / np.float32(projection.SCALE) for o in projection.ORIGIN)
   return np.meshgrid(x, y)
@@ -251,28 +238,28 @@ def _backdrop(p: Identity, size: int) -> np.ndarray:
 
 
 def _body(p: Identity, size: int) -> tuple[np.ndarray, np.ndarray, int]:
-  """Neck and clothes, premultiplied, and the first row that they cover."""
+  """Paints neck and clothes, premultiplied; gives their first row as well."""
   x, y = _grid(size)
   pixel = 1 / (projection.SCALE * size)
 
   def cover(d):
     return np.clip(0.5 - d / pixel, 0, 1)
 
-  side, lit = abs(x), 1.0 if p.light[0] > 0 else -1.0
+  # Neck, with the shadow of the chin and its two muscles
+  side = abs(x)
+  lit = 1.0 if p.light[0] > 0 else -1.0
   half = 0.37 if p.female else 0.45
   neck = side - half - 0.75 * np.maximum(y - 0.96, 0) ** 2
   neck = np.maximum(neck, 0.5 - y)
   turn = np.clip(x / half, -1.2, 1.2)
   light = 0.84 - 0.28 * turn**2 + 0.16 * lit * turn
-  light *= 1 - 0.36 * np.exp(
-    -np.maximum(y - p.chin + 0.02, 0) / 0.14
-  )  # shadow of the chin
-  light *= 1 - 0.10 * band(abs(x) - 0.16 - 0.35 * (1.4 - y), 0.05) * smooth(
-    1.0, 1.3, y
-  )  # the two neck muscles
+  light *= 1 - 0.36 * np.exp(-np.maximum(y - p.chin + 0.02, 0) / 0.14)
+  muscles = band(abs(x) - 0.16 - 0.35 * (1.4 - y), 0.05)
+  light *= 1 - 0.10 * muscles * smooth(1.0, 1.3, y)
   colour = tint(p.skin) * tint((1.02, 0.95, 0.93)) * light
   alpha = cover(neck)
 
+  # Shape of the clothes
   slope = 1.13 if p.female else 1.09
   shoulders = slope + 0.20 * np.maximum(side - half, 0) ** 1.25 - y
   if p.neckline == 'v':
@@ -288,6 +275,8 @@ def _body(p: Identity, size: int) -> tuple[np.ndarray, np.ndarray, int]:
       1.075 + 0.10 * (1 - turn**2) - y,
     )
     cloth = np.minimum(cloth, roll)
+
+  # Their colour
   folds = noise(x * 3.2, y * 2.2, p.seed + 3) - 0.5
   shading = (
     0.86
@@ -295,11 +284,10 @@ def _body(p: Identity, size: int) -> tuple[np.ndarray, np.ndarray, int]:
     + 0.18 * folds
     - 0.20 * smooth(0.06, 0, -shoulders)
   )
-  hem = (
-    band(opening - 0.035, 0.035)
-    if p.neckline != 'collar'
-    else band(y - 1.17 - 0.12 * (1 - turn**2), 0.03)
-  )
+  if p.neckline == 'collar':
+    hem = band(y - 1.17 - 0.12 * (1 - turn**2), 0.03)
+  else:
+    hem = band(opening - 0.035, 0.035)
   fabric = tint(p.clothes) * shading * (1 - 0.20 * hem)
   cloth_alpha = cover(cloth)
   if p.neckline != 'collar':

@@ -1,4 +1,4 @@
-"""One synthetic clip: voice, face and the truth about every frame."""
+"""Makes one synthetic clip: audio, frames and the truth about every frame."""
 
 import dataclasses
 import zlib
@@ -16,12 +16,9 @@ from data_pipelines.synthetic.renderer import Renderer
 from dicetalk_jax.data.clip_record import EMOTIONS, FPS, LEVELS, SAMPLES_PER_FRAME
 from dicetalk_jax.errors import InputError
 
-_BROW_FLASH = 0.15  # brows rise on loud syllables
-_VIEW = (
-  0.5,
-  0.5,
-  # where the camera's picture lies in the whole, between left and right, top and bottom
-)
+_BROW_FLASH = 0.15  # how far brows rise on loud syllables
+# Where the camera's frame lies in the whole image: from left to right, top to bottom.
+_VIEW = (0.5, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +57,9 @@ def make_clip(
   max_seconds: float | None = None,
   render: bool = True,
 ) -> Clip:
-  """A person says a sentence in an emotion. Every value is a function of the arguments.
+  """Makes the clip of a person who says a sentence in an emotion.
+
+  Every value is a function of the arguments.
 
   Args:
     identity: seed of the person.
@@ -71,14 +70,14 @@ def make_clip(
     take: another performance of the same words.
     motion: factor on head motion; 0 leaves only the posture of the emotion.
     articulation: factor on how far speech opens the mouth.
-    zoom: of the camera: 1 shows head and shoulders, 1.25 the head alone.
+    zoom: of the camera; 1 shows head and shoulders, 1.25 the head alone.
     drift: slow errors of the face tracker, in units of activations, see
       `emotions.expression`.
     max_seconds: cuts the finished clip after this time, to whole frames.
     render: False leaves `frames` empty, which is several times faster.
 
   Raises:
-    InputError: unknown emotion or level, or nothing left after the cut.
+    InputError: the emotion or level is unknown, or no frame is left after the cut.
   """
   _check(emotion, level)
   level = 0 if emotion == 'neutral' else level
@@ -87,12 +86,15 @@ def make_clip(
   def stream(name):
     return np.random.default_rng([zlib.crc32(name.encode()), *performance])
 
-  person, strength = make_identity(identity), emotions.intensity(emotion, level)
-
+  # 1. Speak
+  person = make_identity(identity)
+  strength = emotions.intensity(emotion, level)
   words = phonemes.sentence(sentence)
   utterance = speech.synthesise(
     words, person.voice, speech.prosody(emotion, strength), stream('speech')
   )
+
+  # 2. Move the face
   track = visemes.viseme_track(utterance)
   loud = loudness(utterance.audio)
   strengths = emotions.envelope(utterance.frames, stream('envelope'))[:, None]
@@ -104,15 +106,16 @@ def make_clip(
   blink = blinks(utterance.frames, stream('blink'))
   expression = emotions.expression(identity, au, stream('tracker'), drift=drift)
 
-  n = (
-    utterance.frames
-    if max_seconds is None
-    else min(utterance.frames, int(max_seconds * FPS + 1e-6))
-  )
+  # 3. Cut
+  n = utterance.frames
+  if max_seconds is not None:
+    n = min(n, int(max_seconds * FPS + 1e-6))
   if n < 1:
     raise InputError(
       f'max_seconds={max_seconds} leaves no frame; ask for at least {1 / FPS} s'
     )
+
+  # 4. Paint
   poses = [Pose(*row) for row in pose[:n].tolist()]
   faces = [
     make_face(person, au[i], track.viseme[i], blink[i], _gaze(poses[i]))
@@ -148,25 +151,24 @@ def make_portrait(
   level: int = 3,
   zoom: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A frontal portrait, mouth closed where the emotion allows, eyes open.
+  """Makes a frontal portrait with open eyes, and a closed mouth if the emotion allows.
 
   Returns:
-    (uint8 image [size, size, 3], float32 face box [4] as x1, y1, x2, y2 in [0, 1]).
+    The image, uint8 [size, size, 3], and the face box, float32 [4], as x1, y1, x2, y2
+    in [0, 1].
   """
   _check(emotion, level)
   person = make_identity(identity)
-  face, pose = (
-    make_face(person, emotions.preset(emotion, level), np.zeros(len(visemes.CHANNELS))),
-    Pose(),
-  )
+  silent = np.zeros(len(visemes.CHANNELS))
+  face = make_face(person, emotions.preset(emotion, level), silent)
+  pose = Pose()
   camera = _Camera(size, zoom)
-  return camera.cut(Renderer(person, camera.rendered)(face, pose)), camera.see(
-    face_box(face, pose)
-  )
+  image = camera.cut(Renderer(person, camera.rendered)(face, pose))
+  return image, camera.see(face_box(face, pose))
 
 
 class _Camera:
-  """The part of the rendered picture that is kept: the head stays in view."""
+  """Cuts the part of the rendered image that is kept; the head stays in view."""
 
   def __init__(self, size: int, zoom: float):
     self.rendered = max(size, round(size * zoom))
@@ -179,8 +181,9 @@ class _Camera:
     ]
 
   def see(self, points: np.ndarray) -> np.ndarray:
-    """Coordinates (x, y, ...) of the whole picture -> of the part, both in [0, 1]
-    where inside.
+    """Maps coordinates (x, y, ...) of the whole image to the part.
+
+    Both are in [0, 1] inside.
     """
     corner = np.resize(
       np.array([self._left, self._top], np.float32) / self.rendered, points.shape[-1]
@@ -200,8 +203,9 @@ def _check(emotion: str, level: int) -> None:
 def activations(
   au: np.ndarray, track: visemes.VisemeTrack, loud: np.ndarray, jaw_gain: float
 ) -> np.ndarray:
-  """Emotion [N, 26] plus speech: jaw and lip parting are mixed, brows flash on loud
-  syllables [N].
+  """Adds speech to the activations [N, 26] of an emotion.
+
+  Jaw and lip parting are mixed, and brows rise on loud syllables.
   """
   au = au.copy()
   flash = _BROW_FLASH * np.clip(2 * loud - 1, 0, 1)
@@ -215,5 +219,5 @@ def activations(
 
 
 def _gaze(pose: Pose) -> tuple[float, float]:
-  """The eyes stay on the camera while the head turns."""
+  """Keeps the eyes on the camera while the head turns."""
   return -0.7 * pose.yaw, -0.6 * pose.pitch

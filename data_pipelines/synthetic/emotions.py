@@ -1,5 +1,4 @@
-"""Emotions as facial action units (AUs), and the expression vector that a face tracker
-would deliver.
+"""Emotions as facial action units (AUs), and the expression vector of a face tracker.
 
 The vector mixes emotion with identity on purpose: each identity has its own strength
 and resting level per AU, and a nuisance code. Removing that mixture is what the emotion
@@ -117,18 +116,16 @@ _SPEECH_JAW = {
 LEAKAGE = 1.0  # how strongly identity enters the expression vector (lambda)
 EXPRESSION_DIM = 64
 _NUISANCE_DIM = 20
-_SCALE = (
-  0.72  # brings the overall standard deviation near 0.5, as in real coefficient files
-)
+_SCALE = 0.72  # brings the standard deviation near 0.5, as in real coefficient files
 
 
 def intensity(emotion: str, level: int) -> float:
-  """Factor of a level (1, 2, 3) on the preset; neutral has none."""
+  """Gives the factor of a level (1, 2, 3) on the preset; neutral has none."""
   return 0.0 if emotion == 'neutral' else _INTENSITY[level]
 
 
 def preset(emotion: str, level: int = 3) -> np.ndarray:
-  """AU activations of an emotion: float32 [26]."""
+  """Gives the AU activations of an emotion: float32 [26]."""
   au = np.zeros(len(AUS), np.float32)
   for name, value in PRESETS[emotion].items():
     au[AU[name]] = value * intensity(emotion, level)
@@ -136,19 +133,20 @@ def preset(emotion: str, level: int = 3) -> np.ndarray:
 
 
 def head_pose(emotion: str, level: int = 3) -> np.ndarray:
-  """Yaw, pitch and roll that go with an emotion, radians: float32 [3]."""
-  return np.float32(HEAD[emotion]) * np.float32(intensity(emotion, level))
+  """Gives yaw, pitch and roll of an emotion in radians: float32 [3]."""
+  return np.array(HEAD[emotion], np.float32) * np.float32(intensity(emotion, level))
 
 
 def speech_jaw(emotion: str, level: int) -> float:
-  """How widely the mouth opens while speaking in an emotion."""
+  """Gives how widely the mouth opens while speaking in an emotion."""
   neutral = _SPEECH_JAW['neutral']
   return neutral + intensity(emotion, level) * (_SPEECH_JAW[emotion] - neutral)
 
 
 def envelope(frames: int, rng: np.random.Generator) -> np.ndarray:
-  """Slow variation of intensity inside a clip, 1 - .15 sin^2: float32 [frames]."""
-  phase, hertz = rng.uniform(0, np.pi), rng.uniform(0.15, 0.35)
+  """Makes a slow variation of intensity, 1 - .15 sin^2: float32 [frames]."""
+  phase = rng.uniform(0, np.pi)
+  hertz = rng.uniform(0.15, 0.35)
   return (
     1 - 0.15 * np.sin(phase + np.pi * hertz * np.arange(frames) / FPS) ** 2
   ).astype(np.float32)
@@ -156,7 +154,7 @@ def envelope(frames: int, rng: np.random.Generator) -> np.ndarray:
 
 @functools.cache
 def _basis() -> np.ndarray:
-  """The fixed orthonormal matrix that hides which coordinate is which AU: [64, 64]."""
+  """Makes the fixed orthonormal matrix that mixes the AUs: [64, 64]."""
   q, r = np.linalg.qr(
     np.random.default_rng(0xD1CE).standard_normal((EXPRESSION_DIM, EXPRESSION_DIM))
   )
@@ -164,8 +162,10 @@ def _basis() -> np.ndarray:
 
 
 def _drift(frames: int, rng: np.random.Generator) -> np.ndarray:
-  """Stationary noise of variance 1 that forgets by a factor e in a second: [frames,
-  AUs].
+  """Draws stationary noise of variance 1 and a correlation of one second.
+
+  Returns:
+    [frames, AUs].
   """
   keep = np.exp(-1 / FPS)
   noise = rng.standard_normal((frames, len(AUS)))
@@ -182,16 +182,18 @@ def expression(
   leakage: float = LEAKAGE,
   drift: float = 0.0,
 ) -> np.ndarray:
-  """Q [3 (a (1 + l (s - 1)) + l b + d); .45 l v + n1; n2] with s, b and v fixed by the
-  identity.
+  """Makes the expression vector of a face tracker.
+
+  It is Q [3 (a (1 + l (s - 1)) + l b + d); .45 l v + n1; n2], where s, b and v follow
+  from the identity, and n1 and n2 are noise.
 
   Args:
     identity: seed of the person.
     au: [N, 26] activations a, speech included.
     rng: source of the tracker noise.
     leakage: l; 0 removes identity from the vector.
-    drift: standard deviation of d, errors of the tracker that last about a second and
-      so do not average out.
+    drift: standard deviation of d, errors of the tracker. They last about a second, so
+      they do not average out.
 
   Returns:
     float32 [N, 64].

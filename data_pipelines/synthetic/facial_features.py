@@ -1,6 +1,4 @@
-"""The features that move: eyes, brows, mouth and expression lines, painted into
-small patches.
-"""
+"""Paints what moves in a face into small patches: eyes, brows, mouth and folds."""
 
 import numpy as np
 
@@ -21,12 +19,12 @@ _LASH = (0.10, 0.07, 0.06)
 
 
 def eye_window(eye: Eye) -> tuple[float, float, float, float]:
-  """Centre and half-extent of what `paint_eye` touches."""
+  """Gives centre and half-extent of what `paint_eye` touches."""
   return eye.side * eye.x, eye.y, eye.width + 0.07, 0.20
 
 
 def paint_eye(patch: Patch, face: Face, eye: Eye) -> None:
-  """Lid folds, eyeball with iris and two highlights, lashes."""
+  """Paints lid folds, eyeball with iris and two highlights, and lashes."""
   p = face.person
   offset = eye.side * patch.x - eye.x  # grows outward
   u = offset * (1 / eye.width)
@@ -38,25 +36,24 @@ def paint_eye(patch: Patch, face: Face, eye: Eye) -> None:
   above, below = (upper - v) * slope, (v - lower) * slope
   soft = 1 / (patch.pixel + 0.006)
 
-  patch.shade(
-    1 - 0.20 * band(v - upper + 0.045, 0.016) * smooth(1.1, 0.6, abs(u))
-  )  # crease
-  patch.shade(
-    1 - 0.12 * band(v - upper + 0.02, 0.03) * smooth(1.15, 0.8, abs(u))
-  )  # lid
+  # Crease, upper and lower lid
+  patch.shade(1 - 0.20 * band(v - upper + 0.045, 0.016) * smooth(1.1, 0.6, abs(u)))
+  patch.shade(1 - 0.12 * band(v - upper + 0.02, 0.03) * smooth(1.15, 0.8, abs(u)))
   pouch = 0.10 + 0.22 * eye.pouch
   patch.shade(
     1
     - pouch
     * band(v - lower - 0.040 - 0.015 * eye.pouch, 0.014)
     * smooth(1.0, 0.5, abs(u))
-  )  # lower lid
+  )
 
+  # Eyeball
   opening = patch.inside(np.maximum(np.maximum(above, below), beyond))
   depth = unit((v - upper) * (1 / 0.075))
   ball = _WHITE * ((0.60 + 0.40 * depth) * (1 - 0.16 * inside * inside))
   ball += tint((0.05, -0.10, -0.10)) * smooth(-0.78, -0.95, u)  # inner corner
 
+  # Iris, pupil and highlights
   radius = 0.56 * p.eye_width
   dx = patch.x - eye.side * eye.x - eye.gaze[0] * eye.width
   dy = v + 0.004 - eye.gaze[1] * eye.width
@@ -81,6 +78,7 @@ def paint_eye(patch: Patch, face: Face, eye: Eye) -> None:
   ball += 0.28 * glint(-0.9 * lit, 0.42, 0.17) * (1 - ball)
   patch.paint(ball, opening)
 
+  # Lashes and the edge of the lower lid
   outer = smooth(-0.9, 0.9, u)
   flick = 0.22 if p.female else 0.06  # reach of the lashes past the outer corner
   thick = (
@@ -99,7 +97,7 @@ def paint_eye(patch: Patch, face: Face, eye: Eye) -> None:
 
 
 def brow_window(brow: Brow) -> tuple[float, float, float, float]:
-  """Centre and half-extent of what `paint_brow` touches."""
+  """Gives centre and half-extent of what `paint_brow` touches."""
   xs, ys = zip(brow.inner, brow.middle, brow.outer)
   middle, top, bottom = brow.side * 0.5 * (xs[0] + xs[2]), min(ys), max(ys)
   return (
@@ -111,7 +109,7 @@ def brow_window(brow: Brow) -> tuple[float, float, float, float]:
 
 
 def paint_brow(patch: Patch, face: Face, brow: Brow) -> None:
-  """A tapering stroke of hairs along the brow's curve."""
+  """Paints a tapering stroke of hairs along the brow's curve."""
   p = face.person
   side = brow.side * patch.x
   length = brow.outer[0] - brow.inner[0]
@@ -131,7 +129,7 @@ def paint_brow(patch: Patch, face: Face, brow: Brow) -> None:
 
 
 def mouth_window(face: Face) -> tuple[float, float, float, float]:
-  """Centre and half-extent of what `paint_mouth` touches."""
+  """Gives centre and half-extent of what `paint_mouth` touches."""
   m = face.mouth
   top = min(min(m.corner), -m.sneer) - m.gap_up - m.upper - 0.05
   bottom = max(max(m.corner), m.gap_down) + m.lower + 0.11
@@ -140,7 +138,7 @@ def mouth_window(face: Face) -> tuple[float, float, float, float]:
 
 
 def paint_mouth(patch: Patch, face: Face) -> None:
-  """Lips, the seam between them or what shows in the opening."""
+  """Paints the lips, and the seam between them or what shows in the opening."""
   p, m = face.person, face.mouth
   right = patch.x > 0
   u = patch.x * np.where(right, np.float32(1 / m.width[1]), np.float32(1 / m.width[0]))
@@ -155,9 +153,10 @@ def paint_mouth(patch: Patch, face: Face) -> None:
   def cover(d):
     return unit(0.5 - np.maximum(d, beyond) * soft)
 
+  # Shadows under the lip and in the corners
   patch.shade(
     1 - 0.20 * band(v - bottom - lower - 0.022, 0.026) * smooth(1.0, 0.4, abs(u))
-  )  # under the lip
+  )
   corners = np.exp(
     -(((abs(u) - 1) * (m.width[0] / 0.045)) ** 2) - ((v - corner) * (1 / 0.024)) ** 2
   )
@@ -194,7 +193,7 @@ def paint_mouth(patch: Patch, face: Face) -> None:
 
 
 def _paint_inside(patch: Patch, face: Face, u, v, top, bottom, aperture) -> None:
-  """Cavity, tongue and teeth behind the aperture."""
+  """Paints cavity, tongue and teeth behind the aperture."""
   m = face.mouth
   height = max(m.opening, 0.02)
   deep = unit((v - top) * (1 / height))
@@ -233,11 +232,12 @@ def _paint_inside(patch: Patch, face: Face, u, v, top, bottom, aperture) -> None
 
 
 def paint_folds(patch_of, face: Face) -> None:
-  """Expression lines as strokes with a dark side and a lit side.
+  """Paints expression lines as strokes with a dark side and a lit side.
 
   `patch_of(window)` cuts the patches.
   """
-  p, f, tip = face.person, face.folds, projection.nose_tip(face.person)
+  p, f = face.person, face.folds
+  tip = projection.nose_tip(p)
   w = p.wrinkles
   brow = p.brow_y
   if f['forehead'] + f['forehead_wide'] + f['forehead_right'] > 0.04:
@@ -330,5 +330,5 @@ def _side_folds(
 
 
 def _crease(d, width: float) -> np.ndarray:
-  """Profile of a skin fold: dark where d = 0, lit on the side of positive d."""
+  """Gives the profile of a skin fold: dark at d = 0, lit on the side of positive d."""
   return band(d, width) - 0.26 * band(d - 2.1 * width, 1.5 * width)

@@ -1,7 +1,7 @@
-"""Action units and visemes -> the curves of one frame's face, in face units.
+"""Turns action units and visemes into the curves of a face, in face units.
 
-The renderer paints these curves and the landmarks lie on them, so picture and truth
-agree by construction.
+The renderer paints these curves and the landmarks lie on them, so image and truth agree
+by construction.
 """
 
 import dataclasses
@@ -12,17 +12,17 @@ from data_pipelines.synthetic.emotions import AUS
 from data_pipelines.synthetic.identity import Identity
 from data_pipelines.synthetic.visemes import FV, PRESS, ROUND, TONGUE, WIDE
 
-JAW_DROP = 0.19  # the chin's way at jaw = 1
-JAW_GAP = 0.27  # the mouth's opening at jaw = 1
+JAW_DROP = 0.19  # way of the chin at jaw = 1
+JAW_GAP = 0.27  # opening of the mouth at jaw = 1
 CROWN_Y = -1.15
 HINGE_Y = 0.40  # the face above this line does not follow the jaw
 
 
 @dataclasses.dataclass(frozen=True)
 class Eye:
-  """Lid curves over u = -1 (inner corner) ..
+  """Lid curves over u, from -1 (inner corner) to 1 (outer corner).
 
-  1 (outer corner). `side` is -1 for the viewer's left.
+  `side` is -1 for the viewer's left.
   """
 
   side: float
@@ -37,18 +37,16 @@ class Eye:
   pouch: float  # cheek pushed up against the lower lid
 
   def lids(self, u):
-    """(upper, lower) lid, y relative to the corner line.
-
-    Works on floats and arrays, |u| <= 1 inside.
-    """
+    """Gives (upper, lower) lid, y relative to the corner line, for |u| <= 1."""
     power = abs(u) ** 2.3
     return -self.up * (1 - power) + self.skew * u * (1 - u * u), self.down * (1 - power)
 
 
 @dataclasses.dataclass(frozen=True)
 class Brow:
-  """Quadratic Bezier from the inner to the outer end; x is the distance from the
-  midline.
+  """Quadratic Bezier curve from the inner to the outer end.
+
+  x is the distance from the midline.
   """
 
   side: float
@@ -58,7 +56,7 @@ class Brow:
   thickness: float
 
   def curve(self, t):
-    """y at t = 0 (inner) .. 1 (outer); x is linear in t."""
+    """Gives y at t, from 0 (inner) to 1 (outer); x is linear in t."""
     return (
       (1 - t) ** 2 * self.inner[1]
       + 2 * t * (1 - t) * self.middle[1]
@@ -68,9 +66,9 @@ class Brow:
 
 @dataclasses.dataclass(frozen=True)
 class Mouth:
-  """Lip edges over u = -1 (viewer's left corner) ..
+  """Lip edges over u, from -1 (the viewer's left corner) to 1.
 
-  1. Left and right differ in width and corner height.
+  Left and right differ in width and corner height.
   """
 
   y: float
@@ -79,7 +77,7 @@ class Mouth:
   gap_up: float
   gap_down: float
   sneer: float  # lifts the middle of the upper lip
-  follow: float  # share of the sneer that the lower lip goes along with
+  follow: float  # share of the sneer that the lower lip follows
   square: float  # exponent of the aperture: 2 round .. 4.5 square
   upper: float  # thickness of the lips
   lower: float
@@ -92,8 +90,9 @@ class Mouth:
     return self.gap_up + self.gap_down + self.sneer * (1 - self.follow)
 
   def inner(self, u, corner):
-    """(upper, lower) edge of the aperture, y relative to the mouth's centre;
-    `corner` belongs to u's side.
+    """Gives (upper, lower) edge of the aperture, y relative to the mouth's centre.
+
+    `corner` is that of u's side.
     """
     a = abs(u)
     line = corner * a**1.7
@@ -105,7 +104,7 @@ class Mouth:
     )
 
   def thickness(self, u):
-    """(upper, lower) lip thickness with a cupid's bow."""
+    """Gives (upper, lower) lip thickness, with a cupid's bow."""
     a = abs(u)
     taper = (1 - a**2.2) ** 0.75
     bow = (
@@ -129,9 +128,7 @@ class Face:
   folds: dict[str, float]  # strengths of the expression lines
 
   def stretch(self, y):
-    """y of the resting face -> y of this frame: below the hinge the skin follows the
-    jaw.
-    """
+    """Maps y of the resting face to this frame: the skin follows the jaw."""
     return y + np.maximum(y - HINGE_Y, 0) * (self.drop / (self.person.chin - HINGE_Y))
 
   def unstretch(self, y):
@@ -147,13 +144,13 @@ def make_face(
   blink: float = 0.0,
   gaze: tuple[float, float] = (0.0, 0.0),
 ) -> Face:
-  """Geometry of one frame.
+  """Makes the geometry of one frame.
 
   Args:
-    person: identity.
+    person: the identity.
     au: [26] activations; 25 and 26 already mixed with speech (`visemes.mix`).
     viseme: [6] viseme channels; the jaw channel is ignored because AU 26 contains it.
-    blink: 0 open .. 1 closed.
+    blink: from 0 (open) to 1 (closed).
     gaze: direction of the eyes relative to the head, in units of the eye's half-width.
   """
   a = dict(zip(AUS, np.asarray(au).tolist()))
@@ -165,8 +162,11 @@ def make_face(
   return Face(
     person=person,
     drop=JAW_DROP * a['26'],
-    eyes=tuple(_eye(person, a, side, float(blink), gaze) for side in (-1.0, 1.0)),
-    brows=tuple(_brow(person, a, side) for side in (-1.0, 1.0)),
+    eyes=(
+      _eye(person, a, -1.0, float(blink), gaze),
+      _eye(person, a, 1.0, float(blink), gaze),
+    ),
+    brows=(_brow(person, a, -1.0), _brow(person, a, 1.0)),
     mouth=_mouth(person, a, v),
     cheek=tuple(min(1.2, 0.75 * a['6'] + 0.55 * a['12' + s]) for s in 'LR'),
     boss=a['17'],
@@ -296,8 +296,9 @@ def _folds(a: dict) -> dict[str, float]:
 
 
 def outline(person: Identity, y):
-  """Half-width of the resting head at height y, 0 beyond chin and crown:
-  (|x|/fw)^2.3 + tl^jaw + tu^2.3 = 1.
+  """Gives the half-width of the resting head at height y, 0 beyond chin and crown.
+
+  It solves (|x|/fw)^2.3 + tl^jaw + tu^2.3 = 1.
   """
   lower, upper = _outline_parameters(person, y)
   return person.face_width * np.maximum(0, 1 - lower**person.jaw - upper**2.3) ** (
@@ -306,7 +307,7 @@ def outline(person: Identity, y):
 
 
 def outline_field(person: Identity, x, y):
-  """0 on the resting head's outline, negative inside; grows about linearly."""
+  """Gives 0 on the resting head's outline, negative inside; grows about linearly."""
   lower, upper = _outline_parameters(person, y)
   return ((abs(x) / person.face_width) ** 2.3 + lower**person.jaw + upper**2.3) ** (
     1 / 2.3
@@ -314,7 +315,7 @@ def outline_field(person: Identity, x, y):
 
 
 def _outline_parameters(person: Identity, y):
-  """Progress from the eyes down to the chin and up to the crown, 0 in between."""
+  """Gives the progress from the eyes down to the chin, and up to the crown."""
   low, high = person.eye_y + 0.12, person.eye_y - 0.16
   return np.maximum(0, (y - low) / (person.chin - low)), np.maximum(
     0, (high - y) / (high - CROWN_Y)

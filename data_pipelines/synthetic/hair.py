@@ -1,6 +1,4 @@
-"""Hair and beards as textures over the face plane: a signed distance and a colour
-with strands.
-"""
+"""Hair and beards as textures over the face plane: signed distance and colour."""
 
 import numpy as np
 
@@ -18,9 +16,9 @@ _VOLUME = {
 
 
 def front(p: Identity, x, y, head) -> list[np.ndarray] | None:
-  """The hair in front of the head: [distance, r, g, b], or None for the bald.
+  """Makes the hair in front of the head: [distance, r, g, b], or None for the bald.
 
-  `head` is the head's distance.
+  `head` is the signed distance to the head.
   """
   if p.hair_style == 'bald':
     return None
@@ -69,16 +67,17 @@ def front(p: Identity, x, y, head) -> list[np.ndarray] | None:
 
 
 def back(p: Identity, x, y) -> tuple[np.ndarray, np.ndarray] | None:
-  """The hair behind neck and ears: (distance, colour), or None."""
-  if p.hair_style not in ('long', 'bob'):
+  """Makes the hair behind neck and ears: (distance, colour), or None."""
+  if p.hair_style == 'long':
+    ends = 1.34
+    width = p.face_width + 0.10
+  elif p.hair_style == 'bob':
+    ends = 0.78
+    width = p.face_width + 0.07
+  else:
     return None
-  ends, half = (
-    (1.34, p.face_width + 0.10)
-    if p.hair_style == 'long'
-    else (0.78, p.face_width + 0.07)
-  )
   strand = _strands(p, x, y)
-  half = half - 0.30 * smooth(0.1, -0.8, y)
+  half = width - 0.30 * smooth(0.1, -0.8, y)
   distance = np.maximum(_rounded(abs(x) - half, y - ends, 0.14), -0.8 - y) + 0.04 * (
     strand - 0.5
   )
@@ -99,9 +98,8 @@ def beard(p: Identity, x, y, skin: np.ndarray) -> np.ndarray:
   if p.beard == 'moustache':
     amount = lip * (0.80 + 0.3 * grain)
   else:
-    bare = bump(
-      x, y, 0, p.mouth_y + 0.01, 0.80 * p.mouth_width, 0.085
-    )  # lips and the skin right under them
+    # Lips, and the skin right under them, stay bare.
+    bare = bump(x, y, 0, p.mouth_y + 0.01, 0.80 * p.mouth_width, 0.085)
     amount = np.maximum(jawline * (1 - 0.9 * bare), 0.9 * lip)
     amount *= 0.26 + 0.20 * grain if p.beard == 'stubble' else 0.78 + 0.30 * grain
   colour = tint(tuple(0.75 * c for c in p.hair)) * (0.70 + 0.55 * grain)
@@ -109,7 +107,7 @@ def beard(p: Identity, x, y, skin: np.ndarray) -> np.ndarray:
 
 
 def _strands(p: Identity, x, y) -> np.ndarray:
-  """Streaks in [0, 1] that fan out from the parting."""
+  """Makes streaks in [0, 1] that fan out from the parting."""
   angle = np.arctan2(x - p.parting * 0.5, y + 1.9)
   fine = noise(angle * 62, y * 1.1, p.seed + 1)
   broad = noise(angle * 17, y * 0.8, p.seed + 4)
@@ -117,7 +115,7 @@ def _strands(p: Identity, x, y) -> np.ndarray:
 
 
 def _colour(p: Identity, x, y, strand, outer, distance) -> np.ndarray:
-  """Lit hair: strands, a soft band of gloss, darker roots and rims."""
+  """Lights the hair: strands, a soft band of gloss, darker roots and rims."""
   lit = np.clip(0.80 + 0.34 * p.light[0] * x - 0.16 * y, 0.45, 1.15)
   shade = (
     lit
@@ -133,8 +131,10 @@ def _colour(p: Identity, x, y, strand, outer, distance) -> np.ndarray:
 
 
 def _mane(p: Identity, x, y, head, ends: float) -> np.ndarray:
-  """Outer edge of long hair: the enlarged head above, falling straight and slightly
-  outward below the temples.
+  """Makes the outer edge of long hair.
+
+  It is the enlarged head above, and falls straight and slightly outward below the
+  temples.
   """
   volume = _VOLUME[p.hair_style]
   width = (
@@ -149,7 +149,7 @@ def _mane(p: Identity, x, y, head, ends: float) -> np.ndarray:
 
 
 def _rounded(dx, dy, radius: float) -> np.ndarray:
-  """Intersection of two half-planes with a round corner."""
+  """Intersects two half-planes with a round corner."""
   qx, qy = np.maximum(dx + radius, 0), np.maximum(dy + radius, 0)
   return (
     np.sqrt(qx * qx + qy * qy)
@@ -159,7 +159,7 @@ def _rounded(dx, dy, radius: float) -> np.ndarray:
 
 
 def _curtain(p: Identity, x, y, ragged, ends: float) -> np.ndarray:
-  """Hair to both sides of a parted opening for the face."""
+  """Makes hair on both sides of a parted opening for the face."""
   lean = x - 0.55 * p.parting * smooth(0.1, -0.9, y)
   window = (
     np.sqrt((lean / (0.83 * p.face_width)) ** 2 + (np.minimum(y - 0.25, 0) / 1.06) ** 2)
@@ -169,7 +169,7 @@ def _curtain(p: Identity, x, y, ragged, ends: float) -> np.ndarray:
 
 
 def _fringe(p: Identity, x, y, ragged, ends: float) -> np.ndarray:
-  """A straight fringe above the brows and sides down to the jaw."""
+  """Makes a straight fringe above the brows, and sides down to the jaw."""
   brow = y - (p.brow_y - 0.15) + 1.1 * ragged + 0.06 * (abs(x) / p.face_width) ** 2
   sides = np.maximum((0.86 - 0.03 * y) * p.face_width - abs(x), y - ends) + 0.3 * ragged
   return np.minimum(brow, sides)

@@ -1,4 +1,4 @@
-"""One person from one integer: face shape, colours, hair, clothes, light and voice.
+"""Makes a person from an integer: face shape, colours, hair, clothes, light and voice.
 
 Lengths are in face units (head half-height about 1, x right, y down, chin near 1, crown
 near -1.15), angles in radians, colours are RGB in [0, 1]. Every number is a Python
@@ -68,7 +68,7 @@ _BACKDROP = (
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-  """Everything that stays the same about a person and their studio."""
+  """Everything about a person and their studio that does not change."""
 
   seed: int
   female: bool
@@ -124,11 +124,12 @@ class Identity:
 
 
 def _blend(a: Colour, b: Colour, t: float) -> Colour:
-  return tuple(x + t * (y - x) for x, y in zip(a, b))
+  red, green, blue = (x + t * (y - x) for x, y in zip(a, b))
+  return red, green, blue
 
 
 def make_identity(seed: int) -> Identity:
-  """The person with this seed, the same on every machine."""
+  """Makes the person with this seed, which is the same on every machine."""
   rng = np.random.default_rng([0xFACE, seed])
 
   def between(low, high):
@@ -149,11 +150,8 @@ def make_identity(seed: int) -> Identity:
   skin = _blend(colour(_SKIN[lower]), colour(_SKIN[lower + 1]), tone - lower)
   dark = tone > 3.2
   redness = between(0.30, 0.62) if female else between(0.15, 0.38)
-  lips = _blend(
-    tuple(c * k for c, k in zip(skin, (0.90, 0.66, 0.68))),
-    (0.70, 0.20, 0.24),
-    redness * (0.7 if dark else 1.0),
-  )
+  pale_lips = (skin[0] * 0.90, skin[1] * 0.66, skin[2] * 0.68)
+  lips = _blend(pale_lips, (0.70, 0.20, 0.24), redness * (0.7 if dark else 1.0))
   blush = _blend(skin, (0.86, 0.30, 0.28), between(0.10, 0.26))
   side = 1.0 if chance(0.5) else -1.0
   light = np.array([side * between(0.30, 0.62), -between(0.45, 0.70), 1.0])

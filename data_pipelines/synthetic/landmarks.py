@@ -1,5 +1,6 @@
-"""The 68 facial points and the face box of a frame, from the same curves that the
-renderer paints.
+"""Computes the 68 landmarks and the face box of a frame.
+
+They come from the same curves that the renderer paints.
 """
 
 import numpy as np
@@ -10,19 +11,19 @@ from data_pipelines.synthetic.projection import Pose
 
 FOREHEAD_Y = -0.85  # top of the face box: the hairline, not the crown
 _BOX_STEPS = np.linspace(0, 1, 48)
-_JAW_STEPS = np.sin(
-  np.linspace(0, np.pi / 2, 60)
-)  # dense towards the chin, where the outline turns
+# Dense towards the chin, where the outline turns.
+_JAW_STEPS = np.sin(np.linspace(0, np.pi / 2, 60))
 _BROW_STEPS = np.linspace(0, 1, 5)
 _LID_STEPS = np.array([-1.0, -0.38, 0.38, 1.0])
-_OUTER_STEPS, _INNER_STEPS = np.linspace(-1, 1, 7), np.linspace(-1, 1, 5)
+_OUTER_STEPS = np.linspace(-1, 1, 7)
+_INNER_STEPS = np.linspace(-1, 1, 5)
 
 
 def landmarks(face: Face, pose: Pose) -> np.ndarray:
-  """68 points in the usual order, image coordinates in [0, 1]: float32 [68, 2].
+  """Computes 68 points in the usual order: float32 [68, 2], in [0, 1] of the image.
 
-  17 on the outline from the viewer's left to right at equal arc, 5 per brow, 9 on the
-  nose, 6 per eye, 12 on the outer and 8 on the inner edge of the lips.
+  17 lie on the outline, from the viewer's left to right at equal arc; 5 on each brow; 9
+  on the nose; 6 around each eye; 12 on the outer and 8 on the inner edge of the lips.
   """
   points = [
     _jaw(face),
@@ -35,8 +36,9 @@ def landmarks(face: Face, pose: Pose) -> np.ndarray:
 
 
 def face_box(face: Face, pose: Pose) -> np.ndarray:
-  """x1, y1, x2, y2 of the face from hairline to chin, hair and ears left out:
-  float32 [4], image coordinates.
+  """Computes x1, y1, x2, y2 of the face: float32 [4], in [0, 1] of the image.
+
+  The face reaches from hairline to chin, without hair and ears.
   """
   y = FOREHEAD_Y + (face.person.chin - FOREHEAD_Y) * _BOX_STEPS
   x = geometry.outline(face.person, y)
@@ -72,7 +74,8 @@ def _brow(brow: geometry.Brow) -> np.ndarray:
 
 
 def _nose(face: Face) -> np.ndarray:
-  p, tip = face.person, projection.nose_tip(face.person)
+  p = face.person
+  tip = projection.nose_tip(p)
   lift = 0.025 * face.sneer
   bridge = np.stack([np.zeros(4), np.linspace(p.eye_y, tip - lift, 4)], -1)
   x = p.nose_width * np.linspace(-0.9, 0.9, 5)
@@ -101,10 +104,9 @@ def _mouth(face: Face) -> np.ndarray:
     return x, m.y + np.stack(m.inner(u, corner)), np.stack(m.thickness(u))
 
   x, lip, thick = edges(_OUTER_STEPS)
-  top, bottom = (
-    np.stack([x, lip[0] - thick[0]], -1),
-    np.stack([x, lip[1] + thick[1]], -1),
-  )
+  top = np.stack([x, lip[0] - thick[0]], -1)
+  bottom = np.stack([x, lip[1] + thick[1]], -1)
   x, lip, _ = edges(_INNER_STEPS)
-  upper, lower = np.stack([x, lip[0]], -1), np.stack([x, lip[1]], -1)
+  upper = np.stack([x, lip[0]], -1)
+  lower = np.stack([x, lip[1]], -1)
   return np.concatenate([top, bottom[-2:0:-1], upper, lower[-2:0:-1]])

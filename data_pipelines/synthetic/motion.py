@@ -1,6 +1,6 @@
 """Head motion, blinks and the small gestures that follow the voice.
 
-Independent of identity by construction.
+They do not depend on the identity.
 """
 
 import numpy as np
@@ -15,8 +15,10 @@ _BLINK = 0.220  # seconds
 
 
 def loudness(audio: np.ndarray) -> np.ndarray:
-  """Smoothed level of each frame, relative to the clip's loud syllables: [N] in [0,
-  1].
+  """Measures the loudness of each frame, relative to the clip's loud syllables.
+
+  Returns:
+    [N] in [0, 1], smoothed.
   """
   level = np.sqrt(np.mean(audio.reshape(-1, SAMPLES_PER_FRAME) ** 2, axis=1))
   level = np.convolve(
@@ -28,10 +30,10 @@ def loudness(audio: np.ndarray) -> np.ndarray:
 def head_motion(
   offset: np.ndarray, loud: np.ndarray, amount: float, rng: np.random.Generator
 ) -> np.ndarray:
-  """Yaw, pitch, roll (radians) and tx, ty (image heights): float32 [N, 5].
+  """Makes yaw, pitch, roll (radians) and tx, ty (image heights): float32 [N, 5].
 
   Args:
-    offset: [N, 3] pose that goes with the emotion.
+    offset: [N, 3] pose of the emotion.
     loud: [N] loudness, which nods the head.
     amount: factor on sway, drift and nod.
     rng: source of the phases.
@@ -49,11 +51,13 @@ def head_motion(
 
 
 def blinks(frames: int, rng: np.random.Generator) -> np.ndarray:
-  """Lid closure: triangles of 220 ms with gaps of 0.8 s plus an exponential: float32
-  [N] in [0, 1].
+  """Makes the closure of the lids: float32 [N] in [0, 1].
+
+  Blinks are triangles of 220 ms. The gaps last 0.8 s plus an exponential time.
   """
   time = (np.arange(frames) + 0.5) / FPS
-  closed, at = np.zeros(frames), rng.exponential(1.2) + 0.3
+  closed = np.zeros(frames)
+  at = rng.exponential(1.2) + 0.3
   while at < time[-1]:
     closed = np.maximum(closed, 1 - abs(time - at) / (0.5 * _BLINK))
     at += _BLINK + 0.8 + rng.exponential(2.2)

@@ -1,9 +1,7 @@
-"""Small tools of the painter: smooth steps, noise, textures and patches of the canvas.
+"""Tools of the painter: smooth steps, noise, textures and patches of the canvas.
 
-Everything stays float32.
-
-A canvas is [3, H, W] with values in [0, 1]; whole planes keep the inner loops of numpy
-long.
+Everything stays float32. A canvas is [3, H, W] with values in [0, 1]; whole planes keep
+the inner loops of NumPy long.
 """
 
 import functools
@@ -11,39 +9,40 @@ import functools
 import numpy as np
 
 
-def unit(x: np.ndarray) -> np.ndarray:
+def unit(x: np.ndarray | float) -> np.ndarray:
   """Clips to [0, 1]; two plain ufuncs cost less than `np.clip` on small arrays."""
   return np.minimum(np.maximum(x, 0), 1)
 
 
-def smooth(low: float, high: float, x: np.ndarray) -> np.ndarray:
-  """Smooth step from 0 at `low` to 1 at `high`; low > high reverses it."""
+def smooth(low: float, high: float, x: np.ndarray | float) -> np.ndarray:
+  """Makes a smooth step from 0 at `low` to 1 at `high`; low > high reverses it."""
   t = unit((x - low) * (1 / (high - low)))
   return t * t * (3 - 2 * t)
 
 
 def bump(x, y, cx: float, cy: float, rx: float, ry: float) -> np.ndarray:
-  """Gaussian of height 1 and radii rx, ry."""
+  """Makes a Gaussian of height 1 and radii rx, ry."""
   dx, dy = (x - cx) * (1 / rx), (y - cy) * (1 / ry)
   return np.exp(-(dx * dx + dy * dy))
 
 
 def band(d, width: float) -> np.ndarray:
-  """Gaussian profile of a line; d is the distance from it."""
+  """Makes the Gaussian profile of a line; d is the distance from it."""
   d = d * (1 / width)
   return np.exp(-d * d)
 
 
 @functools.cache
 def _lattice() -> np.ndarray:
-  """Random values; a stored table instead of a hash, so that no maths library
-  decides about pixels.
+  """Draws a table of random values.
+
+  With a table instead of a hash function, pixels depend on no maths library.
   """
   return np.random.default_rng(0x5EED).random((256, 256), np.float32)
 
 
 def noise(x: np.ndarray, y, seed: int) -> np.ndarray:
-  """Value noise in [0, 1] with a period of 256 lattice cells; x and y in cells."""
+  """Makes value noise in [0, 1], with a period of 256 cells; x and y are in cells."""
   # The offsets make everything positive, so that truncation is floor.
   x, y = x + np.float32(512.3 + seed % 251), y + np.float32(512.1 + seed % 241)
   ix, iy = x.astype(np.intp), y.astype(np.intp)
@@ -59,7 +58,7 @@ def noise(x: np.ndarray, y, seed: int) -> np.ndarray:
 
 
 def dots(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
-  """Soft spots, at most one per lattice cell: coverage in [0, 1]; x and y in cells."""
+  """Makes soft spots in [0, 1], at most one per cell; x and y are in cells."""
   table = _lattice()
   ix, iy = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
 
@@ -75,7 +74,7 @@ def dots(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
 
 
 def tint(colour) -> np.ndarray:
-  """A colour as a float32 array that broadcasts over a canvas: [3, 1, 1]."""
+  """Makes a colour a float32 array that broadcasts over a canvas: [3, 1, 1]."""
   return np.array(colour, np.float32)[:, None, None]
 
 
@@ -85,15 +84,19 @@ class Texture:
   def __init__(
     self, channels: np.ndarray, origin: tuple[float, float], resolution: float
   ):
-    """`channels` [C, h, w]; `origin` is the corner's (x, y); `resolution` in texels
-    per face unit.
+    """Stores the channels.
+
+    Args:
+      channels: [C, h, w].
+      origin: (x, y) of the corner.
+      resolution: in texels per face unit.
     """
     self._depth, self._height, self._width = channels.shape
     self._texels = np.ascontiguousarray(channels, np.float32).reshape(self._depth, -1)
     self._origin, self._resolution = origin, resolution
 
   def sample(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Values at (x, y), both [h, w] -> [C, h, w]; clamped at the border."""
+    """Reads values [C, h, w] at (x, y), both [h, w]; clamped at the border."""
     u = np.clip(
       (x - self._origin[0]) * self._resolution - 0.5, 0, self._width - 1.001
     ).ravel()
@@ -126,33 +129,37 @@ class Patch:
     corner: tuple[int, int],
     pixel: float,
   ):
-    """`view` [3, h, w] is painted in place and begins at `corner` (row, column) of the
-    image; `x` and `y` are [h, w].
+    """Makes a patch.
 
-    `pixel` is the size of a pixel in face units.
+    Args:
+      view: [3, h, w] of the canvas, painted in place.
+      x, y: [h, w] face coordinates.
+      corner: (row, column) of the image where the patch begins.
+      pixel: size of a pixel in face units.
     """
-    self.view, self.x, self.y, self.corner, self.pixel = view, x, y, corner, pixel
+    self.view = view
+    self.x = x
+    self.y = y
+    self.corner = corner
+    self.pixel = pixel
 
   def inside(self, distance: np.ndarray) -> np.ndarray:
-    """Coverage of the region where the signed distance (face units) is negative,
-    antialiased.
-    """
+    """Gives the antialiased coverage of the region of negative signed distance."""
     return unit(0.5 - distance * (1 / self.pixel))
 
   def part(self, span: tuple[slice, slice]) -> tuple[slice, slice]:
-    """Rows and columns of the image as rows and columns of this patch, at least one
-    pixel.
-    """
+    """Maps rows and columns of the image to those of this patch: at least one pixel."""
 
     def inside(s, start, n):
       return slice(min(max(s.start - start, 0), n - 1), max(1, min(s.stop - start, n)))
 
-    return tuple(
+    rows, columns = (
       inside(s, start, n) for s, start, n in zip(span, self.corner, self.x.shape)
     )
+    return rows, columns
 
   def cut(self, span: tuple[slice, slice]) -> 'Patch':
-    """The part of this patch inside these rows and columns of the image."""
+    """Cuts the part of this patch inside these rows and columns of the image."""
     rows, columns = at = self.part(span)
     corner = self.corner[0] + rows.start, self.corner[1] + columns.start
     return Patch(

@@ -109,8 +109,9 @@ LEXICON = {
 
 
 def sentence(seed: int) -> tuple[str, ...]:
-  """A random sentence of 5 to 8 words that is a function of `seed` alone; ',' stands
-  for a short pause.
+  """Draws a sentence of 5 to 8 words; ',' stands for a short pause.
+
+  It is a function of `seed` alone.
   """
   rng = np.random.default_rng([0x5E27, seed])
   vocabulary = list(LEXICON)
@@ -124,16 +125,17 @@ def sentence(seed: int) -> tuple[str, ...]:
 
 
 def text(words: tuple[str, ...]) -> str:
-  """The words as a line of text."""
+  """Writes the words as a line of text."""
   line = ' '.join(words).replace(' ,', ',')
   return line[:1].upper() + line[1:] + '.'
 
 
 def pronounce(words: tuple[str, ...]) -> list[tuple[str, float]]:
-  """Words -> (phoneme, base duration in ms), diphthongs in two equal halves."""
+  """Gives (phoneme, base duration in ms) of words; diphthongs are two equal halves."""
   track = []
   for word in words:
-    for symbol in LEXICON[word].split() if word != ',' else ('SIL',):
+    symbols = ['SIL'] if word == ',' else LEXICON[word].split()
+    for symbol in symbols:
       if symbol in DIPHTHONGS:
         track += [(half, _DIPHTHONG_HALF) for half in DIPHTHONGS[symbol]]
       else:

@@ -1,5 +1,6 @@
-"""Head pose: face units <-> image, orthographic, with depth from an analytic height
-field.
+"""Maps face units to the image and back, by the pose of the head.
+
+The projection is orthographic; depth comes from an analytic height field.
 """
 
 import dataclasses
@@ -17,9 +18,10 @@ PIVOT = (0.0, 0.75, -0.45)  # of head rotations: the top of the neck
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-  """Radians and image heights.
+  """Pose of the head, in radians and image heights.
 
-  + yaw turns to the viewer's right, + pitch lowers the head, + roll tilts clockwise.
+  Positive yaw turns to the viewer's right, positive pitch lowers the head, and positive
+  roll tilts clockwise.
   """
 
   yaw: float = 0.0
@@ -31,42 +33,39 @@ class Pose:
   @functools.cached_property
   def rotation(self) -> tuple[tuple[float, float, float], ...]:
     """Rz(roll) Ry(yaw) Rx(pitch) as rows of Python floats."""
-    cy, sy, cp, sp, cr, sr = (
-      f(t) for t in (self.yaw, self.pitch, self.roll) for f in (math.cos, math.sin)
-    )
-    x = (cy, -sy * sp, sy * cp)
-    y = (0.0, cp, sp)
+    cy, sy = math.cos(self.yaw), math.sin(self.yaw)
+    cp, sp = math.cos(self.pitch), math.sin(self.pitch)
+    cr, sr = math.cos(self.roll), math.sin(self.roll)
+    x0, x1, x2 = (cy, -sy * sp, sy * cp)
+    y0, y1, y2 = (0.0, cp, sp)
     return (
-      tuple(cr * a - sr * b for a, b in zip(x, y)),
-      tuple(sr * a + cr * b for a, b in zip(x, y)),
+      (cr * x0 - sr * y0, cr * x1 - sr * y1, cr * x2 - sr * y2),
+      (sr * x0 + cr * y0, sr * x1 + cr * y1, sr * x2 + cr * y2),
       (-sy, -cy * sp, cy * cp),
     )
 
 
 def depth(person: Identity, x, y):
-  """Height of the face towards the viewer, with the nose; floored at -0.5."""
+  """Gives the height of the face towards the viewer, with the nose; at least -0.5."""
   return skull_height(person, x, y, np.maximum) + nose_depth(
     person, x, y, nose_tip(person)
   )
 
 
 def skull_height(person: Identity, x, y, largest=max):
-  """`depth` without the nose.
-
-  `largest` is `max` for floats, `np.maximum` for arrays.
-  """
+  """Gives `depth` without the nose; `largest` is `np.maximum` for arrays."""
   wide = 1.22 * person.face_width
   y = y + 0.06
   return largest(0.62 - (0.62 / wide**2) * x * x - (0.62 / 1.25**2) * y * y, -0.5)
 
 
 def nose_tip(person: Identity) -> float:
-  """y of the tip of the nose."""
+  """Gives y of the tip of the nose."""
   return person.eye_y + person.nose_length
 
 
 def nose_depth(person: Identity, x, y, tip: float):
-  """Ridge that grows from the brow to the tip, and the tip itself."""
+  """Gives the height of the nose: a ridge that grows from brow to tip, and the tip."""
   along = np.clip((y - person.eye_y + 0.10) / (tip - person.eye_y + 0.10), 0, 1)
   below = np.clip((tip + 0.11 - y) / 0.11, 0, 1)
   ridge = 0.13 * np.exp(-((x / 0.085) ** 2)) * along * below
@@ -75,12 +74,12 @@ def nose_depth(person: Identity, x, y, tip: float):
 
 
 def project(person: Identity, pose: Pose, x, y):
-  """Points of the face -> image coordinates in [0, 1] where inside the picture."""
+  """Maps points of the face to image coordinates, in [0, 1] inside the image."""
   return project_points(pose, x, y, depth(person, x, y))
 
 
 def project_points(pose: Pose, x, y, z):
-  """Points in face units -> image coordinates."""
+  """Maps points in face units to image coordinates."""
   px, py, pz = PIVOT
   q = (x - px, y - py, z - pz)
 
@@ -95,8 +94,10 @@ def project_points(pose: Pose, x, y, z):
 
 
 def plane_map(pose: Pose, z: float):
-  """The affine map from image coordinates to points of the plane at depth z of the
-  head: (matrix, offset).
+  """Gives the affine map from the image to the plane at depth z of the head.
+
+  Returns:
+    (matrix, offset).
   """
   (a, b, c), (d, e, f), _ = pose.rotation
   det = a * e - b * d
@@ -115,10 +116,10 @@ def plane_map(pose: Pose, z: float):
 def unproject(
   person: Identity, pose: Pose, u: np.ndarray, v: np.ndarray, iterations: int = 3
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Image coordinates (u [w], v [h]) -> points of the face (x, y), [h, w] each.
+  """Maps image coordinates (u [w], v [h]) to points of the face (x, y), [h, w] each.
 
-  Fixed point of p <- A^-1 (P - c - R[:2, 2] z(p)); converges for |yaw|, |pitch| below
-  about 0.4.
+  This is the fixed point of p <- A^-1 (P - c - R[:2, 2] z(p)), which converges for
+  |yaw| and |pitch| below about 0.4.
   """
   matrix, offset = plane_map(pose, 0.0)
   (a, b), (c, d) = matrix
@@ -130,15 +131,12 @@ def unproject(
   if abs(kx) + abs(ky) < 1e-6:
     return x0, y0
   tip = nose_tip(person)
-  near = (abs(x0) < 0.48) & (
-    abs(y0 - tip + 0.2) < 0.65
-  )  # where the nose can come to lie
+  # The nose can only lie in these rows and columns.
+  near = (abs(x0) < 0.48) & (abs(y0 - tip + 0.2) < 0.65)
   rows, columns = np.flatnonzero(near.any(1)), np.flatnonzero(near.any(0))
-  nose = (
-    (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    if rows.size
-    else (slice(0), slice(0))
-  )
+  nose = (slice(0), slice(0))
+  if rows.size:
+    nose = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
   x, y = x0, y0
   for _ in range(iterations):
     z = skull_height(person, x, y, np.maximum)

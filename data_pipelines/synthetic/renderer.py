@@ -1,8 +1,7 @@
-"""Paints one frame: backdrop, back hair and ears, body, lit skin, features, front hair,
-glasses, grain.
+"""Paints one frame, from backdrop and back hair to front hair and sensor noise.
 
-Only what moves is computed per frame, in windows around the features; the rest is
-warped from baked textures.
+Only what moves is computed per frame, in windows around the facial features. The rest
+is warped from baked textures.
 """
 
 from collections.abc import Callable
@@ -12,13 +11,13 @@ import numpy as np
 from data_pipelines.synthetic import bake, facial_features, geometry, projection
 from data_pipelines.synthetic.geometry import Face
 from data_pipelines.synthetic.identity import Identity
-from data_pipelines.synthetic.painting import Patch, bump, smooth, tint, unit
+from data_pipelines.synthetic.painting import Patch, Texture, bump, smooth, tint, unit
 from data_pipelines.synthetic.projection import Pose
 
-Window = tuple[
-  float, float, float, float
-]  # x, y, half-width, half-height in face units
-Span = tuple[slice, slice]  # rows, columns of the image
+# x, y, half-width, half-height in face units
+Window = tuple[float, float, float, float]
+# rows, columns of the image
+Span = tuple[slice, slice]
 
 _GRAIN = 1.2 / 255  # sensor noise, standard deviation
 _HAIR_SOFTNESS = 0.012  # hair has no hard edge, face units
@@ -37,8 +36,9 @@ class Renderer:
     )
 
   def __call__(self, face: Face, pose: Pose, grain: int = 0) -> np.ndarray:
-    """One frame: uint8 [size, size, 3]. `grain` selects the window of sensor noise."""
-    p, layers = self._person, self._layers
+    """Paints one frame: uint8 [size, size, 3]; `grain` selects the sensor noise."""
+    p = self._person
+    layers = self._layers
     canvas = layers.backdrop.copy()
     self._behind(canvas, pose)
     canvas[:, layers.body_row :] *= 1 - layers.body_alpha
@@ -64,18 +64,19 @@ class Renderer:
       facial_features.paint_eye(patch(facial_features.eye_window(eye)), face, eye)
     facial_features.paint_mouth(patch(facial_features.mouth_window(face)), face)
     if layers.glasses is not None:
-      self._glasses(patch((0.0, p.eye_y, p.face_width + 0.06, 0.26)))
+      window = (0.0, p.eye_y, p.face_width + 0.06, 0.26)
+      self._glasses(patch(window), layers.glasses)
     if layers.front is not None:
-      self._hair(patch(layers.front_window))
+      self._hair(patch(layers.front_window), layers.front)
     for brow in face.brows:  # over a fringe too: brows carry half of the expression
       facial_features.paint_brow(patch(facial_features.brow_window(brow)), face, brow)
     return self._develop(canvas, grain)
 
   def _span(self, pose: Pose, window: Window, z: float | None = None) -> Span:
-    """Rows and columns of the image around a window at depth z, or on the face.
+    """Gives the part of the image around a window at depth z, or on the face.
 
-    Plain floats: a dozen windows per frame would cost more in tiny arrays than their
-    pixels do.
+    It works on plain floats: for a dozen windows per frame, tiny arrays would cost more
+    than the pixels do.
     """
     cx, cy, rx, ry = window
     points = []
@@ -88,22 +89,20 @@ class Renderer:
       depth = projection.skull_height(self._person, x, y) if z is None else z
       points.append(projection.project_points(pose, x, y, depth))
     u, v = zip(*points)
+    return self._slice(v), self._slice(u)
+
+  def _slice(self, t: tuple[float, ...]) -> slice:
+    """Gives the pixels between the smallest and the largest image coordinate."""
     size = self._size
-    return tuple(
-      slice(max(0, int(min(t) * size) - 1), max(1, min(size, int(max(t) * size) + 2)))
-      for t in (v, u)
-    )
+    first = max(0, int(min(t) * size) - 1)
+    return slice(first, max(1, min(size, int(max(t) * size) + 2)))
 
   def _head(self, canvas: np.ndarray, face: Face, pose: Pose) -> Patch:
-    """Everything that head and hair can touch, with the face coordinates of its
-    pixels.
-    """
+    """Makes the patch of everything that head and hair can touch."""
     wide = self._person.face_width + 0.24
-    low = (
-      1.36
-      if self._person.hair_style == 'long'
-      else self._person.chin + face.drop + 0.06
-    )
+    low = self._person.chin + face.drop + 0.06
+    if self._person.hair_style == 'long':
+      low = 1.36
     rows, columns = self._span(
       pose, (0.0, 0.5 * (low - 1.34), wide, 0.5 * (low + 1.34)), 0.0
     )
@@ -115,7 +114,7 @@ class Renderer:
     )
 
   def _behind(self, canvas: np.ndarray, pose: Pose) -> None:
-    """Ears and back hair lie on one plane behind the face."""
+    """Paints ears and back hair, which lie on one plane behind the face."""
     wide = self._person.face_width + 0.20
     low = {'long': 1.38, 'bob': 0.82}.get(self._person.hair_style, 0.40)
     rows, columns = self._span(
@@ -133,10 +132,12 @@ class Renderer:
   def _skin(
     self, patch: Patch, face: Face, pose: Pose, span: Callable[[Window], Span]
   ) -> None:
-    """Albedo and slopes of the resting face, warped by jaw and sneer, swollen by
-    cheeks and chin, then lit.
+    """Paints the skin: the resting face, warped by jaw and sneer, then lit.
+
+    Cheeks and chin swell.
     """
-    p, tip = self._person, projection.nose_tip(self._person)
+    p = self._person
+    tip = projection.nose_tip(p)
     x, y = patch.x, patch.y
     rest = face.unstretch(y)
     if face.sneer > 0.02:  # the nose slides up
@@ -162,8 +163,9 @@ class Renderer:
     patch.paint(self._lit(albedo, slope_x, slope_y, rim, pose), patch.inside(distance))
 
   def _lit(self, albedo, slope_x, slope_y, rim, pose: Pose) -> np.ndarray:
-    """Wrapped Lambert, warm ambient and a small highlight; the normal is (-slope_x,
-    -slope_y, 1).
+    """Lights the skin: wrapped Lambert, warm ambient light and a small highlight.
+
+    The normal is (-slope_x, -slope_y, 1).
     """
     light = self._person.light
     norm = 1 / np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
@@ -178,12 +180,12 @@ class Renderer:
     ambient = tint(tuple(min(0.9, self._person.ambient * k) for k in _SHADOW_TINT))
     return albedo * ((ambient + (1.06 - ambient) * diffuse) * rim) + 0.13 * shine
 
-  def _hair(self, patch: Patch) -> None:
-    layer = self._layers.front.sample(patch.x, patch.y)
+  def _hair(self, patch: Patch, texture: Texture) -> None:
+    layer = texture.sample(patch.x, patch.y)
     patch.paint(layer[1:], unit(0.5 - layer[0] * (1 / (self._pixel + _HAIR_SOFTNESS))))
 
-  def _glasses(self, patch: Patch) -> None:
-    frame, lens = self._layers.glasses.sample(patch.x, patch.y)
+  def _glasses(self, patch: Patch, texture: Texture) -> None:
+    frame, lens = texture.sample(patch.x, patch.y)
     glass = patch.inside(lens)
     gleam = smooth(
       0.07,
@@ -196,7 +198,7 @@ class Renderer:
     patch.paint((0.12, 0.11, 0.12), 0.92 * patch.inside(frame))
 
   def _develop(self, canvas: np.ndarray, grain: int) -> np.ndarray:
-    """Colour cast, sensor noise and rounding."""
+    """Adds colour cast and sensor noise, and rounds to integers."""
     size = self._size
     dy, dx = divmod(grain * 7919 % size**2, size)
     canvas *= tint(self._person.cast)
@@ -207,7 +209,7 @@ class Renderer:
 
 
 def _half_way(light) -> tuple[float, float, float]:
-  """Between the light and the viewer."""
+  """Gives the direction between the light and the viewer."""
   x, y, z = light[0], light[1], light[2] + 1
   n = (x * x + y * y + z * z) ** 0.5
   return x / n, y / n, z / n
@@ -216,4 +218,5 @@ def _half_way(light) -> tuple[float, float, float]:
 def _to_head(v, pose: Pose) -> tuple[float, float, float]:
   """Turns a direction of the room into the head's frame: R^T v."""
   r = pose.rotation
-  return tuple(sum(r[i][j] * v[i] for i in range(3)) for j in range(3))
+  x, y, z = (sum(r[i][j] * v[i] for i in range(3)) for j in range(3))
+  return x, y, z

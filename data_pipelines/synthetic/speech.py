@@ -1,8 +1,7 @@
-"""Harmonic and noise formant synthesiser: words -> 16 kHz speech with an exact phoneme
-track.
+"""Formant synthesiser: speaks words at 16 kHz, with an exact track of phonemes.
 
-No recursive filter: the voice is a sum of harmonics whose amplitudes follow the
-formants, plus noise bands, plus the bursts of stops. Everything is decided at
+There is no recursive filter: the voice is a sum of harmonics whose amplitudes follow
+the formants, plus noise bands, plus the bursts of stops. All of them are decided at
 `CONTROL_RATE` and interpolated.
 """
 
@@ -15,7 +14,8 @@ from dicetalk_jax.data.clip_record import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 CONTROL_RATE = 200  # ticks per second of every control track
 _HOP = SAMPLE_RATE // CONTROL_RATE  # samples per tick
-_LEAD, _TAIL = 0.120, 0.150  # seconds of silence around the sentence
+_LEAD = 0.120  # seconds of silence before the sentence
+_TAIL = 0.150  # after it
 
 # F1, F2, F3 in Hz of a neutral male tract: steady states of vowels, loci of consonants.
 _FORMANTS = {
@@ -115,12 +115,10 @@ _PROSODY = {
 
 
 def prosody(emotion: str, intensity: float) -> Prosody:
-  """Prosody of an emotion, between neutral (intensity 0) and full (1)."""
-  a, b = (
-    dataclasses.astuple(_PROSODY['neutral']),
-    dataclasses.astuple(_PROSODY[emotion]),
-  )
-  return Prosody(*(x + intensity * (y - x) for x, y in zip(a, b)))
+  """Gives the prosody of an emotion, between neutral (intensity 0) and full (1)."""
+  neutral = dataclasses.astuple(_PROSODY['neutral'])
+  full = dataclasses.astuple(_PROSODY[emotion])
+  return Prosody(*(x + intensity * (y - x) for x, y in zip(neutral, full)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +141,9 @@ class Utterance:
 
 
 def hann_smooth(track: np.ndarray, seconds: float) -> np.ndarray:
-  """Smooths control tracks [..., ticks] with a Hann kernel of the given full width;
-  ends are held.
+  """Smooths control tracks [..., ticks] with a Hann kernel of the given full width.
+
+  Beyond the ends, their values are repeated.
   """
   reach = max(1, round(seconds * CONTROL_RATE / 2)) - 1
   kernel = np.hanning(2 * reach + 3)[1:-1]
@@ -154,7 +153,7 @@ def hann_smooth(track: np.ndarray, seconds: float) -> np.ndarray:
 
 
 def rasterise(intervals, ticks: int, rate: float = CONTROL_RATE) -> np.ndarray:
-  """Index into PHONEMES at the centre of each tick: int32 [ticks]."""
+  """Gives the index into PHONEMES at the centre of each tick: int32 [ticks]."""
   ends = np.array([end for _, end, _ in intervals])
   codes = np.array([phonemes.INDEX[p] for _, _, p in intervals], np.int32)
   which = np.searchsorted(ends, (np.arange(ticks) + 0.5) / rate, side='right')
@@ -182,14 +181,14 @@ def synthesise(
 
 
 def _table(values: dict, default) -> np.ndarray:
-  """A dict by phoneme as an array by phoneme index."""
+  """Makes a dict by phoneme an array by phoneme index."""
   return np.array([values.get(p, default) for p in phonemes.PHONEMES], np.float64)
 
 
 def _schedule(
   words, rate: float, rng
 ) -> tuple[tuple[tuple[float, float, str], ...], int]:
-  """Phoneme intervals and the number of ticks, a whole number of video frames."""
+  """Gives phoneme intervals and the number of ticks, for whole video frames."""
   track = phonemes.pronounce(words)
   names = ['SIL', *(p for p, _ in track), 'SIL']
   spoken = (
@@ -205,8 +204,10 @@ def _schedule(
 
 
 def _pitch(ticks: int, voice: Voice, manner: Prosody, rng) -> np.ndarray:
-  """F0 in Hz per tick: declination of 2 semitones, a slow contour of the manner's
-  span, 0.4 % jitter.
+  """Makes F0 in Hz per tick.
+
+  It has a declination of 2 semitones, a slow contour of the manner's span, and 0.4 %
+  jitter.
   """
   time = np.arange(ticks) / CONTROL_RATE
   knots = rng.uniform(-0.5, 0.5, int(time[-1] / 0.28) + 3) * manner.span
@@ -216,8 +217,9 @@ def _pitch(ticks: int, voice: Voice, manner: Prosody, rng) -> np.ndarray:
 
 
 def _voice(f0, formants, voicing, tilt: float, tract: float) -> np.ndarray:
-  """sum_k voicing(t) H(k f0(t)) k^-tilt sin(k phi(t)) for k f0 < 7.4 kHz, at the
-  sample rate.
+  """Makes the voiced part at the sample rate.
+
+  It is sum_k voicing(t) H(k f0(t)) k^-tilt sin(k phi(t)) for k f0 < 7.4 kHz.
   """
   ramp = np.arange(_HOP) / _HOP
 
@@ -236,8 +238,7 @@ def _voice(f0, formants, voicing, tilt: float, tract: float) -> np.ndarray:
       (centre**2 - frequency**2) ** 2 + (width * frequency) ** 2
     )
   amplitude = voicing * response * k**-tilt * (frequency < 7400)
-  # sin(k phi) by the recurrence sin((k+1) phi) = 2 cos(phi) sin(k phi) - sin((k-1)
-  # phi).
+  # By the recurrence sin((k+1) phi) = 2 cos(phi) sin(k phi) - sin((k-1) phi).
   twice_cos, before, sine = 2 * np.cos(phase), np.zeros_like(phase), np.sin(phase)
   wave = np.zeros_like(phase)
   for harmonic in amplitude:
@@ -247,8 +248,10 @@ def _voice(f0, formants, voicing, tilt: float, tract: float) -> np.ndarray:
 
 
 def _frication(codes, intervals, rng) -> np.ndarray:
-  """Band noise under the fricatives' envelopes, and a decaying burst at the end of
-  each stop.
+  """Makes the unvoiced part at the sample rate.
+
+  It has band noise under the envelopes of fricatives, and a decaying burst at the end
+  of each stop.
   """
   samples = len(codes) * _HOP
   envelopes = np.repeat(

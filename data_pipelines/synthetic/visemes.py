@@ -1,5 +1,6 @@
-"""From phonemes to mouth shape: viseme targets, coarticulation, and how speech mixes
-with the emotional mouth.
+"""Turns phonemes into mouth shapes, and mixes them with the emotional mouth.
+
+Phonemes have viseme targets, which coarticulation blends.
 """
 
 import dataclasses
@@ -42,11 +43,10 @@ _TARGETS = {
   'Y': (0.18, 0.55, 0, 0.3, 1),
 }
 _TABLE = np.array([_TARGETS[p] for p in phonemes.PHONEMES])
-_VOWEL_WINDOW, _CONTACT_WINDOW, _ACTIVITY_WINDOW = (
-  0.140,
-  0.055,
-  0.300,
-)  # seconds, full width
+# Full widths of the smoothing windows in seconds.
+_VOWEL_WINDOW = 0.140
+_CONTACT_WINDOW = 0.055
+_ACTIVITY_WINDOW = 0.300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +59,11 @@ class VisemeTrack:
 
 
 def viseme_track(utterance: speech.Utterance) -> VisemeTrack:
-  """Coarticulated visemes: slow channels as a weighted average over 140 ms, lip
-  contacts faster and saturating.
+  """Makes coarticulated visemes.
 
-  A closure of 60 ms can fall between two frames, so the frame nearest to the middle of
-  every bilabial is closed.
+  Slow channels are a weighted average over 140 ms; lip contacts are faster and
+  saturate. A closure of 60 ms can fall between two frames, so the frame nearest to the
+  middle of every bilabial is closed.
   """
   frames = utterance.frames
   codes = speech.rasterise(utterance.intervals, frames * speech.CONTROL_RATE // FPS)
@@ -97,7 +97,7 @@ def viseme_track(utterance: speech.Utterance) -> VisemeTrack:
 
 
 def closure_frames(utterance: speech.Utterance) -> list[int]:
-  """The frame nearest to the middle of every P, B and M."""
+  """Lists the frame nearest to the middle of every P, B and M."""
   return [
     min(int(0.5 * (start + end) * FPS), utterance.frames - 1)
     for start, end, p in utterance.intervals
@@ -108,12 +108,13 @@ def closure_frames(utterance: speech.Utterance) -> list[int]:
 def mix(
   au26, au25, viseme: np.ndarray, activity, gain: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Jaw and lip parting of an emotional mouth that also speaks.
+  """Mixes jaw and lip parting of an emotional mouth with speech.
 
   Args:
     au26, au25: emotional jaw drop and lip parting, [N].
-    viseme: [N, 6]; activity: [N]; gain: how widely this person opens the mouth in this
-      emotion.
+    viseme: [N, 6].
+    activity: [N].
+    gain: how widely this person opens the mouth in this emotion.
 
   Returns:
     (jaw, parting), [N] each; both are 0 wherever `press` is 1.

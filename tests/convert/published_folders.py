@@ -91,8 +91,8 @@ SCHEDULER = dict(
 )
 
 
-def lively(module: torch.nn.Module) -> torch.nn.Module:
-  """Nothing stays zero or one."""
+def with_noise(module: torch.nn.Module) -> torch.nn.Module:
+  """Adds noise, so that nothing stays zero or one."""
   generator = torch.Generator().manual_seed(1)
   with torch.no_grad():
     for parameter in module.parameters():
@@ -103,28 +103,31 @@ def lively(module: torch.nn.Module) -> torch.nn.Module:
 def svd_modules() -> dict[str, torch.nn.Module]:
   torch.manual_seed(0)
   return {
-    'unet': lively(diffusers.UNetSpatioTemporalConditionModel(**UNET)),
-    'vae': lively(diffusers.AutoencoderKLTemporalDecoder(**VAE)),
-    'image_encoder': lively(
+    'unet': with_noise(diffusers.UNetSpatioTemporalConditionModel(**UNET)),
+    'vae': with_noise(diffusers.AutoencoderKLTemporalDecoder(**VAE)),
+    'image_encoder': with_noise(
       transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**CLIP))
     ),
   }
 
 
 def save_svd(folder: pathlib.Path, half: bool = False, **options) -> pathlib.Path:
-  """A folder of Stable Video Diffusion; `options` go to `save_pretrained`."""
+  """Saves a folder of Stable Video Diffusion; `options` go to `save_pretrained`."""
   for name, module in svd_modules().items():
-    (module.half() if half else module).save_pretrained(folder / name, **options)
+    if half:
+      module = module.half()
+    module.save_pretrained(folder / name, **options)
   diffusers.EulerDiscreteScheduler(**SCHEDULER).save_pretrained(folder / 'scheduler')
   return folder
 
 
 def save_whisper(folder: pathlib.Path, pickled: bool = False) -> pathlib.Path:
-  """A folder of Whisper, saved like the published one from the class with a head:
-  keys start with `model.`.
+  """Saves a folder of Whisper.
+
+  Like the published one, it comes from the class with a head: keys start with `model.`.
   """
   torch.manual_seed(0)
-  module = lively(
+  module = with_noise(
     transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**WHISPER))
   )
   module.save_pretrained(folder)
@@ -136,21 +139,19 @@ def save_whisper(folder: pathlib.Path, pickled: bool = False) -> pathlib.Path:
 
 @functools.cache
 def _params(name: str, kind: str) -> dict[str, np.ndarray]:
-  return naming.to_torch(
-    parameters.numpy_params(
-      parameters.abstract(registry.builder(name, SIZES[kind][name]))[1]
-    )
-  )
+  _, shapes = parameters.abstract(registry.builder(name, SIZES[kind][name]))
+  return naming.to_torch(parameters.numpy_params(shapes))
 
 
 def state_dict(name: str, kind: str = 'dicetalk') -> dict[str, torch.Tensor]:
-  """Random tensors of one component of a release by published keys."""
+  """Makes random tensors of one component of a release, by published keys."""
   return {key: torch.from_numpy(x.copy()) for key, x in _params(name, kind).items()}
 
 
 def save_rife(folder: pathlib.Path) -> pathlib.Path:
-  """The folder of RIFE: a file of the old format whose keys have a prefix, among
-  others that the program ignores.
+  """Saves the folder of RIFE.
+
+  Its file has the old format. The keys have a prefix, except one that is ignored.
   """
   folder.mkdir()
   state = {f'module.{key}': x for key, x in state_dict('flownet').items()}
@@ -163,9 +164,7 @@ def save_rife(folder: pathlib.Path) -> pathlib.Path:
 
 
 def save_release(folder: pathlib.Path, kind: str) -> pathlib.Path:
-  """The release folder; the sizes beside it are ours, since the published files have
-  the published sizes.
-  """
+  """Saves a release folder, with our configuration of its small sizes next to it."""
   release = published_layouts.RELEASES[kind]
   folder.mkdir(parents=True)
   for name, file in release.files.items():
@@ -179,11 +178,12 @@ def save_dicetalk(folder: pathlib.Path) -> pathlib.Path:
 
 
 def adapters_from(base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-  """Adapters as the original program begins them."""
-  out = {}
+  """Makes adapters as the reference implementation initialises them."""
+  adapters = {}
   for key, value in base.items():
-    if found := re.fullmatch(r'(.*attn2)\.to_([kv])\.weight', key):
-      out |= {
-        f'{found[1]}.processor.to_{found[2]}_ip.{i}.weight': value for i in range(2)
-      }
-  return out
+    found = re.fullmatch(r'(.*attn2)\.to_([kv])\.weight', key)
+    if found:
+      layer, letter = found.groups()
+      for i in range(2):
+        adapters[f'{layer}.processor.to_{letter}_ip.{i}.weight'] = value
+  return adapters

@@ -1,5 +1,6 @@
-"""Published layouts to a model folder and back: bit-equal, in every layout, loaded
-strictly by the live classes.
+"""Published layouts to a model folder and back: equal to the bit, in every layout.
+
+The live classes of diffusers and transformers load the export strictly.
 """
 
 import json
@@ -12,17 +13,11 @@ import pytest
 import torch
 import transformers
 
-from convert import __main__ as command
 from convert import published_layouts, torch_files
 from dicetalk_jax import bundle
 from dicetalk_jax.pipeline import COMPONENTS, Settings
 from tests.convert import published_folders as folders
-
-
-def call(*args) -> int:
-  with pytest.raises(SystemExit) as stop:
-    command.run([*map(str, args)])
-  return stop.value.code
+from tests.convert.commands import run_convert
 
 
 @pytest.fixture(scope='module')
@@ -36,10 +31,10 @@ def downloads(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def model(downloads, tmp_path_factory):
-  """Everything in one model folder."""
+  """One model folder with everything."""
   model = tmp_path_factory.mktemp('models') / 'dicetalk'
   assert (
-    call(
+    run_convert(
       'dicetalk',
       downloads / 'dicetalk',
       model,
@@ -56,7 +51,7 @@ def model(downloads, tmp_path_factory):
 @pytest.fixture(scope='module')
 def exported(model, tmp_path_factory):
   exported = tmp_path_factory.mktemp('exports') / 'out'
-  assert call('export', model, exported) == 0
+  assert run_convert('export', model, exported) == 0
   return exported
 
 
@@ -145,7 +140,7 @@ def test_live_classes_load_the_export(exported):
 def test_the_way_back_gives_the_same_model(model, exported, tmp_path):
   again = tmp_path / 'again'
   assert (
-    call(
+    run_convert(
       'dicetalk',
       exported,
       again,
@@ -177,7 +172,7 @@ def test_every_layout_of_svd(tmp_path, options):
   folders.save_svd(tmp_path / 'svd', half='variant' in options, **options)
   shards = list((tmp_path / 'svd/unet').glob('*-of-*'))
   assert len(shards) > 1 or 'max_shard_size' not in options
-  assert call('svd', tmp_path / 'svd', tmp_path / 'model') == 0
+  assert run_convert('svd', tmp_path / 'svd', tmp_path / 'model') == 0
   assert bundle.components(tmp_path / 'model').keys() == {
     'unet',
     'vae',
@@ -187,7 +182,7 @@ def test_every_layout_of_svd(tmp_path, options):
   assert {x.dtype for x in bundle.shapes(tmp_path / 'model', 'unet').values()} == {
     jnp.dtype(dtype)
   }
-  assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
+  assert run_convert('export', tmp_path / 'model', tmp_path / 'out') == 0
   half = 'variant' in options
   before = {
     key: x.half() if half else x
@@ -195,15 +190,16 @@ def test_every_layout_of_svd(tmp_path, options):
   }
   out = tmp_path / 'out/stable-video-diffusion-img2vid-xt/unet'
   assert_equal(torch_files.load(torch_files.weights_in(out)), before)
-  assert not (
-    tmp_path / 'out/unet.pth'
-  ).exists()  # no adapters: plain Stable Video Diffusion
+  # Without adapters this is Stable Video Diffusion, not a UNet of DICE-Talk.
+  assert not (tmp_path / 'out/unet.pth').exists()
 
 
 def test_pickled_whisper(downloads, tmp_path):
   folders.save_whisper(tmp_path / 'bin', pickled=True)
-  assert call('whisper', tmp_path / 'bin', tmp_path / 'from_bin') == 0
-  assert call('whisper', downloads / 'whisper', tmp_path / 'from_safetensors') == 0
+  assert run_convert('whisper', tmp_path / 'bin', tmp_path / 'from_bin') == 0
+  assert (
+    run_convert('whisper', downloads / 'whisper', tmp_path / 'from_safetensors') == 0
+  )
   jax.tree.map(
     np.testing.assert_array_equal,
     *(
@@ -211,7 +207,7 @@ def test_pickled_whisper(downloads, tmp_path):
       for name in ('from_bin', 'from_safetensors')
     ),
   )
-  assert call('export', tmp_path / 'from_bin', tmp_path / 'out') == 0
+  assert run_convert('export', tmp_path / 'from_bin', tmp_path / 'out') == 0
   assert_equal(
     torch_files.load(tmp_path / 'out/whisper-tiny/model.safetensors'),
     torch_files.load(tmp_path / 'bin/pytorch_model.bin'),
@@ -225,13 +221,16 @@ def test_bfloat16_and_old_files_are_kept_to_the_bit(downloads, tmp_path, legacy)
   torch.save(
     state, release / 'pose_guider.pth', _use_new_zipfile_serialization=not legacy
   )
-  assert call('dicetalk', release, tmp_path / 'model') == 0
-  assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
+  assert run_convert('dicetalk', release, tmp_path / 'model') == 0
+  assert run_convert('export', tmp_path / 'model', tmp_path / 'out') == 0
   assert_equal(torch_files.load(tmp_path / 'out/pose_guider.pth'), state)
 
 
 def test_dtype_is_chosen(downloads, tmp_path, capsys):
-  assert call('svd', downloads / 'svd', tmp_path / 'model', '--dtype', 'bfloat16') == 0
+  assert (
+    run_convert('svd', downloads / 'svd', tmp_path / 'model', '--dtype', 'bfloat16')
+    == 0
+  )
   assert 'bfloat16' in capsys.readouterr().out
   _, params = bundle.load_component(tmp_path / 'model', 'vae')
   expected = torch_files.load(
@@ -242,9 +241,10 @@ def test_dtype_is_chosen(downloads, tmp_path, capsys):
   )
 
 
-def test_unet_is_laid_over_the_base(downloads, tmp_path, capsys):
-  """Not strict, as the original: the base fills gaps, adapters begin as copies,
-  surplus is reported.
+def test_the_base_fills_gaps_of_the_unet(downloads, tmp_path, capsys):
+  """As in the reference implementation, this is not strict.
+
+  The base fills gaps, adapters start as copies, and surplus keys are reported.
   """
   release = folders.save_dicetalk(tmp_path / 'release')
   whole = folders.state_dict('unet')
@@ -254,11 +254,14 @@ def test_unet_is_laid_over_the_base(downloads, tmp_path, capsys):
     if 'down_blocks' in key and '.processor.' not in key
   }
   torch.save(partial | {'unknown.weight': torch.zeros(3)}, release / 'unet.pth')
-  assert call('dicetalk', release, tmp_path / 'model', '--svd', downloads / 'svd') == 0
+  assert (
+    run_convert('dicetalk', release, tmp_path / 'model', '--svd', downloads / 'svd')
+    == 0
+  )
   out = capsys.readouterr().out
   assert "taken from copies of the base's keys and values: 32" in out
-  assert 'unet: not known to the model and left aside: unknown.weight' in out
-  assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
+  assert 'unet: unknown to the model and ignored: unknown.weight' in out
+  assert run_convert('export', tmp_path / 'model', tmp_path / 'out') == 0
   base = torch_files.load(downloads / 'svd/unet/diffusion_pytorch_model.safetensors')
   assert_equal(
     torch_files.load(tmp_path / 'out/unet.pth'),
@@ -266,15 +269,15 @@ def test_unet_is_laid_over_the_base(downloads, tmp_path, capsys):
   )
 
 
-def test_emotion_model_is_laid_over_initial_values(tmp_path, capsys):
+def test_initial_values_fill_gaps_of_the_emotion_model(tmp_path, capsys):
   release = folders.save_dicetalk(tmp_path / 'release')
   whole = folders.state_dict('emo_model')
   partial = {key: x for key, x in whole.items() if not key.startswith('classifier')}
   torch.save(partial | {'extra': torch.zeros(1)}, release / 'emo_model.pth')
   for again in ('one', 'two'):
-    assert call('dicetalk', release, tmp_path / again) == 0
+    assert run_convert('dicetalk', release, tmp_path / again) == 0
   out = capsys.readouterr().out
-  assert 'drawn at random: 6 (classifier.fc1.' in out and 'left aside: extra' in out
+  assert 'drawn at random: 6 (classifier.fc1.' in out and 'ignored: extra' in out
   one, two = (
     bundle.load_component(tmp_path / again, 'emo_model')[1] for again in ('one', 'two')
   )
@@ -291,7 +294,7 @@ def test_frame_interpolation(tmp_path, file, capsys):
     folders.save_rife(tmp_path / 'RIFE'),
   )
   assert (
-    call(
+    run_convert(
       'dicetalk',
       release,
       tmp_path / 'model',
@@ -300,19 +303,17 @@ def test_frame_interpolation(tmp_path, file, capsys):
     )
     == 0
   )
-  assert (
-    'flownet: not known to the model and left aside: epoch' in capsys.readouterr().out
-  )
-  assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
+  assert 'flownet: unknown to the model and ignored: epoch' in capsys.readouterr().out
+  assert run_convert('export', tmp_path / 'model', tmp_path / 'out') == 0
   assert_equal(
     torch_files.load(tmp_path / 'out/RIFE/flownet.pkl'),
     {f'module.{key}': x for key, x in folders.state_dict('flownet').items()},
   )
 
 
-def test_what_was_not_given_is_told(tmp_path, capsys):
+def test_notes_name_options_that_were_left_out(tmp_path, capsys):
   release = folders.save_dicetalk(tmp_path / 'release')
-  assert call('dicetalk', release, tmp_path / 'model') == 0
+  assert run_convert('dicetalk', release, tmp_path / 'model') == 0
   out = capsys.readouterr().out
   assert (
     'vae, image_encoder: not converted; add --svd' in out
@@ -321,8 +322,8 @@ def test_what_was_not_given_is_told(tmp_path, capsys):
   )
 
 
-def test_report(downloads, tmp_path, capsys):
-  assert call('whisper', downloads / 'whisper', tmp_path / 'model') == 0
+def test_summary(downloads, tmp_path, capsys):
+  assert run_convert('whisper', downloads / 'whisper', tmp_path / 'model') == 0
   out = capsys.readouterr().out
   rest = len(torch_files.load(downloads / 'whisper' / 'model.safetensors')) - 37
   rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
@@ -332,7 +333,7 @@ def test_report(downloads, tmp_path, capsys):
     'whisper/model.safetensors'
   ]
   assert f'sha256 {digest}  whisper/model.safetensors' in out
-  assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
+  assert run_convert('export', tmp_path / 'model', tmp_path / 'out') == 0
   out = capsys.readouterr().out
   assert next(
     line.split()[1:4] for line in out.splitlines() if line.startswith('whisper ')
@@ -340,10 +341,10 @@ def test_report(downloads, tmp_path, capsys):
   assert f'sha256 {digest}  whisper/model.safetensors (source of whisper)' in out
 
 
-def test_inspect_tells_the_same_of_model_and_files(downloads, model, exported, capsys):
-  assert call('inspect', model) == 0
+def test_inspect_says_the_same_of_model_and_files(downloads, model, exported, capsys):
+  assert run_convert('inspect', model) == 0
   of_model = capsys.readouterr().out
-  assert call('inspect', exported) == 0
+  assert run_convert('inspect', exported) == 0
   of_files = capsys.readouterr().out
 
   def rows(text):
@@ -353,14 +354,14 @@ def test_inspect_tells_the_same_of_model_and_files(downloads, model, exported, c
     len(rows(of_model) & rows(of_files)) == len(COMPONENTS) - 1
   )  # Whisper's file has two components
   assert 'emotions: none' in of_model and 'licence CC BY-NC-SA 4.0' in of_model
-  assert call('inspect', downloads / 'dicetalk' / 'unet.pth') == 0
+  assert run_convert('inspect', downloads / 'dicetalk' / 'unet.pth') == 0
   assert capsys.readouterr().out.splitlines()[1].split()[0] == 'unet'
 
 
 def test_overwrite_replaces_the_whole_folder(downloads, tmp_path):
   model = tmp_path / 'model'
-  assert call('whisper', downloads / 'whisper', model) == 0
-  assert call('svd', downloads / 'svd', model, '--overwrite') == 0
+  assert run_convert('whisper', downloads / 'whisper', model) == 0
+  assert run_convert('svd', downloads / 'svd', model, '--overwrite') == 0
   assert 'whisper' not in bundle.components(model) and not list(tmp_path.glob('.*'))
 
 
@@ -372,9 +373,12 @@ def test_settings_survive(downloads, tmp_path):
   (release / published_layouts.DICETALK_CONFIG).write_text(
     json.dumps(own | dict(settings=settings))
   )
-  assert call('dicetalk', release, tmp_path / 'model', '--svd', downloads / 'svd') == 0
+  assert (
+    run_convert('dicetalk', release, tmp_path / 'model', '--svd', downloads / 'svd')
+    == 0
+  )
   assert bundle.settings(tmp_path / 'model') == settings
-  assert call('export', tmp_path / 'model', tmp_path / 'out') == 0
+  assert run_convert('export', tmp_path / 'model', tmp_path / 'out') == 0
   assert (
     json.loads((tmp_path / 'out' / published_layouts.DICETALK_CONFIG).read_text())[
       'settings'
@@ -388,9 +392,9 @@ def test_settings_survive(downloads, tmp_path):
 
 
 def test_overwriting_through_a_link(downloads, tmp_path):
-  assert call('whisper', downloads / 'whisper', tmp_path / 'model') == 0
+  assert run_convert('whisper', downloads / 'whisper', tmp_path / 'model') == 0
   (tmp_path / 'link').symlink_to('model')
-  assert call('svd', downloads / 'svd', tmp_path / 'link', '--overwrite') == 0
+  assert run_convert('svd', downloads / 'svd', tmp_path / 'link', '--overwrite') == 0
   assert (
     'unet' in bundle.components(tmp_path / 'model')
     and len(list(tmp_path.iterdir())) == 2

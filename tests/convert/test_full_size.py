@@ -79,7 +79,7 @@ def test_names_and_shapes(manifest):
   ],
 )
 def test_defaults_are_the_published_sizes(kind, name):
-  """The releases have no configuration beside their files."""
+  """The releases have no configuration next to their files."""
   release = published_layouts.RELEASES[kind]
   stem = release.files[name].removesuffix('.pth')
   manifest = (

@@ -1,4 +1,4 @@
-"""The naming rule: both ways for every kind of layer, and strict."""
+"""The naming rule works both ways for every kind of layer, and is strict."""
 
 from flax import nnx
 import jax
@@ -13,7 +13,7 @@ from dicetalk_jax.models import parameters
 
 
 class Net(nnx.Module):
-  """One of each."""
+  """One layer of each kind."""
 
   def __init__(self, *, rngs):
     self.linear = nnx.Linear(3, 4, rngs=rngs)

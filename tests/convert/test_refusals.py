@@ -1,5 +1,6 @@
-"""What cannot be converted: one clear sentence, exit code 2, nothing executed,
-nothing half-written.
+"""Files that cannot be converted: one sentence, exit code 2, nothing executed.
+
+Nothing half-written is left behind either.
 """
 
 import ctypes
@@ -12,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -21,12 +21,14 @@ from safetensors.torch import save_file
 import torch
 
 from convert import __main__ as command
-from convert import background, published_layouts, torch_files
+from convert import published_layouts, torch_files
 from dicetalk_jax import bundle, files
 from dicetalk_jax.errors import InputError
 from tests.convert import published_folders as folders
+from tests.convert.commands import run_convert
 
 ROOT = pathlib.Path(__file__).parents[2]
+INTERRUPTED = 'interrupted; run the same command again\n'
 
 
 @pytest.fixture(scope='module')
@@ -46,17 +48,14 @@ def whisper(tmp_path):
 
 @pytest.fixture
 def refused(tmp_path, capsys):
-  """Runs a command that must fail, and returns what it says; checks that it leaves
-  nothing behind.
-  """
+  """Runs a command that must fail and leave nothing behind; returns what it says."""
 
-  def refused(*args, code=2):
+  def refused(*args):
     before = sorted(tmp_path.iterdir())
     capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-      command.run([*map(str, args)])
+    assert run_convert(*args) == 2
     out, err = capsys.readouterr()
-    assert stop.value.code == code and 'wrote' not in out and 'Traceback' not in err
+    assert 'wrote' not in out and 'Traceback' not in err
     assert sorted(tmp_path.iterdir()) == before
     return err
 
@@ -64,7 +63,7 @@ def refused(tmp_path, capsys):
 
 
 def sentence(err: str) -> str:
-  """Errors about files are one line."""
+  """Checks that an error is one line, and returns it."""
   assert err.startswith('error: ') and err.count('\n') == 1, err
   return err
 
@@ -191,7 +190,7 @@ def test_files_of_something_else(release, svd, tmp_path, refused):
       refused('svd', broken, tmp_path / 'model')
     )
   torch.save([torch.zeros(1)], release / 'emo_model.pth')
-  assert 'no state dict (tensors by name)' in sentence(
+  assert 'not a state dict (tensors by name)' in sentence(
     refused('dicetalk', release, tmp_path / 'model')
   )
   assert 'has no weights' in sentence(refused('whisper', svd, tmp_path / 'model'))
@@ -206,7 +205,7 @@ def test_damaged_files(release, whisper, tmp_path, refused, content):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
     err = sentence(refused(*args, tmp_path / 'model'))
-    assert f'{path} cannot be read as' in err or 'no state dict' in err
+    assert f'{path} cannot be read as' in err or 'not a state dict' in err
 
 
 def test_missing_files(release, whisper, tmp_path, refused):
@@ -256,14 +255,10 @@ def test_broken_shards(svd, tmp_path, refused):
   (vae / 'diffusion_pytorch_model.safetensors').unlink()
 
   def write(second):
-    return index.write_text(
-      json.dumps(
-        dict(
-          weight_map=dict.fromkeys(state, 'part-1.safetensors')
-          | {next(iter(state)): second}
-        )
-      )
-    )
+    """Writes an index in which one tensor lies in the file `second`."""
+    weight_map = dict.fromkeys(state, 'part-1.safetensors')
+    weight_map[next(iter(state))] = second
+    index.write_text(json.dumps({'weight_map': weight_map}))
 
   write('part-2.safetensors')
   assert 'part-2.safetensors: No such file' in sentence(
@@ -274,11 +269,11 @@ def test_broken_shards(svd, tmp_path, refused):
     'svd', copy, tmp_path / 'model'
   )
   write('../unet/diffusion_pytorch_model.safetensors')
-  assert 'no index of weight files in its folder' in sentence(
+  assert 'not an index of weight files in its folder' in sentence(
     refused('svd', copy, tmp_path / 'model')
   )
   index.write_text('{"weight_map": 3}')
-  assert 'no index of weight files' in sentence(
+  assert 'not an index of weight files' in sentence(
     refused('svd', copy, tmp_path / 'model')
   )
 
@@ -304,8 +299,7 @@ def test_an_existing_destination(svd, whisper, tmp_path, refused):
     refused('svd', svd, tmp_path / 'precious', '--overwrite')
   )
   assert (tmp_path / 'precious' / 'thesis.txt').exists()
-  with pytest.raises(SystemExit):
-    command.run(['whisper', str(whisper), str(tmp_path / 'model')])
+  assert run_convert('whisper', whisper, tmp_path / 'model') == 0
   assert 'is not what would replace it' in sentence(
     refused('export', tmp_path / 'model', tmp_path / 'model', '--overwrite')
   )
@@ -342,8 +336,9 @@ def test_a_disk_that_is_full(svd, tmp_path, refused, monkeypatch):
 
 
 def test_a_write_that_the_system_stops_midway(svd, tmp_path):
-  """In a real process, whose files may not grow beyond 64 kB: Orbax has begun to
-  write, and fails in its threads.
+  """A real process whose files must not grow beyond 64 kB: Orbax fails while it writes.
+
+  Its threads print tracebacks of their own; the sentence comes last.
   """
   script = (
     'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n'
@@ -356,50 +351,25 @@ def test_a_write_that_the_system_stops_midway(svd, tmp_path):
     cwd=ROOT,
   )
   assert process.returncode == 2 and not process.stdout
-  assert 'File too large; choose another place or make room' in sentence(process.stderr)
-  assert not list(tmp_path.iterdir())
-
-
-def test_threads_that_go_on_writing_leave_nothing(tmp_path):
-  started = threading.Event()
-
-  def write():
-    while True:
-      try:
-        (tmp_path / 'part' / 'new').mkdir(parents=True, exist_ok=True)
-      except FileNotFoundError:  # as TensorStore: again
-        continue
-      except (FileExistsError, NotADirectoryError):
-        return
-      started.set()
-
-  thread = threading.Thread(target=write)
-  thread.start()
-  started.wait()
-  background.remove(tmp_path / 'part')
-  thread.join(10)
-  background.make_way()
-  assert not thread.is_alive() and not list(tmp_path.iterdir())
+  assert 'File too large; choose another place or make room' in sentence(
+    process.stderr.splitlines(keepends=True)[-1]
+  )
+  assert not (tmp_path / 'model').exists()
 
 
 @pytest.fixture
 def without_privileges():
-  """Permissions hold for root, too: this thread lays its right to override them down
-  meanwhile.
-  """
+  """Makes permissions hold for root as well: drops this thread's right to override."""
   if os.geteuid() != 0:
     yield
     return
-  libc, header, held = (
-    ctypes.CDLL(None),
-    (ctypes.c_uint32 * 2)(0x20080522, 0),
-    (ctypes.c_uint32 * 6)(),
-  )
+  libc = ctypes.CDLL(None)
+  header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+  held = (ctypes.c_uint32 * 6)()
   assert libc.capget(header, held) == 0
   fewer = (ctypes.c_uint32 * 6)(*held)
-  fewer[
-    0
-  ] &= ~0b110  # the effective ones without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+  # The effective ones, without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+  fewer[0] &= ~0b110
   assert libc.capset(header, fewer) == 0
   yield
   assert libc.capset(header, held) == 0
@@ -432,28 +402,37 @@ def test_a_place_that_is_a_file(whisper, tmp_path, refused):
   )
 
 
-def test_interruption(whisper, tmp_path, refused, monkeypatch):
+def test_an_interrupted_run_leaves_nothing_and_the_old_model_whole(
+  whisper, tmp_path, monkeypatch
+):
+  convert = ['whisper', str(whisper), str(tmp_path / 'model')]
   with monkeypatch.context() as patch:
     patch.setattr(bundle, 'save_component', fail(KeyboardInterrupt()))
-    assert (
-      refused('whisper', whisper, tmp_path / 'model', code=130)
-      == 'interrupted; nothing half-made is left\n'
-    )
-  with pytest.raises(SystemExit):
-    command.run(['whisper', str(whisper), str(tmp_path / 'model')])
+    with pytest.raises(KeyboardInterrupt):
+      command.run_command(convert)
+  assert [path.name for path in tmp_path.iterdir()] == ['whisper']
+  assert run_convert(*convert) == 0
   with monkeypatch.context() as patch:
     patch.setattr(bundle, 'save_component', fail(KeyboardInterrupt()))
-    refused('whisper', whisper, tmp_path / 'model', '--overwrite', code=130)
-  assert 'whisper' in bundle.components(tmp_path / 'model')  # the old one is whole
+    with pytest.raises(KeyboardInterrupt):
+      command.run_command([*convert, '--overwrite'])
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['model', 'whisper']
+  assert 'whisper' in bundle.components(tmp_path / 'model')
 
 
 @pytest.fixture
 def waiting(whisper, tmp_path):
   """A real process that waits inside the conversion for a signal."""
   script = (
-    'import sys, time; from convert import __main__ as command; from dicetalk_jax '
-    'import bundle\ndef save(*args, **kwargs): print("writing", flush=True); '
-    'time.sleep(60)\nbundle.save_component = save; command.main()'
+    'import signal, time\n'
+    'from convert import __main__ as command\n'
+    'from dicetalk_jax import bundle\n'
+    'def save(*args, **kwargs):\n'
+    '  print("writing", flush=True)\n'
+    '  time.sleep(60)\n'
+    'bundle.save_component = save\n'
+    'signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal\n'
+    'command.main()'
   )
   process = subprocess.Popen(
     [sys.executable, '-c', script, 'whisper', whisper, tmp_path / 'model'],
@@ -468,16 +447,12 @@ def waiting(whisper, tmp_path):
   process.communicate()
 
 
-def test_a_terminated_process_leaves_nothing(waiting, tmp_path):
+def test_ctrl_c_ends_a_process_with_one_line(waiting, tmp_path):
   time.sleep(0.1)
-  waiting.send_signal(signal.SIGTERM)
-  assert waiting.communicate(timeout=50) == (
-    '',
-    'interrupted; nothing half-made is left\n',
-  )
-  assert waiting.returncode == 130 and [path.name for path in tmp_path.iterdir()] == [
-    'whisper'
-  ]
+  waiting.send_signal(signal.SIGINT)
+  assert waiting.communicate(timeout=50) == ('', INTERRUPTED)
+  assert waiting.returncode == 130
+  assert [path.name for path in tmp_path.iterdir()] == ['whisper']
 
 
 def test_what_a_killed_process_leaves_is_cleared_up(
@@ -485,11 +460,10 @@ def test_what_a_killed_process_leaves_is_cleared_up(
 ):
   (part,) = tmp_path.glob('.model.*.part')
   refused('whisper', tmp_path / 'nowhere', tmp_path / 'model')
-  assert part.exists()  # somebody is at work there
+  assert part.exists()  # because another process works there
   waiting.kill()
   waiting.wait()
-  with pytest.raises(SystemExit):
-    command.run(['whisper', str(whisper), str(tmp_path / 'model')])
+  assert run_convert('whisper', whisper, tmp_path / 'model') == 0
   assert sorted(path.name for path in tmp_path.iterdir()) == ['model', 'whisper']
 
 
@@ -526,6 +500,5 @@ def test_mistakes_on_the_command_line(refused, args):
   ['svd', 'whisper', 'dicetalk', 'sonic', 'priors', 'export', 'inspect', 'verify'],
 )
 def test_help_has_an_example(capsys, name):
-  with pytest.raises(SystemExit) as stop:
-    command.run([name, '--help'])
-  assert stop.value.code == 0 and f'python -m convert {name}' in capsys.readouterr().out
+  assert run_convert(name, '--help') == 0
+  assert f'python -m convert {name}' in capsys.readouterr().out

@@ -1,6 +1,4 @@
-"""The release of Sonic to a model folder and back: bit-equal, strict, with its own
-settings.
-"""
+"""The release of Sonic to a model folder and back: equal to the bit, and strict."""
 
 import json
 
@@ -9,17 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from convert import __main__ as command
 from convert import published_layouts, torch_files
 from dicetalk_jax import bundle, pipeline
 from dicetalk_jax.diffusion.sampler import SamplerConfig
 from tests.convert import published_folders as folders
-
-
-def call(*args) -> int:
-  with pytest.raises(SystemExit) as stop:
-    command.run([*map(str, args)])
-  return stop.value.code
+from tests.convert.commands import run_convert
 
 
 @pytest.fixture(scope='module')
@@ -28,13 +20,11 @@ def place(tmp_path_factory):
   place = tmp_path_factory.mktemp('sonic')
   svd = folders.save_svd(place / 'svd')
   (svd / 'unet/diffusion_pytorch_model.safetensors').unlink()  # Sonic's own is whole
-  whisper, rife = (
-    folders.save_whisper(place / 'whisper'),
-    folders.save_rife(place / 'RIFE'),
-  )
+  whisper = folders.save_whisper(place / 'whisper')
+  rife = folders.save_rife(place / 'RIFE')
   release = folders.save_release(place / 'release', 'sonic')
   assert (
-    call(
+    run_convert(
       'sonic',
       release,
       place / 'model',
@@ -47,7 +37,7 @@ def place(tmp_path_factory):
     )
     == 0
   )
-  assert call('export', place / 'model', place / 'out') == 0
+  assert run_convert('export', place / 'model', place / 'out') == 0
   return place
 
 
@@ -63,7 +53,7 @@ def test_the_model_folder_is_complete(place):
   assert not bundle.emotions(place / 'model')
 
 
-def test_settings_are_those_of_the_published_program(place):
+def test_settings_are_those_of_the_reference_implementation(place):
   assert pipeline.Settings.of(place / 'model') == pipeline.Settings(
     kind='sonic',
     decode_chunk=8,
@@ -99,7 +89,7 @@ def test_files_come_back(place, name):
 def test_the_way_back_gives_the_same_model(place):
   out, again = place / 'out', place / 'again'
   assert (
-    call(
+    run_convert(
       'sonic',
       out,
       again,
@@ -123,10 +113,10 @@ def test_the_way_back_gives_the_same_model(place):
     )
 
 
-def test_inspect_tells_the_same_of_model_and_files(place, capsys):
+def test_inspect_says_the_same_of_model_and_files(place, capsys):
   rows = []
   for folder in ('model', 'out'):
-    assert call('inspect', place / folder) == 0
+    assert run_convert('inspect', place / folder) == 0
     text = capsys.readouterr().out
     rows.append(
       {tuple(line.split()) for line in text.splitlines() if 'float32' in line}
@@ -140,9 +130,8 @@ def test_inspect_tells_the_same_of_model_and_files(place, capsys):
   assert {row[0] for row in rows[0] - rows[1]} == whisper
 
 
-def test_without_the_rest(place, tmp_path, capsys):
-  """The settings do not depend on it."""
-  assert call('sonic', place / 'release', tmp_path / 'model') == 0
+def test_settings_do_not_depend_on_other_files(place, tmp_path, capsys):
+  assert run_convert('sonic', place / 'release', tmp_path / 'model') == 0
   out = capsys.readouterr().out
   assert all(
     f'not converted; add --{option}' in out for option in ('svd', 'whisper', 'rife')
@@ -158,7 +147,7 @@ def test_all_files_must_fit(tmp_path, capsys):
   del unet['conv_in.bias']
   torch.save(unet, release / 'unet.pth')
   torch.save(folders.state_dict('audio_linear'), release / 'audio2bucket.pth')
-  assert call('sonic', release, tmp_path / 'model') == 2
+  assert run_convert('sonic', release, tmp_path / 'model') == 2
   err = capsys.readouterr().err
   assert (
     'unet: missing: conv_in.bias' in err
@@ -173,23 +162,28 @@ def test_all_files_must_fit(tmp_path, capsys):
 def test_refusals(place, tmp_path, capsys):
   release = folders.save_release(tmp_path / 'release', 'sonic')
   torch.save(folders.state_dict('pose_guider'), release / 'audio2bucket.pth')
-  assert call('sonic', release, tmp_path / 'model') == 2
+  assert run_convert('sonic', release, tmp_path / 'model') == 2
   assert (
     'audio2bucket.pth has nothing of audio2bucket; use the published file'
     in capsys.readouterr().err
   )
   assert (
-    call('sonic', folders.save_dicetalk(tmp_path / 'dicetalk'), tmp_path / 'model') == 2
+    run_convert(
+      'sonic', folders.save_dicetalk(tmp_path / 'dicetalk'), tmp_path / 'model'
+    )
+    == 2
   )
   assert 'audio2token.pth: No such file' in capsys.readouterr().err
   assert (
-    call('export', place / 'model', release, '--overwrite') == 0
+    run_convert('export', place / 'model', release, '--overwrite') == 0
   )  # it has a sonic.json
-  assert call('export', place / 'model', tmp_path / 'dicetalk', '--overwrite') == 2
+  assert (
+    run_convert('export', place / 'model', tmp_path / 'dicetalk', '--overwrite') == 2
+  )
   assert 'has no sonic.json' in capsys.readouterr().err
   bundle.save_settings(tmp_path / 'odd', {'kind': 'opera'})
-  assert call('export', tmp_path / 'odd', tmp_path / 'out') == 2
-  assert "kind 'opera', but only dicetalk, sonic are known" in capsys.readouterr().err
+  assert run_convert('export', tmp_path / 'odd', tmp_path / 'out') == 2
+  assert "the unknown kind 'opera' (known: dicetalk, sonic)" in capsys.readouterr().err
   (release / 'sonic.json').write_text(json.dumps({'settings': 3}))
-  assert call('sonic', release, tmp_path / 'model') == 2
+  assert run_convert('sonic', release, tmp_path / 'model') == 2
   assert 'sonic.json is damaged' in capsys.readouterr().err

@@ -9,14 +9,14 @@ import numpy as np
 from dicetalk_jax.media import video
 
 SKIN = np.array([210, 40, 30], np.uint8)
+RED = 'tests.data_pipelines.made_clips:red'  # the detector, for --detector
+FLAGS = ['--size=32', '--min_seconds=.4', f'--detector={RED}', '--workers=1']
 
 
 def pictures(
   count: int, *, size=(72, 96), face=(30, 20), side=24, step=0.0, light=60
 ) -> np.ndarray:
-  """uint8 `[count,H,W,3]`: the face's top left corner moves by `step` pixels a frame
-  to the right.
-  """
+  """Makes frames, uint8 `[count,H,W,3]`; the face moves right by `step` pixels."""
   frames = np.full((count, *size, 3), light, np.uint8)
   frames += np.arange(size[1], dtype=np.uint8)[:, None] // 4  # not blank
   for i in range(count):
@@ -26,10 +26,9 @@ def pictures(
 
 
 def tone(seconds: float, pitch: float = 220.0) -> np.ndarray:
-  """float32 at 16 kHz."""
-  return (
-    0.4 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * 16000)) / 16000)
-  ).astype(np.float32)
+  """Makes a sine, float32 at 16 kHz."""
+  time = np.arange(round(seconds * 16000)) / 16000
+  return (0.4 * np.sin(2 * np.pi * pitch * time)).astype(np.float32)
 
 
 def write(
@@ -40,24 +39,24 @@ def write(
   sound: bool = True,
   **look,
 ) -> pathlib.Path:
-  """A video file."""
+  """Writes a video file."""
   frames = pictures(round(seconds * fps), **look)
   video.write_video(path, frames, fps, tone(seconds) if sound else None)
   return path
 
 
 def touch(root: pathlib.Path, *paths: str):
-  """Empty files."""
+  """Makes empty files."""
   for path in paths:
     (root / path).parent.mkdir(parents=True, exist_ok=True)
     (root / path).touch()
 
 
 def red():
-  """A detector: the bounds of what is red."""
+  """Makes a detector that finds the bounds of what is red."""
 
-  def find(picture):
-    rows, columns = np.nonzero((picture[..., 0] > 150) & (picture[..., 1] < 110))
+  def find(image):
+    rows, columns = np.nonzero((image[..., 0] > 150) & (image[..., 1] < 110))
     if not len(rows):
       return None
     left, top = int(columns.min()), int(rows.min())
@@ -67,13 +66,14 @@ def red():
 
 
 def deadly():
-  """`red`, but a face in the upper left corner ends the process, as a crashing
-  decoder would.
+  """Makes a detector like `red`, which dies of a face at the left.
+
+  It ends its process without a word, as a crashing decoder would.
   """
   find = red()
 
-  def find_or_die(picture):
-    box = find(picture)
+  def find_or_die(image):
+    box = find(image)
     if box and box[0] < 4:
       time.sleep(0.3)  # others are being read meanwhile
       os._exit(1)

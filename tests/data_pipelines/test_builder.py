@@ -50,7 +50,7 @@ def test_splits_share_neither_people_nor_sentences():
   assert larger == {job.key for job in synthetic_clips.jobs(config, 'val')}
 
 
-def test_clips_go_round_emotions_and_levels():
+def test_clips_cycle_through_emotions_and_levels():
   jobs = synthetic_clips.jobs(SyntheticConfig(train=1, clips=24), 'train')
   counts = collections.Counter(
     clip_record.emotion_class(job.emotion, job.level) for job in jobs
@@ -176,7 +176,7 @@ def test_loaders_read_the_files(folder):
     iter(frames_loader(DatasetPart(ClipSource(folder)), batch=6, frames=4, seed=0))
   )
   assert batch['video'].shape == (6, 4, 32, 32, 3)
-  assert batch['video'].std(axis=(1, 2, 3, 4)).min() > 0.05  # pictures, not blanks
+  assert batch['video'].std(axis=(1, 2, 3, 4)).min() > 0.05  # images, not blanks
   assert len(np.unique(batch['video'][:, 0].mean(axis=(1, 2, 3)))) == 6
 
 
@@ -199,7 +199,7 @@ def test_without_pixels(tmp_path):
     (['--seconds=0'], 'seconds=0.0 cannot be generated'),
     (['--levels=1,5'], 'levels=(1, 5) cannot be generated'),
     (['--clips=many'], "argument --clips: invalid int value: 'many'"),
-    (['--workers=0'], '--workers=0 renders nothing'),
+    (['--workers=0'], '--workers must be at least 1, got 0'),
     (['--content=all'], 'invalid choice'),
     (['--frobnicate=1'], 'unrecognized arguments: --frobnicate=1'),
   ),
@@ -228,7 +228,10 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 def test_rendering_processes_do_not_load_heavy_libraries():
-  code = 'import sys, data_pipelines.builders.synthetic_clips as c; print(sorted(set(sys.modules) & set(sys.argv)))'
+  code = (
+    'import sys, data_pipelines.builders.synthetic_clips\n'
+    'print(sorted(set(sys.modules) & set(sys.argv)))'
+  )
   heavy = ['jax', 'tensorflow', 'tensorflow_datasets', 'torch']
   assert (
     subprocess.run(

@@ -1,6 +1,4 @@
-"""Small trees like the real corpora become data sets: resumed, reported, with
-disjoint splits.
-"""
+"""Small trees like the real corpora become data sets, and killed runs resume."""
 
 import contextlib
 import csv
@@ -12,13 +10,10 @@ import os
 import pathlib
 import shutil
 
-from etils.epath import gpath
-import fsspec
-from fsspec.implementations.memory import MemoryFileSystem
 import numpy as np
 import pytest
 
-from data_pipelines import prepare, preprocess
+from data_pipelines import preprocess
 from data_pipelines.builders import corpus, corpus_workers
 from data_pipelines.builders.corpus_plan import make_plan
 from data_pipelines.corpora.clip_file import Skipped
@@ -27,16 +22,15 @@ from dicetalk_jax.data import clip_record
 from dicetalk_jax.data.autoencoder_loader import frames_loader
 from dicetalk_jax.data.clip_source import ClipSource
 from dicetalk_jax.data.mixture import DatasetPart
-from dicetalk_jax.errors import DataError, InputError, one_sentence
+from dicetalk_jax.errors import DataError, InputError
 from tests.data_pipelines import made_clips
-
-RED = 'tests.data_pipelines.made_clips:red'
-FLAGS = ['--size=32', '--min_seconds=.4', f'--detector={RED}', '--workers=1']
+from tests.data_pipelines.made_clips import RED
 
 
 def _mead(root: pathlib.Path) -> pathlib.Path:
-  """Three people for training and one for test; one clip is cut off, one has no
-  sound, one is no video.
+  """Makes three people for training and one for test.
+
+  One clip is cut off, one has no audio, and one file is not a video.
   """
   for i, person in enumerate(('M003', 'M005', 'W011', 'W014')):
     for j, emotion in enumerate(('angry/level_1', 'sad_level_3')):
@@ -130,15 +124,15 @@ def test_the_report_says_what_was_left_out_and_why(prepared):
   rows = list(csv.DictReader((folder / 'skipped.csv').read_text().splitlines()))
   assert {row['clip']: row['reason'] for row in rows} == {
     'M005_front_fear_1_002': 'file cannot be read',
-    'M005_front_fear_1_003': 'no sound',
-    'W011/video/front/notes.docx': 'no video file',
+    'M005_front_fear_1_003': 'no audio',
+    'W011/video/front/notes.docx': 'not a video file',
   }
   assert (
     'fear/level_1/002.mp4' in rows[1]['detail']
     or 'fear/level_1/002.mp4' in rows[0]['detail']
   )
-  told = json.loads((folder / 'report.json').read_text())
-  assert told['splits']['test'] == {
+  stored = json.loads((folder / 'report.json').read_text())
+  assert stored['splits']['test'] == {
     'clips': 2,
     'hours': round(2 * 15 / 25 / 3600, 4),
     'people': 1,
@@ -149,24 +143,23 @@ def test_the_report_says_what_was_left_out_and_why(prepared):
   assert (
     report.summary().splitlines()[0] == 'train       4 clips      0.00 h     2 people'
   )
-  assert '1 x no sound' in report.summary()
+  assert '1 x no audio' in report.summary()
 
 
 def test_a_prepared_corpus_is_found_again(prepared, mead, monkeypatch):
   folder, report = prepared
   _forbid(monkeypatch)
   config = CorpusConfig('mead', size=32, min_seconds=0.4, detector=RED)
-  found, told = corpus.prepare_corpus(make_plan(config, str(mead)), folder.parents[2])
-  assert found == folder and told.notes[-1].endswith(
-    f'to prepare it anew, delete {folder}'
-  )
-  assert dataclasses.replace(told, notes=told.notes[:-1]) == report
+  found, again = corpus.prepare_corpus(make_plan(config, str(mead)), folder.parents[2])
+  assert found == folder
+  assert again.notes[-1].endswith(f'to prepare it again, delete {folder}')
+  assert dataclasses.replace(again, notes=again.notes[:-1]) == report
   assert not (folder.parents[2] / 'mead' / 'work').exists() or not list(
     (folder.parents[2] / 'mead' / 'work').iterdir()
   )
 
 
-def test_a_killed_run_goes_on_with_what_is_left(mead, prepared, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_with_what_is_left(mead, prepared, tmp_path, monkeypatch):
   done = []
   real = preprocess.records
 
@@ -192,34 +185,32 @@ def test_a_killed_run_goes_on_with_what_is_left(mead, prepared, tmp_path, monkey
   )
   assert len(done) == len(set(done)) == 10 and done[:3] == first  # nothing twice
   assert report == prepared[1]
-  for a, b in zip(
-    ClipSource(folder), ClipSource(prepared[0])
-  ):  # nor does it depend on processes or the kill
+  # Nor does the result depend on processes or the kill.
+  for a, b in zip(ClipSource(folder), ClipSource(prepared[0])):
     assert a['clip_id'] == b['clip_id'] and a['frames'] == b['frames']
     np.testing.assert_array_equal(a['audio'], b['audio'])
 
 
-def test_bars_tell_of_every_part_of_the_work(tmp_path, capsys):
+def test_every_part_of_the_work_has_a_bar(tmp_path, capsys):
   for name in ('p', 'q', 'r'):
     made_clips.write(tmp_path / 'in' / name / 'a.mp4', 2.0)
   config = CorpusConfig(
     'folder', size=32, min_seconds=0.4, max_seconds=1.0, detector=RED
   )
   corpus.prepare_corpus(make_plan(config, str(tmp_path / 'in')), tmp_path, workers=1)
-  told = capsys.readouterr().err.replace('\r', '\n')
+  bars = capsys.readouterr().err.replace('\r', '\n')
   for part in (
     'folder: 100%',
     'records of train: 100%',
     'records of val: 100%',
     'table of train: 100%',
   ):
-    assert part in told
-  assert (
-    '4/4' in told.split('records of train: 100%')[1].splitlines()[0]
-  )  # pieces, not files
+    assert part in bars
+  # The bar counts pieces, not files.
+  assert '4/4' in bars.split('records of train: 100%')[1].splitlines()[0]
 
 
-def test_leftovers_of_killed_runs_go_unless_somebody_works_there(tmp_path):
+def test_leftovers_of_killed_runs_are_removed_unless_another_run_works_there(tmp_path):
   for name in ('p', 'q'):
     made_clips.write(tmp_path / 'in' / name / 'a.mp4', 0.6)
   plan = make_plan(
@@ -264,9 +255,8 @@ def test_a_repaired_file_is_read_again_and_all_others_are_kept(tmp_path, monkeyp
     'records',
     lambda clip, *args: done.append(clip.clip_id) or real(clip, *args),
   )
-  repaired, report = (
-    prepare_once()
-  )  # the finished set without it is not taken for this one
+  # The finished data set without the file is another one.
+  repaired, report = prepare_once()
   assert report.skipped == () and done == ['r_a'] and repaired != folder
   np.save(tmp_path / 'in/r/a.npy', np.ones((15, 3)))
   (tmp_path / 'in/labels.csv').write_text(
@@ -279,9 +269,7 @@ def test_a_repaired_file_is_read_again_and_all_others_are_kept(tmp_path, monkeyp
 
 
 def _failing(monkeypatch, errors):
-  """Lets the next readings of clips of `q` fail; returns the list of all clips that
-  are read.
-  """
+  """Makes the next readings of clips of `q` fail; returns the clips that are read."""
   done, real = [], preprocess.records
 
   def records(clip, *args):
@@ -297,7 +285,7 @@ def _failing(monkeypatch, errors):
   return done
 
 
-def test_errors_that_may_pass_are_tried_again(tmp_path, monkeypatch):
+def test_temporary_errors_are_tried_again(tmp_path, monkeypatch):
   for name in ('p', 'q', 'r'):
     made_clips.write(tmp_path / 'in' / name / 'a.mp4', 0.6)
   config = CorpusConfig('folder', size=32, min_seconds=0.4, detector=RED)
@@ -311,17 +299,19 @@ def test_errors_that_may_pass_are_tried_again(tmp_path, monkeypatch):
   folder, report = prepare_once()
   assert sorted(done) == ['p_a', 'q_a', 'q_a', 'r_a'] and done[-1] == 'q_a'
   assert report.skipped == (Skipped('q_a', 'unexpected error', 'timeout'),)
-  assert '1 clips met errors that may pass' in report.notes[-1]
+  assert '1 clips met errors that may be temporary' in report.notes[-1]
   assert sum(part['clips'] for part in report.splits.values()) == 2
   shutil.rmtree(folder)
   done.clear()
-  assert prepare_once()[1].skipped == () and done == [
-    'q_a'
-  ]  # what was an error is no outcome
+  # An error is not an outcome.
+  assert prepare_once()[1].skipped == ()
+  assert done == ['q_a']
   shutil.rmtree(folder)
   shutil.rmtree(tmp_path / 'folder' / 'work')
   done = _failing(monkeypatch, ['timeout'])
-  assert prepare_once()[1].skipped == () and len(done) == 4  # a hitch is not even seen
+  # An error that happens once is not even reported.
+  assert prepare_once()[1].skipped == ()
+  assert len(done) == 4
 
 
 def test_a_full_disk_ends_the_run_in_one_sentence(tmp_path, monkeypatch):
@@ -332,7 +322,7 @@ def test_a_full_disk_ends_the_run_in_one_sentence(tmp_path, monkeypatch):
   )
   with (
     monkeypatch.context() as patch,
-    pytest.raises(InputError, match='no room left in .*; make room, and the same'),
+    pytest.raises(InputError, match='no space is left in .*; make room, and resume'),
   ):
     _failing(patch, [OSError(errno.ENOSPC, 'No space left on device')])
     corpus.prepare_corpus(plan, tmp_path, workers=1)
@@ -381,7 +371,7 @@ def test_the_last_clip_may_end_its_process_too(tmp_path):
   ]
 
 
-def test_a_split_whose_clips_are_all_left_out_is_none(tmp_path, monkeypatch):
+def test_a_split_whose_clips_are_all_left_out_does_not_exist(tmp_path, monkeypatch):
   for i in range(4):
     made_clips.write(tmp_path / 'in' / f'p{i}' / 'a.mp4', 0.6)
   config = CorpusConfig('folder', size=32, min_seconds=0.4, detector=RED)
@@ -392,7 +382,7 @@ def test_a_split_whose_clips_are_all_left_out_is_none(tmp_path, monkeypatch):
   assert set(report.splits) == {'train'} and len(ClipSource(folder)) == 3
 
   # With Beam the same clips go to the pipeline that writes. Beam itself is not
-  # installed beside this project.
+  # installed next to this project.
   pipelines = []
   monkeypatch.setattr(
     corpus,
@@ -401,8 +391,8 @@ def test_a_split_whose_clips_are_all_left_out_is_none(tmp_path, monkeypatch):
   )
   monkeypatch.setattr(
     corpus,
-    '_run_in_beam',
-    lambda worker, clips, beam_runner, beam_options: corpus_workers.run(
+    '_prepare_in_beam',
+    lambda worker, clips, beam_runner, beam_options: corpus_workers.prepare_clips(
       worker, clips, processes=1
     ),
   )
@@ -422,8 +412,9 @@ def test_a_split_whose_clips_are_all_left_out_is_none(tmp_path, monkeypatch):
       )
     ),
   )
-  _, told = corpus.prepare_corpus(plan, tmp_path / 'b', beam_runner='a runner')
-  assert pipelines[0][0] == {'train': plan.clips['train']} and told == report
+  _, with_beam = corpus.prepare_corpus(plan, tmp_path / 'b', beam_runner='a runner')
+  assert pipelines[0][0] == {'train': plan.clips['train']}
+  assert with_beam == report
   for path in (tmp_path / 'in').rglob('*.mp4'):
     path.write_text('404')
   with pytest.raises(DataError, match='could be prepared for training'):
@@ -431,261 +422,3 @@ def test_a_split_whose_clips_are_all_left_out_is_none(tmp_path, monkeypatch):
       make_plan(config, str(tmp_path / 'in')), tmp_path / 'c', beam_runner='a runner'
     )
   assert len(pipelines) == 1
-
-
-def test_hdtf_and_voxceleb2_by_command(tmp_path, capsys):
-  hdtf, vox = tmp_path / 'hdtf', tmp_path / 'vox'
-  made_clips.write(hdtf / 'WDA_Ada0.mp4', 3.0, fps=24, step=0.2)
-  made_clips.write(hdtf / 'WRA_Bob.mp4', 2.0, step=0.2)
-  (hdtf / 'WDA_annotion_time.txt').write_text(
-    'Ada0.mp4 00:00-00:01 00:01-00:03 \nEve.mp4 00:01-00:02\n'
-  )
-  (hdtf / 'WRA_annotion_time.txt').write_text('Bob.mp4 00:00-00:02\n')
-  (hdtf / 'WDA_crop_wh.txt').write_text('Ada0_1.mp4 40 120 20 120\n')
-  (hdtf / 'WDA_resolution.txt').write_text('Ada0.mp4 144\n')
-  prepare.main(
-    ['hdtf', f'--root={hdtf}', f'--out={tmp_path}', '--content=embedder', *FLAGS]
-  )
-  lines = capsys.readouterr().out.splitlines()
-  folder = pathlib.Path(lines[-1])
-  assert (
-    'WDA lists 0 URLs, 2 annotated videos, 3 clips, 1 with a crop box, 0.00 h'
-    in ''.join(lines)
-  )
-  assert 'left out: 1 x video missing' in lines
-  clips = {
-    clip_record.decode_text(clip, 'clip_id'): clip
-    for split in ('train', 'val')
-    for clip in ClipSource(folder, split)
-  }
-  lengths = {key: int(clip['num_frames']) for key, clip in clips.items()}
-  assert lengths == {'WDA_Ada0_0': 25, 'WDA_Ada0_1': 50, 'WRA_Bob_0': 50}
-  assert not clips['WDA_Ada0_0']['has_video'] and 'frames' not in clips['WDA_Ada0_0']
-
-  for part, person in (('dev', 'id00001'), ('dev', 'id00002'), ('test', 'id00003')):
-    made_clips.write(vox / part / 'mp4' / person / 'x' / '00001.mp4', 1.0, side=14)
-  prepare.main(['voxceleb2', f'--root={vox}', f'--out={tmp_path}', *FLAGS])
-  folder = pathlib.Path(capsys.readouterr().out.splitlines()[-1])
-  assert [len(ClipSource(folder, split)) for split in ('train', 'val', 'test')] == [
-    1,
-    1,
-    1,
-  ]
-  assert (
-    clip_record.decode_text(ClipSource(folder, 'test')[0], 'identity') == 'vox2/id00003'
-  )
-
-
-def test_a_folder_with_labels_by_command(tmp_path, capsys):
-  root = tmp_path / 'mine'
-  for name in ('a', 'b', 'c'):
-    made_clips.write(root / f'{name}.mp4', 1.0)
-  np.save(root / 'a.npy', np.random.default_rng(0).normal(size=(26, 7)))
-  (root / 'labels.csv').write_text(
-    'file,identity,emotion,intensity,split,expression\na.mp4,anna,happy,3,train,a.npy\nb.mp4,anna,sad,1,val,\n'
-  )
-  command = [
-    'folder',
-    f'--root={root}',
-    f'--out={tmp_path}',
-    '--expression_columns=1:6',
-    *FLAGS,
-  ]
-  prepare.main([*command, '--dry_run'])
-  assert capsys.readouterr().out.splitlines() == [
-    'train       1 clips     1 people',
-    'val         1 clips     1 people',
-    'left out: 1 x not in the labels',
-    'note: 1 of 2 clips have no expression features',
-    'note: 1 people are in more than one split: folder/anna',
-  ]
-  assert not (tmp_path / 'folder').exists()
-  prepare.main(command)
-  folder = pathlib.Path(capsys.readouterr().out.splitlines()[-1])
-  anna = ClipSource(folder)[0]
-  assert anna['expression'].shape == (25, 5) and anna['motion_exp'] > 0.5
-  assert (clip_record.decode_emotion(anna), anna['intensity']) == ('happy', 3)
-  assert len(ClipSource(folder, 'val')[0]['expression']) == 0
-
-
-@pytest.mark.parametrize(
-  ('make', 'flags', 'sentence'),
-  [
-    (lambda root: None, ['mead', '--root={root}/none'], 'is no folder; check the path'),
-    (
-      lambda root: None,
-      ['mead', '--root={root}'],
-      'no clip of mead was found in {root}; expected <ID>/video/',
-    ),
-    (
-      lambda root: made_clips.touch(root, 'a/b.mp4', 'c.zip'),
-      ['mead', '--root={root}'],
-      'of 2 passed over, the first is a/b.mp4 (path not understood)',
-    ),
-    (
-      lambda root: made_clips.touch(root, 'M003/sad/level_1/001.mp4'),
-      ['mead', '--root={root}'],
-      'belong to test, none to training; add other people',
-    ),
-    (
-      lambda root: made_clips.touch(root, 'p/a.mp4', 'q/a.mp4'),
-      ['folder', '--root={root}', *FLAGS],
-      'could be prepared for training (2 x file cannot be read); see ',
-    ),
-    (
-      lambda root: made_clips.touch(root, 'p/a.mp4', 'q/a.mp4', 'coeff/x.npy'),
-      ['folder', '--root={root}', '--expression={root}/coeff'],
-      'holds features of none of the 2 clips',
-    ),
-    (
-      lambda root: None,
-      ['hdtf', '--root={root}'],
-      'holds none of RD_annotion_time.txt',
-    ),
-    (
-      lambda root: None,
-      ['mead', '--root={root}', '--views=behind'],
-      '--views=behind: behind is not known; choose',
-    ),
-    (
-      lambda root: None,
-      ['mead', '--root={root}', '--size=0'],
-      'size=0 cannot be prepared; choose 16 to 2048',
-    ),
-    (
-      lambda root: made_clips.touch(root, 'p/a.mp4', 'q/a.mp4'),
-      ['folder', '--root={root}', '--beam_runner=DirectRunner'],
-      'pip install -r requirements/beam.txt',
-    ),
-  ],
-)
-def test_mistakes_end_with_one_sentence(make, flags, sentence, tmp_path, capsys):
-  root = tmp_path / 'root'
-  root.mkdir()
-  make(root)
-  with pytest.raises(SystemExit) as end, one_sentence():
-    prepare.main([flag.format(root=root) for flag in flags] + [f'--out={tmp_path}'])
-  assert end.value.code == 2
-  line = capsys.readouterr().err.splitlines()[-1]
-  assert line.startswith('error: ') and sentence.format(root=root) in line
-  assert not list(tmp_path.rglob('dataset_info.json'))
-
-
-def test_names_of_data_sets_say_what_is_in_them(tmp_path):
-  made_clips.touch(tmp_path, 'p/a.mp4', 'q/a.mp4')
-  name = make_plan(CorpusConfig('folder'), str(tmp_path)).name
-  assert (
-    name.startswith('full_512px_')
-    and make_plan(CorpusConfig('folder'), str(tmp_path)).name == name
-  )
-  assert make_plan(CorpusConfig('folder', expand=1.0), str(tmp_path)).name != name
-  made_clips.touch(tmp_path, 'r/a.mp4')
-  assert make_plan(CorpusConfig('folder'), str(tmp_path)).name != name
-
-
-def test_doubles_are_left_out(tmp_path):
-  made_clips.touch(tmp_path, 'p/a.mp4', 'p/a.mkv', 'q/b.mp4')
-  plan = make_plan(CorpusConfig('folder'), str(tmp_path))
-  assert plan.skipped == (Skipped('p/a.mp4', 'the same clip twice', 'p/a.mkv'),)
-
-
-def test_clips_whose_ids_would_be_equal_all_survive(tmp_path):
-  for path in ('a/b_c.mp4', 'a_b/c.mp4', 'x.mp4', 'x_p00.mp4', 'y_p00.mp4'):
-    made_clips.write(tmp_path / 'in' / path, 2.0 if path == 'x.mp4' else 0.6)
-  config = CorpusConfig(
-    'folder', size=32, min_seconds=0.4, max_seconds=1.0, detector=RED
-  )
-  plan = make_plan(config, str(tmp_path / 'in'))
-  ids = {clip.video: clip.clip_id for clips in plan.clips.values() for clip in clips}
-  assert ids['x.mp4'] == 'x' and ids['y_p00.mp4'] == 'y_p00' and not plan.skipped
-  for path, start in (
-    ('a/b_c.mp4', 'a_b_c_'),
-    ('a_b/c.mp4', 'a_b_c_'),
-    ('x_p00.mp4', 'x_p00_'),
-  ):
-    assert ids[path].startswith(start) and len(ids[path]) == len(start) + 8
-  folder, report = corpus.prepare_corpus(plan, tmp_path, workers=1)
-  made = {
-    clip for split in report.splits for clip in ClipSource(folder, split).table.clip_id
-  }
-  assert made == {*ids.values(), 'x_p00', 'x_p01'} - {'x'} and not report.skipped
-  (tmp_path / 'in/labels.csv').write_text(
-    'file\n' + '\n'.join(sorted(ids, reverse=True))
-  )
-  again = make_plan(config, str(tmp_path / 'in'))  # in another order
-  assert {
-    clip.video: clip.clip_id for clips in again.clips.values() for clip in clips
-  } == ids
-
-
-class _Bucket(MemoryFileSystem):
-  """An object store for `s3://`, in memory."""
-
-  protocol = 's3'
-  store, pseudo_dirs = {}, ['']
-
-  @classmethod
-  def _strip_protocol(cls, path):
-    path = path.removeprefix('s3://').strip('/')
-    return path and f'/{path}'
-
-
-def test_corpus_and_data_set_may_lie_in_a_bucket(tmp_path, monkeypatch, capsys):
-  fsspec.register_implementation('s3', _Bucket, clobber=True)
-  monkeypatch.setattr(
-    gpath, '_is_tf_installed', lambda: False
-  )  # or else TensorFlow's own file systems serve
-  bucket = fsspec.filesystem('s3')
-  for name in ('p', 'q'):
-    bucket.pipe_file(
-      f'mine/in/{name}/a.mp4', made_clips.write(tmp_path / 'a.mp4', 0.6).read_bytes()
-    )
-  prepare.main(['folder', '--root=s3://mine/in', '--out=s3://mine/out', *FLAGS])
-  folder = capsys.readouterr().out.splitlines()[-1]
-  assert folder.startswith('s3://mine/out/folder/full_32px_')
-  bucket.get(f'{folder}/', f'{tmp_path}/copy/', recursive=True)
-  (train,) = ClipSource(tmp_path / 'copy')
-  assert clip_record.decode_frames(train).shape == (15, 32, 32, 3)
-  assert not [path for path in bucket.find('mine/out') if 'work' in path]
-
-
-def test_what_is_done_is_found_without_a_question_per_clip(tmp_path, monkeypatch):
-  fsspec.register_implementation('s3', _Bucket, clobber=True)
-  bucket, asked = fsspec.filesystem('s3'), []
-  people = [f'p{i}' for i in range(20)]
-  for name in people:
-    bucket.pipe_file(f'found/in/{name}/a.mp4', b'404')
-  plan = make_plan(
-    CorpusConfig('folder', size=32, min_seconds=0.4, detector=RED), 's3://found/in'
-  )
-  worker = corpus_workers.Worker(
-    plan.config, plan.tree, plan.expressions, corpus.ClipCache('s3://found/work')
-  )
-  for name in ('info', 'cat_file', 'ls'):
-    real = getattr(_Bucket, name)
-    monkeypatch.setattr(
-      _Bucket,
-      name,
-      lambda self, path, *args, _real=real, _name=name, **kwargs: (
-        asked.append((_name, path)),
-        _real(self, path, *args, **kwargs),
-      )[1],
-    )
-  dict(corpus._work(worker, plan, lambda worker, clips: iter(())))
-  assert len(asked) < 5  # one listing of a folder that is empty
-
-  def run(worker, clips):
-    return corpus_workers.run(worker, clips, 1)
-
-  made = dict(corpus._work(worker, plan, run))
-  assert len(made) == 20
-  asked.clear()
-
-  def none(worker, clips):
-    return iter(()) if not clips else pytest.fail('all are done')
-
-  assert dict(corpus._work(worker, plan, none)) == made
-  read = [path for name, path in asked if name == 'cat_file']
-  assert len(read) == len(set(read)) == 20 and not [
-    path for _, path in asked if 'found/in' in path
-  ]

@@ -1,6 +1,4 @@
-"""Data sets without pixels, made from a set with pixels and its features: the same
-batches, and what is refused.
-"""
+"""Data sets without pixels give the same batches as the data set they come from."""
 
 import itertools
 from types import SimpleNamespace
@@ -92,7 +90,7 @@ def full(data):
 
 @pytest.fixture(scope='module')
 def made(model, data, tmp_path_factory):
-  """A root with the set without pixels. The features are computed on the way."""
+  """A root with the data set without pixels, made together with the features."""
   root, devices = tmp_path_factory.mktemp('pod'), jax.local_devices()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, 'local_devices', lambda: devices[:1])  # quicker to compile for
@@ -197,7 +195,7 @@ def test_the_records_are_those_of_the_other_set(nets, data, full, folder):
     ClipSource(folder, 'test')
 
 
-def test_the_same_command_finds_it_again(
+def test_the_same_command_finds_the_data_set_again(
   model, data, made, folder, capsys, nothing_is_computed, monkeypatch
 ):
   def fail(*_):
@@ -208,7 +206,7 @@ def test_the_same_command_finds_it_again(
   assert capsys.readouterr().out.splitlines()[-1] == str(folder)
 
 
-def test_what_is_cut_short_does_not_appear(
+def test_an_interrupted_data_set_does_not_appear(
   model, data, made, folder, tmp_path, monkeypatch
 ):
   rows, calls = DatasetPart.rows, itertools.count()
@@ -235,12 +233,15 @@ def test_what_is_cut_short_does_not_appear(
     )
 
 
-def test_an_embedder_trained_anew_gives_its_own_priors(
+def test_a_retrained_embedder_gives_its_own_priors(
   nets, data, full, made, folder, tmp_path
 ):
   save(tmp_path, 'embedder', EMBEDDER)
-  anew = nets | {'embedder': Component.load(tmp_path, 'embedder')}
-  have, want = diffusion_parts(anew, folder, made), diffusion_parts(anew, full, data)
+  retrained = nets | {'embedder': Component.load(tmp_path, 'embedder')}
+  have, want = (
+    diffusion_parts(retrained, folder, made),
+    diffusion_parts(retrained, full, data),
+  )
   old = diffusion_parts(nets, folder, made)
   for a, b, c in zip(have, want, old):
     for clip in range(len(a.source)):
@@ -312,7 +313,7 @@ def test_a_clip_that_diffusion_cannot_read_is_refused(
     nets, ClipSource(full, 'train'), data / 'features'
   )
   ready = job.load_or_compute('latents', 'clip_embed', 'whisper')
-  ready['whisper'].lengths[3] = 0  # as of a clip without sound
+  ready['whisper'].lengths[3] = 0  # as of a clip without audio
   monkeypatch.setattr(
     feature_extraction.FeatureExtractor, 'load_or_compute', lambda self, *names: ready
   )
@@ -328,13 +329,13 @@ def test_refusals(model, data, tmp_path, monkeypatch):
 
   refused(
     ConfigError,
-    '--records is for one process',
+    '--records needs a single process',
     f'--records={tmp_path}/x',
     '--num_processes=2',
   )
   refused(
     ConfigError,
-    '--records is for one process',
+    '--records needs a single process',
     f'--records={tmp_path}/x',
     '--multihost',
   )

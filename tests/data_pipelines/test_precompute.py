@@ -1,4 +1,4 @@
-"""Precomputation: what is stored, devices, processes, a killed run, refusals."""
+"""Precomputation: stored values, devices, processes, a killed run, refusals."""
 
 import os
 import pathlib
@@ -99,7 +99,7 @@ def stored(data, source):
 
 @pytest.fixture(scope='module')
 def whole(model, dataset, tmp_path_factory):
-  """All features, made in one go on one device."""
+  """All features, made in one run on one device."""
   folder = tmp_path_factory.mktemp('whole')
   (folder / 'set').symlink_to(dataset)
   devices = jax.local_devices()
@@ -319,7 +319,7 @@ def test_rows_share_batches():
 
 
 class Clips:
-  """Two clips in memory: 31 s of sound, and silence."""
+  """Two clips in memory: 31 s of audio, and silence."""
 
   split, fingerprint, made_by, expression_dim = 'train', 'x', {}, 64
   lengths = (775, 5)
@@ -345,7 +345,7 @@ class Clips:
     }
 
 
-def test_long_sound_is_read_in_windows_and_silence_has_no_rows(nets, tmp_path):
+def test_long_audio_is_read_in_windows_and_silence_has_no_rows(nets, tmp_path):
   features = feature_extraction.FeatureExtractor(
     nets, Clips(), tmp_path, batch=2
   ).load_or_compute('whisper', 'prior')
@@ -367,7 +367,7 @@ class Unseen(Clips):
     return super().__getitem__(i) | {'expression': np.zeros((0, 51), np.float32)}
 
 
-def test_priors_of_clips_without_expressions_are_those_of_their_sound(nets, tmp_path):
+def test_priors_of_clips_without_expressions_are_those_of_their_audio(nets, tmp_path):
   features = feature_extraction.FeatureExtractor(
     nets, Unseen(), tmp_path, batch=2
   ).load_or_compute('whisper', 'prior')
@@ -426,7 +426,7 @@ class Complete(Clips):
     }
 
 
-def test_what_the_records_carry_is_not_computed(nets, tmp_path):
+def test_features_in_the_records_are_not_computed(nets, tmp_path):
   features = feature_extraction.FeatureExtractor(nets, Complete(), tmp_path, batch=2)
   assert (
     features.compute_missing('latents')
@@ -469,9 +469,12 @@ def test_refusals(model, data, tmp_path_factory):
     'colour is not known; choose some of latents,clip_embed',
     '--features=colour',
   )
-  refused(ConfigError, '--batch=0 must be at least 1', '--batch=0')
+  refused(ConfigError, '--batch must be at least 1, got 0', '--batch=0')
   refused(
-    ConfigError, '--process_id=2 does not exist', '--process_id=2', '--num_processes=2'
+    ConfigError,
+    '--process_id=2 must be from 0 to 1',
+    '--process_id=2',
+    '--num_processes=2',
   )
   refused(
     ConfigError, 'counts the processes itself', '--multihost', '--num_processes=2'

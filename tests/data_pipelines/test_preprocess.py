@@ -1,4 +1,4 @@
-"""Clip files to records: what is cut, how, and what is refused."""
+"""Records of clip files: how they are cut, and which clips are left out."""
 
 import dataclasses
 import errno
@@ -51,14 +51,14 @@ def _records(root, config=CONFIG, expressions=None, detector=None, **clip):
   )
 
 
-def _overlaps(clip, box=None):
-  """Whether the boxes of a record are where its pictures are red."""
-  for picture, place in zip(clip_record.decode_frames(clip), clip['bbox'] * 32):
-    left, top, width, height = made_clips.red()(picture)
+def _overlaps(clip):
+  """Checks that the boxes of a record are where its frames are red."""
+  for frame, place in zip(clip_record.decode_frames(clip), clip['bbox'] * 32):
+    left, top, width, height = made_clips.red()(frame)
     np.testing.assert_allclose(place, [left, top, left + width, top + height], atol=2)
 
 
-def test_a_clip_becomes_a_square_about_the_face(tmp_path):
+def test_a_clip_becomes_a_square_around_the_face(tmp_path):
   made_clips.write(tmp_path / 'a.mp4', 1.2, fps=30, step=0.5)
   ((key, clip),) = _records(tmp_path, emotion='happy', intensity=2, text='Hello')[0]
   assert key == clip['clip_id'] == 'a' and clip['num_frames'] == 30 == len(
@@ -76,16 +76,15 @@ def test_a_clip_becomes_a_square_about_the_face(tmp_path):
   frames = clip_record.decode_frames(clip)
   assert frames.shape == (30, 32, 32, 3)
   _overlaps(clip)
-  assert (
-    clip['bbox'][:, 0].max() > clip['bbox'][:, 0].min() + 0.2
-  )  # the face moves in a window that stays
+  # The face moves in a window that does not.
+  assert clip['bbox'][:, 0].max() > clip['bbox'][:, 0].min() + 0.2
   assert clip['motion_head'] > 0.1
-  sound = clip_record.decode_audio(clip)
-  assert len(sound) == 30 * 640
-  np.testing.assert_allclose(np.corrcoef(sound, tone(1.2))[0, 1], 1, atol=0.03)
+  decoded = clip_record.decode_audio(clip)
+  assert len(decoded) == 30 * 640
+  np.testing.assert_allclose(np.corrcoef(decoded, tone(1.2))[0, 1], 1, atol=0.03)
 
 
-def test_the_crop_is_the_published_one(tmp_path):
+def test_the_crop_is_that_of_the_reference_implementation(tmp_path):
   made_clips.write(tmp_path / 'a.mp4', 1.0)
   ((_, clip),) = _records(tmp_path)[0]
   x0, y0, x1, y1 = crop_square((30, 20, 54, 44), 96, 72)
@@ -99,10 +98,10 @@ def test_the_crop_is_the_published_one(tmp_path):
 
 
 def test_a_photograph_is_found_by_the_cascade(tmp_path):
-  picture = data.astronaut()
+  image = data.astronaut()
   video.write_video(
     tmp_path / 'a.mp4',
-    np.stack([np.roll(picture, i, 1) for i in range(10)]),
+    np.stack([np.roll(image, i, 1) for i in range(10)]),
     25,
     tone(0.4),
   )
@@ -121,7 +120,7 @@ def test_a_photograph_is_found_by_the_cascade(tmp_path):
 
 def test_interval_and_box_of_the_corpus(tmp_path):
   made_clips.write(tmp_path / 'a.mp4', 3.0, step=0.4)
-  # The box refers to a picture of twice the height.
+  # The box refers to a frame of twice the height.
   ((_, clip),) = _records(
     tmp_path, start=1.0, end=2.0, crop=(60, 20, 120, 120), crop_height=144
   )[0]
@@ -132,7 +131,7 @@ def test_interval_and_box_of_the_corpus(tmp_path):
     clip_record.decode_audio(clip)[3000:9000], tone(3.0)[19000:25000], atol=0.05
   )
   assert _records(tmp_path, crop=(60, 20, 220, 120), crop_height=144)[1] == [
-    ('a', 'crop box outside of the picture')
+    ('a', 'crop box outside of the frame')
   ]
   assert _records(tmp_path, start=50.0, end=60.0)[1] == [('a', 'file cannot be read')]
 
@@ -158,7 +157,11 @@ def test_long_clips_are_cut_into_equal_pieces(tmp_path):
 
 def test_shots_are_divided_in_the_wild_only(tmp_path):
   frames = np.concatenate(
-    [pictures(15), pictures(12, light=170, face=(60, 40)), pictures(5)]
+    [
+      pictures(15),
+      pictures(12, light=170, face=(60, 40)),
+      pictures(5),
+    ]
   )
   video.write_video(tmp_path / 'a.mp4', frames, 25, tone(1.28))
   clips, skipped = _records(tmp_path)
@@ -166,11 +169,10 @@ def test_shots_are_divided_in_the_wild_only(tmp_path):
     ('a_p00', 15),
     ('a_p01', 12),
   ]
-  assert skipped == [('a_p02', 'face seen too shortly')]
+  assert skipped == [('a_p02', 'face visible too briefly')]
   studio, _ = _records(tmp_path, CorpusConfig('mead', size=32, min_seconds=0.4))
-  assert (
-    sum(clip['num_frames'] for _, clip in studio) == 32
-  )  # no frame is lost, faces are followed as they move
+  # No frame is lost: faces are followed as they move.
+  assert sum(clip['num_frames'] for _, clip in studio) == 32
 
 
 def test_content_without_pixels(tmp_path):
@@ -181,7 +183,7 @@ def test_content_without_pixels(tmp_path):
   assert clip['latents'].shape == (0, 4, 4, 4)
 
 
-def test_sound_of_its_own(tmp_path):
+def test_a_separate_audio_file(tmp_path):
   made_clips.write(tmp_path / 'a.mp4', 1.0)
   video.write_video(tmp_path / 'b.mp4', pictures(25), 25, tone(1.0, 440.0))
   ((_, clip),) = _records(tmp_path, audio='b.mp4')[0]
@@ -190,18 +192,18 @@ def test_sound_of_its_own(tmp_path):
   )
 
 
-def test_an_interval_has_the_same_sound_as_before(tmp_path, monkeypatch):
+def test_an_interval_has_the_same_audio_however_it_is_read(tmp_path, monkeypatch):
   made_clips.write(tmp_path / 'a.mp4', 4.0)
   soundfile.write(tmp_path / 'b.wav', tone(4.0 * 44100 / 16000, 100.0), 44100)
   load_span = audio.load_span
-  for sound, start, end in (
+  for file, start, end in (
     ('', 1.0, 3.0),
     ('', 0.0, 2.03),
     ('', 1.5, 4.0),
     ('b.wav', 0.31, 2.0),
     ('b.wav', 2.0, 9.0),
   ):
-    clip = {'audio': sound, 'start': start, 'end': end}
+    clip = {'audio': file, 'start': start, 'end': end}
     ((_, ours),) = _records(tmp_path, **clip)[0]
     with monkeypatch.context() as patch:
       patch.setattr(
@@ -221,30 +223,30 @@ def test_a_joined_recording_is_kept_whole(tmp_path):
   soundfile.write(tmp_path / 'half.mp3', wave, 16000)
   (tmp_path / 'b.mp3').write_bytes((tmp_path / 'half.mp3').read_bytes() * 2)
   ((_, clip),) = _records(tmp_path, audio='b.mp3')[0]
-  sound = clip_record.decode_audio(clip)
-  assert len(sound) == 48000
-  for half in (sound[:24000], sound[24000:]):
+  decoded = clip_record.decode_audio(clip)
+  assert len(decoded) == 48000
+  for half in (decoded[:24000], decoded[24000:]):
     np.testing.assert_allclose(np.corrcoef(half, wave)[0, 1], 1, atol=0.03)
 
 
-def test_sound_must_last_as_long_as_the_pictures(tmp_path):
+def test_audio_must_last_as_long_as_the_frames(tmp_path):
   made_clips.write(tmp_path / 'a.mp4', 2.0)
   for name, seconds in (('nearly', 1.85), ('half', 1.0), ('none', 0.01)):
     soundfile.write(tmp_path / f'{name}.wav', tone(seconds), 16000)
   ((_, clip),) = _records(tmp_path, audio='nearly.wav')[0]
-  sound = clip_record.decode_audio(clip)
+  decoded = clip_record.decode_audio(clip)
   assert (
-    len(sound) == 32000
-    and np.abs(sound[:29600]).max() > 0.3
-    and not sound[29600:].any()
+    len(decoded) == 32000
+    and np.abs(decoded[:29600]).max() > 0.3
+    and not decoded[29600:].any()
   )
   for name in ('half', 'none'):
-    assert _records(tmp_path, audio=f'{name}.wav') == ([], [('a', 'sound ends early')])
+    assert _records(tmp_path, audio=f'{name}.wav') == ([], [('a', 'audio ends early')])
   pieces, left = _records(
     tmp_path, dataclasses.replace(CONFIG, max_seconds=1.0), audio='half.wav'
   )
   assert [key for key, _ in pieces] == ['a_p00'] and left == [
-    ('a_p01', 'sound ends early')
+    ('a_p01', 'audio ends early')
   ]
 
 
@@ -269,12 +271,11 @@ def test_expression_features_at_the_rate_of_the_video(tmp_path):
   assert read(dataclasses.replace(config, expression_fps=25.0))[1] == [
     ('a', 'expression features do not fit')
   ]
-  assert read(CONFIG)[1] == [
-    ('a', 'expression features do not fit')
-  ]  # 3 columns are not 64
+  # The file has 3 columns, not 64.
+  assert read(CONFIG)[1] == [('a', 'expression features do not fit')]
 
 
-def test_what_cannot_be_used_says_why(tmp_path):
+def test_clips_that_cannot_be_used_are_left_out_with_a_reason(tmp_path):
   made_clips.write(tmp_path / 'a.mp4', 1.0)
   made_clips.write(tmp_path / 'mute.mp4', 1.0, sound=False)
   video.write_video(tmp_path / 'silent.mp4', pictures(25), 25, np.zeros(16000))
@@ -283,7 +284,7 @@ def test_what_cannot_be_used_says_why(tmp_path):
   (tmp_path / 'cut.mp4').write_bytes(whole[: len(whole) * 2 // 3])
   (tmp_path / 'text.mp4').write_text('404')
   for name, reason in {
-    'mute': 'no sound',
+    'mute': 'no audio',
     'silent': 'silent',
     'nobody': 'no face found',
     'cut': 'file cannot be read',
@@ -299,7 +300,7 @@ def test_what_cannot_be_used_says_why(tmp_path):
     ('a', 'face too small')
   ]
 
-  def breaks(picture):
+  def breaks(image):
     raise RuntimeError('out of order')
 
   assert _records(tmp_path, detector=breaks)[1] == [('a', 'unexpected error')]
@@ -312,7 +313,7 @@ def _raising(error):
   return breaks
 
 
-def test_what_is_not_the_fault_of_the_clip_is_told_apart(tmp_path, monkeypatch):
+def test_faults_of_the_machine_are_not_those_of_the_clip(tmp_path, monkeypatch):
   made_clips.write(tmp_path / 'a.mp4', 1.0)
   np.save(tmp_path / 'a.npy', np.ones((25, 64)))
   read = functools.partial(_records, tmp_path, expressions=tmp_path, expression='a.npy')
@@ -335,7 +336,7 @@ def test_what_is_not_the_fault_of_the_clip_is_told_apart(tmp_path, monkeypatch):
     read()
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_impossible_settings_are_refused():
   for changes in (
     {'size': 30},
     {'min_seconds': 30.0},

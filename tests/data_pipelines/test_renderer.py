@@ -1,4 +1,4 @@
-"""The painter and its geometry: truth on the picture, graded emotions, float32
+"""The painter and its geometry: truth on the image, graded emotions, float32
 throughout.
 """
 
@@ -18,7 +18,7 @@ _REST = np.zeros(6)
 _MOODS = tuple(e for e in EMOTIONS if e != 'neutral')
 
 
-def picture(identity, emotion, level=3, size=64, pose=None):
+def paint(identity, emotion, level=3, size=64, pose=None):
   face = make_face(make_identity(identity), emotions.preset(emotion, level), _REST)
   return Renderer(make_identity(identity), size)(face, pose or Pose()).astype(float)
 
@@ -30,7 +30,7 @@ def mask_of(box, size):
   return mask
 
 
-def test_opening_is_monotone_in_the_jaw_and_seen_in_the_picture():
+def test_opening_is_monotone_in_the_jaw_and_visible_in_the_image():
   person, au = make_identity(11), emotions.preset('neutral')
   faces = []
   for jaw in np.linspace(0, 1.25, 11):
@@ -101,7 +101,7 @@ def test_landmarks_lie_inside_the_box(emotion):
     assert (box >= 0).all() and (box <= 1).all()
 
 
-def test_landmarks_follow_the_picture():
+def test_landmarks_follow_the_image():
   """Dark pupils at the eyes' centres, red lips between the outer and inner lip
   points.
   """
@@ -124,11 +124,10 @@ def test_landmarks_follow_the_picture():
 def test_emotion_changes_the_face_gradually_and_little_else(emotion):
   graded = []
   for identity in (1, 3, 10):
-    neutral = picture(identity, 'neutral')
+    neutral = paint(identity, 'neutral')
     inside = mask_of(make_portrait(identity, 64, emotion)[1], 64)
     changes = [
-      np.abs(picture(identity, emotion, level) - neutral).mean(-1)
-      for level in (1, 2, 3)
+      np.abs(paint(identity, emotion, level) - neutral).mean(-1) for level in (1, 2, 3)
     ]
     graded.append([c[inside].mean() for c in changes])
     assert changes[2][inside].sum() > 10 * changes[2][~inside].sum()
@@ -136,15 +135,15 @@ def test_emotion_changes_the_face_gradually_and_little_else(emotion):
 
 
 def test_identities_differ_more_than_emotions_do():
-  same = np.abs(picture(3, 'happy') - picture(3, 'neutral')).mean()
-  other = np.abs(picture(3, 'neutral') - picture(10, 'neutral')).mean()
+  same = np.abs(paint(3, 'happy') - paint(3, 'neutral')).mean()
+  other = np.abs(paint(3, 'neutral') - paint(10, 'neutral')).mean()
   assert other > 3 * same
 
 
 def test_head_motion_moves_the_head_only():
   still, turned = (
-    picture(10, 'neutral'),
-    picture(10, 'neutral', pose=Pose(0.12, 0.05, 0.04, 0.01, 0.01)),
+    paint(10, 'neutral'),
+    paint(10, 'neutral', pose=Pose(0.12, 0.05, 0.04, 0.01, 0.01)),
   )
   change = np.abs(still - turned).mean(-1)
   assert change[12:50, 12:52].mean() > 8
@@ -171,7 +170,7 @@ def test_blink_covers_the_eyes():
 
 
 def test_sizes_show_the_same_face():
-  small, large = picture(5, 'happy', size=64), picture(5, 'happy', size=256)
+  small, large = paint(5, 'happy', size=64), paint(5, 'happy', size=256)
   shrunk = large.reshape(64, 4, 64, 4, 3).mean((1, 3))
   assert np.abs(small - shrunk).mean() < 4
 

@@ -1,4 +1,4 @@
-"""The synthesiser: its phoneme track is exact, its sound tells the mouth, and
+"""The synthesiser: its phoneme track is exact, its audio predicts the mouth, and
 emotion is audible.
 """
 
@@ -58,7 +58,7 @@ def test_sentences_have_five_to_eight_different_words_of_the_lexicon():
   )
 
 
-def test_sound_agrees_with_its_track():
+def test_audio_agrees_with_its_track():
   kinds = {
     **dict.fromkeys(phonemes.VOWELS, 'vowel'),
     **dict.fromkeys(('P', 'T', 'K'), 'closure'),

@@ -1,4 +1,4 @@
-"""Splits: nobody is in two of them."""
+"""Splits: no person is in two of them."""
 
 import pytest
 
@@ -78,7 +78,7 @@ def test_people_of_a_folder_are_drawn_by_name():
 
 
 @pytest.mark.parametrize('corpus', ['mead', 'hdtf', 'folder', 'voxceleb2'])
-def test_a_column_of_splits_is_obeyed(corpus):
+def test_a_column_of_splits_is_followed(corpus):
   clips = [
     _clip('folder', 'anna', 0, split='test'),
     _clip('folder', 'anna', 1, split='train'),

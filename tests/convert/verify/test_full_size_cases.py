@@ -15,12 +15,10 @@ from dicetalk_jax.models import parameters, registry
 @pytest.fixture(params=['pose_guider', 'rife'])
 def described(goldens, request):
   """A full-size module: its description and its abstract parameters."""
-  _, target = parameters.abstract(
-    registry.builder({'rife': 'flownet'}.get(request.param, request.param), {})
-  )
-  return json.loads(
-    (goldens / 'fullsize_seeded' / f'{request.param}.json').read_text()
-  ), target
+  component = 'flownet' if request.param == 'rife' else request.param
+  _, target = parameters.abstract(registry.builder(component, {}))
+  path = goldens / 'fullsize_seeded' / f'{request.param}.json'
+  return json.loads(path.read_text()), target
 
 
 def test_samples_of_the_rule(described):

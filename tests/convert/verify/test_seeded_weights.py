@@ -17,7 +17,7 @@ def meta(goldens, request):
   return json.loads((goldens / request.param / 'config.json').read_text())
 
 
-def test_nothing_outside_changes_and_nothing_outside_matters(meta):
+def test_drawing_neither_changes_nor_uses_the_global_generator(meta):
   torch.manual_seed(5)
   before = torch.get_rng_state()
   weights = seeded_weights.draw(meta, 'weights')

@@ -1,6 +1,4 @@
-"""`python -m convert verify`: passes on every golden folder, notices small errors,
-refuses what it does not know.
-"""
+"""`python -m convert verify` passes on golden folders and notices small errors."""
 
 import itertools
 import json
@@ -13,9 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from convert import __main__ as command
-from convert import verify
-from convert.verify import registry
+from convert.verify import comparison, registry
+from tests.convert.commands import run_convert
 
 FOLDERS = {
   'audio_proj': 3,
@@ -44,15 +41,9 @@ LARGE = (
 )
 
 
-def call(*args) -> int:
-  with pytest.raises(SystemExit) as stop:
-    command.run([*map(str, args)])
-  return stop.value.code
-
-
 @pytest.mark.parametrize('folder, cases', FOLDERS.items())
 def test_goldens_pass(goldens, capsys, folder, cases):
-  assert call('verify', goldens / folder) == 0
+  assert run_convert('verify', goldens / folder) == 0
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == cases + 2
   assert all(line.endswith('pass') for line in lines[1:-1])
@@ -61,15 +52,13 @@ def test_goldens_pass(goldens, capsys, folder, cases):
 
 def test_the_unet_with_adapters(goldens):
   """The cases of its first program; `make verify` checks the others."""
-  results = [*itertools.islice(verify.results([goldens / 'unet']), 6)]
+  results = [*itertools.islice(comparison.compare_all([goldens / 'unet']), 6)]
   assert results[0].case == 'main/out' and results[-1].case == 'main_nomask/out'
   assert all(result.passed for result in results), results
 
 
 def test_every_kind_is_covered(goldens):
-  """No description in the repository is of an unknown kind, and no kind is
-  forgotten.
-  """
+  """Every description in the repository has a kind, and every kind a description."""
   here = {registry.load(path)[0] for path in registry.descriptions(goldens)}
   assert here == registry.KINDS.keys()
   listed = [
@@ -95,7 +84,7 @@ def test_ways_to_name_golden_files(goldens):
 
 @pytest.fixture
 def copy(goldens, tmp_path):
-  """A copy of the audio projection's folder, under a name that tells nothing."""
+  """A copy of the audio projection's folder, under another name."""
   return pathlib.Path(shutil.copytree(goldens / 'audio_proj', tmp_path / 'some_folder'))
 
 
@@ -106,7 +95,7 @@ def test_slightly_wrong_weights_fail(copy, capsys, tensor):
   weights = load_file(copy / 'weights.safetensors')
   weights[tensor] *= 1 + 1e-3
   save_file(weights, copy / 'weights.safetensors')
-  assert call('verify', copy) == 1
+  assert run_convert('verify', copy) == 1
   assert 'FAIL' in capsys.readouterr().out
 
 
@@ -114,7 +103,7 @@ def test_one_failure_among_many_fails(goldens, copy, capsys):
   outputs = load_file(copy / 'outputs.safetensors')
   outputs['context_tokens_zero'][0, 0, 0, 0] = np.nan
   save_file(outputs, copy / 'outputs.safetensors')
-  assert call('verify', goldens / 'mask_downsample', copy) == 1
+  assert run_convert('verify', goldens / 'mask_downsample', copy) == 1
   lines = capsys.readouterr().out.splitlines()
   assert [line.split()[1] for line in lines if line.endswith('FAIL')] == [
     'context_tokens_zero'
@@ -123,8 +112,8 @@ def test_one_failure_among_many_fails(goldens, copy, capsys):
 
 
 def refused(capsys, *folders) -> str:
-  """The one sentence that a command ends with."""
-  assert call('verify', *folders) == 2
+  """Returns the sentence that a command ends with."""
+  assert run_convert('verify', *folders) == 2
   out, err = capsys.readouterr()
   assert err.startswith('error: ') and err.count('\n') == 1
   assert 'pass' not in out
@@ -142,11 +131,9 @@ def test_unusable_folders_are_refused(copy, tmp_path, capsys):
   (copy / 'config.json').write_text('{')
   assert 'config.json cannot be read as JSON' in refused(capsys, copy)
   (copy / 'config.json').write_text('{"constructor": {"width": 3}}')
-  assert 'no known component; those are audio_proj, pose_guider' in refused(
-    capsys, copy
-  )
+  assert 'unknown kind; known are audio_proj, pose_guider' in refused(capsys, copy)
   (copy / 'config.json').write_text('["a list"]')
-  assert 'config.json is no configuration' in refused(capsys, copy)
+  assert 'config.json is not a configuration' in refused(capsys, copy)
 
 
 def test_a_bad_folder_stops_before_anything_runs(goldens, tmp_path, capsys):
@@ -166,7 +153,7 @@ def test_weights_that_do_not_fit_are_named(copy, capsys):
   config = json.loads((copy / 'config.json').read_text())
   config['constructor']['output_dim'] += 1
   (copy / 'config.json').write_text(json.dumps(config))
-  assert call('verify', copy) == 2
+  assert run_convert('verify', copy) == 2
   err = capsys.readouterr().err
   assert all(
     key in err for key in ('proj3.weight', 'proj3.bias', 'norm.weight', 'norm.bias')
@@ -175,13 +162,13 @@ def test_weights_that_do_not_fit_are_named(copy, capsys):
 
 def test_compare():
   expected = np.float32([1, 3])
-  result = verify.compare('a', 'b', expected + np.float32([0, 0.5]), expected, 0.5)
+  result = comparison.compare('a', 'b', expected + np.float32([0, 0.5]), expected, 0.5)
   assert (result.error, result.relative, result.passed) == (0.5, 0.5, True)
   assert (
-    verify.compare('a', 'b', np.float32([2]), np.float32([4]), 0.6).relative == 0.5
+    comparison.compare('a', 'b', np.float32([2]), np.float32([4]), 0.6).relative == 0.5
   )  # no deviation: its size
-  assert verify.compare('a', 'b', np.float32([0]), np.float32([0]), 0).passed
-  assert not verify.compare('a', 'b', np.zeros(3), np.zeros((3, 1)), 1).passed
+  assert comparison.compare('a', 'b', np.float32([0]), np.float32([0]), 0).passed
+  assert not comparison.compare('a', 'b', np.zeros(3), np.zeros((3, 1)), 1).passed
 
 
 def test_from_the_shell(tmp_path):
@@ -198,5 +185,5 @@ def test_from_the_shell(tmp_path):
 
 @pytest.mark.parametrize('args', [['--help'], ['verify', '--help']])
 def test_help_has_an_example(capsys, args):
-  assert call(*args) == 0
+  assert run_convert(*args) == 0
   assert 'python -m convert verify tests/goldens/' in capsys.readouterr().out

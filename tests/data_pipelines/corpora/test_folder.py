@@ -1,4 +1,4 @@
-"""A user's folder: with labels and without; and trees that are no local disk."""
+"""A user's folder, with labels and without; and trees that are not on a disk."""
 
 import pathlib
 
@@ -22,7 +22,7 @@ def test_without_labels_the_folder_names_the_person(tmp_path):
     'alone': 'folder/alone',
   }
   assert [skip for skip in found if isinstance(skip, Skipped)] == [
-    Skipped('anna/a.docx', 'no video file', '.docx')
+    Skipped('anna/a.docx', 'not a video file', '.docx')
   ]
 
 
@@ -73,13 +73,13 @@ def test_labels(tmp_path):
       'file,emotion\na.mp4,\na.mp4,joyful\n',
       "labels.csv, line 3: emotion 'joyful' is not known; choose one of angry",
     ),
-    ('file,intensity\na.mp4,much\n', "line 2: intensity 'much' is no number"),
-    ('file,start\na.mp4,nan\n', "line 2: start 'nan' is no number"),
-    ('file,end\na.mp4,inf\n', "line 2: end 'inf' is no number"),
-    ('file,intensity\na.mp4,4\n', 'intensity 4 is not known'),
+    ('file,intensity\na.mp4,much\n', "line 2: intensity 'much' is not known"),
+    ('file,start\na.mp4,nan\n', "line 2: start must be a number, got 'nan'"),
+    ('file,end\na.mp4,inf\n', "line 2: end must be a number, got 'inf'"),
+    ('file,intensity\na.mp4,4\n', "intensity '4' is not known"),
     ('file,split\na.mp4,dev\n', "split 'dev' is not known"),
     ('file,start,end\na.mp4,3,2\n', 'must start before it ends'),
-    ('file,identity\n,anna\n', 'line 2: no file is named'),
+    ('file,identity\n,anna\n', 'line 2: the cell of `file` is empty'),
   ],
 )
 def test_mistakes_in_the_labels_are_named(tmp_path, text, sentence):
@@ -105,16 +105,16 @@ def test_labels_of_another_name_must_exist(tmp_path):
     list(folder.walk(Tree(tmp_path), labels='mine.csv'))
 
 
-def test_a_root_that_is_none(tmp_path):
+def test_a_root_that_is_not_a_folder(tmp_path):
   touch(tmp_path, 'file')
   for root in (tmp_path / 'none', tmp_path / 'file'):
-    with pytest.raises(InputError, match='is no folder; check the path'):
+    with pytest.raises(InputError, match='is not a folder; check the path'):
       Tree(root)
   with pytest.raises(InputError, match='--expression=nowhere://x cannot be opened'):
     Tree('nowhere://x', '--expression')
 
 
-def test_a_tree_may_lie_elsewhere():
+def test_a_tree_may_lie_in_memory():
   elsewhere = fsspec.filesystem('memory')
   elsewhere.pipe_file('/corpus/anna/a.mp4', b'pictures')
   elsewhere.pipe_file('/corpus/.hidden/b.mp4', b'no')

@@ -1,4 +1,4 @@
-"""HDTF's metadata with its known pitfalls, and videos with holes."""
+"""HDTF's metadata with its known pitfalls, and incomplete videos."""
 
 import pytest
 
@@ -113,7 +113,7 @@ def test_names_with_and_without_subset(root):
   assert clips['WDA_AdaLovelace0_1'].video == 'WDA/AdaLovelace0.mp4'
   assert (
     skipped['Radio77.mp4'] == 'not in the metadata'
-    and skipped['WRA_MittR.mp4.part'] == 'no video file'
+    and skipped['WRA_MittR.mp4.part'] == 'not a video file'
   )
 
 

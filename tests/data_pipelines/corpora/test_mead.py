@@ -82,9 +82,9 @@ def test_the_published_layout(tmp_path):
     sad.video == 'M003/video/front/sad/level_2/001.mp4'
     and sad.audio == 'M003/audio/sad/level_2/001.m4a'
   )
-  assert neutral.audio == ''  # the sound track of the video
+  assert neutral.audio == ''  # the audio track of the video
   assert skipped == {
-    'M003/video/front/sad.zip': 'no video file',
+    'M003/video/front/sad.zip': 'not a video file',
     'M003/video/front/sad/level_2/x.mp4': 'path not understood',
   }
   both, _ = _walk(tmp_path, views=('front', 'left_30'))
@@ -94,7 +94,7 @@ def test_the_published_layout(tmp_path):
   )  # one take, seen from two sides
 
 
-def test_extra_levels_and_other_sound_files(tmp_path):
+def test_extra_levels_and_other_audio_files(tmp_path):
   touch(
     tmp_path,
     'W009/W009_video/video/front/fear/level_1/003.MP4',

@@ -6,7 +6,7 @@ from data_pipelines.corpora.file_tree import Tree
 from tests.data_pipelines.made_clips import touch
 
 
-def test_pictures_and_sound_are_paired_by_part(tmp_path):
+def test_frames_and_audio_are_paired_by_part(tmp_path):
   touch(
     tmp_path,
     'vox2/dev/mp4/id00012/aB-_c/00001.mp4',
@@ -31,7 +31,7 @@ def test_pictures_and_sound_are_paired_by_part(tmp_path):
   assert first.emotion == 'unknown' and first.dataset == 'voxceleb2'
   assert [(skip.clip, skip.reason) for skip in found if isinstance(skip, Skipped)] == [
     ('vox2/dev/mp4/id1/x/00001.mp4', 'path not understood'),
-    ('vox2/dev/vox2_dev_aac_partaa', 'no video file'),
+    ('vox2/dev/vox2_dev_aac_partaa', 'not a video file'),
   ]
 
 
