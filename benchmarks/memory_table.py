@@ -263,9 +263,10 @@ def main() -> None:
   )
   args = parser.parse_args()
 
+  devices: list[jax.Device]
   if args.tpu:
     topology = topologies.get_topology_desc(platform='tpu', topology_name=args.tpu)
-    devices = topology.devices
+    devices = list(topology.devices)
   else:
     jax.config.update('jax_num_cpu_devices', args.devices)
     devices = jax.devices()
