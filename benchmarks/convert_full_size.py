@@ -85,9 +85,9 @@ def main() -> None:
     '--dtype',
     choices=('float16', 'float32'),
     default='float16',
-    help='of the published files (default: %(default)s)',
+    help='type of the published files (default: %(default)s)',
   )
-  parser.add_argument('--folder', help='where to put the temporary folder')
+  parser.add_argument('--folder', help='where to make the temporary folder')
   args = parser.parse_args()
   with tempfile.TemporaryDirectory(dir=args.folder) as folder:
     convert_and_export(pathlib.Path(folder), getattr(torch, args.dtype))

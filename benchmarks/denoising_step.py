@@ -163,11 +163,27 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     prog='python -m benchmarks.denoising_step', description=__doc__.split('\n')[0]
   )
-  parser.add_argument('--rows', type=int, default=FULL.rows, help='of guidance')
-  parser.add_argument('--frames', type=int, default=FULL.frames)
-  parser.add_argument('--latent', type=int, default=FULL.side, help='side of latents')
-  parser.add_argument('--repeats', type=int, default=10)
-  parser.add_argument('--dtype', default='bfloat16')
+  parser.add_argument(
+    '--rows', type=int, default=FULL.rows, help='guidance rows (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--frames',
+    type=int,
+    default=FULL.frames,
+    help='frames per row (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--latent',
+    type=int,
+    default=FULL.side,
+    help='side of the latents (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--repeats', type=int, default=10, help='timed calls (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--dtype', default='bfloat16', help='compute type (default: %(default)s)'
+  )
   parser.add_argument(
     '--tiny', action='store_true', help='small channels, to try the script'
   )

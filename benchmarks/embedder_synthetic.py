@@ -130,12 +130,12 @@ def main() -> None:
     '--folder',
     default='runs/embedder_synthetic',
     type=pathlib.Path,
-    help='data, run and model (default: %(default)s)',
+    help='where data, run and model go (default: %(default)s)',
   )
   parser.add_argument(
     '--presets',
     default='tiny,identity_free',
-    help='of configs/embedder.py (default: %(default)s)',
+    help='presets of configs/embedder.py (default: %(default)s)',
   )
   args = parser.parse_args()
 

@@ -98,7 +98,7 @@ def build_model(model: pathlib.Path) -> None:
     )
 
 
-def workload(args: argparse.Namespace) -> Workload:
+def choose_workload(args: argparse.Namespace) -> Workload:
   """The default of this device, with what the flags say instead."""
   on_cpu = jax.local_devices()[0].platform == 'cpu'
   defaults = CPU if on_cpu else ACCELERATOR
@@ -108,7 +108,7 @@ def workload(args: argparse.Namespace) -> Workload:
 
 def sample(args: argparse.Namespace, folder: pathlib.Path) -> None:
   """Loads the model and makes a video; `folder` is an empty one to work in."""
-  work = workload(args)
+  work = choose_workload(args)
   print(
     f'{jax.local_devices()[0].device_kind}: {work.steps} steps, {work.seconds} s at '
     f'{work.size} pixels, {work.dtype}',
@@ -158,16 +158,24 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     prog='python -m benchmarks.full_size', description=__doc__.split('\n')[0]
   )
-  parser.add_argument('--image', required=True, help='a portrait')
-  parser.add_argument('--audio', required=True, help='speech')
-  parser.add_argument('--output', default='full_size.mp4')
+  parser.add_argument('--image', required=True, help='image file of a portrait')
+  parser.add_argument('--audio', required=True, help='audio file with speech')
   parser.add_argument(
-    '--model', help='model folder to use, or to make and keep; else a temporary one'
+    '--output',
+    default='full_size.mp4',
+    help='video file to write (default: %(default)s)',
   )
-  parser.add_argument('--size', type=int, help='shorter side of the video in pixels')
-  parser.add_argument('--seconds', type=float, help='of audio')
-  parser.add_argument('--steps', type=int, help='of denoising')
-  parser.add_argument('--dtype', help='of the networks')
+  parser.add_argument(
+    '--model',
+    help='model folder to use, or to make and keep (default: a temporary one)',
+  )
+  workload = parser.add_argument_group(
+    'workload', 'by default for a CPU or for an accelerator'
+  )
+  workload.add_argument('--size', type=int, help='shorter side in pixels')
+  workload.add_argument('--seconds', type=float, help='how much of the audio to use')
+  workload.add_argument('--steps', type=int, help='denoising steps')
+  workload.add_argument('--dtype', help='compute type')
   args = parser.parse_args()
 
   with contextlib.ExitStack() as stack:

@@ -72,11 +72,13 @@ def random_part(
     dtype: type = np.float16,
   ) -> Feature:
     """Stores one feature, of `rows_of(frames)` rows per clip."""
-    clips: Iterator[tuple[int, np.ndarray]] = (
-      (clip, rng.random((rows_of(int(frames)), *shape), np.float32).astype(dtype))
-      for clip, frames in enumerate(source.table.num_frames)
-    )
-    return store.write(name, 'random', clips)
+
+    def values() -> Iterator[tuple[int, np.ndarray]]:
+      for clip, frames in enumerate(source.table.num_frames):
+        size = (rows_of(int(frames)), *shape)
+        yield clip, rng.random(size, np.float32).astype(dtype)
+
+    return store.write(name, 'random', values())
 
   features = {
     'latents': write('latents', lambda frames: frames, (64, 64, 4)),
@@ -161,16 +163,33 @@ def main() -> None:
     '--step_seconds',
     type=float,
     default=STEP_SECONDS,
-    help='of one diffusion step, all processes',
+    help='time of one diffusion step of all processes (default: %(default).2f)',
   )
   parser.add_argument(
-    '--processes', type=int, default=1, help='that share the clips of a step'
+    '--processes',
+    type=int,
+    default=1,
+    help='processes that share the clips of a step (default: %(default)s)',
   )
-  parser.add_argument('--batches', type=int, default=20, help='timed')
-  parser.add_argument('--people', type=int, default=8, help='identities')
-  parser.add_argument('--clips', type=int, default=16, help='per identity')
-  parser.add_argument('--workers', type=int, nargs='+', default=(0, 2))
-  parser.add_argument('--threads', type=int, default=4)
+  parser.add_argument(
+    '--batches', type=int, default=20, help='timed batches (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--people', type=int, default=8, help='identities (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--clips', type=int, default=16, help='clips per identity (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--workers',
+    type=int,
+    nargs='+',
+    default=(0, 2),
+    help='worker processes, one or several numbers (default: 0 2)',
+  )
+  parser.add_argument(
+    '--threads', type=int, default=4, help='reading threads (default: %(default)s)'
+  )
   args = parser.parse_args()
 
   config = diffusion_config.get_config()

@@ -249,17 +249,35 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     prog='python -m benchmarks.memory_table', description=__doc__.split('\n')[0]
   )
-  parser.add_argument('--devices', type=int, default=8, help='simulated CPU devices')
+  parser.add_argument(
+    '--devices',
+    type=int,
+    default=8,
+    help='simulated CPU devices (default: %(default)s)',
+  )
   parser.add_argument(
     '--tpu', default='', help='topology to compile for instead, such as v5p:2x2x2'
   )
   parser.add_argument(
-    '--mesh', action='append', help='such as data=2,fsdp=4,sequence=1; several times'
+    '--mesh',
+    action='append',
+    help='such as data=2,fsdp=4,sequence=1; may be repeated (default: fsdp=-1)',
   )
-  parser.add_argument('--remat', default='block', help='several: block,none')
-  parser.add_argument('--accum', default='1', help='micro-batches; several: 1,4')
   parser.add_argument(
-    '--batch', type=int, default=0, help='default: that of the configuration'
+    '--remat',
+    default='block',
+    help='one or several, such as block,none (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--accum',
+    default='1',
+    help='micro-batches, one or several numbers, such as 1,4 (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--batch',
+    type=int,
+    default=0,
+    help='clips per step (default: that of the configuration)',
   )
   args = parser.parse_args()
 

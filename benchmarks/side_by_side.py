@@ -177,7 +177,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     prog='python -m benchmarks.side_by_side', description=__doc__.split('\n')[0]
   )
-  parser.add_argument('--repeats', type=int, default=15)
+  parser.add_argument(
+    '--repeats', type=int, default=15, help='timed calls of each (default: %(default)s)'
+  )
   repeats = parser.parse_args().repeats
 
   inputs = Inputs.draw()

@@ -50,19 +50,28 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
   parser = OptionParser(
     prog='python -m benchmarks.device_check', description=__doc__.split('\n')[0]
   )
-  parser.add_argument('--parts', default=','.join(PARTS), help='default: %(default)s')
   parser.add_argument(
-    '--out', type=pathlib.Path, help='default: runs/device_check[_reduced]'
+    '--parts',
+    default=','.join(PARTS),
+    help='parts to run, separated by commas (default: %(default)s)',
   )
-  parser.add_argument('--reduced', action='store_true', help='small sizes, for a CPU')
   parser.add_argument(
-    '--force', action='store_true', help='repeat parts whose result is there'
+    '--out',
+    type=pathlib.Path,
+    help='folder of results (default: runs/device_check or, with --reduced, '
+    'runs/device_check_reduced)',
+  )
+  parser.add_argument(
+    '--reduced', action='store_true', help='use small sizes, for a CPU'
+  )
+  parser.add_argument(
+    '--force', action='store_true', help='repeat parts whose result is there already'
   )
   parser.add_argument(
     '--limit',
     type=float,
     default=600,
-    help='seconds that a part may take (default: %(default)s)',
+    help='seconds after which a part is stopped (default: %(default)s)',
   )
   args = parser.parse_args(argv)
   if args.limit <= 0:

@@ -89,9 +89,11 @@ def main() -> None:
   parser.add_argument(
     '--out', type=pathlib.Path, required=True, help='folder of results'
   )
-  parser.add_argument('--reduced', action='store_true', help='small sizes, for a CPU')
   parser.add_argument(
-    '--force', action='store_true', help='repeat a part whose result is there'
+    '--reduced', action='store_true', help='use small sizes, for a CPU'
+  )
+  parser.add_argument(
+    '--force', action='store_true', help='repeat a part whose result is there already'
   )
   args = parser.parse_args()
   load_or_run(args.name, args.out, reduced=args.reduced, force=args.force)
