@@ -152,8 +152,8 @@ def abstract_step(
   )
 
   # 2. State and step
-  def loss(params, frozen, *args):
-    return task.loss(lora.merged({**frozen, **params}, config), {}, *args)
+  def loss(params, held, *args):
+    return task.loss(lora.merged({**held, **params}, config), {}, *args)
 
   tx = make_optimizer(config.optim, config.total_steps, task.new_modules)
   new_state = functools.partial(
