@@ -2,7 +2,7 @@
 
 Products, convolutions and fused attention count: a multiply-add is two operations, and
 everything else is small. The count is the same on every device, unlike that of a
-compiler, which does not see into the library calls of a GPU.
+compiler, which cannot see into the library calls of a GPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ FUSED_FORWARD = 'dot_product_attention_fwd'
 FUSED_BACKWARD = 'dot_product_attention_bwd'
 
 
-def tflop(function: Callable, *args: Any) -> float:
+def tflop(function: Callable[..., Any], *args: Any) -> float:
   """The arithmetic of `function(*args)` in 1e12 operations.
 
   Args:
@@ -28,42 +28,63 @@ def tflop(function: Callable, *args: Any) -> float:
   return _count(jax.make_jaxpr(function)(*args).jaxpr) / 1e12
 
 
-def _count(jaxpr: Any) -> int:
-  return sum(_equation(equation) for equation in jaxpr.eqns)
+def _count(program: Any) -> int:
+  """The operations of a jaxpr."""
+  return sum(_count_equation(equation) for equation in program.eqns)
 
 
-def _equation(equation: Any) -> int:
+def _count_equation(equation: Any) -> int:
+  """The operations of one equation, with those of the programs inside it."""
   name = equation.primitive.name
-  shapes = [getattr(x.aval, 'shape', ()) for x in equation.invars]
-  out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
 
-  # Leaves
+  # 1. Arithmetic
   if name == 'dot_general':
-    (contracted, _), _ = equation.params['dimension_numbers']
-    return 2 * out * math.prod(shapes[0][axis] for axis in contracted)
+    return _count_product(equation)
   if name == 'conv_general_dilated':
-    features = shapes[1][equation.params['dimension_numbers'].rhs_spec[0]]
-    return 2 * out * math.prod(shapes[1]) // features
-  if name.startswith((FUSED_FORWARD, FUSED_BACKWARD)):
-    # [batch, tokens, heads, d]: two products forward, five backward.
-    product = 2 * math.prod(shapes[0]) * shapes[1][1]
-    return (2 if name.startswith(FUSED_FORWARD) else 5) * product
+    return _count_convolution(equation)
+  if name.startswith(FUSED_FORWARD):
+    return 2 * _count_attention_product(equation)
+  if name.startswith(FUSED_BACKWARD):
+    return 5 * _count_attention_product(equation)
 
-  # Equations that hold others
-  inner = [_count(part) for part in _parts(equation.params)]
+  # 2. Equations that hold programs
+  counts = [_count(program) for program in _programs_in(equation.params)]
   if name == 'scan':
-    return equation.params['length'] * sum(inner)
+    return equation.params['length'] * sum(counts)
   if name == 'cond':
-    return max(inner)
-  if name == 'while' and sum(inner):
+    return max(counts)
+  if name == 'while' and sum(counts):
     raise ValueError('products in a loop of unknown length cannot be counted')
-  return sum(inner)
+  return sum(counts)
 
 
-def _parts(params: dict[str, Any]) -> Iterator[Any]:
-  """The programs inside an equation."""
+def _count_product(equation: Any) -> int:
+  (contracted, _), _ = equation.params['dimension_numbers']
+  left = equation.invars[0].aval.shape
+  out = math.prod(equation.outvars[0].aval.shape)
+  return 2 * out * math.prod(left[axis] for axis in contracted)
+
+
+def _count_convolution(equation: Any) -> int:
+  kernel = equation.invars[1].aval.shape
+  features = kernel[equation.params['dimension_numbers'].rhs_spec[0]]
+  out = math.prod(equation.outvars[0].aval.shape)
+  return 2 * out * math.prod(kernel) // features
+
+
+def _count_attention_product(equation: Any) -> int:
+  """One of the products inside fused attention, such as queries with keys."""
+  # Both are [batch, tokens, heads, d].
+  queries = equation.invars[0].aval.shape
+  keys = equation.invars[1].aval.shape
+  return 2 * math.prod(queries) * keys[1]
+
+
+def _programs_in(params: dict[str, Any]) -> Iterator[Any]:
+  """The jaxprs among the parameters of an equation, alone or in lists."""
   for value in params.values():
-    for part in value if isinstance(value, (tuple, list)) else (value,):
-      part = getattr(part, 'jaxpr', part)
-      if hasattr(part, 'eqns'):
-        yield part
+    candidates = value if isinstance(value, (tuple, list)) else [value]
+    for candidate in candidates:
+      program = getattr(candidate, 'jaxpr', candidate)  # a closed jaxpr holds one
+      if hasattr(program, 'eqns'):
+        yield program

@@ -1,4 +1,6 @@
-"""Conversion at full size: `python -m benchmarks.convert_full_size`.
+"""Measures conversion and export at full size, and checks that they are inverse.
+
+  python -m benchmarks.convert_full_size
 
 Writes random files with the published names and shapes into a temporary folder,
 converts and exports them by the command line, checks that what comes back is equal to
@@ -12,75 +14,83 @@ import tempfile
 
 import torch
 
-from benchmarks.processes import measure
+from benchmarks.processes import run_module
 from benchmarks.published_files import write_downloads
 from convert import published_layouts, torch_files
 
 
-def report(largest: pathlib.Path, *args) -> None:
-  """Runs one command; prints its seconds and peaks."""
-  peak, size = measure('convert', *args), largest.stat().st_size
+def report(largest: pathlib.Path, command: str, *args: object) -> None:
+  """Runs `python -m convert command`; prints its time, and its peaks of memory.
+
+  Args:
+    largest: the largest file that it reads.
+    command: of `convert`.
+    args: what follows the command.
+  """
+  usage = run_module('convert', command, *args)
+  size = largest.stat().st_size
   print(
-    f'>>> {args[0]}: {peak.seconds:.0f} s; largest file {size / 1e9:.2f} GB; peak of '
-    f'own memory {peak.own / 1e9:.2f} GB ({peak.own / size:.2f} of it), with pages of '
-    f'mapped files {peak.with_files / 1e9:.2f} GB',
+    f'>>> {command}: {usage.seconds:.0f} s; largest file {size / 1e9:.2f} GB; peak of '
+    f'own memory {usage.own / 1e9:.2f} GB ({usage.own / size:.2f} of it), with pages '
+    f'of mapped files {usage.with_files / 1e9:.2f} GB',
     flush=True,
   )
 
 
 def compare(first: pathlib.Path, second: pathlib.Path) -> None:
   """Raises AssertionError unless two files hold the same tensors."""
-  a, b = torch_files.load(first), torch_files.load(second)
-  assert a.keys() == b.keys(), (first, second)
-  for key, value in a.items():
-    assert value.dtype == b[key].dtype and torch.equal(value, b[key]), key
-  print(f'{second.name}: {len(a)} tensors equal to the bit', flush=True)
+  expected = torch_files.load(first)
+  actual = torch_files.load(second)
+  assert expected.keys() == actual.keys(), (first, second)
+  for key, value in expected.items():
+    assert value.dtype == actual[key].dtype, key
+    assert torch.equal(value, actual[key]), key
+  print(f'{second.name}: {len(expected)} tensors equal to the bit', flush=True)
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+def convert_and_export(folder: pathlib.Path, dtype: torch.dtype) -> None:
+  """Writes, converts, exports and compares, all inside `folder`."""
+  dicetalk = folder / 'dicetalk'
+  svd = folder / 'svd'
+  whisper = folder / 'whisper'
+  model = folder / 'model'
+  exported = folder / 'out'
+
+  # 1. Write what a user would download
+  write_downloads(folder, dtype)
+  unet = dicetalk / published_layouts.DICETALK['unet']
+
+  # 2. Convert it, part by part and as a whole, and export it again
+  report(torch_files.weights_in(whisper), 'whisper', whisper, model)
+  report(torch_files.weights_in(svd / 'unet'), 'svd', svd, model, '--overwrite')
+  bases = ('--svd', svd, '--whisper', whisper)
+  report(unet, 'dicetalk', dicetalk, model, '--overwrite', *bases)
+  report(unet, 'export', model, exported)
+
+  # 3. Compare what came back
+  for file in published_layouts.DICETALK.values():
+    compare(dicetalk / file, exported / file)
+  exported_svd = exported / 'stable-video-diffusion-img2vid-xt'
+  for name in ('vae', 'image_encoder'):
+    compare(
+      torch_files.weights_in(svd / name), torch_files.weights_in(exported_svd / name)
+    )
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    prog='python -m benchmarks.convert_full_size', description=__doc__.split('\n')[0]
+  )
   parser.add_argument(
     '--dtype',
     choices=('float16', 'float32'),
     default='float16',
-    help='of the published files',
+    help='type of the published files (default: %(default)s)',
   )
-  parser.add_argument('--folder', help='where to put the temporary folder')
+  parser.add_argument('--folder', help='where to make the temporary folder')
   args = parser.parse_args()
-  with tempfile.TemporaryDirectory(dir=args.folder) as place:
-    folder = pathlib.Path(place)
-    write_downloads(folder, getattr(torch, args.dtype))
-    unet, base = (
-      folder / 'dicetalk/unet.pth',
-      torch_files.weights_in(folder / 'svd/unet'),
-    )
-    report(
-      torch_files.weights_in(folder / 'whisper'),
-      'whisper',
-      folder / 'whisper',
-      folder / 'model',
-    )
-    report(base, 'svd', folder / 'svd', folder / 'model', '--overwrite')
-    report(
-      unet,
-      'dicetalk',
-      folder / 'dicetalk',
-      folder / 'model',
-      '--overwrite',
-      '--svd',
-      folder / 'svd',
-      '--whisper',
-      folder / 'whisper',
-    )
-    report(unet, 'export', folder / 'model', folder / 'out')
-    svd = folder / 'out/stable-video-diffusion-img2vid-xt'
-    for file in published_layouts.DICETALK.values():
-      compare(folder / 'dicetalk' / file, folder / 'out' / file)
-    for name in ('vae', 'image_encoder'):
-      compare(
-        torch_files.weights_in(folder / 'svd' / name),
-        torch_files.weights_in(svd / name),
-      )
+  with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+    convert_and_export(pathlib.Path(folder), getattr(torch, args.dtype))
 
 
 if __name__ == '__main__':

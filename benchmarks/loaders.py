@@ -1,5 +1,6 @@
-"""Clips per second of the loaders against what one training step consumes: `python -m
-benchmarks.loaders`.
+"""Measures the speed of the loaders against what one training step consumes.
+
+  python -m benchmarks.loaders
 
 Full-size shapes from a synthetic data set without pixels: latents [N,64,64,4], CLIP
 tokens of 1024 and Whisper states [2N,5,384] in float16, priors of 256, all random,
@@ -10,13 +11,16 @@ forward, 4 times that with backward pass and remat, on eight devices of 400 TFLO
 """
 
 import argparse
+from collections.abc import Callable, Iterator
 import contextlib
 import itertools
 import pathlib
 import tempfile
 import time
+from typing import NamedTuple
 
 import grain
+import ml_collections
 import numpy as np
 
 from configs import diffusion as diffusion_config
@@ -30,125 +34,191 @@ from dicetalk_jax.data.feature_store import Feature, FeatureStore
 from dicetalk_jax.data.mixture import DatasetPart
 
 STEP_SECONDS = 32 * 31.9 * 4 / (8 * 400)
+READ_AHEAD = 4  # batches that may be ready before the clock starts
+
+# The embedder is timed on groups of two identities: a whole batch of 192 windows has
+# 380 MB.
+EMBEDDER_IDENTITIES = 2
+EMBEDDER_BATCH = 192
+
+
+class Speed(NamedTuple):
+  """Rows per second after the first batches, and seconds to the first batch."""
+
+  rows: float
+  first_batch: float
 
 
 def random_part(
-  folder: pathlib.Path, people: int, clips: int, stride: int
+  folder: pathlib.Path, identities: int, clips: int, clip_stride: int
 ) -> DatasetPart:
-  """A data set of 2.4 s clips with features of full size."""
-  config = SyntheticConfig(train=people, val=0, test=0, clips=clips, content='embedder')
+  """A data set of 2.4 s clips with features of full size.
+
+  Args:
+    folder: an empty one.
+    identities: number of them.
+    clips: per identity.
+    clip_stride: every how many frames there is a CLIP token.
+  """
+  config = SyntheticConfig(
+    train=identities, val=0, test=0, clips=clips, content='embedder'
+  )
   source = ClipSource(prepare_synthetic(folder, config))
-  store, rng = (
-    FeatureStore(folder / 'features', source.fingerprint),
-    np.random.default_rng(0),
-  )
+  store = FeatureStore(folder / 'features', source.fingerprint)
+  rng = np.random.default_rng(0)
 
-  def write(name: str, rows, shape: tuple[int, ...], dtype=np.float16) -> Feature:
-    return store.write(
-      name,
-      'random',
-      (
-        (clip, rng.random((rows(int(n)), *shape), np.float32).astype(dtype))
-        for clip, n in enumerate(source.table.num_frames)
-      ),
-    )
+  def write(
+    name: str,
+    rows_of: Callable[[int], int],
+    shape: tuple[int, ...],
+    dtype: type = np.float16,
+  ) -> Feature:
+    """Stores one feature, of `rows_of(frames)` rows per clip."""
 
-  return DatasetPart(
-    source,
-    {
-      'latents': write('latents', lambda n: n, (64, 64, 4)),
-      'clip_embed': write('clip_embed', lambda n: -(-n // stride), (1024,)),
-      'whisper': write('whisper', lambda n: 2 * n, (5, 384)),
-      'prior': write('prior', lambda n: 1, (2, 256), np.float32),
-    },
-  )
+    def values() -> Iterator[tuple[int, np.ndarray]]:
+      for clip, frames in enumerate(source.table.num_frames):
+        size = (rows_of(int(frames)), *shape)
+        yield clip, rng.random(size, np.float32).astype(dtype)
+
+    return store.write(name, 'random', values())
+
+  features = {
+    'latents': write('latents', lambda frames: frames, (64, 64, 4)),
+    'clip_embed': write(
+      'clip_embed', lambda frames: -(-frames // clip_stride), (1024,)
+    ),
+    'whisper': write('whisper', lambda frames: 2 * frames, (5, 384)),
+    'prior': write('prior', lambda frames: 1, (2, 256), np.float32),
+  }
+  return DatasetPart(source, features)
 
 
-def clips_per_second(
-  dataset: grain.IterDataset, rows: int, batches: int
-) -> tuple[float, float]:
-  """Speed after the first batches, and seconds to the first batch."""
-  with contextlib.closing(iter(dataset)) as batches_of:
+def measure(dataset: grain.IterDataset, rows: int, batches: int) -> Speed:
+  """Reads so many batches of so many rows."""
+  with contextlib.closing(iter(dataset)) as iterator:
     start = time.perf_counter()
-    next(batches_of)
-    first = time.perf_counter() - start
-    for _ in itertools.islice(batches_of, 4):  # what was read ahead meanwhile
+    next(iterator)
+    first_batch = time.perf_counter() - start
+
+    # What was read ahead meanwhile does not count.
+    for _ in itertools.islice(iterator, READ_AHEAD):
       pass
+
     start = time.perf_counter()
-    for _ in itertools.islice(batches_of, batches):
+    for _ in itertools.islice(iterator, batches):
       pass
-    return batches * rows / (time.perf_counter() - start), first
+    return Speed(batches * rows / (time.perf_counter() - start), first_batch)
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+def diffusion_speed(
+  part: DatasetPart,
+  config: ml_collections.ConfigDict,
+  rows: int,
+  args: argparse.Namespace,
+  workers: int,
+) -> Speed:
+  """Clips per second, with the data settings of the diffusion task."""
+  dataset = diffusion_loader(
+    part,
+    batch=rows,
+    frames=config.frames,
+    step=config.step,
+    mask_size=config.size,
+    area=config.area,
+    clip_stride=config.clip_stride,
+    reference=config.reference,
+    seed=0,
+    threads=args.threads,
+    workers=workers,
+  )
+  return measure(dataset, rows, args.batches)
+
+
+def embedder_speed(
+  part: DatasetPart,
+  config: ml_collections.ConfigDict,
+  args: argparse.Namespace,
+  workers: int,
+) -> Speed:
+  """Windows per second, with the data settings of the embedder task."""
+  dataset = embedder_loader(
+    part,
+    identities=EMBEDDER_IDENTITIES,
+    emotions=config.emotions,
+    clips=config.clips,
+    videos=0,
+    min_len=config.min_len,
+    max_len=config.max_len,
+    seed=0,
+    threads=args.threads,
+    workers=workers,
+  )
+  windows = EMBEDDER_IDENTITIES * config.emotions * config.clips
+  return measure(dataset, windows, args.batches)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    prog='python -m benchmarks.loaders', description=__doc__.split('\n')[0]
+  )
   parser.add_argument(
     '--step_seconds',
     type=float,
     default=STEP_SECONDS,
-    help='of one diffusion step, all processes',
+    help='time of one diffusion step of all processes (default: %(default).2f)',
   )
   parser.add_argument(
-    '--processes', type=int, default=1, help='that share the clips of a step'
+    '--processes',
+    type=int,
+    default=1,
+    help='processes that share the clips of a step (default: %(default)s)',
   )
-  parser.add_argument('--batches', type=int, default=20, help='timed')
-  parser.add_argument('--people', type=int, default=8)
-  parser.add_argument('--clips', type=int, default=16, help='per person')
-  parser.add_argument('--workers', type=int, nargs='+', default=(0, 2))
-  parser.add_argument('--threads', type=int, default=4)
+  parser.add_argument(
+    '--batches', type=int, default=20, help='timed batches (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--people', type=int, default=8, help='identities (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--clips', type=int, default=16, help='clips per identity (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--workers',
+    type=int,
+    nargs='+',
+    default=(0, 2),
+    help='worker processes, one or several numbers (default: 0 2)',
+  )
+  parser.add_argument(
+    '--threads', type=int, default=4, help='reading threads (default: %(default)s)'
+  )
   args = parser.parse_args()
 
-  config, groups = diffusion_config.get_config(), embedder_config.get_config().data
-  data, rows = config.data, config.batch_size // args.processes
+  config = diffusion_config.get_config()
+  groups = embedder_config.get_config().data
+  rows = config.batch_size // args.processes
   needed = rows / args.step_seconds
   print(
     f'a step of {config.batch_size} clips in {args.step_seconds:.2f} s takes '
     f'{needed:.1f} clips/s from each of {args.processes} processes'
   )
   with tempfile.TemporaryDirectory() as folder:
-    part = random_part(pathlib.Path(folder), args.people, args.clips, data.clip_stride)
+    part = random_part(
+      pathlib.Path(folder), args.people, args.clips, config.data.clip_stride
+    )
     for workers in args.workers:
-      how = dict(seed=0, threads=args.threads, workers=workers)
-      speed, first = clips_per_second(
-        diffusion_loader(
-          part,
-          batch=rows,
-          frames=data.frames,
-          step=data.step,
-          mask_size=data.size,
-          area=data.area,
-          clip_stride=data.clip_stride,
-          reference=data.reference,
-          **how,
-        ),
-        rows,
-        args.batches,
-      )
+      speed = diffusion_speed(part, config.data, rows, args, workers)
       print(
-        f'diffusion, {workers} workers: {speed:7.1f} clips/s, {speed / needed:5.1f} '
-        f'times what the step takes (first batch after {first:.1f} s)',
+        f'diffusion, {workers} workers: {speed.rows:7.1f} clips/s, '
+        f'{speed.rows / needed:5.1f} times what the step takes '
+        f'(first batch after {speed.first_batch:.1f} s)',
         flush=True,
       )
-      windows = (
-        2 * groups.emotions * groups.clips
-      )  # two people: a whole batch of 192 windows has 380 MB
-      speed, first = clips_per_second(
-        embedder_loader(
-          part,
-          identities=2,
-          emotions=groups.emotions,
-          clips=groups.clips,
-          videos=0,
-          min_len=groups.min_len,
-          max_len=groups.max_len,
-          **how,
-        ),
-        windows,
-        args.batches,
-      )
+      speed = embedder_speed(part, groups, args, workers)
       print(
-        f'embedder,  {workers} workers: {speed:7.1f} windows/s, a batch of 192 in '
-        f'{192 / speed:.2f} s (first batch after {first:.1f} s)',
+        f'embedder,  {workers} workers: {speed.rows:7.1f} windows/s, a batch of '
+        f'{EMBEDDER_BATCH} in {EMBEDDER_BATCH / speed.rows:.2f} s '
+        f'(first batch after {speed.first_batch:.1f} s)',
         flush=True,
       )
 

@@ -1,25 +1,29 @@
-"""Memory of the full-size diffusion training step per device, as its compiler counts
-it. Nothing is allocated or run.
+"""Lists the memory of the full-size diffusion training step per device.
 
-    python -m benchmarks.memory_table --devices 8 --mesh fsdp=8 --mesh fsdp=4,sequence=2      # simulated CPU devices
-    python -m benchmarks.memory_table --tpu v5p:4x4x4 --mesh fsdp=64                          # the compiler for TPU
+Nothing is allocated or run: the figures are those of the compiler. On simulated CPU
+devices, and with the compiler for TPU:
 
-The step is that of `configs/diffusion.py` and the training loop: loss, optimizer,
-averages, shardings, donation. Arguments are parameters, averages, moments and the
-batch; temporaries are gathered parameters, gradients and activations. XLA for CPU keeps
-more of these than XLA for accelerators: bfloat16 becomes float32 where the CPU has no
-instruction for it, less is fused, and nothing is scheduled for memory. Its figures are
-upper bounds. (At full size it had not finished after a quarter of an hour.) The
-compiler for TPU needs libtpu, but no TPU (`pip install libtpu`; set
-TPU_SKIP_MDS_QUERY=1 outside of Google's cloud); for meshes of devices that it knows,
-its figures are those of a run, and what does not fit it refuses. At full size it takes
+  python -m benchmarks.memory_table --devices 8 --mesh fsdp=8 --mesh fsdp=4,sequence=2
+  python -m benchmarks.memory_table --tpu v5p:4x4x4 --mesh fsdp=64
+
+The step is that of `configs/diffusion.py` and the training loop: loss, optimizer, EMA,
+shardings, donation. Arguments are parameters, EMA, moments and the batch; temporaries
+are gathered parameters, gradients and activations.
+
+XLA for CPU keeps more of these than XLA for accelerators: bfloat16 becomes float32
+where the CPU has no instruction for it, less is fused, and nothing is scheduled for
+memory. Its figures are upper bounds. (At full size it had not finished after a quarter
+of an hour.)
+
+The compiler for TPU needs libtpu, but no TPU (`pip install libtpu`; set
+TPU_SKIP_MDS_QUERY=1 outside of Google's cloud). For meshes of devices that it knows,
+its figures are those of a run, and it refuses what does not fit. At full size it takes
 an hour, and 30 GB of memory or swap.
 """
 
 import argparse
 import functools
-import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -28,6 +32,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import ml_collections
 
+from benchmarks.timing import timed
 from configs import diffusion
 from dicetalk_jax import parallel
 from dicetalk_jax.models import parameters, registry
@@ -41,13 +46,14 @@ from dicetalk_jax.training.step import make_train_step
 from dicetalk_jax.training.task import Task
 
 GIB = 2**30
-# Nothing is run, so machine code need not be fast, nor reductions joined, over which
-# this compiler takes very long.
+# Nothing is run, so the code need not be fast. Joining reductions takes this compiler
+# very long.
 CPU_OPTIONS = {
   'xla_backend_optimization_level': 0,
   'xla_llvm_disable_expensive_passes': True,
   'xla_disable_hlo_passes': 'all-reduce-combiner,cpu-all-reduce-combiner',
 }
+# Of one device, in GB (1e9 bytes).
 MEMORY = {
   'TPU v5e': 16,
   'TPU v4': 32,
@@ -55,7 +61,20 @@ MEMORY = {
   'H100': 80,
   'TPU v5p': 95,
   'H200': 141,
-}  # GB, 1e9 bytes
+}
+
+
+COLUMNS = (
+  'mesh',
+  'rows',
+  'remat',
+  'accum',
+  'arguments',
+  'temporaries',
+  'total',
+  'fits',
+  'compiled in',
+)
 
 
 def diffusion_task(
@@ -63,7 +82,7 @@ def diffusion_task(
 ) -> tuple[DiffusionTask, parameters.Abstract]:
   """The task without data and frozen networks, and all parameters it may train."""
   graphs = {}
-  params = {}
+  params: parameters.Abstract = {}
   for name in TRAINED:
     if name in config:
       build = registry.builder(name, config[name].to_dict(), config.dtype)
@@ -92,12 +111,11 @@ def batch_shapes(config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeS
     'drop': (),
   }
   if 'emo_model' in config:
-    shapes['mu'] = shapes['sigma'] = (config.emo_model.prior_dim,)
-  dtypes = {'emotion_class': jnp.int32}
+    shapes['mu'] = (config.emo_model.prior_dim,)
+    shapes['sigma'] = (config.emo_model.prior_dim,)
+  dtypes = dict.fromkeys(shapes, jnp.float32) | {'emotion_class': jnp.int32}
   return {
-    name: jax.ShapeDtypeStruct(
-      (config.batch_size, *shape), dtypes.get(name, jnp.float32)
-    )
+    name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtypes[name])
     for name, shape in shapes.items()
   }
 
@@ -122,18 +140,18 @@ def abstract_step(
   config = task.config
   parallel.check_batch(config.batch_size, mesh, config.accum)
 
-  # Parameters, trained and held.
   def placed(tree):
     return parallel.with_shardings(tree, parallel.shardings(tree, mesh))
 
-  trained, held = partition(
+  # 1. Trained and frozen parameters
+  trained, frozen = partition(
     placed(lora.extended(params, config)),
     lora.patterns(config),
     sets=task.sets,
     constants=task.constants,
   )
 
-  # State and step.
+  # 2. State and step
   def loss(params, held, *args):
     return task.loss(lora.merged({**held, **params}, config), *args)
 
@@ -151,12 +169,12 @@ def abstract_step(
     after_update=task.after_update,
   )
 
-  # What changes from step to step.
+  # 3. Batch and key, new in every step
   rows = parallel.batch_sharding(mesh)
   batch = parallel.with_shardings(batch, dict.fromkeys(batch, rows))
   key = jax.eval_shape(lambda: jax.random.key(0))
   key = parallel.with_shardings(key, NamedSharding(mesh, P()))
-  return step, (state, held, batch, key)
+  return step, (state, frozen, batch, key)
 
 
 def diffusion_step(
@@ -167,85 +185,122 @@ def diffusion_step(
   return abstract_step(task, params, batch_shapes(config), mesh)
 
 
-def compiled_bytes(
+class Memory(NamedTuple):
+  """Bytes per device of a compiled step."""
+
+  arguments: int
+  temporaries: int
+
+  @property
+  def total(self) -> int:
+    return self.arguments + self.temporaries
+
+
+def compiled_memory(
   config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
-) -> tuple[int, int]:
-  """(arguments, temporaries) of the compiled step per device."""
-  platform = mesh.devices.flat[0].platform
+) -> Memory:
+  """Compiles the step for the devices of the mesh."""
+  on_cpu = mesh.devices.flat[0].platform == 'cpu'
   with jax.set_mesh(mesh):  # layers choose their form by the devices of the mesh
     step, arguments = diffusion_step(config, mesh)
-    stats = (
-      step.lower(*arguments)
-      .compile(CPU_OPTIONS if platform == 'cpu' else None)
-      .memory_analysis()
-    )
+    lowered = step.lower(*arguments)
+    compiled = lowered.compile(CPU_OPTIONS if on_cpu else None)
+  stats = compiled.memory_analysis()
   outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
-  return stats.argument_size_in_bytes, stats.temp_size_in_bytes + outputs
+  return Memory(stats.argument_size_in_bytes, stats.temp_size_in_bytes + outputs)
+
+
+def line(*cells: object) -> str:
+  """One line of a Markdown table."""
+  return '| ' + ' | '.join(map(str, cells)) + ' |'
+
+
+def table_line(
+  mesh_name: str, mesh: jax.sharding.Mesh, config: ml_collections.ConfigDict
+) -> str:
+  """Compiles one variant and describes it."""
+  variant = (mesh_name, config.batch_size, config.remat, config.accum)
+  try:
+    memory, seconds = timed(lambda: compiled_memory(config, mesh))
+  except jax.errors.JaxRuntimeError as error:
+    # The compiler for TPU refuses what does not fit.
+    reason = str(error).splitlines()[0][:200]
+    return line(*variant, reason)
+  fits = [name for name, size in MEMORY.items() if memory.total <= 1e9 * size]
+  sizes = (memory.arguments, memory.temporaries, memory.total)
+  return line(
+    *variant,
+    *(f'{size / GIB:.1f}' for size in sizes),
+    ', '.join(fits) or 'none',
+    f'{seconds / 60:.1f} min',
+  )
+
+
+def parse_mesh(text: str, devices: Any) -> jax.sharding.Mesh:
+  """Reads `--mesh`, such as 'data=2,fsdp=4'."""
+  sizes = {}
+  for pair in text.split(','):
+    axis, size = pair.split('=')
+    sizes[axis] = int(size)
+  return parallel.make_mesh(**sizes, devices=devices)
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--devices', type=int, default=8, help='simulated CPU devices')
+  parser = argparse.ArgumentParser(
+    prog='python -m benchmarks.memory_table', description=__doc__.split('\n')[0]
+  )
+  parser.add_argument(
+    '--devices',
+    type=int,
+    default=8,
+    help='simulated CPU devices (default: %(default)s)',
+  )
   parser.add_argument(
     '--tpu', default='', help='topology to compile for instead, such as v5p:2x2x2'
   )
   parser.add_argument(
-    '--mesh', action='append', help='such as data=2,fsdp=4,sequence=1; several times'
+    '--mesh',
+    action='append',
+    help='such as data=2,fsdp=4,sequence=1; may be repeated (default: fsdp=-1)',
   )
-  parser.add_argument('--remat', default='block', help='several: block,none')
-  parser.add_argument('--accum', default='1', help='micro-batches; several: 1,4')
   parser.add_argument(
-    '--batch', type=int, default=0, help='default: that of the configuration'
+    '--remat',
+    default='block',
+    help='one or several, such as block,none (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--accum',
+    default='1',
+    help='micro-batches, one or several numbers, such as 1,4 (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--batch',
+    type=int,
+    default=0,
+    help='clips per step (default: that of the configuration)',
   )
   args = parser.parse_args()
 
+  devices: list[jax.Device]
   if args.tpu:
-    devices = topologies.get_topology_desc(
-      platform='tpu', topology_name=args.tpu
-    ).devices
+    topology = topologies.get_topology_desc(platform='tpu', topology_name=args.tpu)
+    devices = list(topology.devices)
   else:
     jax.config.update('jax_num_cpu_devices', args.devices)
     devices = jax.devices()
+
   print(f'{len(devices)} devices, {devices[0].device_kind}; GiB per device\n')
-  print(
-    '| mesh | rows | remat | accum | arguments | temporaries | total | fits | compiled '
-    'in |\n' + '| --- ' * 9 + '|'
-  )
-  for sizes in args.mesh or ['fsdp=-1']:
-    mesh = parallel.make_mesh(
-      **{k: int(v) for k, v in (pair.split('=') for pair in sizes.split(','))},
-      devices=devices,
-    )
+  print(line(*COLUMNS))
+  print('| --- ' * len(COLUMNS) + '|')
+  for mesh_name in args.mesh or ['fsdp=-1']:
+    mesh = parse_mesh(mesh_name, devices)
     for remat in args.remat.split(','):
-      for accum in map(int, args.accum.split(',')):
+      for accum in args.accum.split(','):
         config = diffusion.get_config()
-        config.remat, config.accum = remat, accum
+        config.remat = remat
+        config.accum = int(accum)
         config.batch_size = args.batch or config.batch_size
-        begun = time.monotonic()
-        row = [sizes, config.batch_size, remat, accum]
-        try:
-          parts = compiled_bytes(config, mesh)
-        except (
-          jax.errors.JaxRuntimeError
-        ) as error:  # the compiler for TPU refuses what does not fit
-          print(
-            '|',
-            ' | '.join(map(str, row)),
-            f'| {str(error).splitlines()[0][:200]} |',
-            flush=True,
-          )
-          continue
-        fits = (
-          ', '.join(name for name, size in MEMORY.items() if sum(parts) <= 1e9 * size)
-          or 'none'
-        )
-        row += [f'{size / GIB:.1f}' for size in (*parts, sum(parts))]
-        print(
-          '|',
-          ' | '.join(map(str, row)),
-          f'| {fits} | {(time.monotonic() - begun) / 60:.1f} min |',
-          flush=True,
-        )
+        print(table_line(mesh_name, mesh, config), flush=True)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, with their time and peak memory. Linux only."""
+"""Runs modules in processes of their own and measures them. Linux only."""
 
 import pathlib
 import subprocess
@@ -7,10 +7,21 @@ import threading
 import time
 from typing import NamedTuple
 
+ROOT = pathlib.Path(__file__).parents[1]
+INTERVAL = 0.05  # seconds between two looks at the memory
 
-class Peak(NamedTuple):
-  """Seconds, and bytes: own memory, and with pages of mapped files, which the system
-  may drop.
+# Fields of /proc/PID/status: memory of its own, and the highest total.
+OWN = 'RssAnon'
+TOTAL = 'VmHWM'
+
+
+class Usage(NamedTuple):
+  """Time and peak memory of a process.
+
+  Attributes:
+    seconds: wall time.
+    own: bytes of its own memory.
+    with_files: bytes including pages of mapped files, which the system may drop.
   """
 
   seconds: float
@@ -18,42 +29,41 @@ class Peak(NamedTuple):
   with_files: int
 
 
-def measure(*args) -> Peak:
-  """Runs `python -m *args` from the root of the repository; leaves with its exit
-  code where it fails.
+def run_module(name: str, *args: object) -> Usage:
+  """Runs `python -m name *args` from the root of the repository.
+
+  If it fails, this process exits with the same code.
   """
+  command = [sys.executable, '-m', name, *map(str, args)]
   start = time.perf_counter()
-  process = subprocess.Popen(
-    [sys.executable, '-m', *map(str, args)], cwd=pathlib.Path(__file__).parents[1]
-  )
-  peak: dict[str, int] = {}
-
-  def watch():
-    while process.poll() is None:
-      try:
-        peak.update(
-          {
-            key: max(value, peak.get(key, 0))
-            for key, value in _memory(process.pid).items()
-          }
-        )
-      except OSError:  # it has just ended
-        return
-      time.sleep(0.05)
-
-  watcher = threading.Thread(target=watch)
+  process = subprocess.Popen(command, cwd=ROOT)
+  peaks = {OWN: 0, TOTAL: 0}
+  watcher = threading.Thread(target=_watch, args=(process, peaks))
   watcher.start()
   process.wait()
   watcher.join()
   if process.returncode:
     sys.exit(process.returncode)
-  return Peak(time.perf_counter() - start, peak['RssAnon'], peak['VmHWM'])
+  return Usage(time.perf_counter() - start, peaks[OWN], peaks[TOTAL])
+
+
+def _watch(process: subprocess.Popen[bytes], peaks: dict[str, int]) -> None:
+  """Raises `peaks` to what the process uses, until it ends."""
+  while process.poll() is None:
+    try:
+      memory = _memory(process.pid)
+    except OSError:  # it has just ended
+      return
+    for field, value in memory.items():
+      peaks[field] = max(peaks[field], value)
+    time.sleep(INTERVAL)
 
 
 def _memory(pid: int) -> dict[str, int]:
-  lines = pathlib.Path(f'/proc/{pid}/status').read_text().splitlines()
-  return {
-    key: int(value.split()[0]) * 1024
-    for key, _, value in (line.partition(':') for line in lines)
-    if key in ('RssAnon', 'VmHWM')
-  }
+  """The bytes in `OWN` and `TOTAL`; an ending process lacks them."""
+  memory = {}
+  for line in pathlib.Path(f'/proc/{pid}/status').read_text().splitlines():
+    field, _, value = line.partition(':')
+    if field in (OWN, TOTAL):
+      memory[field] = 1024 * int(value.split()[0])  # given in kB
+  return memory

@@ -1,100 +1,115 @@
-"""Random files of full size with the published names, shapes and layout: what a
-download looks like.
+"""Writes random files with the published names, shapes and layout, at full size.
 
-python -m benchmarks.published_files FOLDER
+  python -m benchmarks.published_files FOLDER
+
+They look like downloads of the published weights, in float16.
 """
 
 import json
 import math
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 from safetensors.torch import save_file
 import torch
 
 from convert import published_layouts, torch_files
-from dicetalk_jax.data.clip_record import EMOTIONS
 
 ROOT = pathlib.Path(__file__).parents[1]
 MANIFESTS = ROOT / 'tests' / 'manifests'
-CONFIGS = {
-  'unet': 'unet_config',
-  'vae': 'vae_config',
-  'image_encoder': 'image_encoder_config',
-  'whisper': 'whisper_tiny_config',
+
+# Folder of a module -> its manifest of shapes, and its entry in configs.json.
+MODULES = {
+  'svd/unet': ('unet_svd_xt', 'unet_config'),
+  'svd/vae': ('vae_temporal_decoder', 'vae_config'),
+  'svd/image_encoder': ('clip_vision_h14', 'image_encoder_config'),
+  'whisper': ('whisper_tiny', 'whisper_tiny_config'),
 }
-FOLDERS = {
-  'unet': 'unet_svd_xt',
-  'vae': 'vae_temporal_decoder',
-  'image_encoder': 'clip_vision_h14',
-}
-FILES = {
+# Component of the DICE-Talk release -> its manifest.
+DICETALK = {
   'unet': 'unet_dicetalk',
   'audio_linear': 'audio_linear',
   'pose_guider': 'pose_guider',
   'emo_model': 'emo_model',
 }
-PRIOR = 256
+EMOTIONS = (
+  'angry',
+  'contempt',
+  'disgusted',
+  'fear',
+  'happy',
+  'neutral',
+  'sad',
+  'surprised',
+)
+PRIOR = 256  # width of an emotion prior
 
 
-def tensors(manifest: str, dtype: torch.dtype) -> torch_files.StateDict:
-  """Random values by published names, in the range of usual initial values: networks
-  made of them stay finite.
+def random_tensors(manifest: str, dtype: torch.dtype) -> torch_files.StateDict:
+  """Random values by published names, with the shapes of a manifest.
+
+  They are in the range of usual initial values: networks made of them stay finite.
   """
-  shapes = {
-    key: entry['shape']
-    for key, entry in json.loads((MANIFESTS / f'{manifest}.json').read_text()).items()
+  entries = json.loads((MANIFESTS / f'{manifest}.json').read_text())
+  return {
+    key: _random_tensor(key, entry['shape'], dtype) for key, entry in entries.items()
   }
-  return {key: _draw(key, shape, dtype) for key, shape in shapes.items()}
 
 
-def _draw(key: str, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
-  if len(shape) < 2:
-    return torch.empty(shape, dtype=dtype).uniform_(-0.1, 0.1) + (
-      1.0 if key.endswith('weight') and shape else 0.0
-    )
-  return (
-    torch.empty(shape, dtype=dtype).uniform_(-1, 1).mul_(math.prod(shape[1:]) ** -0.5)
-  )
+def _random_tensor(key: str, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+  values = torch.empty(shape, dtype=dtype)
+  if len(shape) >= 2:
+    fan_in = math.prod(shape[1:])
+    return values.uniform_(-1, 1).mul_(fan_in**-0.5)
+  values.uniform_(-0.1, 0.1)
+  is_scale = key.endswith('weight') and len(shape) == 1
+  return values + 1.0 if is_scale else values
 
 
 def write_downloads(folder: pathlib.Path, dtype: torch.dtype) -> None:
-  """`svd`, `whisper`, `dicetalk`, `rife` and `emo` below `folder`, one file after
-  the other.
+  """Writes `svd`, `whisper`, `dicetalk`, `rife` and `emo` below `folder`.
+
+  One file after the other, since all of them together need much memory.
   """
   configs = json.loads((MANIFESTS / 'configs.json').read_text())
+
+  # 1. Stable Video Diffusion and Whisper: folders of a module each, and the scheduler
   variant = '.fp16' if dtype == torch.float16 else ''
-  places = {f'svd/{name}': (name, manifest) for name, manifest in FOLDERS.items()}
-  for place, (name, manifest) in (
-    places | {'whisper': ('whisper', 'whisper_tiny')}
-  ).items():
-    (folder / place).mkdir(parents=True)
-    (folder / place / 'config.json').write_text(
-      json.dumps(configs[CONFIGS[name]]['value'])
-    )
-    save_file(tensors(manifest, dtype), folder / place / f'model{variant}.safetensors')
-  (folder / 'svd' / published_layouts.SCHEDULER).parent.mkdir()
-  (folder / 'svd' / published_layouts.SCHEDULER).write_text(
-    json.dumps(configs['scheduler_config']['value'])
-  )
-  (folder / 'dicetalk').mkdir()
-  for name, manifest in FILES.items():
-    torch.save(
-      tensors(manifest, dtype), folder / 'dicetalk' / published_layouts.DICETALK[name]
-    )
-  (folder / 'rife').mkdir()
-  torch.save(
-    tensors('rife_flownet', torch.float32), folder / 'rife' / published_layouts.FLOWNET
-  )
-  (folder / 'emo').mkdir()
-  for i, emotion in enumerate(EMOTIONS):
-    mu = np.random.default_rng(i).normal(size=(1, PRIOR)).astype(np.float32)
-    np.save(
-      folder / 'emo' / f'{emotion}.npy',
-      np.array({'mu': mu}, dtype=object),
-      allow_pickle=True,
-    )
+  for place, (manifest, config) in MODULES.items():
+    _write_json(folder / place / 'config.json', configs[config]['value'])
+    weights = folder / place / f'model{variant}.safetensors'
+    save_file(random_tensors(manifest, dtype), weights)
+  scheduler = folder / 'svd' / published_layouts.SCHEDULER
+  _write_json(scheduler, configs['scheduler_config']['value'])
+
+  # 2. DICE-Talk: a state dict per component
+  dicetalk = folder / 'dicetalk'
+  dicetalk.mkdir()
+  for name, manifest in DICETALK.items():
+    weights = dicetalk / published_layouts.DICETALK[name]
+    torch.save(random_tensors(manifest, dtype), weights)
+
+  # 3. RIFE, always in float32
+  rife = folder / 'rife'
+  rife.mkdir()
+  flownet = random_tensors('rife_flownet', torch.float32)
+  torch.save(flownet, rife / published_layouts.FLOWNET)
+
+  # 4. Emotion priors, each a pickled dict
+  priors = folder / 'emo'
+  priors.mkdir()
+  for seed, emotion in enumerate(EMOTIONS):
+    rng = np.random.default_rng(seed)
+    mu = rng.normal(size=(1, PRIOR)).astype(np.float32)
+    content = np.array({'mu': mu}, dtype=object)
+    np.save(priors / f'{emotion}.npy', content, allow_pickle=True)
+
+
+def _write_json(path: pathlib.Path, content: Any) -> None:
+  path.parent.mkdir(parents=True)
+  path.write_text(json.dumps(content))
 
 
 if __name__ == '__main__':

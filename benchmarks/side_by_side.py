@@ -1,5 +1,6 @@
-"""A small UNet against PyTorch eager on the same cores: `python -m
-benchmarks.side_by_side`.
+"""Compares the speed of a small UNet with PyTorch eager on the same cores.
+
+  python -m benchmarks.side_by_side
 
 The same random weights in both (converted by the naming rule), the same inputs,
 float32; the PyTorch side is the diffusers class without adapters. Prints the ratio of
@@ -7,7 +8,9 @@ median times, PyTorch over JAX, and how far the outputs agree. Needs the test ex
 """
 
 import argparse
+from collections.abc import Callable
 import functools
+from typing import Any, NamedTuple
 
 import diffusers
 import jax
@@ -21,7 +24,14 @@ from convert.naming import to_torch
 from dicetalk_jax.models import parameters
 from dicetalk_jax.models.unet import UNet, UNetConfig
 
-SIZES = dict(
+ROWS = 2
+FRAMES = 8
+SIDE = 16
+TIMESTEP = 0.5
+LEARNING_RATE = 1e-4
+
+# Arguments that our UNet and that of diffusers share.
+SIZES: dict[str, Any] = dict(
   in_channels=8,
   out_channels=4,
   block_out_channels=(32, 64, 64, 64),
@@ -31,94 +41,152 @@ SIZES = dict(
   addition_time_embed_dim=16,
   projection_class_embeddings_input_dim=48,
 )
-ROWS, FRAMES, SIDE = 2, 8, 16
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--repeats', type=int, default=15)
-  repeats = parser.parse_args().repeats
+class Inputs(NamedTuple):
+  """Random inputs of both.
 
-  graphdef, target = parameters.abstract(
-    functools.partial(UNet, UNetConfig(**SIZES, adapters=0))
-  )
-  params = parameters.numpy_params(target)
-  twin = diffusers.UNetSpatioTemporalConditionModel(**SIZES, num_frames=FRAMES)
-  twin.load_state_dict({k: torch.tensor(v) for k, v in to_torch(params).items()})
-  rng = np.random.default_rng(0)
+  Attributes:
+    sample: noisy latents `[rows, frames, side, side, channels]`.
+    image: CLIP token `[rows, 1, D]`.
+    time_ids: `[rows, 3]`.
+  """
 
-  def draw(*shape):
-    return rng.normal(size=shape).astype(np.float32)
+  sample: np.ndarray
+  image: np.ndarray
+  time_ids: np.ndarray
 
-  x, image, ids = draw(ROWS, FRAMES, SIDE, SIDE, 8), draw(ROWS, 1, 32), draw(ROWS, 3)
-  torch_inputs = (
-    torch.tensor(np.moveaxis(x, -1, 2).copy()),
-    torch.tensor(0.5),
-    torch.tensor(image),
-    torch.tensor(ids),
-  )
+  @classmethod
+  def draw(cls) -> 'Inputs':
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+      return rng.normal(size=shape).astype(np.float32)
+
+    return cls(
+      sample=normal(ROWS, FRAMES, SIDE, SIDE, SIZES['in_channels']),
+      image=normal(ROWS, 1, SIZES['cross_attention_dim']),
+      time_ids=normal(ROWS, 3),
+    )
+
+
+def ours(inputs: Inputs) -> tuple[Callable[..., jax.Array], parameters.Params]:
+  """Our UNet as a function of its parameters, and random parameters."""
+  config = UNetConfig(**SIZES, adapters=0)
+  graphdef, target = parameters.abstract(functools.partial(UNet, config))
+  sample, image, time_ids = map(jnp.asarray, inputs)
 
   def forward(params):
     unet = parameters.merge(graphdef, params)
-    return unet(
-      jnp.asarray(x),
-      jnp.float32(0.5),
-      unet.context_kv(jnp.asarray(image)[:, None]),
-      jnp.asarray(ids),
-    )[0]
+    kv = unet.context_kv(image[:, None])
+    prediction, *_ = unet(sample, jnp.float32(TIMESTEP), kv, time_ids)
+    return prediction
 
-  run = jax.jit(forward)
+  return forward, parameters.numpy_params(target)
 
-  def ours():
-    return run(params).block_until_ready()
 
-  def theirs():
+def theirs(inputs: Inputs, params: parameters.Params) -> tuple[Any, tuple[Any, ...]]:
+  """The UNet of diffusers with our parameters, and its inputs."""
+  unet: Any = diffusers.UNetSpatioTemporalConditionModel(**SIZES, num_frames=FRAMES)
+  arrays = {name: np.asarray(value) for name, value in params.items()}
+  weights = {key: torch.tensor(value) for key, value in to_torch(arrays).items()}
+  unet.load_state_dict(weights)
+  channels_first = np.moveaxis(inputs.sample, -1, 2).copy()
+  return unet, (
+    torch.tensor(channels_first),
+    torch.tensor(TIMESTEP),
+    torch.tensor(inputs.image),
+    torch.tensor(inputs.time_ids),
+  )
+
+
+def compare_forward(
+  forward: Callable[..., jax.Array],
+  params: parameters.Params,
+  unet: Any,
+  unet_inputs: tuple[Any, ...],
+  repeats: int,
+) -> None:
+  """Times one evaluation of each, and compares the outputs."""
+  jitted = jax.jit(forward)
+
+  def jax_forward():
+    return jitted(params).block_until_ready()
+
+  def torch_forward():
     with torch.no_grad():
-      return twin(*torch_inputs).sample
+      return unet(*unet_inputs).sample
 
   print(
-    f'compiled in {seconds(ours):.1f} s on {jax.default_backend()}, PyTorch on '
+    f'compiled in {seconds(jax_forward):.1f} s on {jax.default_backend()}, PyTorch on '
     f'{torch.get_num_threads()} threads'
   )
-  error = np.abs(np.moveaxis(np.asarray(ours()), -1, 2) - theirs().numpy()).max()
-  report(
-    'forward', *alternate(ours, theirs, repeats), f'largest difference {error:.1e}'
-  )
+  actual = np.moveaxis(np.asarray(jax_forward()), -1, 2)
+  error = np.abs(actual - torch_forward().numpy()).max()
+  times = alternate(jax_forward, torch_forward, repeats)
+  report('forward', *times, f'largest difference {error:.1e}')
 
-  tx = optax.adam(1e-4)
+
+def compare_training(
+  forward: Callable[..., jax.Array],
+  params: parameters.Params,
+  unet: Any,
+  unet_inputs: tuple[Any, ...],
+  repeats: int,
+) -> None:
+  """Times forward pass, backward pass and Adam of each."""
+  tx = optax.adam(LEARNING_RATE)
+
+  def loss(params):
+    return jnp.mean(jnp.square(forward(params)))
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def train_step(params, state):
-    grads = jax.grad(lambda p: jnp.mean(jnp.square(forward(p))))(params)
-    updates, state = tx.update(grads, state)
-    return optax.apply_updates(params, updates), state
+  def train_step(params, moments):
+    updates, moments = tx.update(jax.grad(loss)(params), moments)
+    return optax.apply_updates(params, updates), moments
 
-  held = [params, tx.init(params)]
+  state = (params, tx.init(params))
 
-  def ours_step():
-    held[:] = jax.block_until_ready(train_step(*held))
+  def jax_step():
+    nonlocal state
+    state = jax.block_until_ready(train_step(*state))
 
-  adam = torch.optim.Adam(twin.parameters(), 1e-4)
+  adam = torch.optim.Adam(unet.parameters(), LEARNING_RATE)
 
-  def theirs_step():
+  def torch_step():
     adam.zero_grad()
-    twin(*torch_inputs).sample.square().mean().backward()
+    unet(*unet_inputs).sample.square().mean().backward()
     adam.step()
 
-  print(f'training step compiled in {seconds(ours_step):.1f} s')
-  theirs_step()
-  report(
-    'training step',
-    *alternate(ours_step, theirs_step, repeats),
-    'forward, backward, Adam',
-  )
+  print(f'training step compiled in {seconds(jax_step):.1f} s')
+  torch_step()
+  times = alternate(jax_step, torch_step, repeats)
+  report('training step', *times, 'forward, backward, Adam')
 
 
-def report(name: str, ours: float, theirs: float, note: str) -> None:
+def report(name: str, jax_seconds: float, torch_seconds: float, note: str) -> None:
+  """Prints both times and their ratio."""
   print(
-    f'{name:14} JAX {1e3 * ours:7.1f} ms   PyTorch eager {1e3 * theirs:7.1f} ms   '
-    f'ratio {theirs / ours:.2f}   {note}'
+    f'{name:14} JAX {1e3 * jax_seconds:7.1f} ms   '
+    f'PyTorch eager {1e3 * torch_seconds:7.1f} ms   '
+    f'ratio {torch_seconds / jax_seconds:.2f}   {note}'
   )
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    prog='python -m benchmarks.side_by_side', description=__doc__.split('\n')[0]
+  )
+  parser.add_argument(
+    '--repeats', type=int, default=15, help='timed calls of each (default: %(default)s)'
+  )
+  repeats = parser.parse_args().repeats
+
+  inputs = Inputs.draw()
+  forward, params = ours(inputs)
+  unet, unet_inputs = theirs(inputs, params)
+  compare_forward(forward, params, unet, unet_inputs, repeats)
+  compare_training(forward, params, unet, unet_inputs, repeats)
 
 
 if __name__ == '__main__':

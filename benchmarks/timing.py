@@ -1,16 +1,28 @@
-"""Clocks for benchmarks: medians, alternating runs; compile time apart."""
+"""Clocks for benchmarks: single calls, medians, and two calls in turn."""
 
 from collections.abc import Callable
 import statistics
 import time
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+Result = TypeVar('Result')
+
+
+def timed(call: Callable[[], Result]) -> tuple[Result, float]:
+  """Result and wall time of one call, which must not return before its work is done.
+
+  Returns:
+    The result, and seconds.
+  """
+  start = time.perf_counter()
+  result = call()
+  return result, time.perf_counter() - start
 
 
 def seconds(call: Callable[[], object]) -> float:
   """Wall time of one call, which must not return before its work is done."""
-  start = time.perf_counter()
-  call()
-  return time.perf_counter() - start
+  _, duration = timed(call)
+  return duration
 
 
 class Laps(NamedTuple):
@@ -32,10 +44,10 @@ def alternate(
   second: Callable[[], object],
   repeats: int,
 ) -> tuple[float, float]:
-  """Median seconds of both, in turn, so that a busy machine slows both alike.
+  """Median seconds of two calls, made in turn: a busy machine slows both alike.
 
-  Warm them up before.
+  Warm both up before.
   """
   pairs = [(seconds(first), seconds(second)) for _ in range(repeats)]
-  ours, theirs = zip(*pairs)
-  return statistics.median(ours), statistics.median(theirs)
+  first_times, second_times = zip(*pairs)
+  return statistics.median(first_times), statistics.median(second_times)

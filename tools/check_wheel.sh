@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Builds the wheel, installs it into a fresh environment outside the checkout, and there
-# generates a video, trains the tiny presets on prepared data, and generates with what it
-# trained. Takes the folder of a demo for models and data, which it only reads:
+# Checks that the wheel works alone.
+#
 #   make lint && make demo DEMO_FLAGS=--smallest && tools/check_wheel.sh demo
+#
+# Builds the wheel, installs it into a fresh environment outside the checkout, and there
+# generates a video, trains the tiny presets on prepared data, and generates with the
+# trained model. Models and data come from the folder of a demo, which it only reads.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -12,15 +15,19 @@ trap 'rm -rf "$work"' EXIT
 export JAX_PLATFORMS=cpu
 unset PYTHONPATH
 
-# 1. Build it, from a source distribution, so that nothing of an older build gets in.
-"$root/.venv/bin/python" -m build --outdir "$work/dist" "$root" > "$work/build.log" 2>&1 ||
-  { tail -n 20 "$work/build.log"; exit 1; }
+# 1. Build it from a source distribution, so that nothing of an older build gets in.
+if ! "$root/.venv/bin/python" -m build --outdir "$work/dist" "$root" \
+  > "$work/build.log" 2>&1; then
+  tail -n 20 "$work/build.log"
+  exit 1
+fi
 
 # 2. Install it: the library alone.
 cd "$work"
 "$root/.venv/bin/python" -m venv env
 env/bin/python -m pip install --quiet --upgrade pip
-env/bin/python -m pip install --quiet --constraint "$root/requirements/dev.lock" dist/*.whl
+env/bin/python -m pip install --quiet --constraint "$root/requirements/dev.lock" \
+  dist/*.whl
 env/bin/python - << 'PYTHON'
 import importlib.util
 import pathlib
@@ -52,12 +59,13 @@ PYTHON
 }
 generate "$demo/model" given.mp4
 
-# 4. Train, each task with the model of the one before; configurations are copied.
+# 4. Train, each task with the model of the one before, from copied configurations.
 cp -r "$root/configs" "$demo/data" .
 model=
 for task in autoencoder embedder diffusion; do
-  env/bin/python -m dicetalk_jax.main --config="configs/$task.py:tiny" --workdir="$task" \
-    --notensorboard --config.model="$model" --config.data.dir=data --config.total_steps=4 \
+  env/bin/python -m dicetalk_jax.main --config="configs/$task.py:tiny" \
+    --workdir="$task" --notensorboard --config.model="$model" \
+    --config.data.dir=data --config.total_steps=4 \
     --config.optim.name=adam --config.optim.warmup=2
   model=$task/model
 done

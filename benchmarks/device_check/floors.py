@@ -17,13 +17,14 @@ class Rates(NamedTuple):
 H200 = Rates(790.0, 4300.0)  # measured, bfloat16
 
 
-def here(out: pathlib.Path) -> Rates | None:
-  """The rates that part `device` measured on this device; None where it has not run."""
+def measured_rates(out: pathlib.Path) -> Rates | None:
+  """The rates that part `device` measured on this device; None if it has not run."""
   record = report.read(out, 'device')
   reduced = record.get('origin', {}).get('reduced')
   if reduced is None or not report.is_done(record, report.origin(reduced)):
     return None
-  return Rates(record['result']['product_tflops'], record['result']['copy_gbytes'])
+  result = record['result']
+  return Rates(result['product_tflops'], result['copy_gbytes'])
 
 
 def floor_ms(tflop: float, rates: Rates) -> float:
@@ -31,16 +32,18 @@ def floor_ms(tflop: float, rates: Rates) -> float:
   return 1e3 * tflop / rates.tflops
 
 
-def against(tflop: float, laps: Laps, measured: Rates | None) -> dict[str, Any]:
+def compare_with_floors(
+  tflop: float, laps: Laps, measured: Rates | None
+) -> dict[str, Any]:
   """Times of a call, what it achieved, and the share of the floors in its median.
 
   Args:
     tflop: its arithmetic, in 1e12 operations.
     laps: its times in seconds.
-    measured: the rates of this device, where they are known.
+    measured: the rates of this device, if they are known.
   """
   median = 1e3 * laps.median
-  out = {
+  values = {
     'median_ms': median,
     'fastest_ms': 1e3 * laps.fastest,
     'slowest_ms': 1e3 * laps.slowest,
@@ -51,13 +54,14 @@ def against(tflop: float, laps: Laps, measured: Rates | None) -> dict[str, Any]:
   }
   if measured:
     floor = floor_ms(tflop, measured)
-    out |= {'floor_ms_here': floor, 'share_of_here': floor / median}
-  return out
+    values['floor_ms_here'] = floor
+    values['share_of_here'] = floor / median
+  return values
 
 
-def sentence(values: dict[str, Any]) -> str:
-  """One line of what `against` returned."""
-  said = f'{values["median_ms"]:.1f} ms, {values["achieved_tflops"]:.3g} TFLOP/s'
+def summary(values: dict[str, Any]) -> str:
+  """One line of what `compare_with_floors` returned."""
+  line = f'{values["median_ms"]:.1f} ms, {values["achieved_tflops"]:.3g} TFLOP/s'
   if 'share_of_here' in values:
-    said += f', {values["share_of_here"]:.0%} of what this device can do'
-  return said
+    line += f', {values["share_of_here"]:.0%} of what this device can do'
+  return line

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable
 import pathlib
-import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks.device_check import report, run_part
-from benchmarks.device_check.parts import Context, Unavailable
+from benchmarks.device_check import failures, report
+from benchmarks.device_check.failures import Unavailable
+from benchmarks.device_check.parts import Context, Result
+from benchmarks.timing import timed
 from convert.verify import comparison, registry
 from convert.verify.golden import Case
 
@@ -24,7 +25,6 @@ REDUCED = (
   'fullsize_seeded/pose_guider',
   'whisper/encoder',
 )
-LOWEST = 25.0  # dB: rounding to bfloat16 leaves about 50
 # Networks that compute in bfloat16 in generation or training.
 HALF = (
   'audio_proj',
@@ -41,84 +41,104 @@ HALF = (
   'full_pose_guider',
   'full_vae',
 )
+LOWEST_PSNR = 25.0  # dB: rounding to bfloat16 leaves about 50
+EQUAL_PSNR = 200.0  # dB, in place of infinity
+
+Entry = dict[str, Any]  # of one golden
 
 
-def run(context: Context) -> dict[str, Any]:
+def check_goldens(context: Context) -> Result:
   """One entry per golden, saved as soon as it is known."""
   if not FOLDER.is_dir():
     raise Unavailable(
       f'{FOLDER} is missing; run the check in a checkout of the project'
     )
-  places = [FOLDER / name for name in REDUCED] if context.reduced else [FOLDER]
-  paths = [path for place in places for path in registry.descriptions(place)]
+  folders = [FOLDER / name for name in REDUCED] if context.reduced else [FOLDER]
+  paths = [path for folder in folders for path in registry.descriptions(folder)]
   paths.sort(key=lambda path: path.stat().st_size)
-  entries: dict[str, dict[str, Any]] = {'float32': {}, 'bfloat16': {}}
+  entries: dict[str, dict[str, Entry]] = {'float32': {}, 'bfloat16': {}}
 
   for path in paths:
-    entries['float32'][name_of(path)] = attempt(path, None)
+    entries['float32'][golden_name(path)] = check_golden(path, None)
     context.save(entries)
   for path in paths:
     if registry.recognise(path) in HALF:
-      entries['bfloat16'][name_of(path)] = attempt(path, 'bfloat16')
+      entries['bfloat16'][golden_name(path)] = check_golden(path, 'bfloat16')
       context.save(entries)
 
   return entries | {'summary': verdict(entries)}
 
 
-def verdict(entries: dict[str, dict[str, dict[str, Any]]]) -> str:
+def verdict(entries: dict[str, dict[str, Entry]]) -> str:
   """One line for all goldens.
 
   Raises:
     ArithmeticError: one exceeds its limit, or ended in a traceback.
     Unavailable: none could be computed.
   """
-  every = {
-    f'{name} ({dtype})': entry
-    for dtype, group in entries.items()
-    for name, entry in group.items()
-  }
-  computed = {k: x for k, x in every.items() if 'error' not in x or 'traceback' in x}
-  lacking = [k for k in every if k not in computed]
+  # 1. Sort them
+  computed: dict[str, Entry] = {}
+  skipped: dict[str, Entry] = {}
+  for dtype, by_name in entries.items():
+    for name, entry in by_name.items():
+      # An error without traceback is a missing package or file.
+      is_skipped = 'error' in entry and 'traceback' not in entry
+      group = skipped if is_skipped else computed
+      group[f'{name} ({dtype})'] = entry
+
+  # 2. Refuse what is wrong
   wrong = [name for name, entry in computed.items() if not entry.get('passed')]
   if wrong:
     raise ArithmeticError(f'{len(wrong)} goldens fail: {", ".join(wrong)}')
   if not computed:
-    raise Unavailable(next(iter(every.values()))['error'])
-  ratios = [entry['psnr'] for entry in computed.values() if 'psnr' in entry]
-  said = f'{len(computed) - len(ratios)} goldens within their limits in float32'
-  if ratios:
-    said += f'; bfloat16: lowest PSNR {min(ratios):.1f} dB of {len(ratios)}'
-  if lacking:
-    said += f'; not computed: {", ".join(lacking)}'
-  return said
+    raise Unavailable(next(iter(skipped.values()))['error'])
+
+  # 3. Sum up the rest
+  psnrs = [entry['psnr'] for entry in computed.values() if 'psnr' in entry]
+  line = f'{len(computed) - len(psnrs)} goldens within their limits in float32'
+  if psnrs:
+    line += f'; bfloat16: lowest PSNR {min(psnrs):.1f} dB of {len(psnrs)}'
+  if skipped:
+    line += f'; not computed: {", ".join(skipped)}'
+  return line
 
 
-def name_of(path: pathlib.Path) -> str:
+def golden_name(path: pathlib.Path) -> str:
   """Such as 'vae' or 'fullsize_seeded/rife'."""
-  named = path.relative_to(FOLDER)
-  return str(named.parent if named.name == 'config.json' else named.with_suffix(''))
+  relative = path.relative_to(FOLDER)
+  if relative.name == 'config.json':
+    return str(relative.parent)
+  return str(relative.with_suffix(''))
 
 
-def attempt(path: pathlib.Path, dtype: str | None) -> dict[str, Any]:
+def check_golden(path: pathlib.Path, dtype: str | None) -> Entry:
   """The entry of one golden: its errors, or why it could not be computed."""
-  start = time.perf_counter()
+
+  def check() -> Entry:
+    try:
+      name, golden = registry.load(path, dtype)
+      cases = comparison.run_cases(name, golden)
+      return bfloat16_entry(cases) if dtype else float32_entry(name, cases)
+    except Exception as error:
+      return failures.describe(error)
+
   # For every thread, unlike the context of the same name. Float32 must not become TF32.
   jax.config.update('jax_default_matmul_precision', None if dtype else 'highest')
-  try:
-    name, golden = registry.load(path, dtype)
-    cases = comparison.run_cases(name, golden)
-    entry = signal(cases) if dtype else errors(name, cases)
-  except Exception as error:
-    entry = run_part.described(error)
-  return entry | {'seconds': time.perf_counter() - start}
+  entry, seconds = timed(check)
+  return entry | {'seconds': seconds}
 
 
-def errors(name: str, cases: Iterable[Case]) -> dict[str, Any]:
+def float32_entry(name: str, cases: Iterable[Case]) -> Entry:
   """The case that comes closest to its limit, or exceeds it most."""
   results = [
-    comparison.compare(name, c.name, c.actual, c.expected, c.limit) for c in cases
+    comparison.compare(name, case.name, case.actual, expected_of(case), case.limit)
+    for case in cases
   ]
-  worst = max(results, key=lambda r: (not r.passed, r.relative / (r.limit or 1)))
+
+  def badness(result: comparison.Result) -> tuple[bool, float]:
+    return not result.passed, result.relative / (result.limit or 1)
+
+  worst = max(results, key=badness)
   return {
     'cases': len(results),
     'passed': all(result.passed for result in results),
@@ -128,21 +148,36 @@ def errors(name: str, cases: Iterable[Case]) -> dict[str, Any]:
   }
 
 
-def signal(cases: Iterable[Case]) -> dict[str, Any]:
+def bfloat16_entry(cases: Iterable[Case]) -> Entry:
   """The case with the lowest PSNR, of those that need not be exact."""
-  ratios = {case.name: psnr(case.actual, case.expected) for case in cases if case.limit}
-  worst = min(ratios, key=lambda name: (ratios[name] == ratios[name], ratios[name]))
-  return {
-    'cases': len(ratios),
-    'passed': ratios[worst] >= LOWEST,  # False for NaN
-    'worst_case': worst,
-    'psnr': ratios[worst],
+  psnrs = {
+    case.name: psnr(case.actual, expected_of(case)) for case in cases if case.limit
   }
+
+  def goodness(name: str) -> tuple[bool, float]:
+    return not np.isnan(psnrs[name]), psnrs[name]  # NaN is the worst
+
+  worst = min(psnrs, key=goodness)
+  return {
+    'cases': len(psnrs),
+    'passed': psnrs[worst] >= LOWEST_PSNR,  # False for NaN
+    'worst_case': worst,
+    'psnr': psnrs[worst],
+  }
+
+
+def expected_of(case: Case) -> np.ndarray:
+  """The reference output, which `comparison.run_cases` always sets."""
+  assert case.expected is not None, case.name
+  return case.expected
 
 
 def psnr(actual: np.ndarray, expected: np.ndarray) -> float:
   """In dB; the peak is the range of the reference, or the size of a single number."""
-  actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-  error = np.sqrt(np.mean(np.square(actual - expected)))
+  expected = np.asarray(expected, np.float64)
+  difference = np.asarray(actual, np.float64) - expected
+  error = np.sqrt(np.mean(np.square(difference)))
+  if error == 0:
+    return EQUAL_PSNR
   peak = np.ptp(expected) or np.abs(expected).max() or 1.0
-  return float(20 * np.log10(peak / error)) if error else 200.0
+  return float(20 * np.log10(peak / error))

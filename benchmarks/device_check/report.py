@@ -1,4 +1,4 @@
-"""Results of the device check: one JSON file per part, and the table of all of them."""
+"""Results of the device check: one JSON file per part, and a table of them."""
 
 from collections.abc import Iterable
 import functools
@@ -15,25 +15,31 @@ ROOT = pathlib.Path(__file__).parents[2]
 SOURCES = ('benchmarks', 'configs', 'convert', 'data_pipelines', 'dicetalk_jax')
 
 # Values of `status`
-RUNNING, OK, FAILED, UNAVAILABLE = 'running', 'ok', 'failed', 'not run'
+RUNNING = 'running'
+OK = 'ok'
+FAILED = 'failed'
+UNAVAILABLE = 'not run'
+
+Record = dict[str, Any]
 
 
-def path(out: pathlib.Path, part: str) -> pathlib.Path:
+def record_path(out: pathlib.Path, part: str) -> pathlib.Path:
+  """The file of a part in the folder of results."""
   return out / f'{part}.json'
 
 
-def read(out: pathlib.Path, part: str) -> dict[str, Any]:
-  """The record of a part; empty where there is none, or a damaged one."""
+def read(out: pathlib.Path, part: str) -> Record:
+  """The record of a part; empty if it is missing or damaged."""
   try:
-    return json.loads(path(out, part).read_text())
+    return json.loads(record_path(out, part).read_text())
   except (OSError, ValueError):
     return {}
 
 
-def write(out: pathlib.Path, part: str, record: dict[str, Any]) -> None:
+def write(out: pathlib.Path, part: str, record: Record) -> None:
   """Writes or replaces the record of a part, atomically."""
   out.mkdir(parents=True, exist_ok=True)
-  target = path(out, part)
+  target = record_path(out, part)
   temporary = target.with_suffix('.tmp')
   temporary.write_text(json.dumps(_plain(record), indent=2, allow_nan=False) + '\n')
   temporary.replace(target)
@@ -48,12 +54,14 @@ def _plain(value: Any) -> Any:
   if value is None or isinstance(value, (bool, int, str)):
     return value
   number = float(value)
-  return float(f'{number:.6g}') if math.isfinite(number) else str(number)
+  if not math.isfinite(number):
+    return str(number)
+  return float(f'{number:.6g}')
 
 
 @functools.cache
-def code() -> dict[str, str]:
-  """The git revision where it is known, and a digest of the sources as they are."""
+def code_version() -> dict[str, str]:
+  """The git revision if it is known, and a digest of the sources as they are."""
   command = ['git', '-C', str(ROOT), 'rev-parse', '--short', 'HEAD']
   try:
     git = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -70,7 +78,7 @@ def code() -> dict[str, str]:
 def origin(reduced: bool) -> dict[str, Any]:
   """Everything that a result depends on: code, device, version of JAX, sizes."""
   device = jax.devices()[0]
-  return code() | {
+  return code_version() | {
     'device': device.device_kind,
     'devices': jax.device_count(),
     'jax': jax.__version__,
@@ -78,7 +86,7 @@ def origin(reduced: bool) -> dict[str, Any]:
   }
 
 
-def is_done(record: dict[str, Any], wanted: dict[str, Any]) -> bool:
+def is_done(record: Record, wanted: dict[str, Any]) -> bool:
   """Whether a record is a result of that origin."""
   return record.get('status') == OK and record.get('origin') == wanted
 
@@ -88,7 +96,9 @@ def table(out: pathlib.Path, parts: Iterable[str]) -> str:
   lines = [f'{"part":8} {"status":8} {"seconds":>8}  result']
   for part in parts:
     record = read(out, part)
-    status, seconds = record.get('status', 'absent'), record.get('seconds', 0)
-    said = record.get('error') or record.get('result', {}).get('summary', '')
-    lines.append(f'{part:8} {status:8} {seconds:8.1f}  {said}')
+    status = record.get('status', 'absent')
+    seconds = record.get('seconds', 0)
+    summary = record.get('result', {}).get('summary', '')
+    text = record.get('error') or summary
+    lines.append(f'{part:8} {status:8} {seconds:8.1f}  {text}')
   return '\n'.join(lines)

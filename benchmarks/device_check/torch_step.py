@@ -1,15 +1,18 @@
 """Part `torch`: the denoising step in PyTorch, in turn with ours."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from benchmarks import arithmetic, denoising_step
-from benchmarks.denoising_step import make_step
+from benchmarks.denoising_step import Sizes, Step, make_step
 from benchmarks.device_check import floors
-from benchmarks.device_check.measure import GIB, compiled
+from benchmarks.device_check.failures import Unavailable
+from benchmarks.device_check.measure import GIB, compile_program
 from benchmarks.device_check.networks import REDUCED, fill_for
-from benchmarks.device_check.parts import Context, Unavailable
+from benchmarks.device_check.parts import Context, Result
 from benchmarks.timing import Laps, alternate, seconds
 
 COMPARED = (
@@ -21,82 +24,112 @@ COMPARED = (
 LIMITS = {'float32': 1e-3, 'bfloat16': 0.1, 'float16': 0.1}
 
 
-def run(context: Context) -> dict[str, Any]:
+class OurStep(NamedTuple):
+  """The step in JAX: compiled, with its arithmetic and its output.
+
+  Attributes:
+    sizes: of the step.
+    step: parameters and inputs, which PyTorch gets too.
+    call: evaluates it once, and waits for the result.
+    tflop: its arithmetic in 1e12 operations.
+    output: `[rows, frames, side, side, channels]` in float32.
+  """
+
+  sizes: Sizes
+  step: Step
+  call: Callable[[], jax.Array]
+  tflop: float
+  output: np.ndarray
+
+
+def compare_with_torch(context: Context) -> Result:
   """The ratio of median times, PyTorch over JAX, for each type of numbers."""
   import diffusers
   import torch
 
   if not context.reduced and not torch.cuda.is_available():
     raise Unavailable(f'PyTorch {torch.__version__} finds no CUDA device here')
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
   torch.backends.cudnn.benchmark = True
-  sizes = REDUCED if context.reduced else denoising_step.FULL
-  names = ('float32',) if context.reduced else ('bfloat16', 'float16')
 
-  step = make_step(sizes, fill_for(context))
-  tflop = arithmetic.tflop(step.call, step.params, *step.inputs)
-  program = compiled(step.call, step.params, *step.inputs)
-
-  def ours():
-    return program.call(step.params, *step.inputs).block_until_ready()
-
-  expected = np.asarray(ours(), np.float32)
-  facts = {
+  ours = our_step(context)
+  facts: Result = {
     'compared': COMPARED,
     'torch': torch.__version__,
     'diffusers': diffusers.__version__,
-    'jax_dtype': step.params['conv_in.kernel'].dtype.name,
+    'jax_dtype': ours.step.params['conv_in.kernel'].dtype.name,
   }
-  for name in names:
-    facts[name] = against_torch(
-      context, sizes.config, step, ours, tflop, expected, device, name
-    )
+  dtypes = ('float32',) if context.reduced else ('bfloat16', 'float16')
+  for dtype in dtypes:
+    facts[dtype] = compare_dtype(context, ours, dtype)
     context.save(facts)
-  ratios = ', '.join(f'{name} {facts[name]["ratio"]:.2f}' for name in names)
-  wrong = [name for name in names if not facts[name]['relative_error'] <= LIMITS[name]]
+
+  wrong = [
+    dtype
+    for dtype in dtypes
+    if not facts[dtype]['relative_error'] <= LIMITS[dtype]  # NaN is wrong too
+  ]
   if wrong:
     raise ArithmeticError(
       f'the outputs of JAX and PyTorch differ in {", ".join(wrong)}'
     )
+  ratios = ', '.join(f'{dtype} {facts[dtype]["ratio"]:.2f}' for dtype in dtypes)
   return facts | {'summary': f'PyTorch takes this many times as long: {ratios}'}
 
 
-def against_torch(
-  context, config, step, ours, tflop, expected, device, name
-) -> dict[str, Any]:
-  """Both steps in turn, with PyTorch in type `name`."""
+def our_step(context: Context) -> OurStep:
+  """Compiles the step, and evaluates it once."""
+  sizes = REDUCED if context.reduced else denoising_step.FULL
+  step = make_step(sizes, fill_for(context))
+  tflop = arithmetic.tflop(step.call, step.params, *step.inputs)
+  program = compile_program(step.call, step.params, *step.inputs)
+
+  def call():
+    return program.call(step.params, *step.inputs).block_until_ready()
+
+  return OurStep(sizes, step, call, tflop, np.asarray(call(), np.float32))
+
+
+def compare_dtype(context: Context, ours: OurStep, dtype: str) -> Result:
+  """Both steps in turn, with PyTorch in type `dtype`."""
   import torch
   from torch.utils.flop_counter import FlopCounterMode
 
   from benchmarks.device_check.torch_twin import Twin
 
-  twin = Twin(config, step, device, getattr(torch, name))
-  wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
+  on_cuda = torch.cuda.is_available()
+  device = 'cuda' if on_cuda else 'cpu'
+  twin = Twin(ours.sizes.config, ours.step, device, getattr(torch, dtype))
 
-  def theirs():
-    twin()
-    wait()
-
-  error = twin.prediction() - expected
+  # 1. Compare the outputs, count the arithmetic
+  error = twin.prediction() - ours.output
   with FlopCounterMode(display=False) as counter:
     twin()
-  first = seconds(theirs)
+  torch_tflop = counter.get_total_flops() / 1e12
+
+  # 2. Measure
+  def torch_call():
+    twin()
+    if on_cuda:
+      torch.cuda.synchronize()
+
+  warm_up = seconds(torch_call)
   repeats = 5 if context.reduced else 15
-  jax_seconds, torch_seconds = alternate(ours, theirs, repeats)
-  measured = floors.here(context.out)
-  both = {
-    key: floors.against(count, Laps(median, median, median), measured)
-    for key, count, median in (
-      ('jax', tflop, jax_seconds),
-      ('torch', counter.get_total_flops() / 1e12, torch_seconds),
-    )
-  }
-  facts = both | {
+  jax_seconds, torch_seconds = alternate(ours.call, torch_call, repeats)
+
+  # 3. Describe
+  rates = floors.measured_rates(context.out)
+
+  def times(tflop: float, median: float) -> Result:
+    return floors.compare_with_floors(tflop, Laps(median, median, median), rates)
+
+  facts: Result = {
+    'jax': times(ours.tflop, jax_seconds),
+    'torch': times(torch_tflop, torch_seconds),
     'ratio': torch_seconds / jax_seconds,
     'repeats': repeats,
-    'torch_warm_up_seconds': first,
-    'relative_error': float(np.sqrt(np.mean(error**2)) / expected.std()),
+    'torch_warm_up_seconds': warm_up,
+    'relative_error': float(np.sqrt(np.mean(error**2)) / ours.output.std()),
   }
-  if device == 'cuda':
+  if on_cuda:
     facts['torch_peak_gib'] = torch.cuda.max_memory_allocated() / GIB
   return facts

@@ -58,16 +58,12 @@ def test_functions_of_fewer_than_eight_lines_do_not_count():
 
 def test_the_table_has_a_row_for_each_measure_and_a_column_for_each_code_base():
   lines = density.table(density.measure([SNIPPET])).splitlines()
-  names, rows = lines[: lines.index('')], lines[lines.index('') + 2 :]
-  assert len(names) == len(density.OTHERS) + 1
-  assert len(rows) == len(density.Density._fields)
-  assert rows[0].split()[-len(names) :] == [
-    '5.4',
-    '7.6',
-    '7.8',
-    '5.7',
-    '6.0',
-    '6.2',
-    '10.9',
-    '6.8',
-  ]
+  end = lines.index('')
+  head = lines[0].split()
+  rows = lines[1:end]
+  assert head == ['here', *density.OTHERS]
+  assert len(rows) == len(density.Density._fields) == len(density.ROWS)
+  cells = rows[0].split()[-len(head) :]
+  assert cells == ['5.4', '7.6', '7.8', '5.7', '6.0', '6.2', '10.9', '6.8']
+  for line, (name, other) in zip(lines[end + 2 :], density.OTHERS.items(), strict=True):
+    assert line.split(maxsplit=1) == [name, other.source]
