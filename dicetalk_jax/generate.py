@@ -35,7 +35,6 @@ usage: python -m dicetalk_jax.generate --model=DIR --image=FILE --audio=FILE --e
   --steps               denoising steps (default: the model's, 25 as published); fewer are faster and rougher
   --guidance_image      how closely to follow the portrait (default: the model's, 3 as published)
   --guidance_condition  how closely to follow speech and emotion (default: the model's, 6 as published)
-  --strict_order        work in the published program's order, with all that it does twice: slow, to compare results
   --no-interpolate      leave the frame rate as it is, 12.5 per second as published; else it is doubled, if the model
                         has a flownet (--interpolate insists on it)
 """
@@ -52,7 +51,6 @@ def _flags(argv: list[str]) -> argparse.Namespace:
   parser.add_argument('--steps', type=int)
   parser.add_argument('--guidance_image', type=float)
   parser.add_argument('--guidance_condition', type=float)
-  parser.add_argument('--strict_order', action='store_true')
   parser.add_argument('--interpolate', action=argparse.BooleanOptionalAction)
   return parser.parse_args(argv)
 
@@ -93,9 +91,8 @@ def main(argv: list[str]) -> None:
   dtype = None if jax.default_backend() == 'cpu' else jnp.bfloat16
   pipe = Pipeline.load(
     flags.model,
-    None if flags.strict_order else _mesh(),
+    _mesh(),
     dtype,
-    strict_order=flags.strict_order,
     progress=progress,
     **sampling,
   )

@@ -24,7 +24,7 @@ import numpy as np
 
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.component import Component
-from dicetalk_jax.diffusion import sampler, strict
+from dicetalk_jax.diffusion import sampler
 from dicetalk_jax.diffusion.face_mask import mask_pyramid
 from dicetalk_jax.diffusion.sampler import Conditions, SamplerConfig, draw_noise
 from dicetalk_jax.errors import ConfigError, InputError, WeightsError
@@ -152,16 +152,11 @@ class Pipeline:
     settings: Settings,
     mesh: Mesh | None = None,
     dtype: jax.typing.DTypeLike | None = None,
-    *,
-    strict_order: bool = False,
   ):
-    self.folder, self.networks, self.settings, self.mesh = (
-      folder,
-      networks,
-      settings,
-      mesh,
-    )
-    self._strict = strict_order
+    self.folder = folder
+    self.networks = networks
+    self.settings = settings
+    self.mesh = mesh
     vae, scale = networks['vae'], settings.sampler.scaling_factor
     decoder = dataclasses.replace(
       vae,
@@ -214,13 +209,9 @@ class Pipeline:
       NamedSharding(mesh, PartitionSpec()) if mesh else jax.local_devices()[0]
     )
     self._draw = jax.jit(draw_noise, static_argnums=2)
-    make = (
-      strict.make_sampler
-      if strict_order
-      else functools.partial(sampler.make_sampler, mesh=mesh)
-    )
     self._sample = functools.partial(
-      make(networks['unet'].graphdef, settings.sampler), networks['unet'].params
+      sampler.make_sampler(networks['unet'].graphdef, settings.sampler, mesh),
+      networks['unet'].params,
     )
 
   @classmethod
@@ -230,7 +221,6 @@ class Pipeline:
     mesh: Mesh | None = None,
     dtype: jax.typing.DTypeLike | None = None,
     *,
-    strict_order: bool = False,
     progress: Progress = _silent,
     **sampling,
   ) -> 'Pipeline':
@@ -244,23 +234,14 @@ class Pipeline:
         bfloat16 on accelerators; None for float32. Speech, emotion and interpolation
         are always computed in float32, and as DICE-Talk has it the portrait's encoding
         (`Settings.upcast_vae`).
-      strict_order: work as the published program does, with everything that it repeats
-        or throws away: one window after the other, tokens projected in every call, the
-        face guided in every frame, all padding frames decoded. For comparison: the
-        result is the same up to rounding. Without a mesh only.
       progress: called after every component.
       **sampling: changes to the folder's `SamplerConfig`.
 
     Raises:
-      ConfigError: `strict_order` with a mesh, the folder is of an unknown kind, or the
-        sampler cannot work as asked.
+      ConfigError: the folder is of an unknown kind, or the sampler cannot work as
+        asked.
       WeightsError: a component is missing or damaged.
     """
-    if strict_order and mesh:
-      raise ConfigError(
-        'the published order of work runs on one device; leave out the mesh, or '
-        'strict_order'
-      )
     wanted = Settings.of(folder).components
     known = bundle.require(folder, *wanted)
     halved = {
@@ -274,7 +255,7 @@ class Pipeline:
       networks[name] = Component.load(folder, name, mesh, **halved.get(name, {}))
     progress('loading', len(names), len(names))
     settings = Settings.of(folder, networks['vae'].config.scaling_factor, **sampling)
-    return cls(folder, networks, settings, mesh, dtype, strict_order=strict_order)
+    return cls(folder, networks, settings, mesh, dtype)
 
   def prior(self, emotion: str) -> np.ndarray:
     """Mean of an emotion of the model folder; raises WeightsError with the names it
@@ -345,7 +326,7 @@ class Pipeline:
         emotion_tokens=emotion_tokens,
         null_emotion=null_emotion,
         masks=masks,
-        spatial=self._spatial(portrait.mask, length),
+        spatial=self._guide(portrait.mask[None]) if self._guide else None,
         added_time_ids=self._time_ids(states, wave, length, image_token),
       ), length
 
@@ -412,9 +393,11 @@ class Pipeline:
       `[2 length - 1, H, W, 3]`.
     """
     chunk = self.settings.decode_chunk
-    wanted = min(len(latents), length + self.settings.sampler.padding_frames)
-    if not self._strict:
-      wanted = min(wanted, -(-length // chunk) * chunk)
+    wanted = min(
+      len(latents),
+      length + self.settings.sampler.padding_frames,
+      -(-length // chunk) * chunk,
+    )
     whole = wanted - wanted % chunk
     group = chunk * (parallel.batch_devices(self.mesh) if self.mesh else 1)
     parts = [(i, min(i + group, whole), group) for i in range(0, whole, group)]
@@ -518,17 +501,6 @@ class Pipeline:
         [self._encode(frame[None] / np.float32(127.5) - 1) for frame in frames]
       )
     return self.decode(latents * self.settings.sampler.scaling_factor, len(frames))
-
-  def _spatial(self, mask: np.ndarray, length: int) -> jax.Array | None:
-    """Features of the face mask `[H, W]`: `[1, h, w, C]`, or in the published order
-    `[1, T, h, w, C]` of equal ones.
-    """
-    if self._guide is None:
-      return None
-    if not self._strict:
-      return self._guide(mask[None])
-    total = length + self.settings.sampler.padding_frames
-    return self._guide(np.broadcast_to(mask, (total, *mask.shape)))[None]
 
   def _audio_windows(
     self, states: np.ndarray, wave: np.ndarray, length: int, clip: int = audio.CLIP

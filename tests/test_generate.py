@@ -84,7 +84,6 @@ def test_writes_a_video_with_sound(inputs, tmp_path, monkeypatch, capsys):
       ],
     ),
     ({'no-interpolate': True}, ['10 frames at 12.5 per second']),
-    ({'no-interpolate': True, 'strict_order': True}, ['10 frames at 12.5 per second']),
   ],
 )
 def test_without_interpolation(inputs, tmp_path, monkeypatch, capsys, flags, lines):

@@ -11,10 +11,11 @@ import pytest
 
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.component import Component
-from dicetalk_jax.errors import ConfigError, InputError, WeightsError
+from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.models import parameters, registry, rife
 from dicetalk_jax.pipeline import Pipeline, Settings
 from tests import tiny
+from tests.diffusion import reference_sampler
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -167,41 +168,36 @@ def test_interpolates(pipe, folder, video):
   ).shape == (1, 20, 16, 3)
 
 
-def test_the_published_order_of_work_agrees(pipe, folder):
-  """What the default leaves out changes nothing but the last bits.
+def test_the_order_of_the_reference_implementation_agrees(pipe):
+  """What the pipeline leaves out changes nothing but the last bits.
 
-  All 14 frames are decoded.
+  The reference implementation guides the face in every frame, samples one window after
+  the other, and decodes all padding frames.
   """
-  plain, calls = Pipeline.load(folder, strict_order=True), []
-  given = tiny.portrait(), tiny.speech(), pipe.prior('happy'), tiny.FACE_BOX
-  (ours, length), (published, _) = pipe.conditions(*given), plain.conditions(*given)
-  assert published.spatial.shape == (1, 14, 10, 8, 8) and ours.spatial.shape == (
-    1,
-    10,
-    8,
-    8,
+  conditions, length = pipe.conditions(
+    tiny.portrait(), tiny.speech(), pipe.prior('happy'), tiny.FACE_BOX
   )
-  noise = np.float32(
-    np.random.default_rng(0).normal(size=(1, 20, 10, 8, 4))
-  )  # a bucket of 16 frames
-  latents = [
-    np.asarray(p.denoise(noise, c, [length]))[:, :14]
-    for p, c in ((pipe, ours), (plain, published))
-  ]
-  rounding = np.spacing(
-    700 * np.abs(noise).max()
-  )  # of the latents at the first noise level
-  np.testing.assert_allclose(*latents, atol=rounding)
+  total = length + pipe.settings.sampler.padding_frames
+  assert conditions.spatial.shape == (1, 10, 8, 8) and total == 14
+  bucket = (1, 20, 10, 8, 4)  # of 16 frames, and the padding
+  noise = np.float32(np.random.default_rng(0).normal(size=bucket))
+  ours = np.asarray(pipe.denoise(noise, conditions, [length]))[:, :total]
 
-  def decode(p, *watch):
-    return p.decode(latents[0][0], length, *watch, rounded=False)
+  unet = pipe.networks['unet']
+  sample = reference_sampler.make_sampler(unet.graphdef, pipe.settings.sampler)
+  every_frame = np.broadcast_to(
+    conditions.spatial, (1, total, *conditions.spatial.shape[1:])
+  )
+  expected = sample(
+    unet.params, noise, conditions.replace(spatial=every_frame), [length]
+  )[:, :total]
+  rounding = np.spacing(700 * np.abs(noise).max())  # at the first noise level
+  np.testing.assert_allclose(ours, expected, atol=rounding)
 
+  all_frames = pipe.decode(ours[0], total, rounded=False)
   np.testing.assert_array_equal(
-    decode(plain, lambda *call: calls.append(call)), decode(pipe)
+    pipe.decode(ours[0], length, rounded=False), all_frames[:length]
   )
-  assert calls[-1] == ('decoding', 5, 5)
-  with pytest.raises(ConfigError, match='one device'):
-    Pipeline.load(folder, parallel.make_mesh(data=-1, fsdp=1), strict_order=True)
 
 
 def test_reconstructs(pipe):
