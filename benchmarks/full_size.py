@@ -111,7 +111,7 @@ def sample(args: argparse.Namespace, folder: pathlib.Path) -> None:
     flush=True,
   )
   image, wave = load_image(args.image), load_audio(args.audio)[: int(seconds * RATE)]
-  conditions, length = pipe.conditions(image, wave, pipe.prior('happy'))
+  conditions, length = pipe.conditions(pipe.job(image, wave, 'happy'))
   jax.block_until_ready(conditions)
   clock.lap('conditions (compiles)')
   latents = pipe.sample(conditions, [length], jax.random.key(0)[None], clock.progress)

@@ -26,8 +26,10 @@ from dicetalk_jax.component import Component
 from dicetalk_jax.diffusion import edm, schedule
 from dicetalk_jax.diffusion.face_mask import mask_pyramid
 from dicetalk_jax.diffusion.sampler import Conditions, SamplerConfig, make_sampler
+from dicetalk_jax.job import Job
 from dicetalk_jax.media import audio, image
-from dicetalk_jax.pipeline import Pipeline, Settings
+from dicetalk_jax.pipeline import Pipeline
+from dicetalk_jax.settings import Settings
 
 SIGMAS = 1e-6
 HALF = 2.0**-9  # numbers of up to four deviations, rounded to float16
@@ -334,7 +336,8 @@ def end_to_end(golden: Golden) -> Iterator[Case]:
   )
 
   wave = inputs['wav_int16'] / np.float32(32768)
-  conditions, count = pipe.conditions(picture, wave, inputs['emotion_mu'], box)
+  job = Job(picture, wave, box, prior=inputs['emotion_mu'])
+  conditions, count = pipe.conditions(job)
   yield Case('audio_tokens', np.asarray(conditions.audio_tokens[0, :count]), LIMIT)
   yield Case('uncond_audio_tokens', np.asarray(conditions.null_audio), LIMIT)
   yield Case('emo_tokens', np.asarray(conditions.emotion_tokens[0]), LIMIT)
