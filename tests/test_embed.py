@@ -1,6 +1,7 @@
 """The prior of one clip, and those of a data set, from the command line."""
 
 import dataclasses
+import itertools
 import pathlib
 import shutil
 import sys
@@ -11,7 +12,7 @@ import pytest
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from data_pipelines.synthetic.clip import make_clip
-from dicetalk_jax import bundle, cli, dataset_priors, embed, published_priors
+from dicetalk_jax import bundle, dataset_priors, embed, published_priors
 from dicetalk_jax.component import Component
 from dicetalk_jax.data import face_crops, feature_extraction
 from dicetalk_jax.data.clip_record import UNKNOWN
@@ -80,7 +81,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def seeing(tmp_path):
-  """The model folder of an embedder that reads pictures."""
+  """The model folder of an embedder that reads images."""
   return save_model(
     tmp_path / 'seeing',
     EMBEDDER | dict(visual='crops', crop_size=8, crop_channels=(4,)),
@@ -89,7 +90,7 @@ def seeing(tmp_path):
 
 @pytest.fixture(scope='module')
 def portrait(tmp_path_factory):
-  """A rendered person who speaks, as a video with sound and one without."""
+  """A rendered person who speaks, as a video with audio and one without."""
   folder = tmp_path_factory.mktemp('portrait')
   person = make_clip(1, 'happy', 3, 0, size=128, max_seconds=0.4)
   write_video(folder / 'clip.mp4', person.frames, 25, person.audio)
@@ -104,7 +105,7 @@ def call(monkeypatch, module, **flags):
   monkeypatch.setattr(
     sys, 'argv', [module.__name__, *(spelled(*flag) for flag in flags.items())]
   )
-  cli.run(module.main, module.USAGE)
+  module.run()
 
 
 @pytest.fixture
@@ -127,7 +128,9 @@ def refuses(monkeypatch, capsys):
       call(monkeypatch, module, **flags)
     err = capsys.readouterr().err
     assert stop.value.code == 2
-    assert err.startswith('error: ') and err.count('\n') == 1 and sentence in err, err
+    assert err.startswith('error: ')
+    assert err.count('\n') == 1
+    assert sentence in err
 
   return refuses
 
@@ -172,7 +175,7 @@ def test_both_modalities_into_model_folder_and_file(model, clip, run, tmp_path):
 def test_any_modality(model, clip, run, flags, parts):
   out = run(embed, model=model, **{name: clip / file for name, file in flags.items()})
   assert f' of {parts}: ' in out and 'nearest emotions: ' in out
-  assert ('only the sound of' in out) == (list(flags) == ['video'])
+  assert ('only the audio of' in out) == (list(flags) == ['video'])
   assert bundle.emotions(model) == sorted(tiny.EMOTIONS)
 
 
@@ -187,11 +190,9 @@ def test_a_prior_from_a_plain_video(seeing, portrait, run, tmp_path):
     save='me',
   )
   assert f'the face is seen from 0.00 s to {frames / 25:.2f} s' in out
-  assert (
-    f'prior of {frames / 25:.1f} s of pictures and speech' in out
-    and '--emotion=me' in out
-  )
-  assert ' s of pictures: ' in run(
+  assert f'prior of {frames / 25:.1f} s of images and speech' in out
+  assert '--emotion=me' in out
+  assert ' s of images: ' in run(
     embed, model=seeing, video=folder / 'mute.mp4', output=tmp_path / 'mute.npy'
   )
   assert ' s of speech: ' in run(
@@ -201,25 +202,23 @@ def test_a_prior_from_a_plain_video(seeing, portrait, run, tmp_path):
     np.array(published_priors.read(tmp_path / f'{name}.npy')[0])
     for name in ('both', 'mute', 'heard')
   )
-  assert (
-    min(np.abs(a - b).max() for a, b in ((both, mute), (both, heard), (mute, heard)))
-    > 1e-3
-  )
+  for a, b in itertools.combinations((both, mute, heard), 2):
+    assert np.abs(a - b).max() > 1e-3
   faces = np.stack(
     [
-      face_crops.crop_square(picture, 128 * box, 8)
-      for picture, box in zip(person.frames, person.bbox)
+      face_crops.crop_square(frame, 128 * box, 8)
+      for frame, box in zip(person.frames, person.bbox)
     ]
   )
   seen, _ = face_crops.of_video(folder / 'mute.mp4', 8)
-  assert np.corrcoef(faces.ravel(), seen.ravel())[0, 1] > 0.9  # whole pictures: 0.6
+  assert np.corrcoef(faces.ravel(), seen.ravel())[0, 1] > 0.9  # whole frames: 0.6
   want = feature_extraction.gaussian(
     Component.load(seeing, 'embedder'), seen, np.zeros((0, 2, 8), np.float32)
   )
   np.testing.assert_allclose(mute, want, rtol=1e-3, atol=1e-4)
 
 
-def test_videos_and_files_that_an_embedder_of_pictures_cannot_read(
+def test_videos_and_files_that_an_embedder_of_images_cannot_read(
   seeing, clip, refuses, tmp_path
 ):
   refuses('no face was found in', embed, model=seeing, video=clip / 'clip.mp4')
@@ -242,19 +241,19 @@ def test_videos_and_files_that_an_embedder_of_pictures_cannot_read(
     (
       'video',
       dict(audio='speech.wav'),
-      'on expressions alone and hears nothing; give --expression',
+      'on expressions alone and reads no audio; give --expression',
       'expressions',
     ),
     (
       'video',
       dict(video='clip.mp4'),
-      'on expressions alone and hears nothing; give --expression',
+      'on expressions alone and reads no audio; give --expression',
       'expressions',
     ),
     (
       'audio',
       dict(expression='expression.npy'),
-      'on speech alone and sees nothing; give --audio',
+      'on speech alone and reads nothing else; give --audio',
       'speech',
     ),
   ],
@@ -280,14 +279,14 @@ def test_embedders_of_one_modality(
   assert f' s of {parts}: ' in out
 
 
-def test_an_embedder_of_pictures_alone(clip, refuses, tmp_path):
+def test_an_embedder_of_images_alone(clip, refuses, tmp_path):
   model = save_model(
     tmp_path / 'model',
     EMBEDDER
     | dict(visual='crops', crop_size=8, crop_channels=(4,), modalities='video'),
   )
   refuses(
-    'trained on pictures alone and hears nothing; give a --video',
+    'trained on images alone and reads no audio; give a --video',
     embed,
     model=model,
     audio=clip / 'speech.wav',
@@ -312,7 +311,7 @@ def test_columns_and_rate_of_expressions(model, run, tmp_path):
   )
 
 
-def test_nearest_is_told_without_what_all_emotions_share():
+def test_nearest_leaves_out_what_all_emotions_share():
   rng = np.random.default_rng(1)
   shared = 100 * rng.normal(size=8)
   means = {name: shared + rng.normal(size=8) for name in ('happy', 'sad', 'fear')}
@@ -392,7 +391,7 @@ def array(values):
     (array(np.full((FRAMES, 64), 'a')), 'cannot be read as numbers'),
     (
       array(np.zeros((FRAMES * 6 // 5, 64))),
-      'the expressions last 0.96 s at their rate, the sound 0.80 s',
+      'the expressions last 0.96 s at their rate, the audio 0.80 s',
     ),
   ],
 )
@@ -412,22 +411,22 @@ def test_bad_flags(model, clip, refuses, tmp_path):
   good = dict(model=model, audio=clip / 'speech.wav')
   refuses('--model', embed, audio=clip / 'speech.wav')
   refuses('there is nothing to embed', embed, model=model)
-  refuses('--audio and --video are both sound', embed, **good, video=clip / 'clip.mp4')
-  refuses("--save='../x' is no name", embed, **good, save='../x')
+  refuses('give --audio or --video, not both', embed, **good, video=clip / 'clip.mp4')
+  refuses("--save='../x' is not a valid name", embed, **good, save='../x')
   refuses('end the name in .npy', embed, **good, output=tmp_path / 'x.pt')
-  refuses('no model folder', embed, **good | dict(model=tmp_path / 'nowhere'))
+  refuses('not a model folder', embed, **good | dict(model=tmp_path / 'nowhere'))
   refuses('there is no recording', embed, **good | dict(audio='nowhere.wav'))
   tiny.write_speech(tmp_path / 'blip.wav', tiny.speech(0.03))
   refuses('shorter than a frame', embed, **good | dict(audio=tmp_path / 'blip.wav'))
   refuses(
-    '--expression_fps=0 is no rate',
+    '--expression_fps must be positive, got 0',
     embed,
     **good,
     expression=clip / 'expression.npy',
     expression_fps=0,
   )
   refuses(
-    '--expression_columns',
+    "--expression_columns: '5' is not understood; write FIRST:END; see python -m ",
     embed,
     **good,
     expression=clip / 'expression.npy',
@@ -437,11 +436,15 @@ def test_bad_flags(model, clip, refuses, tmp_path):
 
 
 @pytest.mark.parametrize('module', [embed, dataset_priors])
-def test_no_arguments_show_the_usage(module, monkeypatch, capsys):
+def test_no_arguments_show_the_help(module, monkeypatch, capsys):
   monkeypatch.setattr(sys, 'argv', ['x'])
   with pytest.raises(SystemExit) as stop:
-    cli.run(module.main, module.USAGE)
-  assert stop.value.code == 2 and capsys.readouterr().err == module.USAGE
+    module.run()
+  assert stop.value.code == 2
+  usage = capsys.readouterr().err
+  assert f'usage: python -m {module.__name__}' in usage
+  assert '--model' in usage
+  assert '(default: ' in usage
 
 
 @pytest.fixture(scope='module')
@@ -575,7 +578,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_embedding(
 def test_bad_data_sets(model, data, refuses, tmp_path):
   refuses('no prepared data set below', dataset_priors, model=model, data=tmp_path)
   refuses("has no split 'test'", dataset_priors, model=model, data=data, split='test')
-  refuses('no model folder', dataset_priors, model=tmp_path, data=data)
+  refuses('not a model folder', dataset_priors, model=tmp_path, data=data)
   refuses(
     'is itself a data set; name it with --datasets',
     dataset_priors,
