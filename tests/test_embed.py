@@ -35,6 +35,7 @@ EMBEDDER = dict(
   dropout=0.0,
   max_len=10,
 )
+CROPS = dict(visual='crops', crop_size=8, crop_channels=(4,))
 FRAMES = 20  # of tiny.speech()
 
 
@@ -82,10 +83,7 @@ def model(tmp_path):
 @pytest.fixture
 def seeing(tmp_path):
   """The model folder of an embedder that reads images."""
-  return save_model(
-    tmp_path / 'seeing',
-    EMBEDDER | dict(visual='crops', crop_size=8, crop_channels=(4,)),
-  )
+  return save_model(tmp_path / 'seeing', EMBEDDER | CROPS)
 
 
 @pytest.fixture(scope='module')
@@ -102,9 +100,8 @@ def call(monkeypatch, module, **flags):
   def spelled(name, value):
     return f'--{name}' if value is True else f'--{name}={value}'
 
-  monkeypatch.setattr(
-    sys, 'argv', [module.__name__, *(spelled(*flag) for flag in flags.items())]
-  )
+  argv = [spelled(*flag) for flag in flags.items()]
+  monkeypatch.setattr(sys, 'argv', [module.__name__, *argv])
   module.run()
 
 
@@ -144,23 +141,22 @@ def test_both_modalities_into_model_folder_and_file(model, clip, run, tmp_path):
     save='me',
     output=tmp_path / 'new' / 'me.npy',
   )
-  assert 'prior of 0.8 s of expressions and speech' in out and '--emotion=me' in out
-  mu, sigma = bundle.load_prior(model, 'me')
-  network = {name: Component.load(model, name) for name in ('embedder', 'whisper')}
-  states = feature_extraction.speech_states(network['whisper'], tiny.speech(), FRAMES)
+  assert 'prior of 0.8 s of expressions and speech' in out
+  assert '--emotion=me' in out
+  prior = bundle.load_prior(model, 'me')
+  embedder, whisper = (Component.load(model, name) for name in ('embedder', 'whisper'))
+  states = feature_extraction.speech_states(whisper, tiny.speech(), FRAMES)
   expression = np.load(clip / 'expression.npy').astype(np.float32)[:FRAMES]
   halves = [
     feature_extraction.gaussian(
-      network['embedder'], expression[i : i + 10], states[2 * i : 2 * i + 20]
+      embedder, expression[i : i + 10], states[2 * i : 2 * i + 20]
     )
     for i in (0, 10)
   ]
-  np.testing.assert_allclose(
-    [mu, sigma], np.mean(halves, axis=0), rtol=1e-3, atol=1e-4
-  )  # the file has 16 bits
-  np.testing.assert_array_equal(
-    published_priors.read(tmp_path / 'new' / 'me.npy')[0], [mu, sigma]
-  )
+  # The audio of the file has 16 bits.
+  np.testing.assert_allclose(prior, np.mean(halves, axis=0), rtol=1e-3, atol=1e-4)
+  written = published_priors.read(tmp_path / 'new' / 'me.npy')
+  np.testing.assert_array_equal(written.prior, prior)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +170,8 @@ def test_both_modalities_into_model_folder_and_file(model, clip, run, tmp_path):
 )
 def test_any_modality(model, clip, run, flags, parts):
   out = run(embed, model=model, **{name: clip / file for name, file in flags.items()})
-  assert f' of {parts}: ' in out and 'nearest emotions: ' in out
+  assert f' of {parts}: ' in out
+  assert 'nearest emotions: ' in out
   assert ('only the audio of' in out) == (list(flags) == ['video'])
   assert bundle.emotions(model) == sorted(tiny.EMOTIONS)
 
@@ -199,7 +196,7 @@ def test_a_prior_from_a_plain_video(seeing, portrait, run, tmp_path):
     embed, model=seeing, audio=folder / 'clip.mp4', output=tmp_path / 'heard.npy'
   )
   both, mute, heard = (
-    np.array(published_priors.read(tmp_path / f'{name}.npy')[0])
+    np.array(published_priors.read(tmp_path / f'{name}.npy').prior)
     for name in ('both', 'mute', 'heard')
   )
   for a, b in itertools.combinations((both, mute, heard), 2):
@@ -212,10 +209,10 @@ def test_a_prior_from_a_plain_video(seeing, portrait, run, tmp_path):
   )
   seen, _ = face_crops.of_video(folder / 'mute.mp4', 8)
   assert np.corrcoef(faces.ravel(), seen.ravel())[0, 1] > 0.9  # whole frames: 0.6
-  want = feature_extraction.gaussian(
-    Component.load(seeing, 'embedder'), seen, np.zeros((0, 2, 8), np.float32)
-  )
-  np.testing.assert_allclose(mute, want, rtol=1e-3, atol=1e-4)
+  embedder = Component.load(seeing, 'embedder')
+  no_states = np.zeros((0, 2, 8), np.float32)
+  expected = feature_extraction.gaussian(embedder, seen, no_states)
+  np.testing.assert_allclose(mute, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_videos_and_files_that_an_embedder_of_images_cannot_read(
@@ -261,8 +258,8 @@ def test_videos_and_files_that_an_embedder_of_images_cannot_read(
 def test_embedders_of_one_modality(
   clip, run, refuses, tmp_path, modalities, other, sentence, parts
 ):
-  """Files of the other one alone make no prior, and are not counted where they
-  change nothing.
+  """Files of the other modality make no prior alone, and are not counted next to
+  those of the right one.
   """
   model = save_model(tmp_path / 'model', EMBEDDER | dict(modalities=modalities))
   refuses(
@@ -280,11 +277,8 @@ def test_embedders_of_one_modality(
 
 
 def test_an_embedder_of_images_alone(clip, refuses, tmp_path):
-  model = save_model(
-    tmp_path / 'model',
-    EMBEDDER
-    | dict(visual='crops', crop_size=8, crop_channels=(4,), modalities='video'),
-  )
+  config = EMBEDDER | CROPS | dict(modalities='video')
+  model = save_model(tmp_path / 'model', config)
   refuses(
     'trained on images alone and reads no audio; give a --video',
     embed,
@@ -307,7 +301,7 @@ def test_columns_and_rate_of_expressions(model, run, tmp_path):
   np.save(tmp_path / 'plain.npy', np.load(tmp_path / 'wide.npy')[::2, 3:67])
   run(embed, model=model, expression=tmp_path / 'plain.npy', output=tmp_path / 'b.npy')
   np.testing.assert_array_equal(
-    *(published_priors.read(tmp_path / name)[0] for name in ('a.npy', 'b.npy'))
+    *(published_priors.read(tmp_path / name).prior for name in ('a.npy', 'b.npy'))
   )
 
 
@@ -315,12 +309,12 @@ def test_nearest_leaves_out_what_all_emotions_share():
   rng = np.random.default_rng(1)
   shared = 100 * rng.normal(size=8)
   means = {name: shared + rng.normal(size=8) for name in ('happy', 'sad', 'fear')}
-  known = {name: (mean, mean) for name, mean in means.items()} | {
-    'wide': (np.ones(9), np.ones(9))
-  }
-  near = embed.nearest(means['sad'] + 0.1, known)
-  assert [name for name, _ in near][0] == 'sad' and len(near) == 3
-  assert near[0][1] > 0.9 > 0.5 > near[1][1]
+  known = {name: (mean, mean) for name, mean in means.items()}
+  known['wide'] = np.ones(9), np.ones(9)
+  (first, cosine), (_, second_cosine), _ = embed.nearest(means['sad'] + 0.1, known)
+  assert first == 'sad'
+  assert cosine > 0.9
+  assert second_cosine < 0.5
   assert embed.nearest(shared, {'one': (shared, shared)}) == []
 
 
@@ -467,36 +461,27 @@ def test_priors_of_a_data_set(model, data, run, tmp_path):
   )
   assert 'wrote 22 priors of 16 clips' in out
   names = bundle.emotions(model)
-  assert (
-    len(names) == 22
-    and {'neutral', 'happy', 'happy_1', 'happy_3'} <= set(names)
-    and 'neutral_1' not in names
-  )
+  assert len(names) == 22
+  assert {'neutral', 'happy', 'happy_1', 'happy_3'} <= set(names)
+  assert 'neutral_1' not in names
   source = ClipSource(next(data.rglob('dataset_info.json')).parent)
   embedder, whisper = (Component.load(model, name) for name in ('embedder', 'whisper'))
-  own = [
-    feature_extraction.gaussian(
-      embedder,
-      record['expression'],
-      feature_extraction.speech_states(
-        whisper, record['audio'].astype(np.float32) / 32767, len(record['expression'])
-      ),
-    )
-    for record, emotion, level in zip(
-      source, source.table.emotion, source.table.intensity
-    )
-    if (emotion, level) == ('happy', 1)
-  ]
-  assert len(own) == 1
+  table = source.table
+  (clip,) = np.flatnonzero((table.emotion == 'happy') & (table.intensity == 1))
+  record = source[clip]
+  expression = record['expression']
+  wave = record['audio'].astype(np.float32) / 32767
+  states = feature_extraction.speech_states(whisper, wave, len(expression))
+  expected = feature_extraction.gaussian(embedder, expression, states)
   np.testing.assert_allclose(
-    bundle.load_prior(model, 'happy_1'), np.mean(own, axis=0), rtol=1e-5, atol=1e-6
+    bundle.load_prior(model, 'happy_1'), expected, rtol=1e-5, atol=1e-6
   )
   np.testing.assert_array_equal(
     bundle.load_prior(model, 'happy'), bundle.load_prior(model, 'happy_3')
   )
   for name in names:
     np.testing.assert_array_equal(
-      published_priors.read(tmp_path / 'npy' / f'{name}.npy')[0],
+      published_priors.read(tmp_path / 'npy' / f'{name}.npy').prior,
       bundle.load_prior(model, name),
     )
 
@@ -506,9 +491,10 @@ def test_priors_of_several_data_sets(model, data, run, refuses, tmp_path):
   what was computed.
   """
   one = next(data.rglob('dataset_info.json')).parent
+  # Two are neutral.
   assert 'wrote 8 priors of 9 clips' in run(
     dataset_priors, model=model, data=tmp_path, datasets=one
-  )  # two are neutral
+  )
 
   def sad():
     return np.stack(bundle.load_prior(model, 'sad'))
@@ -534,9 +520,8 @@ def test_priors_of_several_data_sets(model, data, run, refuses, tmp_path):
   run(dataset_priors, model=model, data=tmp_path, datasets=other)
   np.testing.assert_allclose(merged, (alone + 2 * sad()) / 3, rtol=1e-5, atol=1e-6)
   table = ClipSource(other).table
-  dataclasses.replace(table, emotion=np.full(len(table), UNKNOWN)).save(
-    other / 'clips-train.npz'
-  )
+  unlabelled = dataclasses.replace(table, emotion=np.full(len(table), UNKNOWN))
+  unlabelled.save(other / 'clips-train.npz')
   assert 'wrote 8 priors of 9 clips' in run(dataset_priors, model=model, data=tmp_path)
   refuses(
     'has an emotion label, which priors need',
@@ -545,7 +530,8 @@ def test_priors_of_several_data_sets(model, data, run, refuses, tmp_path):
     data=tmp_path,
     datasets=other,
   )
-  assert not list(other.rglob('features')) and list((tmp_path / 'features').iterdir())
+  assert not list(other.rglob('features'))
+  assert list((tmp_path / 'features').iterdir())
 
 
 @pytest.mark.parametrize('kind', ['a file', 'below a file', 'unwritable'])
@@ -570,9 +556,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_embedding(
     data=data,
     output=place[kind],
   )
-  assert (tmp_path / 'file').read_bytes() == b'mine' and bundle.emotions(
-    model
-  ) == sorted(tiny.EMOTIONS)
+  assert (tmp_path / 'file').read_bytes() == b'mine'
+  assert bundle.emotions(model) == sorted(tiny.EMOTIONS)
 
 
 def test_bad_data_sets(model, data, refuses, tmp_path):
