@@ -23,7 +23,7 @@ NO_MESH = Mesh(np.empty((), object), ())
 class Component:
   """A component: its configuration, its structure, its parameters."""
 
-  config: Any  # the configuration class of the component, see `models.registry`
+  config: parameters.ModelConfig
   graphdef: nnx.GraphDef
   params: parameters.Params
   mesh: Mesh = NO_MESH
