@@ -3,26 +3,50 @@ PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/d
 VENV   := .venv
 PY     := $(VENV)/bin/python
 DEMO   ?= demo
+WORKERS ?= 2
 
 export JAX_PLATFORMS ?= cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test verify lint clean
+# Resolved for Python 3.11, the oldest supported; the same versions install on 3.12.
+LOCK := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux --no-annotate $(LOCK_FLAGS)
+
+.PHONY: demo test test-slow verify lint types lock clean
 
 demo: $(VENV)/.demo            ## data, training and video from nothing; under 20 minutes on two cores
 	$(PY) -m examples.demo --folder=$(DEMO) $(DEMO_FLAGS)
 
-test: $(VENV)/.test            ## the whole test suite, no GPU and no network needed
-	$(PY) -m pytest -q $(TEST_FLAGS)
+test: $(VENV)/.test            ## the test suite, no GPU and no network needed; under 10 minutes on two cores
+	$(PY) -m pytest -q -n $(WORKERS) $(TEST_FLAGS)
+
+test-slow: $(VENV)/.test       ## what the test suite leaves out: see tests/durations.md
+	$(PY) -m pytest -q -n $(WORKERS) -m slow $(TEST_FLAGS)
+
+.PHONY: docs
+docs: | $(PY)                  ## the documentation as a web site, in site/
+	$(PY) -m pip install --quiet --editable '.[docs]'
+	$(VENV)/bin/mkdocs build --strict
 
 # Compiles much and computes little.
 verify: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 verify: $(VENV)/.test          ## every golden, up to the whole program and full size; several minutes, 5 GB of memory
 	$(PY) -m convert verify tests/goldens
 
-lint: $(VENV)/.test
+lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell
+
+# Joins lint once it passes.
+types: $(VENV)/.dev
+	$(VENV)/bin/mypy
+
+lock: export UV_CUSTOM_COMPILE_COMMAND := make lock
+lock: | $(PY)                  ## lock files for what setup.cfg says now; LOCK_FLAGS=--upgrade takes the newest versions
+	$(PY) -m pip install --quiet uv
+	$(LOCK) --extra dev --output-file requirements/dev.lock setup.cfg
+	$(LOCK) --constraint requirements/dev.lock --extra cuda12 --extra train --output-file requirements/cuda12.lock setup.cfg
+	$(LOCK) --output-file requirements/beam.lock requirements/beam.txt
 
 clean:
 	rm -rf $(VENV) $(DEMO)
@@ -33,7 +57,7 @@ $(PY):
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 
-$(VENV)/.demo $(VENV)/.test: $(VENV)/.%: setup.cfg pyproject.toml | $(PY)
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: setup.cfg pyproject.toml requirements/dev.lock | $(PY)
 	@echo "installing into $(VENV): a few minutes, once"
-	$(PY) -m pip install --quiet --editable '.[$*]'
+	$(PY) -m pip install --quiet --constraint requirements/dev.lock --editable '.[$*]'
 	@touch $@

@@ -1,5 +1,5 @@
-"""Eight simulated CPU devices, one compilation cache for the whole run, goldens as a
-fixture.
+"""Eight simulated CPU devices, one compilation cache for the whole run, the longest
+files first, goldens as a fixture.
 """
 
 import os
@@ -10,7 +10,8 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 # Tests compile much and compute little.
 os.environ.setdefault(
   'XLA_FLAGS',
-  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+  ' --xla_cpu_use_fusion_emitters=false',
 )
 
 import pathlib
@@ -19,7 +20,16 @@ from absl import flags
 import jax
 import pytest
 
-GOLDENS = pathlib.Path(__file__).parent / 'goldens'
+TESTS = pathlib.Path(__file__).parent
+GOLDENS = TESTS / 'goldens'
+
+# The files that take longest, see durations.md. Between the first file that reads the
+# three trained tasks and the others, so that no worker waits for the training.
+LONGEST = (
+  'training/test_tasks.py',
+  'lowering/test_training.py',
+  'training/test_equal_runs.py',
+)
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_threefry_partitionable', True)
@@ -30,6 +40,14 @@ def pytest_configure(config):
     flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
   jax.config.update('jax_compilation_cache_dir', str(config.cache.mkdir('jax')))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def pytest_collection_modifyitems(items):
+  """Puts the longest files first, so that no worker is left with one at the end."""
+  order = {name: i for i, name in enumerate(LONGEST)}
+  items.sort(
+    key=lambda item: order.get(str(item.path.relative_to(TESTS)), len(LONGEST))
+  )
 
 
 @pytest.fixture(scope='session')

@@ -306,7 +306,7 @@ def _beam_config(runner: str, options: str) -> dict[str, Any]:
   except ImportError as error:
     raise ConfigError(
       '--beam_runner needs Apache Beam, in an environment of its own: '
-      'pip install -r requirements-beam.txt'
+      'pip install -r requirements/beam.txt'
     ) from error
   return {'beam_runner': runner, 'beam_options': PipelineOptions(shlex.split(options))}
 

@@ -409,7 +409,7 @@ def test_a_split_whose_clips_are_all_left_out_is_none(tmp_path, monkeypatch):
     ),
   )
   monkeypatch.setattr(
-    corpus.write,
+    corpus.tfds_writer,
     'write',
     lambda builder, splits, **config: pipelines.append(
       (
@@ -557,7 +557,7 @@ def test_a_folder_with_labels_by_command(tmp_path, capsys):
     (
       lambda root: made_clips.touch(root, 'p/a.mp4', 'q/a.mp4'),
       ['folder', '--root={root}', '--beam_runner=DirectRunner'],
-      'pip install -r requirements-beam.txt',
+      'pip install -r requirements/beam.txt',
     ),
   ],
 )

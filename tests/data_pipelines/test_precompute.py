@@ -239,9 +239,10 @@ def test_eight_devices_and_two_processes_give_the_same(
 # Every record takes a while, so that there is time to kill the run.
 SLOW = """
 import sys, time
-from data_pipelines import precompute, source
-read = source.ClipSource.__getitem__
-source.ClipSource.__getitem__ = lambda self, i: time.sleep(.5) or read(self, i)
+from data_pipelines import precompute
+from dicetalk_jax.data import clip_source
+read = clip_source.ClipSource.__getitem__
+clip_source.ClipSource.__getitem__ = lambda self, i: time.sleep(.5) or read(self, i)
 precompute.main(sys.argv[1:])
 """
 
@@ -380,7 +381,7 @@ def test_expressions_of_another_width_are_refused(nets, tmp_path):
   wide = Clips()
   wide.expression_dim = 51
   features = feature_extraction.FeatureExtractor(nets, wide, tmp_path)
-  for refuse in (features.check, features.fill):
+  for refuse in (features.check, features.compute_missing):
     with pytest.raises(
       DataError,
       match='have 51 expression coefficients per frame, but the embedder reads 64; ',

@@ -16,19 +16,28 @@ from tests.lowering.programs import ACCELERATORS, CUDNN, CUDNN_BACKWARD
 AXES = ('data', 'fsdp', 'sequence')
 
 
+# Small steps are lowered for TPUs in test_variants.py; this one takes half a minute.
+PLATFORMS = ('cuda', pytest.param('tpu', marks=pytest.mark.slow))
+
+
 @functools.cache
 def diffusion_step(platform):
-  """(arguments, program): on one GPU, or on 32 x 2 TPUs that share the pictures."""
+  """The step on one GPU, or on 32 x 2 TPUs that share the pictures."""
   if platform == 'tpu':
     mesh = AbstractMesh((1, 32, 2), AXES, (AxisType.Auto,) * 3)
   else:  # cuDNN's attention needs devices
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
-  program = programs.training(programs.diffusion, diffusion.get_config(), mesh)
-  return program.args, program.lower(platform)[0]
+  return programs.training(programs.diffusion, diffusion.get_config(), mesh)
+
+
+@functools.cache
+def lowered(platform):
+  """The step as text."""
+  return diffusion_step(platform).lower(platform)[0]
 
 
 def test_diffusion_on_nvidia_fuses_attention_of_even_lengths():
-  _, program = diffusion_step('cuda')
+  program = lowered('cuda')
   lengths = programs.fused_lengths(program)
   assert lengths[4096, 4096] > 0 and lengths[4096, 32] > 0
   assert not any(t % 2 or s % 2 for t, s in lengths)
@@ -36,14 +45,15 @@ def test_diffusion_on_nvidia_fuses_attention_of_even_lengths():
   assert program.count(CUDNN_BACKWARD) == 16 * 5 + 1
 
 
+@pytest.mark.slow
 def test_diffusion_on_tpus_calls_nothing_of_nvidia():
-  _, program = diffusion_step('tpu')
+  program = lowered('tpu')
   assert CUDNN not in program
   assert set(programs.custom_calls(program)) <= {'Sharding'}
 
 
 def test_everything_large_is_born_in_64_parts():
-  (state, *_), _ = diffusion_step('tpu')
+  state, *_ = diffusion_step('tpu').args
   assert sum(x.size for x in state.params.values()) > 1.5e9
   moments = state.opt_state[1][0]
   for tree in (state.params, state.ema, moments.mu, moments.nu):
@@ -57,9 +67,10 @@ def test_everything_large_is_born_in_64_parts():
   assert part < whole / 50
 
 
-@pytest.mark.parametrize('platform', ACCELERATORS)
+@pytest.mark.parametrize('platform', PLATFORMS)
 def test_masters_are_float32_and_products_bfloat16(platform):
-  (state, *_), program = diffusion_step(platform)
+  state, *_ = diffusion_step(platform).args
+  program = lowered(platform)
   assert {x.dtype for x in jax.tree.leaves(state)} == {
     jnp.dtype(jnp.float32),
     jnp.dtype(jnp.int32),

@@ -35,14 +35,6 @@ def golden(folder: pathlib.Path):
   return json.loads((folder / 'config.json').read_text()), *tensors
 
 
-def manifest(name: str) -> dict[str, np.ndarray]:
-  """Full-size published tensors by key, without memory: all elements are one zero."""
-  shapes = json.loads((MANIFESTS / f'{name}.json').read_text())
-  return {
-    key: np.broadcast_to(np.float32(0), entry['shape']) for key, entry in shapes.items()
-  }
-
-
 def abstract(config: parameters.ModelConfig, model: type, dtype=None):
   return parameters.abstract(functools.partial(model, config, dtype=dtype))
 

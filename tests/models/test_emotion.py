@@ -72,10 +72,6 @@ def assert_near(actual, expected, tolerance=2e-5):
   np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
 
 
-def test_published_tree():
-  parity.converted(EmotionConfig(), EmotionModel, parity.manifest('emo_model'))
-
-
 @pytest.mark.parametrize('retrieval', [True, False])
 @pytest.mark.parametrize('case', ['', '_masked', '_zero'])
 def test_golden_tokens(golden, retrieval, case):

@@ -1,4 +1,4 @@
-"""RIFE: the published tree, warping and transposed convolution against PyTorch,
+"""RIFE: warping and transposed convolution against PyTorch,
 doubling of clips.
 
 The recorded numbers are in `tests/convert/test_verify.py`.
@@ -46,17 +46,6 @@ def clip():
   """Four frames of a drifting pattern, float32 [4,64,48,3] in [0,1]."""
   t, y, x, c = np.meshgrid(*map(np.arange, (4, 64, 48, 3)), indexing='ij')
   return np.float32(0.5 + 0.5 * np.sin(0.2 * (x + 2 * t) + 0.1 * (y - 3 * t) + c))
-
-
-def test_published_tree():
-  """Every name and shape of the full-size file, `block_tea` too, and back."""
-  published = {
-    key.removeprefix('module.'): x for key, x in parity.manifest('rife_flownet').items()
-  }
-  _, params = parity.converted(rife.RIFEConfig(), rife.IFNet, published)
-  assert {k: x.shape for k, x in naming.to_torch(params).items()} == {
-    k: x.shape for k, x in published.items()
-  }
 
 
 def test_doubles(net, double, clip):

@@ -2,6 +2,7 @@
 refuses what it does not know.
 """
 
+import itertools
 import json
 import pathlib
 import shutil
@@ -24,16 +25,16 @@ FOLDERS = {
   'pose_guider': 2,
   'whisper/encoder': 6,
   'whisper/features': 8,
-  'vae': 8,
-  'unet': 9,
   'rife': 8,
   'scheduler': 27,
   'preprocess': 78,
   'fullsize_seeded/pose_guider': 1,
   'fullsize_seeded/rife': 2,
 }
-# Minutes and gigabytes: `make verify` checks them with all the others, optimised.
+# Minutes and gigabytes: `make verify` checks them, with all the others.
 LARGE = (
+  'unet',
+  'vae',
   'pipeline',
   'end_to_end',
   *(
@@ -56,6 +57,13 @@ def test_goldens_pass(goldens, capsys, folder, cases):
   assert len(lines) == cases + 2
   assert all(line.endswith('pass') for line in lines[1:-1])
   assert lines[-1] == f'{cases} of {cases} cases pass'
+
+
+def test_the_unet_with_adapters(goldens):
+  """The cases of its first program; `make verify` checks the others."""
+  results = [*itertools.islice(verify.results([goldens / 'unet']), 6)]
+  assert results[0].case == 'main/out' and results[-1].case == 'main_nomask/out'
+  assert all(result.passed for result in results), results
 
 
 def test_every_kind_is_covered(goldens):
