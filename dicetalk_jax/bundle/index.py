@@ -17,7 +17,8 @@ INDEX = 'bundle.json'
 EMOTION_MODEL = 'emo_model'
 
 Entry = dict[str, Any]  # of a component, see `bundle`
-Folder = str | os.PathLike[str]  # a path, or for what reads a `ModelFolder`
+# A path or an address. Functions that read also take an opened `ModelFolder`.
+Folder = str | os.PathLike[str]
 
 
 @dataclasses.dataclass(frozen=True)
