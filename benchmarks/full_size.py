@@ -134,7 +134,7 @@ def sample(args: argparse.Namespace, folder: pathlib.Path) -> None:
   # 2. Encode the conditions
   image = load_image(args.image)
   wave = load_audio(args.audio)[: int(work.seconds * RATE)]
-  conditions, length = pipe.conditions(image, wave, pipe.prior('happy'))
+  conditions, length = pipe.conditions(pipe.job(image, wave, 'happy'))
   jax.block_until_ready(conditions)
   clock.lap('conditions (compiles)')
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import torch
 
 from convert import published_layouts, torch_files
+from dicetalk_jax.data.clip_record import EMOTIONS
 
 ROOT = pathlib.Path(__file__).parents[1]
 MANIFESTS = ROOT / 'tests' / 'manifests'
@@ -34,16 +35,6 @@ DICETALK = {
   'pose_guider': 'pose_guider',
   'emo_model': 'emo_model',
 }
-EMOTIONS = (
-  'angry',
-  'contempt',
-  'disgusted',
-  'fear',
-  'happy',
-  'neutral',
-  'sad',
-  'surprised',
-)
 PRIOR = 256  # width of an emotion prior
 
 

@@ -1,6 +1,4 @@
-"""DICE-Talk (arXiv 2504.18087) in JAX: emotional talking portraits, trained, sampled
-and evaluated.
-"""
+"""DICE-Talk (arXiv 2504.18087) in JAX: emotional talking portraits."""
 
 from dicetalk_jax import literal_glob
 

@@ -1,49 +1,47 @@
-"""What the small commands share: flags that are explained in one sentence when
-wrong, and the console entry.
-"""
+"""What the commands share: flags with help, and the console entry."""
 
 import argparse
 from collections.abc import Callable
 import sys
+from typing import NoReturn
 
-from dicetalk_jax.errors import ConfigError, InputError, one_sentence
+from dicetalk_jax.errors import ConfigError, one_sentence
 
 
 class OptionParser(argparse.ArgumentParser):
-  """argparse with its own help; `prog` is `python -m MODULE`.
+  """argparse whose help names defaults; `prog` is `python -m MODULE`.
 
   Raises ConfigError for what is wrong, in one sentence.
   """
 
-  def error(self, message):
+  def __init__(self, *args, **kwargs):
+    kwargs.setdefault('formatter_class', HelpFormatter)
+    kwargs.setdefault('allow_abbrev', False)
+    super().__init__(*args, **kwargs)
+
+  def error(self, message: str) -> NoReturn:
     raise ConfigError(f'{message}; see {self.prog} --help')
 
 
-class Parser(argparse.ArgumentParser):
-  """Parses `--name=value` flags; its help is `text`.
+class HelpFormatter(argparse.HelpFormatter):
+  """Adds its default to the help of a flag that has one."""
 
-  Raises InputError for what is wrong, in one sentence.
-  """
-
-  def __init__(self, module: str, text: str):
-    super().__init__(allow_abbrev=False)
-    self.module, self.text = module, text
-
-  def error(self, message):
-    raise InputError(
-      f'{message}; run python -m {self.module} without arguments to see how it is used'
-    )
-
-  def print_help(self, file=None):
-    print(self.text, end='', file=file)
+  def _get_help_string(self, action: argparse.Action) -> str:
+    text = action.help or ''
+    none = (None, False, '', argparse.SUPPRESS)
+    has_default = not any(action.default is value for value in none)
+    if has_default and '%(default)' not in text:
+      text += ' (default: %(default)s)'
+    return text
 
 
-def run(main: Callable[[list[str]], None], usage: str) -> None:
-  """Console entry: no argument prints the usage; a user's mistake is one sentence
-  and exit code 2.
+def run(main: Callable[[list[str]], None], parser: argparse.ArgumentParser) -> None:
+  """Console entry: a mistake of the user is one sentence, and exit code 2.
+
+  Without any argument, the help of `parser` is shown.
   """
   if len(sys.argv) == 1:
-    print(usage, end='', file=sys.stderr)
+    parser.print_help(sys.stderr)
     sys.exit(2)
   with one_sentence():
     main(sys.argv[1:])

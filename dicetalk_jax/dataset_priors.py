@@ -1,9 +1,12 @@
-"""Priors of data sets: the mean Gaussian of each emotion at its strongest level (paper
-section 4.1).
+"""Makes emotion priors from data sets.
 
-python -m dicetalk_jax.dataset_priors --model=DIR --data=DIR
+    python -m dicetalk_jax.dataset_priors --model=DIR --data=DIR
+
+A prior is the mean Gaussian of an emotion over the clips that show it most strongly
+(paper section 4.1): weak levels of different emotions look alike.
 """
 
+import argparse
 import pathlib
 
 import numpy as np
@@ -16,61 +19,91 @@ from dicetalk_jax.data.clip_source import ClipSource, data_sets
 from dicetalk_jax.errors import DataError
 from dicetalk_jax.training.mean_priors import averaged_clips, mean_gaussians
 
-USAGE = """\
-usage: python -m dicetalk_jax.dataset_priors --model=DIR --data=DIR [--datasets=DIR,DIR] [--split=train] [--by_intensity]
-           [--output=DIR]
-  --model         model folder with embedder and whisper; gets one prior per emotion, in place of older ones of this
-                  embedder (those of another are never replaced): the mean of the clips that show it most strongly, as
-                  weak levels of different emotions look alike
-  --data          root of the data sets, as config.data.dir; the priors of their clips are kept below it
-  --datasets      folders of prepared data sets; all that are below --data if not given
-  --split         'train' (default), 'val' or 'test'
-  --by_intensity  one prior more for each level, such as happy_1
-  --output        also one .npy file per emotion, as the original program reads them
-"""
+
+def _parser() -> argparse.ArgumentParser:
+  parser = cli.OptionParser(
+    prog='python -m dicetalk_jax.dataset_priors',
+    description='Makes the emotion priors of a model folder from data sets: the mean '
+    'of the clips that show an emotion most strongly, as weak levels of different '
+    'emotions look alike.',
+  )
+  add = parser.add_argument
+  add(
+    '--model',
+    required=True,
+    type=pathlib.Path,
+    metavar='DIR',
+    help='model folder with embedder and whisper; gets one prior per emotion, in place '
+    'of older ones of this embedder (those of another are never replaced)',
+  )
+  add(
+    '--data',
+    required=True,
+    type=pathlib.Path,
+    metavar='DIR',
+    help='root of the data sets, as config.data.dir; the priors of their clips are '
+    'kept below it',
+  )
+  add(
+    '--datasets',
+    type=_comma_separated,
+    metavar='DIR,DIR',
+    help='folders of prepared data sets (default: all that are below --data)',
+  )
+  add('--split', default='train', help='train, val or test')
+  add(
+    '--by_intensity',
+    action='store_true',
+    help='also make one prior for each level, such as happy_1',
+  )
+  add(
+    '--output',
+    type=pathlib.Path,
+    metavar='DIR',
+    help='also write one .npy file per emotion, as the reference implementation reads '
+    'them',
+  )
+  return parser
+
+
+def _comma_separated(text: str) -> list[str]:
+  return text.split(',')
 
 
 def main(argv: list[str]) -> None:
-  """Embeds every clip (what has been computed before is found beside the data) and
-  averages per emotion.
-  """
-  parser = cli.Parser('dicetalk_jax.dataset_priors', USAGE)
-  for name in ('model', 'data'):
-    parser.add_argument(f'--{name}', required=True, type=pathlib.Path)
-  parser.add_argument('--datasets', type=lambda text: text.split(','))
-  parser.add_argument('--split', default='train')
-  parser.add_argument('--by_intensity', action='store_true')
-  parser.add_argument('--output', type=pathlib.Path)
-  flags = parser.parse_args(argv)
+  """Embeds every clip that has not been embedded before, and averages per emotion."""
+  flags = _parser().parse_args(argv)
+
+  # 1. Check everything that can be wrong.
   bundle.require(flags.model, 'embedder', 'whisper')
-  sources = [
-    ClipSource(folder, flags.split)
-    for folder in flags.datasets or data_sets(flags.data)
-  ]
+  folders = flags.datasets or data_sets(flags.data)
+  sources = [ClipSource(folder, flags.split) for folder in folders]
   labelled = [source for source in sources if (source.table.emotion != UNKNOWN).any()]
   if not labelled:
     raise DataError(
-      f'no clip of {", ".join(map(str, sources))} has an emotion label, which priors '
+      f'no clip of {", ".join(map(str, folders))} has an emotion label, which priors '
       'need'
     )
   if flags.output:
     published_priors.make_folder(flags.output)
-
   networks = {
     name: Component.load(flags.model, name) for name in ('embedder', 'whisper')
   }
+  embedder = networks['embedder'].fingerprint
   tables = [source.table for source in labelled]
   clips = averaged_clips(tables, flags.by_intensity)
-  embedder = networks['embedder'].fingerprint
   bundle.check_replaceable(flags.model, clips, embedder)
   published_priors.make_folder(flags.model / bundle.PRIORS)
-  features = [
-    feature_extraction.FeatureExtractor(
-      networks, source, flags.data / 'features'
-    ).load_or_compute('prior')['prior']
-    for source in labelled
-  ]
+
+  # 2. Embed the clips, and average.
+  store = flags.data / 'features'
+  features = []
+  for source in labelled:
+    extractor = feature_extraction.FeatureExtractor(networks, source, store)
+    features.append(extractor.load_or_compute('prior')['prior'])
   priors = mean_gaussians(features, tables, flags.by_intensity)
+
+  # 3. Write the priors.
   bundle.save_priors(flags.model, priors, embedder)
   count = np.any([*clips.values()], axis=0).sum()
   print(
@@ -85,7 +118,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
   """Console entry."""
-  cli.run(main, USAGE)
+  cli.run(main, _parser())
 
 
 if __name__ == '__main__':

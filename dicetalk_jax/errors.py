@@ -9,11 +9,11 @@ import sys
 
 
 class UserError(Exception):
-  """Base of the family. The message names the thing that is wrong and the remedy."""
+  """Base of the family. The message says what is wrong, then what to do."""
 
 
 class InputError(UserError):
-  """A file, picture, recording or flag cannot be used."""
+  """A file, image, recording or flag cannot be used."""
 
 
 class ConfigError(UserError):
@@ -34,7 +34,7 @@ class MeshError(UserError):
 
 @contextlib.contextmanager
 def one_sentence() -> Iterator[None]:
-  """Entries run inside this: a UserError becomes one line on stderr and exit code 2."""
+  """Turns a UserError into one line on stderr and exit code 2, for console entries."""
   try:
     yield
   except UserError as error:

@@ -1,6 +1,6 @@
 """Atomic files and folders: written under another name, and moved when whole.
 
-Nobody ever finds half a video or half a model.
+So nobody ever finds half a video or half a model.
 
 The other name of a folder is `.NAME.XXXXXXXX.part`, next to the folder NAME and locked
 by the process that writes it: `new` in it becomes the folder, `old` is what that
@@ -18,7 +18,7 @@ import tempfile
 
 from dicetalk_jax.errors import InputError, UserError
 
-# How TensorStore, safetensors and Python spell the number of the system's refusal.
+# How TensorStore, safetensors and Python spell the error number of the system.
 _REFUSAL = re.compile(r"(?:os_error_code='|os error |Errno )(\d+)")
 
 
@@ -55,10 +55,10 @@ def refuse_existing(path: pathlib.Path, overwrite: bool, mark: str) -> None:
   Args:
     path: of the folder to be.
     overwrite: whether it may replace one of the same kind.
-    mark: the file that tells the kind: other folders are never replaced.
+    mark: a file that all folders of the kind have; others are never replaced.
 
   Raises:
-    InputError: there is something already.
+    InputError: there is something that may not be replaced.
   """
   _clear_up(path.resolve())
   if not path.exists() and not path.is_symlink():
@@ -115,8 +115,9 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _refusal(error: Exception) -> str | None:
-  """What the system said, if that is the reason; libraries wrap it in errors of
-  their own.
+  """What the operating system said, if that is the reason.
+
+  Libraries wrap it in errors of their own.
   """
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
@@ -126,10 +127,12 @@ def _refusal(error: Exception) -> str | None:
 
 @contextlib.contextmanager
 def _lock(folder: pathlib.Path) -> Iterator[bool]:
-  """Marks a folder as in use while this process lives; gives whether that worked:
-  not every file system has locks.
+  """Marks a folder as in use while this process lives.
+
+  Gives whether that worked: not every file system has locks.
   """
-  handle, locked = os.open(folder, os.O_RDONLY), False
+  handle = os.open(folder, os.O_RDONLY)
+  locked = False
   try:
     with contextlib.suppress(OSError):
       fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,11 +143,13 @@ def _lock(folder: pathlib.Path) -> Iterator[bool]:
 
 
 def _clear_up(path: pathlib.Path) -> None:
-  """Removes what killed runs to `path` left; the folder that one was just replacing
-  comes back.
+  """Removes what killed runs to `path` left.
+
+  A folder that one of them was replacing just then comes back.
   """
   name = re.compile(rf'\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.part')
-  for part in [x for x in path.parent.glob('.*.part') if name.fullmatch(x.name)]:
+  left = [part for part in path.parent.glob('.*.part') if name.fullmatch(part.name)]
+  for part in left:
     with contextlib.suppress(OSError), _lock(part) as locked:
       if locked:
         _restore(part, path)
@@ -153,7 +158,8 @@ def _clear_up(path: pathlib.Path) -> None:
 
 def _restore(part: pathlib.Path, path: pathlib.Path) -> None:
   """Puts the replaced folder back if nothing took its place."""
-  if (old := part / 'old').exists() and not path.exists():
+  old = part / 'old'
+  if old.exists() and not path.exists():
     old.rename(path)
 
 
@@ -164,7 +170,8 @@ def require_room(path: pathlib.Path, size: int) -> None:
     InputError: they do not.
   """
   place = next(parent for parent in path.absolute().parents if parent.exists())
-  if (free := shutil.disk_usage(place).free) < 1.05 * size:  # indexes and names besides
+  free = shutil.disk_usage(place).free
+  if free < 1.05 * size:  # there are indexes and names, too
     raise InputError(
       f'{path} needs {size / 1e9:.1f} GB, but {place} has {free / 1e9:.1f} GB left; '
       'make room'

@@ -1,126 +1,173 @@
-"""The creator's entry: portrait, speech and emotion to a video with sound.
+"""Turns a portrait, speech and an emotion into a talking video.
 
-python -m dicetalk_jax.generate --model=DIR --image=face.jpg --audio=speech.wav
---emotion=happy --output=out.mp4
+    python -m dicetalk_jax.generate --model=DIR --image=face.jpg --audio=speech.wav \\
+        --emotion=happy --output=out.mp4
 """
 
 import argparse
 import os
 import pathlib
 import tempfile
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from dicetalk_jax import bundle, cli, parallel
+from dicetalk_jax import cli, parallel
+from dicetalk_jax.bundle import ModelFolder
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.job import Job
 from dicetalk_jax.media.audio import load_audio
-from dicetalk_jax.media.face import find_face, parse_face_box
+from dicetalk_jax.media.face import parse_face_box
 from dicetalk_jax.media.image import load_image
 from dicetalk_jax.media.video import write_video
-from dicetalk_jax.pipeline import INTERPOLATION, Pipeline, Progress, Settings
-
-USAGE = """\
-usage: python -m dicetalk_jax.generate --model=DIR --image=FILE --audio=FILE --emotion=NAME --output=FILE.mp4
-  --model               model folder, from python -m convert or from training
-  --image               portrait of one person: JPEG, PNG or WebP
-  --audio               speech: wav, flac, mp3, m4a, or a video with sound
-  --emotion             one of the model's emotions, such as happy; a Sonic model takes none
-  --output              the video; missing folders are made
-  --face_box=x0,y0,x1,y1  corners of the face in pixels, where it is not found
-  --seed                another number, another video (default 0)
-  --noise=FILE.npy      start noise of the original program, (1, frames, 4, height/8, width/8), in place of a seed
-  --steps               denoising steps (default: the model's, 25 as published); fewer are faster and rougher
-  --guidance_image      how closely to follow the portrait (default: the model's, 3 as published)
-  --guidance_condition  how closely to follow speech and emotion (default: the model's, 6 as published)
-  --strict_order        work in the published program's order, with all that it does twice: slow, to compare results
-  --no-interpolate      leave the frame rate as it is, 12.5 per second as published; else it is doubled, if the model
-                        has a flownet (--interpolate insists on it)
-"""
+from dicetalk_jax.pipeline import Pipeline
+from dicetalk_jax.progress import Progress
+from dicetalk_jax.settings import INTERPOLATION, Settings
 
 
-def _flags(argv: list[str]) -> argparse.Namespace:
-  parser = cli.Parser('dicetalk_jax.generate', USAGE)
-  for name in ('model', 'image', 'audio', 'output'):
-    parser.add_argument(f'--{name}', required=True)
-  parser.add_argument('--emotion')
-  parser.add_argument('--face_box')
-  parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--noise')
-  parser.add_argument('--steps', type=int)
-  parser.add_argument('--guidance_image', type=float)
-  parser.add_argument('--guidance_condition', type=float)
-  parser.add_argument('--strict_order', action='store_true')
-  parser.add_argument('--interpolate', action=argparse.BooleanOptionalAction)
-  return parser.parse_args(argv)
+def _parser() -> argparse.ArgumentParser:
+  parser = cli.OptionParser(
+    prog='python -m dicetalk_jax.generate',
+    description='Turns a portrait, speech and an emotion into a talking video.',
+  )
+  add = parser.add_argument
+  add(
+    '--model',
+    required=True,
+    metavar='DIR',
+    help='model folder, from python -m convert or from training',
+  )
+  add(
+    '--image',
+    required=True,
+    metavar='FILE',
+    help='portrait of one person: JPEG, PNG or WebP',
+  )
+  add(
+    '--audio',
+    required=True,
+    metavar='FILE',
+    help='speech: wav, flac, mp3, m4a, or a video with audio',
+  )
+  add(
+    '--emotion',
+    metavar='NAME',
+    help="one of the model's emotions, such as happy; a Sonic model takes none",
+  )
+  add(
+    '--output',
+    required=True,
+    metavar='FILE.mp4',
+    help='the video; missing folders are made',
+  )
+  add(
+    '--face_box',
+    metavar='x0,y0,x1,y1',
+    help='corners of the face in pixels, if it is not found',
+  )
+  add('--seed', type=int, default=0, help='random seed: another one, another video')
+  add(
+    '--noise',
+    metavar='FILE.npy',
+    help='start noise of the reference implementation, in place of a seed: '
+    '(1, frames, 4, height/8, width/8)',
+  )
+  add(
+    '--steps',
+    type=int,
+    help="denoising steps (default: the model's, 25 as published); fewer are faster "
+    'and rougher',
+  )
+  add(
+    '--guidance_image',
+    type=float,
+    metavar='WEIGHT',
+    help="how closely to follow the portrait (default: the model's, 3 as published)",
+  )
+  add(
+    '--guidance_condition',
+    type=float,
+    metavar='WEIGHT',
+    help='how closely to follow speech and emotion '
+    "(default: the model's, 6 as published)",
+  )
+  add(
+    '--interpolate',
+    action=argparse.BooleanOptionalAction,
+    help='double the frame rate, 12.5 per second as published '
+    '(default: if the model has a flownet)',
+  )
+  return parser
 
 
 def main(argv: list[str]) -> None:
-  """Generates one video.
+  """Generates one video."""
+  flags = _parser().parse_args(argv)
 
-  Everything that can be wrong is checked before weights are read.
-  """
-  flags = _flags(argv)
-  sampling = dict(
-    num_steps=flags.steps,
-    g_image=flags.guidance_image,
-    g_condition=flags.guidance_condition,
-  )
-  sampling = {name: value for name, value in sampling.items() if value is not None}
-  settings = Settings.of(flags.model, **sampling)
-  known = bundle.require(
-    flags.model, *settings.components, *[INTERPOLATION] * bool(flags.interpolate)
-  )
-  settings.check_emotion(flags.emotion is not None)
-  prior = (
-    None if flags.emotion is None else bundle.load_prior(flags.model, flags.emotion)[0]
-  )
-  image = load_image(flags.image)
-  face_box = (
-    parse_face_box(flags.face_box, image.shape[1::-1])
-    if flags.face_box
-    else find_face(image)
-  )
-  wave = load_audio(flags.audio)
-  settings.frames_of(wave)
-  noise = _load_noise(flags.noise) if flags.noise else None
+  # 1. Check everything that can be wrong, before weights are read.
+  sampling = _sampling(flags)
+  model = ModelFolder.open(flags.model)
+  settings = Settings.of(model, **sampling)
+  model.require(*settings.components)
+  job = _job(flags, model, settings)
   _check_writable(flags.output)
 
+  # 2. Generate.
   _keep_compiled_programs()
   progress = _progress_bars()
   dtype = None if jax.default_backend() == 'cpu' else jnp.bfloat16
-  pipe = Pipeline.load(
-    flags.model,
-    None if flags.strict_order else _mesh(),
-    dtype,
-    strict_order=flags.strict_order,
-    progress=progress,
-    **sampling,
-  )
-  frames, fps = pipe.generate(
-    image,
-    wave,
-    prior=prior,
-    face_box=face_box,
-    seed=flags.seed,
-    noise=noise,
-    interpolate=flags.interpolate,
-    progress=progress,
-  )
-  write_video(flags.output, frames, fps, audio=wave)
+  pipe = Pipeline.load(model, _mesh(), dtype, progress=progress, **sampling)
+  frames, fps = pipe.run(job, progress)
+
+  # 3. Write the video.
+  write_video(flags.output, frames, fps, audio=job.wave)
   count, height, width, _ = frames.shape
   print(
     f'{flags.output}: {count / fps:.1f} s, {width}x{height}, {count} frames at {fps:g} '
     'per second'
   )
-  if flags.interpolate is None and INTERPOLATION not in known:
-    print(f'{flags.model} has no {INTERPOLATION}, which would double the frame rate')
+  if flags.interpolate is None and INTERPOLATION not in model.components:
+    print(f'{model} has no {INTERPOLATION}, which would double the frame rate')
+
+
+def _sampling(flags: argparse.Namespace) -> dict[str, Any]:
+  """Changes to the model's `SamplerConfig`."""
+  changes = {
+    'num_steps': flags.steps,
+    'g_image': flags.guidance_image,
+    'g_condition': flags.guidance_condition,
+  }
+  return {name: value for name, value in changes.items() if value is not None}
+
+
+def _job(flags: argparse.Namespace, model: ModelFolder, settings: Settings) -> Job:
+  """Reads the files, and checks them with the other flags."""
+  image = load_image(flags.image)
+  height, width = image.shape[:2]
+  face_box = None
+  if flags.face_box:
+    face_box = parse_face_box(flags.face_box, (width, height))
+  return Job.check(
+    model,
+    settings,
+    image,
+    load_audio(flags.audio),
+    flags.emotion,
+    face_box=face_box,
+    seed=flags.seed,
+    noise=_load_noise(flags.noise) if flags.noise else None,
+    interpolate=flags.interpolate,
+  )
 
 
 def _load_noise(path: str) -> np.ndarray:
-  """`[T, h, w, C]` from a file in the original program's layout, `[1, T, C, h, w]`."""
+  """`[T, h, w, C]` from a file as the reference implementation has it.
+
+  It holds `[1, T, C, h, w]`.
+  """
   try:
     noise = np.load(path, allow_pickle=False)
   except (OSError, ValueError) as error:
@@ -130,7 +177,7 @@ def _load_noise(path: str) -> np.ndarray:
   if noise.ndim != 5 or len(noise) != 1:
     raise InputError(
       f'{path} has the shape {noise.shape} instead of (1, frames, 4, height/8, '
-      'width/8); save the noise that the original program starts from'
+      'width/8); save the noise that the reference implementation starts from'
     )
   return np.moveaxis(noise[0], 1, -1)
 
@@ -158,15 +205,15 @@ def _mesh() -> jax.sharding.Mesh | None:
 
 
 def _keep_compiled_programs() -> None:
-  """Compiling takes minutes at full size: the next run finds it done.
+  """Stores compiled programs, since compiling takes minutes at full size.
 
   `JAX_COMPILATION_CACHE_DIR` moves the place.
   """
-  if jax.config.jax_compilation_cache_dir is None:
-    cache = pathlib.Path(
-      os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    )
-    jax.config.update('jax_compilation_cache_dir', str(cache / 'dicetalk_jax'))
+  # jax adds its options at run time.
+  if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    folder = pathlib.Path(cache, 'dicetalk_jax')
+    jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
 def _progress_bars() -> Progress:
@@ -185,7 +232,7 @@ def _progress_bars() -> Progress:
 
 def run() -> None:
   """Console entry."""
-  cli.run(main, USAGE)
+  cli.run(main, _parser())
 
 
 if __name__ == '__main__':

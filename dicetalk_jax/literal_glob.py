@@ -1,10 +1,10 @@
 """Folders whose own names hold `[`, `]`, `*` or `?` are searched like any other.
 
-`epath.Path(folder).glob(pattern)` joins the two and takes the whole for a pattern, so
+`epath.Path(folder).glob(pattern)` joins the two and takes all of it for a pattern, so
 that below `runs/try [1]` it finds nothing. Orbax and TFDS search their folders with it
-and do without what they miss: a checkpoint never gets its index, and cannot be read.
-Both make their paths themselves, so nothing can be handed to them that would search
-otherwise. Therefore the method is replaced in this process, for local paths alone.
+and go on without what they miss: a checkpoint never gets its index, and cannot be read.
+Both make their paths themselves, so they cannot be given another kind of path.
+Therefore the method is replaced in this process, for local paths alone.
 """
 
 from collections.abc import Iterator
@@ -26,6 +26,6 @@ def install() -> None:
 
 def _glob(self: gpath.PosixGPath, pattern: str) -> Iterator[gpath.PosixGPath]:
   folder = os.fspath(self)
-  if '://' in folder or '**' in pattern:  # etils refuses the latter, in a sentence
+  if '://' in folder or '**' in pattern:  # etils refuses the latter itself
     return _etils_glob(self, pattern)
   return (self / found for found in glob.iglob(pattern, root_dir=folder))

@@ -5,23 +5,24 @@ it is: the new folder refers to it by path and fingerprint (`bundle.holder` foll
 checks the reference). `pack` copies everything into one portable folder.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 import os
 import pathlib
-from typing import Any
 
 from etils import epath
 import jax
 from jax.experimental import multihost_utils
 
 from dicetalk_jax import bundle
+from dicetalk_jax.bundle import Entry, Folder, ModelFolder
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.files import atomic_folder, refuse_existing, require_room
+from dicetalk_jax.progress import Progress, silent
 
 
 def adopt(
-  source,
-  folder,
+  source: Folder,
+  folder: Folder,
   *,
   trained: Collection[str],
   needed: Collection[str],
@@ -48,33 +49,26 @@ def adopt(
       to, or has a damaged prior; or the run began with another component than `source`
       has by now.
   """
-  known = bundle.require(source) if source else {}
-  old = bundle.components(folder)
-  new = {}
-  for name in sorted(known.keys() - set(trained)):
-    reference = _reference(source, name, folder, name in needed)
-    if reference is None:
-      continue
-    if (
-      resuming
-      and name in needed
-      and name in old
-      and not bundle.same(old[name], reference)
-    ):
-      raise WeightsError(
-        f'this run began with another {name} than {source} has now; name the model '
-        'folder that it began with in config.model, or choose another --workdir'
-      )
-    new[name] = reference
-  emotions = bundle.emotions(source) if source and priors else []
-  copied = {emotion: bundle.read_prior(source, emotion) for emotion in emotions}
-  settings = bundle.settings(source) if source else {}
+  # 1. Check what the folder is to refer to, on all processes.
+  references: dict[str, Entry] = {}
+  copied: dict[str, tuple[bundle.Prior, str]] = {}
+  settings = {}
+  if source:
+    model = ModelFolder.open(source)
+    model.require()
+    references = _references(model, folder, trained, needed, resuming)
+    settings = model.settings
+    if priors:
+      copied = {
+        emotion: bundle.read_prior(model, emotion) for emotion in bundle.emotions(model)
+      }
 
+  # 2. Write it, on one.
   if jax.process_index() == 0:
     if not resuming:
       _forget(folder)
-    if new:
-      bundle.set_entries(folder, new)
+    if references:
+      bundle.set_entries(folder, references)
     if settings:
       bundle.save_settings(folder, settings | bundle.settings(folder))
     for emotion, (prior, embedder) in copied.items():
@@ -82,7 +76,33 @@ def adopt(
   multihost_utils.sync_global_devices('adopted')  # the others read it next
 
 
-def _reference(source, name: str, folder, needed: bool) -> dict[str, Any] | None:
+def _references(
+  source: ModelFolder,
+  folder: Folder,
+  trained: Collection[str],
+  needed: Collection[str],
+  resuming: bool,
+) -> dict[str, Entry]:
+  """The entries of references to what the run does not train; see `adopt`."""
+  old = bundle.components(folder)
+  references = {}
+  for name in sorted(source.components.keys() - set(trained)):
+    reference = _reference(source, name, folder, name in needed)
+    if reference is None:
+      continue
+    is_old = resuming and name in needed and name in old
+    if is_old and not bundle.same(old[name], reference):
+      raise WeightsError(
+        f'this run began with another {name} than {source} has now; name the model '
+        'folder that it began with in config.model, or choose another --workdir'
+      )
+    references[name] = reference
+  return references
+
+
+def _reference(
+  source: ModelFolder, name: str, folder: Folder, needed: bool
+) -> Entry | None:
   """The entry of a reference, to the folder that has the checkpoint itself.
 
   None where that is `folder` itself, or where the checkpoint is lost and not needed.
@@ -95,34 +115,35 @@ def _reference(source, name: str, folder, needed: bool) -> dict[str, Any] | None
     return None
   if os.path.realpath(place) == os.path.realpath(folder):
     return None
-  return entry | {'folder': bundle.absolute(place)}
+  return entry | {'folder': str(bundle.absolute(place))}
 
 
-def _forget(folder) -> None:
+def _forget(folder: Folder) -> None:
   """Removes what an earlier start of the run took from another model folder."""
   components = bundle.components(folder)
   stale = [name for name, entry in components.items() if 'folder' in entry]
   if stale:
     bundle.set_entries(folder, dict.fromkeys(stale))
-  bundle.clear_settings_and_priors(folder)
+  bundle.clear_settings(folder)
+  bundle.clear_priors(folder)
 
 
 def pack(
-  folder,
-  destination: pathlib.Path,
+  folder: Folder,
+  destination: str | os.PathLike[str],
   *,
   overwrite: bool = False,
-  progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+  progress: Progress = silent,
 ) -> None:
   """Copies a model folder with everything that it refers to.
 
-  The copy gets its name when it is whole; whatever happens before, what it replaces
-  stays.
+  The copy is atomic: it gets its name when it is whole, and until then what it
+  replaces stays.
 
   Args:
     folder: the model folder, local or remote.
-    destination: a local folder that does not exist.
-    overwrite: replaces a model folder that is there already.
+    destination: a local folder.
+    overwrite: whether to replace a model folder that is there already.
     progress: called with ('packing', files done, files in all) after every file.
 
   Raises:
@@ -133,22 +154,23 @@ def pack(
   """
   # 1. Check everything.
   destination = pathlib.Path(destination)
-  places = {}
-  for name in bundle.require(folder):
-    bundle.shapes(folder, name)  # is it whole?
-    places[name] = bundle.holder(folder, name)
-  _check_apart(destination, [folder, *(place for place, _ in places.values())])
+  model = ModelFolder.open(folder)
+  model.require()
+  holders = {}
+  for name in model.components:
+    bundle.shapes(model, name)  # refuses a damaged component
+    holders[name] = bundle.holder(model, name)
+  _check_apart(destination, [model.path, *(place for place, _ in holders.values())])
   refuse_existing(destination, overwrite, bundle.INDEX)
 
   # 2. List what is to be copied.
   files = {}
-  for place, entry in places.values():
-    checkpoint = place / entry['checkpoint']
-    for path in _files_below(checkpoint):
-      files[path] = pathlib.Path(entry['checkpoint'], path.relative_to(checkpoint))
-  for emotion in bundle.emotions(folder):
-    path = epath.Path(folder) / bundle.PRIORS / f'{emotion}.npz'
-    files[path] = pathlib.Path(bundle.PRIORS, path.name)
+  for place, entry in holders.values():
+    for path in _files_below(place / entry['checkpoint']):
+      files[path] = path.relative_to(place)
+  for emotion in bundle.emotions(model):
+    path = model.path / bundle.PRIORS / f'{emotion}.npz'
+    files[path] = path.relative_to(model.path)
   require_room(destination, sum(path.stat().length for path in files))
 
   # 3. Copy it.
@@ -157,11 +179,11 @@ def pack(
       (part / name).parent.mkdir(parents=True, exist_ok=True)
       path.copy(part / name)
       progress('packing', done, len(files))
-    bundle.save_settings(part, bundle.settings(folder))
-    bundle.set_entries(part, {name: entry for name, (_, entry) in places.items()})
+    bundle.save_settings(part, model.settings)
+    bundle.set_entries(part, {name: entry for name, (_, entry) in holders.items()})
 
 
-def _check_apart(destination: pathlib.Path, sources: list) -> None:
+def _check_apart(destination: pathlib.Path, sources: list[epath.Path]) -> None:
   """Raises InputError where the destination is, holds or lies in a source."""
   target = os.path.realpath(destination)
   for source in map(os.path.realpath, sources):

@@ -1,8 +1,8 @@
-"""Checkpoint folders under any name: how Orbax is given them, and old ones mended.
+"""Checkpoint folders of any name: how Orbax is given them, and old ones are mended.
 
 Orbax writes arrays through TensorStore, which turns a backslash in a file name into a
-slash and so writes into another folder. There is no way to quote it; it is therefore
-given a symbolic link to the folder.
+slash and so writes into another folder. There is no way to quote it, so Orbax is given
+a symbolic link to the folder.
 
 Before `literal_glob` and this link, checkpoints below folders with `[`, `*`, `?` or a
 backslash in their names were left without the index of their arrays. The arrays are
@@ -14,6 +14,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from typing import Any
 import uuid
 
 from etils import epath
@@ -42,7 +43,7 @@ def plain(path: os.PathLike | str) -> epath.Path:
 
 @functools.cache
 def _links() -> tempfile.TemporaryDirectory:
-  """Removed when the process ends."""
+  """A folder for symbolic links, removed when the process ends."""
   return tempfile.TemporaryDirectory(prefix='dicetalk_jax-')
 
 
@@ -68,7 +69,7 @@ def mend(checkpoint: os.PathLike | str) -> None:
   for item in sorted(checkpoint.iterdir()):
     if (item / '_METADATA').exists() and not (item / INDEX).exists():
       _fetch_astray(checkpoint, item)
-      _join(item)
+      _write_index(item)
 
 
 def _fetch_astray(checkpoint: pathlib.Path, item: pathlib.Path) -> None:
@@ -92,20 +93,21 @@ def _fetch_astray(checkpoint: pathlib.Path, item: pathlib.Path) -> None:
       shutil.rmtree(copy, ignore_errors=True)
 
 
-def _join(item: pathlib.Path) -> None:
+def _write_index(item: pathlib.Path) -> None:
+  """Joins what each process wrote."""
   parts = [plain(part) for part in sorted(item.glob(PARTS))]
   if not parts:
     return
   # One context for all: only then are entries taken over without their arrays.
   context = ts.Context()
-  whole = _open(plain(item), context, config=_CONFIG)
+  whole = _open_store(plain(item), context, config=_CONFIG)
   with ts.Transaction(atomic=True) as transaction:
     for part in parts:
       target = whole.with_transaction(transaction)
-      _open(part, context).experimental_copy_range_to(target).result()
+      _open_store(part, context).experimental_copy_range_to(target).result()
 
 
-def _open(folder: epath.Path, context: ts.Context, **options) -> ts.KvStore:
+def _open_store(folder: epath.Path, context: ts.Context, **options: Any) -> ts.KvStore:
   base = {'driver': 'file', 'path': f'{folder}/'}
   spec = {'driver': 'ocdbt', 'base': base, **options}
   return ts.KvStore.open(spec, context=context).result()

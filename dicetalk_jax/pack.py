@@ -3,17 +3,40 @@
 python -m dicetalk_jax.pack --model=runs/diffusion/model --output=models/mine
 """
 
+import argparse
+
 from etils import epath
 from tqdm import tqdm
 
 from dicetalk_jax import bundle, cli, model_references
 
-USAGE = """\
-usage: python -m dicetalk_jax.pack --model=DIR --output=DIR [--overwrite]
-  --model      model folder, such as the one in the work directory of a training run
-  --output     the portable copy: it refers to no other folder
-  --overwrite  replace a model folder that is there already
-"""
+
+def _parser() -> argparse.ArgumentParser:
+  parser = cli.OptionParser(
+    prog='python -m dicetalk_jax.pack',
+    description='Copies a model folder with everything that it refers to.',
+  )
+  add = parser.add_argument
+  add(
+    '--model',
+    required=True,
+    type=_expanded,
+    metavar='DIR',
+    help='model folder, such as the one in the work directory of a training run',
+  )
+  add(
+    '--output',
+    required=True,
+    type=_expanded,
+    metavar='DIR',
+    help='the portable copy: it refers to no other folder',
+  )
+  add(
+    '--overwrite',
+    action='store_true',
+    help='replace a model folder that is there already',
+  )
+  return parser
 
 
 def _expanded(text: str) -> epath.Path:
@@ -22,11 +45,7 @@ def _expanded(text: str) -> epath.Path:
 
 def main(argv: list[str]) -> None:
   """Packs one model folder."""
-  parser = cli.Parser('dicetalk_jax.pack', USAGE)
-  parser.add_argument('--model', required=True, type=_expanded)
-  parser.add_argument('--output', required=True, type=_expanded)
-  parser.add_argument('--overwrite', action='store_true')
-  flags = parser.parse_args(argv)
+  flags = _parser().parse_args(argv)
 
   with tqdm(desc='packing', unit='file', disable=None) as bar:
 
@@ -43,7 +62,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
   """Console entry."""
-  cli.run(main, USAGE)
+  cli.run(main, _parser())
 
 
 if __name__ == '__main__':

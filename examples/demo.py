@@ -1,100 +1,224 @@
-"""The demo: from nothing to a talking face, `make demo` or `python -m examples.demo
---folder=demo`.
+"""From nothing to a talking face: `make demo`, or `python -m examples.demo`.
 
-Generates the synthetic data set, trains the three tiny tasks for a short while, lets
-one person whom training never saw say one sentence that it never heard in four
-emotions, and measures the result against the exact truth. The tiny models show that
+Generates the synthetic data set and trains the three tiny tasks for a short while. Then
+one person whom training never saw says one sentence that it never heard in four
+emotions, and the result is measured against the exact truth. The tiny models show that
 every part works together; they say nothing about the quality of the published weights.
 """
 
-import argparse
+from collections.abc import Iterator
 import contextlib
 import dataclasses
-import importlib
 import json
 import os
 import pathlib
-import sys
 import time
+from typing import Any
 
+import jax
+import ml_collections
 import numpy as np
+from PIL import Image
 import soundfile
 
+from configs import autoencoder, diffusion, embedder
+from data_pipelines.builders.synthetic import prepare_synthetic
+from data_pipelines.builders.synthetic_clips import TINY, SyntheticConfig, jobs
+from data_pipelines.synthetic.clip import Clip, make_clip, make_portrait
+from dicetalk_jax import cli, model_references
+from dicetalk_jax.data import clip_record
+from dicetalk_jax.data.clip_source import ClipSource
 from dicetalk_jax.errors import one_sentence
+from dicetalk_jax.main import task_class
+from dicetalk_jax.media import contact_sheet, video
+from dicetalk_jax.metrics.face_probe import FaceProbe, crop_faces
+from dicetalk_jax.metrics.lip_sync import lip_sync
+from dicetalk_jax.pipeline import Pipeline
+from dicetalk_jax.training import loop
 
 EMOTIONS = ('happy', 'angry', 'sad', 'surprised')
-TASKS = ('autoencoder', 'embedder', 'diffusion')
+STRONGEST = 3  # level of the emotions
 SECONDS = 2.4
+# In this order: each task reads the model of the one before.
+CONFIGS = {
+  'autoencoder': autoencoder.get_config,
+  'embedder': embedder.get_config,
+  'diffusion': diffusion.get_config,
+}
 COLUMNS = 9  # of the contact sheet
+ENLARGEMENT = 4  # of the videos
+
+Scores = dict[str, dict[str, list[Any]]]  # video -> what was measured -> per emotion
 
 
-def smallest(config) -> None:
-  """Cuts a tiny configuration down to what shows that everything runs; the result
-  looks like noise.
-  """
-  config.total_steps = config.eval_every = config.checkpoint_every = {
-    'embedder': 20
-  }.get(config.task, 10)
-  config.log_every = 5
-  config.optim.name, config.optim.warmup = 'adam', 2  # Muon compiles for minutes
-
-
-def _share_cores() -> None:
-  """Devices for the data axis: on CPUs, the diffusion step is faster with a part of
-  the batch on each core.
-  """
-  import jax
-
-  jax.config.update(
-    'jax_num_cpu_devices', min(4, 1 << (os.cpu_count() or 1).bit_length() - 1)
+def main() -> None:
+  """Runs all stages, and prints what they achieved."""
+  parser = cli.OptionParser(
+    prog='python -m examples.demo',
+    description='From nothing to a talking face: data, training, generation, scores.',
   )
+  parser.add_argument(
+    '--folder',
+    default='demo',
+    type=pathlib.Path,
+    metavar='DIR',
+    help='everything is written here',
+  )
+  parser.add_argument(
+    '--smallest',
+    action='store_true',
+    help='a few steps only: checks that all parts run',
+  )
+  flags = parser.parse_args()
+  flags.folder.mkdir(parents=True, exist_ok=True)
+  share_cores()
+  started = time.monotonic()
+
+  prepare(flags.folder, flags.smallest)
+  train(flags.folder, flags.smallest)
+  with stage('generating'):
+    scores = generate(flags.folder)
+
+  minutes = round((time.monotonic() - started) / 60, 1)
+  report = json.dumps(scores | {'minutes': minutes}, indent=2)
+  (flags.folder / 'report.json').write_text(report + '\n')
+  print_report(scores, minutes, flags.folder)
+
+
+def share_cores() -> None:
+  """Gives JAX a device per core, four at most.
+
+  On CPUs, the diffusion step is faster with a part of the batch on each core.
+  """
+  cores = os.cpu_count() or 1
+  power_of_two = 1 << cores.bit_length() - 1
+  jax.config.update('jax_num_cpu_devices', min(4, power_of_two))
 
 
 def prepare(folder: pathlib.Path, small: bool) -> None:
   """Renders the synthetic data set, or finds it where it was rendered before."""
-  from data_pipelines.builders.synthetic import prepare_synthetic
-  from data_pipelines.builders.synthetic_clips import TINY
-
-  settings = TINY
-  if small:
-    settings = dataclasses.replace(TINY, train=4, val=2, clips=16)
-  with _stage('rendering the data set'):
+  settings = dataclasses.replace(TINY, train=4, val=2, clips=16) if small else TINY
+  with stage('rendering the data set'):
     prepare_synthetic(folder / 'data', settings)
 
 
 def train(folder: pathlib.Path, small: bool) -> None:
-  """Runs the three tasks one after the other, each with the model of the one before,
-  and packs the last model.
-  """
-  from dicetalk_jax import main, model_references
-  from dicetalk_jax.training import loop
-
+  """Runs the three tasks one after the other, and packs the last model."""
   model = ''
-  for task in TASKS:
-    config = importlib.import_module(f'configs.{task}').get_config('tiny')
+  for task, get_config in CONFIGS.items():
+    config = get_config('tiny')
     if small:
-      smallest(config)
-    config.model = str(model)
-    with _stage(f'training the {task}, {config.total_steps} steps'):
-      loop.train(main.task_class(task), config, folder / task)
-    model = folder / task / 'model'
+      shorten(config)
+    config.model = model
+    with stage(f'training the {task}, {config.total_steps} steps'):
+      loop.train(task_class(task), config, folder / task)
+    model = str(folder / task / 'model')
   model_references.pack(model, folder / 'model', overwrite=True)
 
 
-def scenes(size: int) -> tuple[int, list]:
-  """The held-out person, and (emotion, truth) of one held-out sentence as the data
-  set would render it.
+def shorten(config: ml_collections.ConfigDict) -> None:
+  """Cuts a tiny configuration down to what shows that everything runs.
+
+  What the model then generates looks like noise.
   """
-  from data_pipelines.builders.synthetic_clips import TINY, SyntheticConfig, jobs
-  from data_pipelines.synthetic.clip import make_clip
+  steps = 20 if config.task == 'embedder' else 10
+  config.total_steps = steps
+  config.eval_every = steps
+  config.checkpoint_every = steps
+  config.log_every = 5
+  config.optim.name = 'adam'  # Muon compiles for minutes
+  config.optim.warmup = 2
 
+
+def generate(folder: pathlib.Path) -> Scores:
+  """Writes the portrait, the speech, the videos and the contact sheet.
+
+  Returns:
+    What was measured of the generated videos, of the truth, and of the truth after the
+    autoencoder, which is the best that the model could draw.
+  """
+  pipe = Pipeline.load(folder / 'model')
+  size = pipe.settings.image_size
+
+  # 1. The person, and how each emotion would truly look.
+  identity, truths = perform(size)
+  portrait_size = 4 * size
+  portrait, box = make_portrait(identity, portrait_size, zoom=TINY.zoom)
+  left, top, right, bottom = box * portrait_size
+  contact_sheet.save_image(folder / 'portrait.png', portrait)
+  speech = truths[EMOTIONS[0]].audio
+  soundfile.write(folder / 'speech.wav', speech, 16_000)
+
+  probe = fit_probe(folder)
+  neutral = crop_faces(portrait[None], box)
+  scores: Scores = {}
+  rows = []
+  for emotion, truth in truths.items():
+    # 2. Generate, and take the frames of the truth that fall on the same times.
+    generated, fps = pipe.generate(
+      portrait,
+      truth.audio,
+      emotion=emotion,
+      face_box=(left, top, right - left, bottom - top),
+      seed=1,
+      interpolate=False,
+    )
+    real = truth.frames[::2][: len(generated)]
+    generated = generated[: len(real)]
+    opening = truth.opening[::2][: len(real)]
+    face = truth.bbox[: 2 * len(real) : 2].mean(0)
+
+    # 3. Score.
+    videos = {
+      'generated': generated,
+      'truth': real,
+      'autoencoded truth': pipe.reconstruct(real),
+    }
+    for name, frames in videos.items():
+      faces = crop_faces(frames, face)
+      log_probabilities = probe.emotion(faces, neutral).mean(0)
+      sync = lip_sync(probe.opening(faces, neutral), opening, fps)
+      measured = {
+        'asked': emotion,
+        'recognised': clip_record.EMOTIONS[int(log_probabilities.argmax())],
+        'lip_sync': round(sync.correlation, 3),
+      }
+      for key, value in measured.items():
+        scores.setdefault(name, {}).setdefault(key, []).append(value)
+
+    # 4. Show.
+    shown = np.linspace(0, len(real) - 1, COLUMNS).round().astype(int)
+    rows.append((f'{emotion}: truth', list(real[shown])))
+    rows.append((f'{emotion}: generated', list(generated[shown])))
+    large = enlarge(generated)
+    compared = contact_sheet.side_by_side(
+      [enlarge(real), large], [f'{emotion}: truth', 'generated']
+    )
+    video.write_video(folder / f'{emotion}.mp4', large, fps, audio=truth.audio)
+    video.write_video(
+      folder / f'{emotion}_beside_truth.mp4', compared, fps, audio=truth.audio
+    )
+  contact_sheet.contact_sheet(
+    rows,
+    [f'{frame / fps:.1f} s' for frame in shown],
+    scale=2,
+    path=folder / 'sheet.png',
+  )
+  return scores
+
+
+def perform(size: int) -> tuple[int, dict[str, Clip]]:
+  """A held-out person who says one held-out sentence in each emotion.
+
+  Returns:
+    The identity, and the clips as the data set would render them.
+  """
   job = jobs(SyntheticConfig(test=1), 'test')[0]
-
-  def perform(emotion):
-    return make_clip(
+  clips = {
+    emotion: make_clip(
       job.identity,
       emotion,
-      3,
+      STRONGEST,
       job.sentence(),
       size=size,
       motion=TINY.motion,
@@ -102,134 +226,39 @@ def scenes(size: int) -> tuple[int, list]:
       zoom=TINY.zoom,
       max_seconds=SECONDS,
     )
-
-  return job.identity, [(emotion, perform(emotion)) for emotion in EMOTIONS]
-
-
-def main(argv: list[str]) -> None:
-  parser = argparse.ArgumentParser(
-    prog='examples.demo', description=__doc__.split('\n')[0]
-  )
-  parser.add_argument(
-    '--folder', default='demo', type=pathlib.Path, help='everything is written here'
-  )
-  parser.add_argument(
-    '--smallest',
-    action='store_true',
-    help='a few steps only: checks that all parts run',
-  )
-  args = parser.parse_args(argv)
-  args.folder.mkdir(parents=True, exist_ok=True)
-  _share_cores()
-  started = time.monotonic()
-  prepare(args.folder, args.smallest)
-  train(args.folder, args.smallest)
-  with _stage('generating'):
-    report = generate(args.folder)
-  report['minutes'] = round((time.monotonic() - started) / 60, 1)
-  (args.folder / 'report.json').write_text(json.dumps(report, indent=2) + '\n')
-  _print(report, args.folder)
-
-
-def generate(folder: pathlib.Path) -> dict:
-  """Writes portrait, sounds, videos and the contact sheet; returns what was
-  measured.
-  """
-  from data_pipelines.builders.synthetic_clips import TINY
-  from data_pipelines.synthetic.clip import make_portrait
-  from dicetalk_jax.media import contact_sheet, video
-  from dicetalk_jax.metrics.face_probe import crop_faces
-  from dicetalk_jax.pipeline import Pipeline
-
-  pipe = Pipeline.load(folder / 'model')
-  size = pipe.settings.image_size
-  identity, truths = scenes(size)
-  portrait, box = make_portrait(identity, 4 * size, zoom=TINY.zoom)
-  contact_sheet.save_image(folder / 'portrait.png', portrait)
-  x0, y0, x1, y1 = box * 4 * size
-  reference = crop_faces(portrait[None], box)
-  rows, scores, panels = [], {}, []
-  probe = _probe(folder, size)
-  for emotion, truth in truths:
-    frames, fps = pipe.generate(
-      portrait,
-      truth.audio,
-      emotion=emotion,
-      face_box=(x0, y0, x1 - x0, y1 - y0),
-      seed=1,
-      interpolate=False,
-    )
-    real = truth.frames[::2][: len(frames)]
-    frames = frames[: len(real)]
-    box_of = truth.bbox[: 2 * len(real) : 2].mean(0)
-    coded = pipe.reconstruct(real)
-    for name, clip in (
-      ('generated', frames),
-      ('truth', real),
-      ('autoencoded truth', coded),
-    ):
-      scores.setdefault(name, []).append(
-        _score(
-          probe, clip, box_of, reference, emotion, truth.opening[::2][: len(real)], fps
-        )
-      )
-    shown = np.linspace(0, len(real) - 1, COLUMNS).round().astype(int)
-    rows += [
-      (f'{emotion}: truth', list(real[shown])),
-      (f'{emotion}: generated', list(frames[shown])),
-    ]
-    panels.append(
-      contact_sheet.side_by_side(
-        [_enlarged(real), _enlarged(frames)], [f'{emotion}: truth', 'generated']
-      )
-    )
-    video.write_video(
-      folder / f'{emotion}.mp4', _enlarged(frames), fps, audio=truth.audio
-    )
-    video.write_video(
-      folder / f'{emotion}_beside_truth.mp4', panels[-1], fps, audio=truth.audio
-    )
-  contact_sheet.contact_sheet(
-    rows, [f'{t / fps:.1f} s' for t in shown], scale=2, path=folder / 'sheet.png'
-  )
-  soundfile.write(folder / 'speech.wav', truths[0][1].audio, 16_000)
-  return {
-    name: {key: [s[key] for s in values] for key in values[0]}
-    for name, values in scores.items()
+    for emotion in EMOTIONS
   }
+  return job.identity, clips
 
 
-def _probe(folder: pathlib.Path, size: int):
-  """A measuring device fitted to rendered training faces; it shares nothing with the
-  models it judges.
+def fit_probe(folder: pathlib.Path) -> FaceProbe:
+  """A measuring device for emotions and mouth openings.
+
+  It is fitted to rendered training faces, and shares nothing with the models that it
+  judges.
   """
-  from dicetalk_jax.data import clip_record
-  from dicetalk_jax.data.clip_source import ClipSource
-  from dicetalk_jax.metrics.face_probe import FaceProbe, crop_faces
-
-  source = ClipSource(
-    next(p.parent for p in (folder / 'data').rglob('dataset_info.json')), 'train'
-  )
-  neutral, crops, references, emotions, openings = {}, [], [], [], []
+  info = next((folder / 'data').rglob('dataset_info.json'))
+  source = ClipSource(info.parent, 'train')
   table = source.table
-  for i in sorted(
+
+  # Clips by identity, each identity's neutral ones first.
+  order = sorted(
     range(len(source)), key=lambda i: (table.identity[i], table.emotion[i] != 'neutral')
-  ):
+  )
+  neutral: dict[Any, np.ndarray] = {}  # a face with its mouth closed, by identity
+  crops, references, emotions, openings = [], [], [], []
+  for i in order:
+    identity = table.identity[i]
     record = source[i]
-    if (
-      table.identity[i] not in neutral
-    ):  # clips are in order: the first of a person is neutral
-      closed = [int(record['opening'].argmin())]
-      neutral[table.identity[i]] = crop_faces(
-        clip_record.decode_frames(record, closed), record['bbox'].mean(0)
-      )
-    rows = np.arange(2, len(record['frames']), 6)
-    crops.append(
-      crop_faces(clip_record.decode_frames(record, rows), record['bbox'].mean(0))
-    )
-    references.append(np.repeat(neutral[table.identity[i]], len(rows), axis=0))
-    emotions += [clip_record.EMOTIONS.index(table.emotion[i])] * len(rows)
-    openings += list(record['opening'][rows])
+    face = record['bbox'].mean(0)
+    if identity not in neutral:
+      closed = int(record['opening'].argmin())
+      neutral[identity] = crop_faces(clip_record.decode_frames(record, [closed]), face)
+    shown = list(range(2, len(record['frames']), 6))
+    crops.append(crop_faces(clip_record.decode_frames(record, shown), face))
+    references.append(np.repeat(neutral[identity], len(shown), axis=0))
+    emotions += [clip_record.EMOTIONS.index(table.emotion[i])] * len(shown)
+    openings += list(record['opening'][shown])
   return FaceProbe.fit(
     np.concatenate(crops),
     np.array(emotions),
@@ -238,69 +267,43 @@ def _probe(folder: pathlib.Path, size: int):
   )
 
 
-def _score(probe, frames, box, reference, emotion, opening, fps) -> dict:
-  from dicetalk_jax.data.clip_record import EMOTIONS as ALL
-  from dicetalk_jax.metrics.face_probe import crop_faces
-  from dicetalk_jax.metrics.lip_sync import lip_sync
-
-  crops = crop_faces(frames, box)
-  probabilities = probe.emotion(crops, reference).mean(0)
-  return {
-    'asked': emotion,
-    'recognised': ALL[int(probabilities.argmax())],
-    'lip_sync': round(
-      lip_sync(probe.opening(crops, reference), opening, fps).correlation, 3
-    ),
-  }
-
-
-def _enlarged(frames: np.ndarray, factor: int = 4) -> np.ndarray:
-  from PIL import Image
-
-  height, width = frames.shape[1] * factor, frames.shape[2] * factor
-  return np.stack(
-    [
-      np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.BICUBIC))
-      for f in frames
-    ]
-  )
+def enlarge(frames: np.ndarray) -> np.ndarray:
+  """uint8 `[N, H, W, 3]` to `[N, H', W', 3]`."""
+  height, width = frames.shape[1] * ENLARGEMENT, frames.shape[2] * ENLARGEMENT
+  images = [Image.fromarray(frame) for frame in frames]
+  bicubic = Image.Resampling.BICUBIC
+  return np.stack([np.asarray(x.resize((width, height), bicubic)) for x in images])
 
 
 @contextlib.contextmanager
-def _stage(name: str):
+def stage(name: str) -> Iterator[None]:
+  """Prints when a stage begins, and how long it took."""
   print(f'\n== {name}', flush=True)
   started = time.monotonic()
   yield
   print(f'== {name}: {time.monotonic() - started:.0f} s', flush=True)
 
 
-def _print(report: dict, folder: pathlib.Path) -> None:
-  print(
-    '\n                     emotion recognised (asked)                                '
-    'lip-sync correlation'
-  )
-  for name in ('generated', 'truth', 'autoencoded truth'):
-    s = report[name]
-    seen = ', '.join(
-      f'{got} ({asked})' for got, asked in zip(s['recognised'], s['asked'])
-    )
-    print(f'  {name:18} {seen:62} {np.mean(s["lip_sync"]):.2f}')
-  right = sum(
-    a == b
-    for a, b in zip(report['generated']['asked'], report['generated']['recognised'])
-  )
-  print(
-    f'\n{right} of {len(EMOTIONS)} emotions recognised; {report["minutes"]} minutes'
-  )
+def print_report(scores: Scores, minutes: float, folder: pathlib.Path) -> None:
+  """Prints the scores, and where everything is."""
+  print(f'\n{"":21}{"emotion recognised (asked)":62} lip-sync correlation')
+  for name, measured in scores.items():
+    pairs = zip(measured['recognised'], measured['asked'])
+    seen = ', '.join(f'{recognised} ({asked})' for recognised, asked in pairs)
+    print(f'  {name:18} {seen:62} {np.mean(measured["lip_sync"]):.2f}')
+  generated = scores['generated']
+  pairs = zip(generated['recognised'], generated['asked'])
+  right = sum(recognised == asked for recognised, asked in pairs)
+  print(f'\n{right} of {len(EMOTIONS)} emotions recognised; {minutes} minutes')
   print(f'videos:        {folder}/<emotion>.mp4, {folder}/<emotion>_beside_truth.mp4')
   print(f'contact sheet: {folder / "sheet.png"}')
   print(
-    'try it:        python -m dicetalk_jax.generate '
-    f'--model={folder}/model --image={folder}/portrait.png --audio={folder}/speech.wav '
-    '--emotion=surprised --output=out.mp4'
+    f'try it:        python -m dicetalk_jax.generate --model={folder}/model '
+    f'--image={folder}/portrait.png --audio={folder}/speech.wav --emotion=surprised '
+    '--output=out.mp4'
   )
 
 
 if __name__ == '__main__':
   with one_sentence():
-    main(sys.argv[1:])
+    main()

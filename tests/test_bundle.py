@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dicetalk_jax import bundle, parallel
+from dicetalk_jax.bundle import index
 from dicetalk_jax.errors import WeightsError
 
 PARAMS = {
@@ -49,10 +50,8 @@ def test_round_trip(folder):
 
 def test_dtype_applies_to_numbers_only(folder):
   _, params = bundle.load_component(folder, 'vae', dtype=jnp.bfloat16)
-  assert (
-    params['conv.kernel'].dtype == jnp.bfloat16
-    and params['book.embedding'].dtype == jnp.int32
-  )
+  assert params['conv.kernel'].dtype == jnp.bfloat16
+  assert params['book.embedding'].dtype == jnp.int32
 
 
 def test_components_are_replaced_one_by_one(folder):
@@ -63,9 +62,8 @@ def test_components_are_replaced_one_by_one(folder):
   assert config == {'kind': 'new'}
   assert_same(params, {'y': jnp.full(2, 6.0)})
   assert_same(bundle.load_component(folder, 'unet')[1], {'x': jnp.ones(2)})
-  assert (
-    len(list(folder.iterdir())) == 3
-  )  # two checkpoints and the index: nothing is left behind
+  left = {path.name for path in folder.iterdir()}
+  assert left == {'bundle.json', 'unet.0', 'vae.2'}
 
 
 def test_a_killed_save_leaves_the_old_component(folder, monkeypatch):
@@ -76,7 +74,7 @@ def test_a_killed_save_leaves_the_old_component(folder, monkeypatch):
     raise Killed
 
   with monkeypatch.context() as patch:
-    patch.setattr(bundle, '_write_index', kill)
+    patch.setattr(index, '_write_index', kill)
     with pytest.raises(Killed):
       bundle.save_component(folder, 'vae', {}, {'y': jnp.zeros(1)}, {})
   assert_same(bundle.load_component(folder, 'vae')[1], PARAMS)
@@ -122,11 +120,22 @@ def test_priors_and_settings(folder):
 
 def test_a_missing_folder_holds_nothing(tmp_path):
   nowhere = tmp_path / 'nowhere'
-  assert (
-    bundle.components(nowhere) == {}
-    and bundle.settings(nowhere) == {}
-    and bundle.emotions(nowhere) == []
-  )
+  assert bundle.components(nowhere) == {}
+  assert bundle.settings(nowhere) == {}
+  assert bundle.emotions(nowhere) == []
+
+
+def test_an_opened_folder_serves_as_a_path(folder):
+  """It shows the folder as it was when it was opened, and is read no more."""
+  bundle.save_priors(folder, {'happy': (np.zeros(2), np.ones(2))})
+  model = bundle.ModelFolder.open(folder)
+  assert str(model) == str(folder)
+  (folder / 'bundle.json').rename(folder / 'elsewhere.json')
+  assert_same(bundle.load_component(model, 'vae')[1], PARAMS)
+  assert bundle.emotions(model) == ['happy']
+  np.testing.assert_array_equal(bundle.load_prior(model, 'happy')[1], np.ones(2))
+  with pytest.raises(WeightsError, match='has no unet; it has: vae'):
+    model.require('vae', 'unet')
 
 
 def damage_list(folder):
@@ -166,7 +175,7 @@ def test_damaged_folders(folder, damage, sentence):
 def test_missing_parts_are_named(folder, tmp_path):
   with pytest.raises(WeightsError, match='no unet and no whisper; it has: vae'):
     bundle.require(folder, 'unet', 'vae', 'whisper')
-  with pytest.raises(WeightsError, match='no model folder'):
+  with pytest.raises(WeightsError, match='is not a model folder'):
     bundle.load_component(tmp_path / 'nowhere', 'vae')
   bundle.save_priors(folder, {'happy': (np.zeros(2), np.ones(2))})
   with pytest.raises(WeightsError, match="no emotion 'bored' .* it has: happy"):
@@ -174,7 +183,7 @@ def test_missing_parts_are_named(folder, tmp_path):
   prior = folder / 'priors/happy.npz'
   for content in (b'no archive', prior.read_bytes()[:100]):
     prior.write_bytes(content)
-    with pytest.raises(WeightsError, match='no emotion prior'):
+    with pytest.raises(WeightsError, match='is not an emotion prior'):
       bundle.load_prior(folder, 'happy')
 
 
@@ -183,5 +192,5 @@ def test_pickled_priors_are_refused(folder):
   np.savez(
     folder / 'priors/evil.npz', mu=np.array([{'a': 1}], dtype=object), sigma=np.ones(1)
   )
-  with pytest.raises(WeightsError, match='no emotion prior'):
+  with pytest.raises(WeightsError, match='is not an emotion prior'):
     bundle.load_prior(folder, 'evil')

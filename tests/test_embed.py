@@ -1,6 +1,7 @@
 """The prior of one clip, and those of a data set, from the command line."""
 
 import dataclasses
+import itertools
 import pathlib
 import shutil
 import sys
@@ -11,7 +12,7 @@ import pytest
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from data_pipelines.synthetic.clip import make_clip
-from dicetalk_jax import bundle, cli, dataset_priors, embed, published_priors
+from dicetalk_jax import bundle, dataset_priors, embed, published_priors
 from dicetalk_jax.component import Component
 from dicetalk_jax.data import face_crops, feature_extraction
 from dicetalk_jax.data.clip_record import UNKNOWN
@@ -34,6 +35,7 @@ EMBEDDER = dict(
   dropout=0.0,
   max_len=10,
 )
+CROPS = dict(visual='crops', crop_size=8, crop_channels=(4,))
 FRAMES = 20  # of tiny.speech()
 
 
@@ -80,16 +82,13 @@ def model(tmp_path):
 
 @pytest.fixture
 def seeing(tmp_path):
-  """The model folder of an embedder that reads pictures."""
-  return save_model(
-    tmp_path / 'seeing',
-    EMBEDDER | dict(visual='crops', crop_size=8, crop_channels=(4,)),
-  )
+  """The model folder of an embedder that reads images."""
+  return save_model(tmp_path / 'seeing', EMBEDDER | CROPS)
 
 
 @pytest.fixture(scope='module')
 def portrait(tmp_path_factory):
-  """A rendered person who speaks, as a video with sound and one without."""
+  """A rendered person who speaks, as a video with audio and one without."""
   folder = tmp_path_factory.mktemp('portrait')
   person = make_clip(1, 'happy', 3, 0, size=128, max_seconds=0.4)
   write_video(folder / 'clip.mp4', person.frames, 25, person.audio)
@@ -101,10 +100,9 @@ def call(monkeypatch, module, **flags):
   def spelled(name, value):
     return f'--{name}' if value is True else f'--{name}={value}'
 
-  monkeypatch.setattr(
-    sys, 'argv', [module.__name__, *(spelled(*flag) for flag in flags.items())]
-  )
-  cli.run(module.main, module.USAGE)
+  argv = [spelled(*flag) for flag in flags.items()]
+  monkeypatch.setattr(sys, 'argv', [module.__name__, *argv])
+  module.run()
 
 
 @pytest.fixture
@@ -127,7 +125,9 @@ def refuses(monkeypatch, capsys):
       call(monkeypatch, module, **flags)
     err = capsys.readouterr().err
     assert stop.value.code == 2
-    assert err.startswith('error: ') and err.count('\n') == 1 and sentence in err, err
+    assert err.startswith('error: ')
+    assert err.count('\n') == 1
+    assert sentence in err
 
   return refuses
 
@@ -141,23 +141,22 @@ def test_both_modalities_into_model_folder_and_file(model, clip, run, tmp_path):
     save='me',
     output=tmp_path / 'new' / 'me.npy',
   )
-  assert 'prior of 0.8 s of expressions and speech' in out and '--emotion=me' in out
-  mu, sigma = bundle.load_prior(model, 'me')
-  network = {name: Component.load(model, name) for name in ('embedder', 'whisper')}
-  states = feature_extraction.speech_states(network['whisper'], tiny.speech(), FRAMES)
+  assert 'prior of 0.8 s of expressions and speech' in out
+  assert '--emotion=me' in out
+  prior = bundle.load_prior(model, 'me')
+  embedder, whisper = (Component.load(model, name) for name in ('embedder', 'whisper'))
+  states = feature_extraction.speech_states(whisper, tiny.speech(), FRAMES)
   expression = np.load(clip / 'expression.npy').astype(np.float32)[:FRAMES]
   halves = [
     feature_extraction.gaussian(
-      network['embedder'], expression[i : i + 10], states[2 * i : 2 * i + 20]
+      embedder, expression[i : i + 10], states[2 * i : 2 * i + 20]
     )
     for i in (0, 10)
   ]
-  np.testing.assert_allclose(
-    [mu, sigma], np.mean(halves, axis=0), rtol=1e-3, atol=1e-4
-  )  # the file has 16 bits
-  np.testing.assert_array_equal(
-    published_priors.read(tmp_path / 'new' / 'me.npy')[0], [mu, sigma]
-  )
+  # The audio of the file has 16 bits.
+  np.testing.assert_allclose(prior, np.mean(halves, axis=0), rtol=1e-3, atol=1e-4)
+  written = published_priors.read(tmp_path / 'new' / 'me.npy')
+  np.testing.assert_array_equal(written.prior, prior)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +170,9 @@ def test_both_modalities_into_model_folder_and_file(model, clip, run, tmp_path):
 )
 def test_any_modality(model, clip, run, flags, parts):
   out = run(embed, model=model, **{name: clip / file for name, file in flags.items()})
-  assert f' of {parts}: ' in out and 'nearest emotions: ' in out
-  assert ('only the sound of' in out) == (list(flags) == ['video'])
+  assert f' of {parts}: ' in out
+  assert 'nearest emotions: ' in out
+  assert ('only the audio of' in out) == (list(flags) == ['video'])
   assert bundle.emotions(model) == sorted(tiny.EMOTIONS)
 
 
@@ -187,39 +187,35 @@ def test_a_prior_from_a_plain_video(seeing, portrait, run, tmp_path):
     save='me',
   )
   assert f'the face is seen from 0.00 s to {frames / 25:.2f} s' in out
-  assert (
-    f'prior of {frames / 25:.1f} s of pictures and speech' in out
-    and '--emotion=me' in out
-  )
-  assert ' s of pictures: ' in run(
+  assert f'prior of {frames / 25:.1f} s of images and speech' in out
+  assert '--emotion=me' in out
+  assert ' s of images: ' in run(
     embed, model=seeing, video=folder / 'mute.mp4', output=tmp_path / 'mute.npy'
   )
   assert ' s of speech: ' in run(
     embed, model=seeing, audio=folder / 'clip.mp4', output=tmp_path / 'heard.npy'
   )
   both, mute, heard = (
-    np.array(published_priors.read(tmp_path / f'{name}.npy')[0])
+    np.array(published_priors.read(tmp_path / f'{name}.npy').prior)
     for name in ('both', 'mute', 'heard')
   )
-  assert (
-    min(np.abs(a - b).max() for a, b in ((both, mute), (both, heard), (mute, heard)))
-    > 1e-3
-  )
+  for a, b in itertools.combinations((both, mute, heard), 2):
+    assert np.abs(a - b).max() > 1e-3
   faces = np.stack(
     [
-      face_crops.crop_square(picture, 128 * box, 8)
-      for picture, box in zip(person.frames, person.bbox)
+      face_crops.crop_square(frame, 128 * box, 8)
+      for frame, box in zip(person.frames, person.bbox)
     ]
   )
   seen, _ = face_crops.of_video(folder / 'mute.mp4', 8)
-  assert np.corrcoef(faces.ravel(), seen.ravel())[0, 1] > 0.9  # whole pictures: 0.6
-  want = feature_extraction.gaussian(
-    Component.load(seeing, 'embedder'), seen, np.zeros((0, 2, 8), np.float32)
-  )
-  np.testing.assert_allclose(mute, want, rtol=1e-3, atol=1e-4)
+  assert np.corrcoef(faces.ravel(), seen.ravel())[0, 1] > 0.9  # whole frames: 0.6
+  embedder = Component.load(seeing, 'embedder')
+  no_states = np.zeros((0, 2, 8), np.float32)
+  expected = feature_extraction.gaussian(embedder, seen, no_states)
+  np.testing.assert_allclose(mute, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_videos_and_files_that_an_embedder_of_pictures_cannot_read(
+def test_videos_and_files_that_an_embedder_of_images_cannot_read(
   seeing, clip, refuses, tmp_path
 ):
   refuses('no face was found in', embed, model=seeing, video=clip / 'clip.mp4')
@@ -242,19 +238,19 @@ def test_videos_and_files_that_an_embedder_of_pictures_cannot_read(
     (
       'video',
       dict(audio='speech.wav'),
-      'on expressions alone and hears nothing; give --expression',
+      'on expressions alone and reads no audio; give --expression',
       'expressions',
     ),
     (
       'video',
       dict(video='clip.mp4'),
-      'on expressions alone and hears nothing; give --expression',
+      'on expressions alone and reads no audio; give --expression',
       'expressions',
     ),
     (
       'audio',
       dict(expression='expression.npy'),
-      'on speech alone and sees nothing; give --audio',
+      'on speech alone and reads nothing else; give --audio',
       'speech',
     ),
   ],
@@ -262,8 +258,8 @@ def test_videos_and_files_that_an_embedder_of_pictures_cannot_read(
 def test_embedders_of_one_modality(
   clip, run, refuses, tmp_path, modalities, other, sentence, parts
 ):
-  """Files of the other one alone make no prior, and are not counted where they
-  change nothing.
+  """Files of the other modality make no prior alone, and are not counted next to
+  those of the right one.
   """
   model = save_model(tmp_path / 'model', EMBEDDER | dict(modalities=modalities))
   refuses(
@@ -280,14 +276,11 @@ def test_embedders_of_one_modality(
   assert f' s of {parts}: ' in out
 
 
-def test_an_embedder_of_pictures_alone(clip, refuses, tmp_path):
-  model = save_model(
-    tmp_path / 'model',
-    EMBEDDER
-    | dict(visual='crops', crop_size=8, crop_channels=(4,), modalities='video'),
-  )
+def test_an_embedder_of_images_alone(clip, refuses, tmp_path):
+  config = EMBEDDER | CROPS | dict(modalities='video')
+  model = save_model(tmp_path / 'model', config)
   refuses(
-    'trained on pictures alone and hears nothing; give a --video',
+    'trained on images alone and reads no audio; give a --video',
     embed,
     model=model,
     audio=clip / 'speech.wav',
@@ -308,20 +301,20 @@ def test_columns_and_rate_of_expressions(model, run, tmp_path):
   np.save(tmp_path / 'plain.npy', np.load(tmp_path / 'wide.npy')[::2, 3:67])
   run(embed, model=model, expression=tmp_path / 'plain.npy', output=tmp_path / 'b.npy')
   np.testing.assert_array_equal(
-    *(published_priors.read(tmp_path / name)[0] for name in ('a.npy', 'b.npy'))
+    *(published_priors.read(tmp_path / name).prior for name in ('a.npy', 'b.npy'))
   )
 
 
-def test_nearest_is_told_without_what_all_emotions_share():
+def test_nearest_leaves_out_what_all_emotions_share():
   rng = np.random.default_rng(1)
   shared = 100 * rng.normal(size=8)
   means = {name: shared + rng.normal(size=8) for name in ('happy', 'sad', 'fear')}
-  known = {name: (mean, mean) for name, mean in means.items()} | {
-    'wide': (np.ones(9), np.ones(9))
-  }
-  near = embed.nearest(means['sad'] + 0.1, known)
-  assert [name for name, _ in near][0] == 'sad' and len(near) == 3
-  assert near[0][1] > 0.9 > 0.5 > near[1][1]
+  known = {name: (mean, mean) for name, mean in means.items()}
+  known['wide'] = np.ones(9), np.ones(9)
+  (first, cosine), (_, second_cosine), _ = embed.nearest(means['sad'] + 0.1, known)
+  assert first == 'sad'
+  assert cosine > 0.9
+  assert second_cosine < 0.5
   assert embed.nearest(shared, {'one': (shared, shared)}) == []
 
 
@@ -392,7 +385,7 @@ def array(values):
     (array(np.full((FRAMES, 64), 'a')), 'cannot be read as numbers'),
     (
       array(np.zeros((FRAMES * 6 // 5, 64))),
-      'the expressions last 0.96 s at their rate, the sound 0.80 s',
+      'the expressions last 0.96 s at their rate, the audio 0.80 s',
     ),
   ],
 )
@@ -412,22 +405,22 @@ def test_bad_flags(model, clip, refuses, tmp_path):
   good = dict(model=model, audio=clip / 'speech.wav')
   refuses('--model', embed, audio=clip / 'speech.wav')
   refuses('there is nothing to embed', embed, model=model)
-  refuses('--audio and --video are both sound', embed, **good, video=clip / 'clip.mp4')
-  refuses("--save='../x' is no name", embed, **good, save='../x')
+  refuses('give --audio or --video, not both', embed, **good, video=clip / 'clip.mp4')
+  refuses("--save='../x' is not a valid name", embed, **good, save='../x')
   refuses('end the name in .npy', embed, **good, output=tmp_path / 'x.pt')
-  refuses('no model folder', embed, **good | dict(model=tmp_path / 'nowhere'))
+  refuses('not a model folder', embed, **good | dict(model=tmp_path / 'nowhere'))
   refuses('there is no recording', embed, **good | dict(audio='nowhere.wav'))
   tiny.write_speech(tmp_path / 'blip.wav', tiny.speech(0.03))
   refuses('shorter than a frame', embed, **good | dict(audio=tmp_path / 'blip.wav'))
   refuses(
-    '--expression_fps=0 is no rate',
+    '--expression_fps must be positive, got 0',
     embed,
     **good,
     expression=clip / 'expression.npy',
     expression_fps=0,
   )
   refuses(
-    '--expression_columns',
+    "--expression_columns: '5' is not understood; write FIRST:END; see python -m ",
     embed,
     **good,
     expression=clip / 'expression.npy',
@@ -437,11 +430,15 @@ def test_bad_flags(model, clip, refuses, tmp_path):
 
 
 @pytest.mark.parametrize('module', [embed, dataset_priors])
-def test_no_arguments_show_the_usage(module, monkeypatch, capsys):
+def test_no_arguments_show_the_help(module, monkeypatch, capsys):
   monkeypatch.setattr(sys, 'argv', ['x'])
   with pytest.raises(SystemExit) as stop:
-    cli.run(module.main, module.USAGE)
-  assert stop.value.code == 2 and capsys.readouterr().err == module.USAGE
+    module.run()
+  assert stop.value.code == 2
+  usage = capsys.readouterr().err
+  assert f'usage: python -m {module.__name__}' in usage
+  assert '--model' in usage
+  assert '(default: ' in usage
 
 
 @pytest.fixture(scope='module')
@@ -464,36 +461,27 @@ def test_priors_of_a_data_set(model, data, run, tmp_path):
   )
   assert 'wrote 22 priors of 16 clips' in out
   names = bundle.emotions(model)
-  assert (
-    len(names) == 22
-    and {'neutral', 'happy', 'happy_1', 'happy_3'} <= set(names)
-    and 'neutral_1' not in names
-  )
+  assert len(names) == 22
+  assert {'neutral', 'happy', 'happy_1', 'happy_3'} <= set(names)
+  assert 'neutral_1' not in names
   source = ClipSource(next(data.rglob('dataset_info.json')).parent)
   embedder, whisper = (Component.load(model, name) for name in ('embedder', 'whisper'))
-  own = [
-    feature_extraction.gaussian(
-      embedder,
-      record['expression'],
-      feature_extraction.speech_states(
-        whisper, record['audio'].astype(np.float32) / 32767, len(record['expression'])
-      ),
-    )
-    for record, emotion, level in zip(
-      source, source.table.emotion, source.table.intensity
-    )
-    if (emotion, level) == ('happy', 1)
-  ]
-  assert len(own) == 1
+  table = source.table
+  (clip,) = np.flatnonzero((table.emotion == 'happy') & (table.intensity == 1))
+  record = source[clip]
+  expression = record['expression']
+  wave = record['audio'].astype(np.float32) / 32767
+  states = feature_extraction.speech_states(whisper, wave, len(expression))
+  expected = feature_extraction.gaussian(embedder, expression, states)
   np.testing.assert_allclose(
-    bundle.load_prior(model, 'happy_1'), np.mean(own, axis=0), rtol=1e-5, atol=1e-6
+    bundle.load_prior(model, 'happy_1'), expected, rtol=1e-5, atol=1e-6
   )
   np.testing.assert_array_equal(
     bundle.load_prior(model, 'happy'), bundle.load_prior(model, 'happy_3')
   )
   for name in names:
     np.testing.assert_array_equal(
-      published_priors.read(tmp_path / 'npy' / f'{name}.npy')[0],
+      published_priors.read(tmp_path / 'npy' / f'{name}.npy').prior,
       bundle.load_prior(model, name),
     )
 
@@ -503,9 +491,10 @@ def test_priors_of_several_data_sets(model, data, run, refuses, tmp_path):
   what was computed.
   """
   one = next(data.rglob('dataset_info.json')).parent
+  # Two are neutral.
   assert 'wrote 8 priors of 9 clips' in run(
     dataset_priors, model=model, data=tmp_path, datasets=one
-  )  # two are neutral
+  )
 
   def sad():
     return np.stack(bundle.load_prior(model, 'sad'))
@@ -531,9 +520,8 @@ def test_priors_of_several_data_sets(model, data, run, refuses, tmp_path):
   run(dataset_priors, model=model, data=tmp_path, datasets=other)
   np.testing.assert_allclose(merged, (alone + 2 * sad()) / 3, rtol=1e-5, atol=1e-6)
   table = ClipSource(other).table
-  dataclasses.replace(table, emotion=np.full(len(table), UNKNOWN)).save(
-    other / 'clips-train.npz'
-  )
+  unlabelled = dataclasses.replace(table, emotion=np.full(len(table), UNKNOWN))
+  unlabelled.save(other / 'clips-train.npz')
   assert 'wrote 8 priors of 9 clips' in run(dataset_priors, model=model, data=tmp_path)
   refuses(
     'has an emotion label, which priors need',
@@ -542,7 +530,8 @@ def test_priors_of_several_data_sets(model, data, run, refuses, tmp_path):
     data=tmp_path,
     datasets=other,
   )
-  assert not list(other.rglob('features')) and list((tmp_path / 'features').iterdir())
+  assert not list(other.rglob('features'))
+  assert list((tmp_path / 'features').iterdir())
 
 
 @pytest.mark.parametrize('kind', ['a file', 'below a file', 'unwritable'])
@@ -567,15 +556,14 @@ def test_a_place_that_cannot_be_written_is_refused_before_embedding(
     data=data,
     output=place[kind],
   )
-  assert (tmp_path / 'file').read_bytes() == b'mine' and bundle.emotions(
-    model
-  ) == sorted(tiny.EMOTIONS)
+  assert (tmp_path / 'file').read_bytes() == b'mine'
+  assert bundle.emotions(model) == sorted(tiny.EMOTIONS)
 
 
 def test_bad_data_sets(model, data, refuses, tmp_path):
   refuses('no prepared data set below', dataset_priors, model=model, data=tmp_path)
   refuses("has no split 'test'", dataset_priors, model=model, data=data, split='test')
-  refuses('no model folder', dataset_priors, model=tmp_path, data=data)
+  refuses('not a model folder', dataset_priors, model=tmp_path, data=data)
   refuses(
     'is itself a data set; name it with --datasets',
     dataset_priors,

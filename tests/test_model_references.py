@@ -1,4 +1,4 @@
-"""Model folders that refer to others: what is checked, and the portable copy."""
+"""Model folders that refer to others, and their portable copies."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dicetalk_jax import bundle, cli, model_references, pack
+from dicetalk_jax import bundle, model_references, pack
 from dicetalk_jax.component import Component
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.models import parameters, registry
@@ -164,7 +164,7 @@ def test_what_a_run_does_not_compute_with_does_not_stop_it(source, run, tmp_path
 
 def test_a_damaged_prior_is_found_before_anything_is_written(source, run):
   (source / 'priors/happy.npz').write_text('x')
-  with pytest.raises(WeightsError, match='happy.npz is no emotion prior'):
+  with pytest.raises(WeightsError, match='happy.npz is not an emotion prior'):
     adopt(source, run)
   assert not run.exists()
 
@@ -177,17 +177,16 @@ def test_priors_of_unknown_embedders_do_not_replace_known_ones(source):
   bundle.save_priors(source, {'happy': PRIOR}, 'abc')
 
 
-def test_a_folder_that_cannot_be_written_is_told_in_a_sentence(tmp_path):
+def test_a_folder_that_cannot_be_written_is_named_in_a_sentence(tmp_path):
   (tmp_path / 'file').write_text('x')
-  for write in (
-    lambda: bundle.save_priors(tmp_path / 'file', {'happy': PRIOR}),
-    lambda: bundle.save_settings(tmp_path / 'file', {'a': 1}),
-  ):
-    with pytest.raises(InputError, match='cannot write .*; check its permissions'):
-      write()
+  sentence = 'cannot write .*; check its permissions'
+  with pytest.raises(InputError, match=sentence):
+    bundle.save_priors(tmp_path / 'file', {'happy': PRIOR})
+  with pytest.raises(InputError, match=sentence):
+    bundle.save_settings(tmp_path / 'file', {'a': 1})
 
 
-def test_an_address_that_cannot_be_reached_is_told_in_a_sentence(monkeypatch):
+def test_an_address_that_cannot_be_reached_is_named_in_a_sentence(monkeypatch):
   def unreachable(self):
     raise RuntimeError('no credentials\nTraceback ...')
 
@@ -212,8 +211,8 @@ def test_a_reference_in_place_of_a_component_removes_its_checkpoint(source, run)
   np.testing.assert_array_equal(kernel(source, 'vae'), PARAMS['kernel'])
 
 
-def test_what_is_no_model_folder_is_refused(run, tmp_path):
-  with pytest.raises(WeightsError, match='nowhere is no model folder'):
+def test_anything_but_a_model_folder_is_refused(run, tmp_path):
+  with pytest.raises(WeightsError, match='nowhere is not a model folder'):
     adopt(tmp_path / 'nowhere', run)
   assert not run.exists()
 
@@ -254,7 +253,7 @@ def test_fingerprints_are_those_of_the_loaded_network(tmp_path):
 
 def pack_command(monkeypatch, *args):
   monkeypatch.setattr('sys.argv', ['pack', *map(str, args)])
-  cli.run(pack.main, pack.USAGE)
+  pack.run()
 
 
 def test_a_packed_copy_needs_no_other_folder(

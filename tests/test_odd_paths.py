@@ -1,4 +1,4 @@
-"""Everything that is written and read works below folders of any name."""
+"""Whatever is written or read: it works below folders of any name."""
 
 import os
 import pathlib
@@ -53,7 +53,7 @@ def place(request, tmp_path):
 
 @pytest.fixture
 def deep(tmp_path):
-  """One with all of it."""
+  """A folder with all of it in its name."""
   (folder := tmp_path / ALL).mkdir(parents=True)
   return folder
 
@@ -110,12 +110,11 @@ class Interrupted(toy.ToyTask):
 
 class BreaksOff:
   def __init__(self, data):
-    self.data, self.left = data, 2
-    self.get_state, self.set_state, self.close = (
-      data.get_state,
-      data.set_state,
-      data.close,
-    )
+    self.data = data
+    self.left = 2
+    self.get_state = data.get_state
+    self.set_state = data.set_state
+    self.close = data.close
 
   def __iter__(self):
     return self
@@ -137,17 +136,16 @@ def test_folders_are_searched_literally(place):
 
 def test_addresses_are_left_alone(monkeypatch):
   searched = []
-  monkeypatch.setattr(
-    literal_glob,
-    '_etils_glob',
-    lambda path, pattern: searched.append(os.fspath(path)) or [],
-  )
+
+  def search(path, pattern):
+    searched.append(os.fspath(path))
+    return []
+
+  monkeypatch.setattr(literal_glob, '_etils_glob', search)
   assert [*epath.Path('gs://bucket/try [1]').glob('*')] == []
   assert searched == ['gs://bucket/try [1]']
-  assert (
-    os.fspath(orbax_paths.plain('gs://bucket/back\\slash/model'))
-    == 'gs://bucket/back\\slash/model'
-  )
+  address = 'gs://bucket/back\\slash/model'
+  assert os.fspath(orbax_paths.plain(address)) == address
   orbax_paths.mend('gs://bucket/model')
 
 
@@ -157,20 +155,13 @@ def test_model_folders(place):
   config, params = bundle.load_component(place / 'model', 'vae')
   assert config == {'a': 1}
   assert_same(params, PARAMS)
-  assert_same(
-    bundle.load_component(place / 'model', 'vae', names=['bias'])[1],
-    {'bias': PARAMS['bias']},
-  )
+  _, bias = bundle.load_component(place / 'model', 'vae', names=['bias'])
+  assert_same(bias, {'bias': PARAMS['bias']})
   bundle.save_priors(place / 'model', {'happy': (np.zeros(4), np.ones(4))})
   assert bundle.emotions(place / 'model') == ['happy']
-  assert sorted(path.name for path in (place / 'model').iterdir()) == [
-    'bundle.json',
-    'priors',
-    'vae.1',
-  ]
-  assert sorted(path.name for path in place.parent.iterdir()) == sorted(
-    ['try 1', 'aXbY', place.name]
-  )
+  written = {path.name for path in (place / 'model').iterdir()}
+  assert written == {'bundle.json', 'priors', 'vae.1'}
+  assert {path.name for path in place.parent.iterdir()} == {'try 1', 'aXbY', place.name}
 
 
 def test_model_folders_that_were_copied_there(tmp_path, place):
@@ -196,14 +187,13 @@ def test_model_folders_of_older_versions(tmp_path, unmended, name):
   written = {path.name for path in (model / 'vae.0/state').iterdir()}
   assert {'_METADATA', orbax_paths.INDEX, 'ocdbt.process_0'} <= written
   assert not [name for name in written if name.startswith('.ocdbt')]
-  shutil.rmtree(
-    tmp_path / 'back', ignore_errors=True
-  )  # where a backslash led to; now it is all in the model folder
+  # Where a backslash led to; now it is all in the model folder.
+  shutil.rmtree(tmp_path / 'back', ignore_errors=True)
   shutil.copytree(model, tmp_path / 'plain')
   assert_same(bundle.load_component(tmp_path / 'plain', 'vae')[1], PARAMS)
 
 
-def test_lost_arrays_are_told(tmp_path, unmended):
+def test_lost_arrays_are_refused(tmp_path, unmended):
   unmended(lambda: bundle.save_component(tmp_path / '[1]', 'vae', {}, PARAMS, {}))
   shutil.rmtree(tmp_path / '[1]/vae.0/state/ocdbt.process_0/d')
   with pytest.raises(
@@ -323,10 +313,8 @@ def test_media(deep, monkeypatch, name):
   frames = made_clips.pictures(5)
   video.write_video(f'{name}.mp4', frames, 25.0, made_clips.tone(0.2))
   assert video.read_video(f'{name}.mp4').frames.shape == frames.shape
-  assert (
-    video_reader.probe(f'{name}.mp4').height == 72
-    and len([*video_reader.frames(f'{name}.mp4')]) == 5
-  )
+  assert video_reader.probe(f'{name}.mp4').height == 72
+  assert len([*video_reader.frames(f'{name}.mp4')]) == 5
   soundfile.write(f'{name}.wav', made_clips.tone(0.5), 16000)
   assert len(audio.load_audio(f'{name}.wav')) == 8000
   Image.fromarray(frames[0]).save(f'{name}.png')

@@ -11,7 +11,8 @@ from dicetalk_jax import bundle
 from dicetalk_jax.errors import ConfigError, InputError, WeightsError
 from dicetalk_jax.media import audio
 from dicetalk_jax.models import parameters, registry
-from dicetalk_jax.pipeline import Pipeline, Settings
+from dicetalk_jax.pipeline import Pipeline
+from dicetalk_jax.settings import Settings
 from tests import tiny
 
 
@@ -33,7 +34,8 @@ def pipe(folder):
 
 @pytest.fixture(scope='module')
 def clip(pipe):
-  return pipe.conditions(tiny.portrait(), tiny.speech(), None, tiny.FACE_BOX)
+  job = pipe.job(tiny.portrait(), tiny.speech(), face_box=tiny.FACE_BOX)
+  return pipe.conditions(job)
 
 
 def model(folder, name):
@@ -49,12 +51,10 @@ def test_generates(pipe):
     return pipe.generate(tiny.portrait(), wave, face_box=tiny.FACE_BOX, seed=seed)
 
   frames, fps = video()
-  assert (
-    frames.shape == (10, 20, 16, 3)
-    and frames.dtype == np.uint8
-    and fps == 12.5
-    and frames.std() > 1
-  )
+  assert frames.shape == (10, 20, 16, 3)
+  assert frames.dtype == np.uint8
+  assert fps == 12.5
+  assert frames.std() > 1
   np.testing.assert_array_equal(video()[0], frames)
   for other in (video(seed=4), video(tiny.speech()[::-1])):
     assert (other[0] != frames).mean() > 0.01
@@ -63,27 +63,27 @@ def test_generates(pipe):
 
 def test_conditions(clip):
   conditions, length = clip
-  assert (
-    length == 10
-    and conditions.audio_tokens.shape[1] == conditions.added_time_ids.shape[1] == 16
-  )
-  assert (
-    conditions.emotion_tokens is conditions.null_emotion is conditions.spatial is None
-  )
-  assert [m.shape for m in conditions.masks] == [(1, 80)]
+  assert length == 10
+  assert conditions.audio_tokens.shape[1] == 16
+  assert conditions.added_time_ids.shape[1] == 16
+  assert conditions.emotion_tokens is None
+  assert conditions.null_emotion is None
+  assert conditions.spatial is None
+  assert [mask.shape for mask in conditions.masks] == [(1, 80)]
 
 
 def test_time_ids(pipe, folder, clip):
   """For each frame: 50 positions of Whisper's last state, 24 of them before its own,
   and the CLIP embedding.
   """
+  conditions, length = clip
   wave = tiny.speech()
-  states = np.asarray(model(folder, 'whisper')(audio.log_mel(wave)))[
-    0, : 2 * audio.audio_len(len(wave)), -1
-  ]
-  padded = np.concatenate([np.zeros((24, 8)), states, np.zeros((26, 8))])
-  predict, image = model(folder, 'audio2bucket'), np.asarray(clip[0].image_token)[:, 0]
-  for i, ids in enumerate(np.asarray(clip[0].added_time_ids)[0, : clip[1]]):
+  states = np.asarray(model(folder, 'whisper')(audio.log_mel(wave)))
+  last = states[0, : 2 * audio.audio_len(len(wave)), -1]
+  padded = np.concatenate([np.zeros((24, 8)), last, np.zeros((26, 8))])
+  predict = model(folder, 'audio2bucket')
+  image = np.asarray(conditions.image_token)[:, 0]
+  for i, ids in enumerate(np.asarray(conditions.added_time_ids)[0, :length]):
     motion = predict(jnp.float32(padded[None, None, 4 * i : 4 * i + 50]), image)[0, 0]
     np.testing.assert_allclose(ids, [12.5, *(16 * motion + 16)], rtol=1e-5)
 
@@ -91,11 +91,9 @@ def test_time_ids(pipe, folder, clip):
 def test_nothing_is_sampled_behind_the_clip(pipe, clip):
   conditions, length = clip
   latents = pipe.sample(conditions, [length], jax.random.key(0)[None])
-  assert (
-    latents.shape == (1, 16, 10, 8, 4)
-    and np.any(latents[0, 9])
-    and not np.any(latents[0, 10:])
-  )
+  assert latents.shape == (1, 16, 10, 8, 4)
+  assert np.any(latents[0, 9])
+  assert not np.any(latents[0, 10:])
   assert pipe.decode(latents[0], length).shape == (10, 20, 16, 3)
 
 
@@ -104,20 +102,20 @@ def test_the_portrait_is_encoded_in_the_compute_type(pipe, tmp_path_factory, fol
   pixels = np.float32(tiny.portrait()[None] / 127.5 - 1)
 
   def encode(folder):
-    return np.asarray(Pipeline.load(folder, dtype=jnp.bfloat16)._encode(pixels))
+    half = Pipeline.load(folder, dtype=jnp.bfloat16)
+    return np.asarray(half.encoder.stages['vae'](pixels))
 
-  exact = np.asarray(pipe._encode(pixels))
+  exact = np.asarray(pipe.encoder.stages['vae'](pixels))
   np.testing.assert_array_equal(encode(tiny.shared_model(tmp_path_factory)), exact)
-  assert (
-    1e-3 < np.sqrt(np.square(encode(folder) - exact).mean()) / exact.std() < 0.05
-  )  # measured 0.017
+  error = np.sqrt(np.square(encode(folder) - exact).mean()) / exact.std()
+  assert 1e-3 < error < 0.05  # measured 0.017
 
 
 def test_refusals(pipe, folder, tmp_path):
-  with pytest.raises(InputError, match='knows no emotions; leave --emotion out'):
+  with pytest.raises(InputError, match='has no emotions; leave --emotion out'):
     pipe.generate(tiny.portrait(), tiny.speech(), emotion='happy')
-  with pytest.raises(InputError, match='knows no emotions'):
-    pipe.conditions(tiny.portrait(), tiny.speech(), np.zeros(6), tiny.FACE_BOX)
+  with pytest.raises(InputError, match='has no emotions'):
+    pipe.job(tiny.portrait(), tiny.speech(), prior=np.zeros(6))
   with pytest.raises(WeightsError, match='has no audio2bucket'):
     Pipeline.load(tiny.model_without(folder, tmp_path, 'audio2bucket'))
   bundle.save_settings(tmp_path, {'kind': 'opera'})

@@ -1,6 +1,4 @@
-"""Model folders of DICE-Talk and Sonic, as small as they go (compiling takes the
-time), and inputs for them.
-"""
+"""Model folders of DICE-Talk and Sonic, as small as possible, and inputs for them."""
 
 import contextlib
 import json
@@ -72,35 +70,26 @@ SETTINGS = dict(
   decode_chunk=3,
   sampler=dict(num_steps=2, frames=4, shift=1, g_image=1.5, g_condition=2.0),
 )
-
-
 SONIC_SETTINGS = SETTINGS | dict(
   kind='sonic', upcast_vae=False, sampler=SETTINGS['sampler'] | dict(padding=False)
 )
 
 
 def save_model(folder, configs=CONFIGS, settings=SETTINGS, emotions=EMOTIONS) -> None:
-  """Writes the folder."""
+  """Writes a model folder with random parameters and priors."""
   for name, config in configs.items():
-    params = parameters.numpy_params(
-      parameters.abstract(registry.builder(name, config))[1]
-    )
-    bundle.save_component(
-      folder,
-      name,
-      registry.config_of(name, config).to_json(),
-      params,
-      {'source': 'test'},
-    )
+    _, shapes = parameters.abstract(registry.builder(name, config))
+    params = parameters.numpy_params(shapes)
+    full_config = registry.config_of(name, config).to_json()
+    bundle.save_component(folder, name, full_config, params, {'source': 'test'})
   bundle.save_settings(folder, settings)
   rng = np.random.default_rng(0)
-  bundle.save_priors(
-    folder, {name: (rng.normal(size=6), np.ones(6)) for name in emotions}
-  )
+  priors = {name: (rng.normal(size=6), np.ones(6)) for name in emotions}
+  bundle.save_priors(folder, priors)
 
 
 def shared_model(tmp_path_factory):
-  """The folder, written once per test run; not to be changed."""
+  """The folder of DICE-Talk, written once per test run; not to be changed."""
   folder = tmp_path_factory.getbasetemp() / 'tiny_model'
   if not folder.exists():
     save_model(folder)
@@ -130,7 +119,7 @@ def model_without(folder, place, component: str):
 
 @contextlib.contextmanager
 def quick_compilation():
-  """Compiling less optimised programs takes half the time."""
+  """Compiles less optimised programs, in half the time."""
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)

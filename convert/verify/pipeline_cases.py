@@ -25,8 +25,10 @@ from dicetalk_jax.component import Component
 from dicetalk_jax.diffusion import edm, schedule
 from dicetalk_jax.diffusion.face_mask import mask_pyramid
 from dicetalk_jax.diffusion.sampler import Conditions, SamplerConfig, make_sampler
+from dicetalk_jax.job import Job
 from dicetalk_jax.media import audio, image
-from dicetalk_jax.pipeline import Pipeline, Settings
+from dicetalk_jax.pipeline import Pipeline
+from dicetalk_jax.settings import Settings
 
 # Limits relative to the deviation, as in `golden`.
 SIGMAS = 1e-6
@@ -336,7 +338,8 @@ def end_to_end(golden: Golden) -> Iterator[Case]:
 
   # 3. Make the conditions
   wave = inputs['wav_int16'] / np.float32(32768)
-  conditions, count = pipe.conditions(picture, wave, inputs['emotion_mu'], box)
+  job = Job(picture, wave, box, prior=inputs['emotion_mu'])
+  conditions, count = pipe.conditions(job)
   yield Case('audio_tokens', np.asarray(conditions.audio_tokens[0, :count]), LIMIT)
   yield Case('uncond_audio_tokens', np.asarray(conditions.null_audio), LIMIT)
   assert conditions.emotion_tokens is not None

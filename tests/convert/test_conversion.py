@@ -15,7 +15,7 @@ import transformers
 
 from convert import published_layouts, torch_files
 from dicetalk_jax import bundle
-from dicetalk_jax.pipeline import COMPONENTS, Settings
+from dicetalk_jax.settings import KINDS, Settings
 from tests.convert import published_folders as folders
 from tests.convert.commands import run_convert
 
@@ -62,7 +62,7 @@ def assert_equal(actual, expected):
 
 
 def test_the_model_folder_is_complete(model):
-  known = bundle.require(model, *COMPONENTS)
+  known = bundle.require(model, *KINDS['dicetalk'])
   assert (
     known['unet']['provenance']['licence']
     == 'CC BY-NC-SA 4.0; Stability AI community licence'
@@ -351,7 +351,7 @@ def test_inspect_says_the_same_of_model_and_files(downloads, model, exported, ca
     return {tuple(line.split()) for line in text.splitlines() if 'float32' in line}
 
   assert (
-    len(rows(of_model) & rows(of_files)) == len(COMPONENTS) - 1
+    len(rows(of_model) & rows(of_files)) == len(KINDS['dicetalk']) - 1
   )  # Whisper's file has two components
   assert 'emotions: none' in of_model and 'licence CC BY-NC-SA 4.0' in of_model
   assert run_convert('inspect', downloads / 'dicetalk' / 'unet.pth') == 0

@@ -201,7 +201,7 @@ def test_other_contents_are_refused(tmp_path, content):
 @pytest.mark.parametrize('content', [b'', b'junk' * 50, b'\x93NUMPY\x01\x00v\x00{'])
 def test_damaged_files_are_refused(tmp_path, content):
   (tmp_path / 'x.npy').write_bytes(content)
-  with pytest.raises(WeightsError, match='is no emotion prior'):
+  with pytest.raises(WeightsError, match='is not an emotion prior'):
     published_priors.read(tmp_path / 'x.npy')
   with pytest.raises(InputError, match='No such file'):
     published_priors.read(tmp_path / 'y.npy')
@@ -215,7 +215,7 @@ def test_truncated_published_file(tmp_path):
   whole = (tmp_path / 'happy.npy').read_bytes()
   for length in range(0, len(whole), 7):
     (tmp_path / 'happy.npy').write_bytes(whole[:length])
-    with pytest.raises(WeightsError, match='is no emotion prior'):
+    with pytest.raises(WeightsError, match='is not an emotion prior'):
       published_priors.read(tmp_path / 'happy.npy')
 
 
@@ -233,7 +233,7 @@ def test_what_does_not_fit_the_model(model, tmp_path, capsys):
     tmp_path / 'npy', tmp_path / 'npy/happy.npy', model
   )
   assert 'has no .npy files' in refused(tmp_path, model)
-  assert 'is no model folder' in refused(tmp_path / 'npy', tmp_path / 'nowhere')
+  assert 'is not a model folder' in refused(tmp_path / 'npy', tmp_path / 'nowhere')
   assert 'has no priors' in refused(model, tmp_path / 'out')
   assert run_convert('priors', tmp_path / 'npy', model) == 0
   assert 'has happy already; add --overwrite' in refused(tmp_path / 'npy', model)

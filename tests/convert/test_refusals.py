@@ -222,7 +222,7 @@ def test_missing_files(release, whisper, tmp_path, refused):
       refused(name, tmp_path / 'nowhere', tmp_path / 'model')
     )
   assert 'does not exist' in sentence(refused('inspect', tmp_path / 'nowhere'))
-  assert 'is no model folder' in sentence(
+  assert 'is not a model folder' in sentence(
     refused('export', tmp_path / 'nowhere', tmp_path / 'out')
   )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from convert import published_layouts, torch_files
-from dicetalk_jax import bundle, pipeline
+from dicetalk_jax import bundle, settings
 from dicetalk_jax.diffusion.sampler import SamplerConfig
 from tests.convert import published_folders as folders
 from tests.convert.commands import run_convert
@@ -42,9 +42,9 @@ def place(tmp_path_factory):
 
 
 def test_the_model_folder_is_complete(place):
-  assert published_layouts.RELEASES.keys() == pipeline.KINDS.keys()
+  assert published_layouts.RELEASES.keys() == settings.KINDS.keys()
   known = bundle.require(
-    place / 'model', *pipeline.KINDS['sonic'], pipeline.INTERPOLATION
+    place / 'model', *settings.KINDS['sonic'], settings.INTERPOLATION
   )
   assert (
     known['unet']['provenance']['licence'] == 'CC BY-NC-SA 4.0'
@@ -54,7 +54,7 @@ def test_the_model_folder_is_complete(place):
 
 
 def test_settings_are_those_of_the_reference_implementation(place):
-  assert pipeline.Settings.of(place / 'model') == pipeline.Settings(
+  assert settings.Settings.of(place / 'model') == settings.Settings(
     kind='sonic',
     decode_chunk=8,
     upcast_vae=False,
@@ -123,8 +123,8 @@ def test_inspect_says_the_same_of_model_and_files(place, capsys):
     )
   whisper = {'whisper', published_layouts.WHISPER_DECODER}  # one file
   assert {row[0] for row in rows[0]} == {
-    *pipeline.KINDS['sonic'],
-    pipeline.INTERPOLATION,
+    *settings.KINDS['sonic'],
+    settings.INTERPOLATION,
     *whisper,
   }
   assert {row[0] for row in rows[0] - rows[1]} == whisper
@@ -136,7 +136,7 @@ def test_settings_do_not_depend_on_other_files(place, tmp_path, capsys):
   assert all(
     f'not converted; add --{option}' in out for option in ('svd', 'whisper', 'rife')
   )
-  assert pipeline.Settings.of(tmp_path / 'model') == pipeline.Settings.of(
+  assert settings.Settings.of(tmp_path / 'model') == settings.Settings.of(
     place / 'model'
   )
 

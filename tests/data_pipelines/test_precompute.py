@@ -481,7 +481,7 @@ def test_refusals(model, data, tmp_path_factory):
   )
   refused(ConfigError, 'invalid int value.*--help', '--batch=many')
   refused(DataError, "no split 'nope'", '--split=nope')
-  refused(WeightsError, 'is no model folder', model=data)
+  refused(WeightsError, 'is not a model folder', model=data)
   few = tmp_path_factory.mktemp('few')
   (few / 'index').mkdir()
   bare = tiny.model_without(

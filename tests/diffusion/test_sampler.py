@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dicetalk_jax.diffusion import sampler, schedule, strict
+from dicetalk_jax.diffusion import sampler, schedule
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models import parameters
+from tests.diffusion import reference_sampler
 
 CONFIG = sampler.SamplerConfig(
   num_steps=3, frames=5, shift=2, g_image=(2.0, 3.0), g_condition=5.0
@@ -234,7 +235,7 @@ def test_the_published_order_of_work_agrees(network, sample, config):
   if config is SONIC:
     conditions = without_emotion(conditions)
   expected = sample(config)(network[1], noise, conditions, jnp.array([12, 7]))
-  run = strict.make_sampler(network[0], config)
+  run = reference_sampler.make_sampler(network[0], config)
   out = run(network[1], noise, conditions, jnp.array([12, 7]))
   np.testing.assert_allclose(out, expected, atol=1e-5 * np.std(expected))
   halfway = run(network[1], noise, conditions, jnp.array([12, 7]), 0, 2)

@@ -20,7 +20,8 @@ from dicetalk_jax import component, parallel
 from dicetalk_jax.diffusion import sampler
 from dicetalk_jax.diffusion.face_mask import mask_pyramid
 from dicetalk_jax.models import parameters, registry, target
-from dicetalk_jax.pipeline import INTERPOLATION, KINDS, Pipeline, Settings
+from dicetalk_jax.pipeline import HALVED, Pipeline
+from dicetalk_jax.settings import INTERPOLATION, KINDS, Settings
 from dicetalk_jax.training.autoencoder import AutoencoderTask
 from dicetalk_jax.training.embedder import EmbedderTask
 
@@ -109,12 +110,10 @@ def embedder(config: ml_collections.ConfigDict) -> tuple[Any, parameters.Abstrac
 
 def pipeline(kind: str, mesh: jax.sharding.Mesh | None) -> Pipeline:
   """A pipeline of the published sizes in bfloat16 whose parameters are shapes."""
-  # As `Pipeline.load` has it.
-  halved = {'unet', 'image_encoder', 'pose_guider'}
   configs = {'unet': {'adapters': 1}} if kind == 'sonic' else {}
   networks = {
     name: _network(
-      name, configs.get(name, {}), mesh, jnp.bfloat16 if name in halved else None
+      name, configs.get(name, {}), mesh, jnp.bfloat16 if name in HALVED else None
     )
     for name in (*KINDS[kind], INTERPOLATION)
   }
@@ -124,7 +123,7 @@ def pipeline(kind: str, mesh: jax.sharding.Mesh | None) -> Pipeline:
     upcast_vae=padding,
     sampler=sampler.SamplerConfig(windows_per_call=1, padding=padding),
   )
-  return Pipeline(None, networks, settings, mesh, jnp.bfloat16)
+  return Pipeline('nowhere', networks, settings, mesh, jnp.bfloat16)
 
 
 def _network(
@@ -159,10 +158,10 @@ class Lowered:
     self.platform = platform
     self.text: dict[str, str] = {}
 
-  def stage(self, name: str, network_name: str, *args: Any) -> Any:
-    """Lowers `Pipeline._<name>`, a stage of that network; the shapes of its results."""
-    (run,) = getattr(self.pipe, f'_{name}').args
-    return self._lower(name, run, self.pipe.networks[network_name].params, *args)
+  def stage(self, name: str, stage: Any, component: str, *args: Any) -> Any:
+    """Lowers a stage of a component; the shapes of its results."""
+    (run,) = stage.args
+    return self._lower(name, run, self.pipe.networks[component].params, *args)
 
   def sample(self, conditions: sampler.Conditions) -> Any:
     """Lowers the sampler."""
@@ -186,11 +185,14 @@ class Lowered:
     size = pipe.settings.image_size
     sonic = pipe.settings.kind == 'sonic'
 
+    def stage(name: str, component: str, *args: Any) -> Any:
+      return self.stage(name, pipe.encoder.stages[component], component, *args)
+
     # Image.
     pixels = functools.partial(Shape, dtype=jnp.float32)
-    latents = self.stage('encode', 'vae', pixels((1, size, size, 3)))
+    latents = stage('encode', 'vae', pixels((1, size, size, 3)))
     side = pipe.networks['image_encoder'].config.image_size
-    token = self.stage('image_token', 'image_encoder', pixels((1, side, side, 3)))
+    token = stage('image_token', 'image_encoder', pixels((1, side, side, 3)))
     mask = pixels((1, size, size))
     masks = jax.eval_shape(
       lambda mask: mask_pyramid(
@@ -198,25 +200,23 @@ class Lowered:
       ),
       mask,
     )
-    spatial = None if sonic else self.stage('guide', 'pose_guider', mask)
+    spatial = None if sonic else stage('guide', 'pose_guider', mask)
 
     # Audio.
-    states = self.stage('states', 'whisper', pixels((1, 3000, 80)))
+    states = stage('states', 'whisper', pixels((1, 3000, 80)))
     *_, layers, width = states.shape
-    audio, silence = self.stage(
+    audio, silence = stage(
       'audio_tokens', 'audio_linear', pixels((1, frames, 10, layers, width))
     )
     ids = pixels((1, 3))
     if sonic:
-      motion = self.stage(
-        'motion', 'audio2bucket', pixels((1, frames, 50, 1, width)), token
-      )
+      motion = stage('motion', 'audio2bucket', pixels((1, frames, 50, 1, width)), token)
       ids = pixels((*motion.shape[:2], 3))
 
     # Emotion.
     emotion = nothing = None
     if not sonic:
-      emotion, nothing = self.stage('emotion_tokens', 'emo_model', pixels((1, 256)))
+      emotion, nothing = stage('emotion_tokens', 'emo_model', pixels((1, 256)))
     return sampler.Conditions(
       reference_latents=latents,
       image_token=token,
@@ -234,10 +234,11 @@ class Lowered:
     groups = parallel.batch_devices(self.pipe.mesh) if self.pipe.mesh else 1
     chunk = self.pipe.settings.decode_chunk
     clips = Shape((groups, chunk, *latents.shape[2:]), jnp.float32)
-    frames = self.stage('decode', 'vae', clips)
+    decoder = self.pipe.decoder
+    frames = self.stage('decode', decoder.decode_chunks, 'vae', clips)
     frames = Shape((groups * chunk, *frames.shape[2:]), frames.dtype)
     before = Shape((1, *frames.shape[1:]), frames.dtype)
-    self.stage('double', INTERPOLATION, before, frames)
+    self.stage('double', decoder.double, INTERPOLATION, before, frames)
 
   def _lower(self, name: str, run: Any, *args: Any) -> Any:
     program = Program(run, args, self.pipe.mesh)

@@ -223,5 +223,5 @@ def test_missing_autoencoder_is_named(tmp_path, trained):
   ):
     main.task_class('diffusion')(config, micro.ONE, tmp_path / 'diffusion')
   config.model = str(tmp_path / 'nowhere')
-  with pytest.raises(WeightsError, match='nowhere is no model folder'):
+  with pytest.raises(WeightsError, match='nowhere is not a model folder'):
     main.task_class('diffusion')(config, micro.ONE, tmp_path / 'diffusion')

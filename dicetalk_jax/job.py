@@ -1,0 +1,147 @@
+"""One video to make.
+
+Commands, Python and whatever else asks for a video make a `Job`. Everything that a
+person can get wrong is checked there, before any weights are read; nothing behind it
+knows who asked.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from dicetalk_jax import bundle
+from dicetalk_jax.bundle import ModelFolder
+from dicetalk_jax.errors import InputError, WeightsError
+from dicetalk_jax.media.face import find_face
+from dicetalk_jax.media.image import Box, target_size
+from dicetalk_jax.models.emotion import EmotionConfig
+from dicetalk_jax.models.vae import VAEConfig
+from dicetalk_jax.settings import INTERPOLATION, Settings
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+  """What one video is made from. Make it with `Job.check`.
+
+  Attributes:
+    image: the portrait, uint8 RGB `[H0, W0, 3]`.
+    wave: the speech, float32 `[samples]`, 16 kHz mono.
+    face_box: (left, top, width, height) of the face, in pixels of `image`.
+    prior: mean of an emotion, `[256]`; None for a model without emotions.
+    seed: the same seed gives the same video.
+    noise: start noise in place of the seed's, `[N + padding_frames, h, w, C]`.
+    interpolate: whether to put a frame between every two.
+  """
+
+  image: np.ndarray
+  wave: np.ndarray
+  face_box: Box
+  prior: np.ndarray | None = None
+  seed: int = 0
+  noise: np.ndarray | None = None
+  interpolate: bool = False
+
+  @classmethod
+  def check(
+    cls,
+    model: ModelFolder,
+    settings: Settings,
+    image: np.ndarray,
+    wave: np.ndarray,
+    emotion: str | None = None,
+    *,
+    prior: np.ndarray | None = None,
+    face_box: Box | None = None,
+    seed: int = 0,
+    noise: np.ndarray | None = None,
+    interpolate: bool | None = None,
+  ) -> 'Job':
+    """Makes a job, if the model can do it.
+
+    Args:
+      model: the model folder.
+      settings: its settings, from `Settings.of`.
+      image, wave, seed: see `Job`.
+      emotion: one of the model folder's, unless `prior` is given; a Sonic model takes
+        neither.
+      prior: an emotion as a vector, `[256]`.
+      face_box: see `Job`; None looks for the face.
+      noise: standard normal, see `Job`. That of the reference implementation gives its
+        video.
+      interpolate: double the frame rate; None: if the model has what it takes.
+
+    Raises:
+      InputError: no face was found, the recording is shorter than one frame, the noise
+        has another shape, or the model needs an emotion or has none.
+      WeightsError: the model has no such emotion or cannot read it, or it cannot
+        interpolate.
+    """
+    if emotion is not None and prior is not None:
+      raise ValueError('give either the name of an emotion or a prior')
+    _check_emotion(settings, given=emotion is not None or prior is not None)
+    if emotion is not None:
+      prior = bundle.load_prior(model, emotion)[0]
+    if prior is not None:
+      _check_width(model, prior)
+    length = settings.count_frames(wave)
+    if noise is not None:
+      _check_noise(model, settings, image, length, noise)
+    if interpolate is None:
+      interpolate = INTERPOLATION in model.components
+    elif interpolate:
+      model.require(INTERPOLATION)
+    return cls(
+      image=image,
+      wave=wave,
+      face_box=face_box or find_face(image),
+      prior=prior,
+      seed=seed,
+      noise=noise,
+      interpolate=interpolate,
+    )
+
+
+def _check_emotion(settings: Settings, given: bool) -> None:
+  """Refuses an emotion for a model that has none, and none for one that needs it."""
+  has_emotions = 'emo_model' in settings.components
+  if given and not has_emotions:
+    raise InputError('a Sonic model has no emotions; leave --emotion out')
+  if has_emotions and not given:
+    raise InputError(
+      "a DICE-Talk model needs an emotion; name one of the model's with --emotion"
+    )
+
+
+def _check_width(model: ModelFolder, prior: np.ndarray) -> None:
+  config = EmotionConfig.from_json(model.components['emo_model']['config'])
+  if np.size(prior) != config.prior_dim:
+    raise WeightsError(
+      f'the emotion prior has {np.size(prior)} numbers, the model wants '
+      f'{config.prior_dim}; use priors made by the same embedder'
+    )
+
+
+def _check_noise(
+  model: ModelFolder,
+  settings: Settings,
+  image: np.ndarray,
+  length: int,
+  noise: np.ndarray,
+) -> None:
+  """Compares the shape with that of the latents of a clip of `length` frames."""
+  vae = VAEConfig.from_json(model.components['vae']['config'])
+  downsampling = 2 ** (len(vae.block_out_channels) - 1)
+  height, width = image.shape[:2]
+  width, height = target_size(width, height, settings.image_size, settings.multiple)
+  wanted = (
+    length + settings.sampler.padding_frames,
+    height // downsampling,
+    width // downsampling,
+    vae.latent_channels,
+  )
+  if noise.shape != wanted:
+    raise InputError(
+      f'the noise has the shape {noise.shape}, this clip needs {wanted} (frames with '
+      'padding, height, width, channels); use that of the same image, recording and '
+      'settings'
+    )

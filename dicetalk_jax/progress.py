@@ -1,0 +1,9 @@
+"""How long work tells those who wait about its progress."""
+
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
+
+
+def silent(stage: str, done: int, total: int) -> None:
+  """Nobody watches."""
