@@ -46,17 +46,6 @@ class VAEConfig(ModelConfig):
     }
 
 
-def _run(block: nnx.Module, x: jax.Array, remat: bool) -> jax.Array:
-  """Calls a block; with `remat` its activations are computed again in the backward
-  pass.
-  """
-
-  def call(block, x):
-    return block(x)
-
-  return (jax.checkpoint(call) if remat else call)(block, x)
-
-
 class Attention(nnx.Module):
   """One head of full width over the pixels of a frame, with norm and residual."""
 
@@ -91,9 +80,9 @@ class Stage(nnx.Module):
     self.downsamplers = None if downsampler is None else nnx.List([downsampler])
     self.upsamplers = None if upsampler is None else nnx.List([upsampler])
 
-  def __call__(self, x: jax.Array, remat: bool = False) -> jax.Array:
+  def __call__(self, x: jax.Array) -> jax.Array:
     for block in (*self.resnets, *(self.downsamplers or ()), *(self.upsamplers or ())):
-      x = _run(block, x, remat)
+      x = block(x)
     return x
 
 
@@ -104,10 +93,10 @@ class MidBlock(nnx.Module):
     self.resnets = nnx.List(resnets)
     self.attentions = nnx.List([attention])
 
-  def __call__(self, x: jax.Array, remat: bool = False) -> jax.Array:
+  def __call__(self, x: jax.Array) -> jax.Array:
     first, second = self.resnets
     for block in (first, self.attentions[0], second):
-      x = _run(block, x, remat)
+      x = block(x)
     return x
 
 
@@ -146,11 +135,11 @@ class Encoder(nnx.Module):
     )
     self.conv_out = conv(widths[-1], 2 * config.latent_channels)
 
-  def __call__(self, x: jax.Array, remat: bool = False) -> jax.Array:
+  def __call__(self, x: jax.Array) -> jax.Array:
     """x `[B,H,W,in_channels]`; returns `[B,h,w,2*latent_channels]`."""
     x = self.conv_in(x)
     for block in (*self.down_blocks, self.mid_block):
-      x = block(x, remat)
+      x = block(x)
     return self.conv_out(nnx.silu(self.conv_norm_out(x)))
 
 
@@ -209,11 +198,11 @@ class TemporalDecoder(nnx.Module):
       rngs=rngs,
     )
 
-  def __call__(self, z: jax.Array, remat: bool = False) -> jax.Array:
+  def __call__(self, z: jax.Array) -> jax.Array:
     """z `[B,F,h,w,latent_channels]`; returns `[B,F,H,W,out_channels]`."""
     x = self.conv_in(z)
     for block in (self.mid_block, *self.up_blocks):
-      x = block(x, remat)
+      x = block(x)
     # Per-frame statistics, unlike those of the temporal residual blocks.
     y = self.conv_norm_out(x.reshape(-1, *x.shape[2:])).reshape(x.shape)
     return self.time_conv_out(self.conv_out(nnx.silu(y)))
@@ -228,31 +217,29 @@ class VAE(nnx.Module):
     self.decoder = TemporalDecoder(config, dtype=dtype, rngs=rngs)
     self.quant_conv = nnx.Conv(moments, moments, (1, 1), dtype=dtype, rngs=rngs)
 
-  def encode(self, x: jax.Array, remat: bool = False) -> tuple[jax.Array, jax.Array]:
+  def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The Gaussian of the latents of each image.
 
     Args:
       x: `[B,H,W,in_channels]` in [-1,1]; height and width multiples of 2^(stages-1), 8
         as published.
-      remat: compute activations again in the backward pass.
 
     Returns:
       mean and log-variance, float32, both `[B,h,w,latent_channels]`; not multiplied by
       `scaling_factor`.
     """
-    moments = self.quant_conv(self.encoder(x, remat)).astype(jnp.float32)
+    moments = self.quant_conv(self.encoder(x)).astype(jnp.float32)
     mean, logvar = jnp.split(moments, 2, axis=-1)
     return mean, jnp.clip(logvar, -30, 20)
 
-  def decode(self, z: jax.Array, remat: bool = False) -> jax.Array:
+  def decode(self, z: jax.Array) -> jax.Array:
     """Decodes clips; frames of one clip influence each other, so its length matters
     (published chunks: 10).
 
     Args:
       z: `[B,F,h,w,latent_channels]`, already divided by `scaling_factor`.
-      remat: compute activations again in the backward pass.
 
     Returns:
       `[B,F,H,W,out_channels]`, in [-1,1] up to overshoot.
     """
-    return self.decoder(z, remat)
+    return self.decoder(z)
