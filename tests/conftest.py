@@ -19,6 +19,11 @@ from absl import flags
 import jax
 import pytest
 
+from tests import shape_checks
+
+# Before any test imports models.
+shape_checks.install()
+
 GOLDENS = pathlib.Path(__file__).parent / 'goldens'
 
 jax.config.update('jax_num_cpu_devices', 8)

@@ -51,8 +51,8 @@ def scheduler(golden: Golden) -> Iterator[Case]:
   for trace, limit in (('trace', LIMIT), ('trace_fp16', HALF)):
     x = stored[f'{trace}/latents0']
     for i in range(4):
-      v = stored[f'{trace}/model_output{i}'].astype(np.float32)
-      z, now = x.astype(np.float32), sigmas[i]
+      v = jnp.asarray(stored[f'{trace}/model_output{i}'], jnp.float32)
+      z, now = jnp.asarray(x, jnp.float32), sigmas[i]
       yield Case(f'{trace}/scaled_input{i}', z * edm.c_in(now), limit)
       if trace == 'trace':
         yield Case(f'trace/pred_original{i}', edm.denoised(z, v, now), limit)

@@ -13,6 +13,7 @@ import pytest
 from dicetalk_jax.diffusion import sampler, schedule, strict
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models import parameters
+from dicetalk_jax.models.attention import KeyValue
 
 CONFIG = sampler.SamplerConfig(
   num_steps=3, frames=5, shift=2, g_image=(2.0, 3.0), g_condition=5.0
@@ -36,7 +37,7 @@ class Toy(nnx.Module):
   def context_kv(self, *contexts):
     return {
       'attn2': tuple(
-        (jnp.tanh(x @ w), x @ w) for x, w in zip(contexts, self.key.get_value())
+        KeyValue(jnp.tanh(x @ w), x @ w) for x, w in zip(contexts, self.key.get_value())
       )
     }
 

@@ -95,7 +95,7 @@ def test_trains_from_scratch():
   clip = np.stack(
     [np.broadcast_to(c * ramp[:, None], (16, 16)) for c in (1, -1, 0.5)], axis=-1
   )
-  clip = np.stack([clip, clip.swapaxes(0, 1)])[None]  # [1,2,16,16,3]
+  clip = jnp.asarray(np.stack([clip, clip.swapaxes(0, 1)])[None])  # [1,2,16,16,3]
 
   def loss(params):
     model = merge(graphdef, params)
