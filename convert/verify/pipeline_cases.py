@@ -5,6 +5,7 @@ published program.
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from convert import naming
