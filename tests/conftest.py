@@ -20,6 +20,11 @@ from absl import flags
 import jax
 import pytest
 
+from tests import shape_checks
+
+# Before any test imports models.
+shape_checks.install()
+
 TESTS = pathlib.Path(__file__).parent
 GOLDENS = TESTS / 'goldens'
 

@@ -52,8 +52,8 @@ def scheduler(golden: Golden) -> Iterator[Case]:
   for trace, limit in (('trace', LIMIT), ('trace_fp16', HALF)):
     before = stored[f'{trace}/latents0']
     for i in range(4):
-      x = before.astype(np.float32)
-      v = stored[f'{trace}/model_output{i}'].astype(np.float32)
+      x = jnp.asarray(before, jnp.float32)
+      v = jnp.asarray(stored[f'{trace}/model_output{i}'], jnp.float32)
       sigma = sigmas[i]
       yield Case(f'{trace}/scaled_input{i}', x * edm.c_in(sigma), limit)
       if trace == 'trace':

@@ -1,39 +1,51 @@
-"""The denoising loop: windows with cyclic wrap, three guidance branches, Euler steps;
-one compiled program.
+"""The denoising loop: cyclic windows, three guidance branches and Euler steps.
+
+`make_sampler` returns one compiled program; read it first. The formulas that it uses
+are in `edm` (preconditioning), `guidance`, `schedule` (noise levels, Euler step) and
+`windows` (window positions and their shift).
 
 Clip lengths are data: a batch is padded to a common number of audio frames (its
 bucket), each clip carries its own length, and other lengths in the same bucket compile
-nothing. Source: the published sampling pipeline, with its redundant work removed (keys
-and values of the conditions are projected once, not per step, window and pixel).
+nothing. Source: the sampling pipeline of the reference implementation, without its
+redundant work (keys and values of the conditions are projected once, instead of once
+per step, window and pixel).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-from typing import Any
+import typing
+from typing import Any, NamedTuple
 
 from flax import nnx, struct
 import jax
 from jax import lax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, ArrayLike, Float, Int, Key
+import numpy as np
 
 from dicetalk_jax import parallel
 from dicetalk_jax.diffusion import edm, guidance, schedule, windows
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models import parameters
+from dicetalk_jax.models.attention import KeyValue
+
+# Keys and values by layer. Their axis 1 counts unique tokens or, once gathered, the
+# frames of a window.
+Tables = dict[str, tuple[KeyValue, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig(parameters.ModelConfig):
-  """How to sample; the defaults are the published settings.
+  """How to sample; the defaults are the settings of the reference implementation.
 
   Attributes:
     num_steps: noise levels from `sigma_max` to `sigma_min`.
     frames: window length F.
     overlap: frames that neighbouring windows of a step share.
     shift: how far the windows move from one step to the next.
-    padding: put `frames` padding frames behind every clip, and shift modulo `frames`.
+    padding: append `frames` padding frames to every clip, and shift modulo `frames`.
       Sonic does neither: its windows wrap from the end of a clip to its start.
     g_image, g_condition: guidance weights of appearance, and of audio with emotion; a
       pair changes linearly from the first step to the last.
@@ -60,8 +72,8 @@ class SamplerConfig(parameters.ModelConfig):
   adapter_scales: tuple[float, float] = (1.0, 1.0)
   windows_per_call: int | None = None
 
-  def __post_init__(self):
-    if not 0 < self.strength <= 1 or int(self.num_steps * self.strength) < 1:
+  def __post_init__(self) -> None:
+    if not 0 < self.strength <= 1 or self.steps_run < 1:
       raise ConfigError(
         f'num_steps={self.num_steps} with strength={self.strength} leaves nothing to '
         'do; use at least one step and a strength of at most 1'
@@ -77,140 +89,119 @@ class SamplerConfig(parameters.ModelConfig):
 
   @property
   def steps_run(self) -> int:
-    """How many steps are run: all, unless `strength` is below 1."""
+    """The number of steps that are run: all, unless `strength` is below 1."""
     return int(self.num_steps * self.strength)
 
   @property
   def padding_frames(self) -> int:
-    """How many frames are sampled behind every clip."""
+    """The number of padding frames after every clip."""
     return self.frames if self.padding else 0
 
 
 @struct.dataclass
+@typing.no_type_check  # JAX also builds it of shapes, shardings and axes
 class Conditions:
   """Everything that steers a batch of clips, computed once per clip.
 
-  N counts audio frames of the bucket, K tokens, D their width, h, w the latent size.
+  N counts audio frames of the bucket, K tokens, D their width; h, w is the latent size.
+
+  Attributes:
+    reference_latents: mode of the portrait's posterior, not multiplied by the
+      autoencoder's scaling factor.
+    image_token: the portrait's CLIP token.
+    audio_tokens: tokens of each frame; frames beyond a clip's length are ignored.
+    null_audio: tokens of silence, a constant of the weights.
+    emotion_tokens: None for a network without emotions.
+    null_emotion: tokens of "no emotion", a constant of the weights.
+    masks: the face mask at each level of the network.
+    spatial: pose guider features.
+    added_time_ids: three numbers per clip, or per frame: a window gets the mean over
+      its frames (without padding).
   """
 
-  reference_latents: (
-    jax.Array
-  )  # [B, h, w, C] mode of the portrait's posterior, unscaled
-  image_token: jax.Array  # [B, 1, D]
-  audio_tokens: jax.Array  # [B, N, K, D]; frames beyond a clip's length are ignored
-  null_audio: jax.Array  # [K, D] tokens of silence, a constant of the weights
-  emotion_tokens: jax.Array | None  # [B, K, D]; None for a network without emotions
-  null_emotion: jax.Array | None  # [K, D]
-  masks: (
-    tuple[jax.Array, ...] | None
-  )  # face mask at each level of the network, [B, tokens]
-  spatial: jax.Array | None  # [B, h, w, C0] pose guider features
-  added_time_ids: (
-    jax.Array
-  )  # [B, 3], or [B, N, 3]: a window gets the mean over its frames (without padding)
+  reference_latents: Float[Array, 'B h w C']
+  image_token: Float[Array, 'B 1 D']
+  audio_tokens: Float[Array, 'B N K D']
+  null_audio: Float[Array, 'K D']
+  emotion_tokens: Float[Array, 'B K D'] | None
+  null_emotion: Float[Array, 'K D'] | None
+  masks: tuple[Float[Array, 'B tokens'], ...] | None
+  spatial: Float[Array, 'B h w C0'] | None
+  added_time_ids: Float[Array, 'B 3'] | Float[Array, 'B N 3']
 
 
-def draw_noise(keys: jax.Array, conditions: Conditions, padding: int) -> jax.Array:
-  """Start noise, float32 `[B, N + padding, h, w, C]`, from one key per clip, `[B]`.
+def draw_noise(
+  keys: Key[Array, ' B'], conditions: Conditions, padding: int
+) -> Float[Array, 'B frames h w C']:
+  """Draws the start noise, float32, from one key per clip.
 
   Each frame folds its number into its clip's key, so neither the bucket nor the rest of
   the batch matters.
   """
-  total, shape = (
-    conditions.audio_tokens.shape[1] + padding,
-    conditions.reference_latents.shape[1:],
-  )
+  frames = conditions.audio_tokens.shape[1] + padding
+  frame_shape = conditions.reference_latents.shape[1:]
 
-  def frame(key, t):
-    return jax.random.normal(jax.random.fold_in(key, t), shape)
+  def draw_frame(key: Array, frame: Array) -> Array:
+    return jax.random.normal(jax.random.fold_in(key, frame), frame_shape)
 
-  return jax.vmap(lambda key: jax.vmap(lambda t: frame(key, t))(jnp.arange(total)))(
-    keys
-  )
+  def draw_clip(key: Array) -> Array:
+    return jax.vmap(functools.partial(draw_frame, key))(jnp.arange(frames))
 
-
-def context_tables(unet: nnx.Module, c: Conditions) -> dict[str, tuple]:
-  """Cross-attention keys and values of the unique tokens, for every layer: tables over
-  axis 1.
-
-  Image: nothing, portrait. Audio: N frames, silence. Emotion: none, wanted.
-  """
-  batch = len(c.image_token)
-
-  def null(tokens):
-    return jnp.broadcast_to(tokens, (batch, 1, *tokens.shape)).astype(
-      c.audio_tokens.dtype
-    )
-
-  image = jnp.stack([jnp.zeros_like(c.image_token), c.image_token], axis=1)
-  audio = jnp.concatenate([c.audio_tokens, null(c.null_audio)], axis=1)
-  if c.emotion_tokens is None:
-    return unet.context_kv(image, audio)
-  emotion = jnp.concatenate(
-    [null(c.null_emotion), c.emotion_tokens[:, None].astype(audio.dtype)], axis=1
-  )
-  return unet.context_kv(image, audio, emotion)
+  return jax.vmap(draw_clip)(keys)
 
 
-def _rows(x: jax.Array) -> jax.Array:
-  """`[B, W, branch, ...]` -> `[B * W * branch, ...]`, the network's batch."""
-  return x.reshape(-1, *x.shape[3:])
+class Step(NamedTuple):
+  """What changes from step to step."""
+
+  sigma: Float[Array, '']
+  sigma_next: Float[Array, '']
+  timestep: Float[Array, '']
+  g_image: Float[Array, '']
+  g_condition: Float[Array, '']
+  shift: Int[Array, '']
 
 
-def _repeat(x: jax.Array, count: int) -> jax.Array:
-  """`[B, ...]` -> `[B * W * branch, ...]`: the same for all windows and branches."""
-  return _rows(
-    jnp.broadcast_to(x[:, None, None], (len(x), count, guidance.BRANCHES, *x.shape[1:]))
-  )
+class Plan(NamedTuple):
+  """The values of all steps; fields as in `Step`."""
+
+  sigma: Float[np.ndarray, ' steps']
+  sigma_next: Float[np.ndarray, ' steps']
+  timestep: Float[np.ndarray, ' steps']
+  g_image: Float[np.ndarray, ' steps']
+  g_condition: Float[np.ndarray, ' steps']
+  shift: Int[np.ndarray, ' steps']
+
+  def step(self, i: Int[Array, '']) -> Step:
+    """The values of step i."""
+    return Step(*(jnp.asarray(values)[i] for values in self))
 
 
-def _gather(
-  tables: dict[str, tuple], index: jax.Array, lengths: jax.Array
-) -> dict[str, tuple]:
-  """Keys and values for windows with frame `index [B, W, F]`: per layer `[rows, F or
-  1, K, channels]` each.
-  """
-  batch, count, _ = index.shape
-  padding = (index >= lengths[:, None, None])[:, :, None]  # [B, W, 1, F]
-  silent = padding | (guidance.HAS_MOTION[:, None] == 0)  # [B, W, branch, F]
-  image = jnp.broadcast_to(
-    guidance.HAS_APPEARANCE[:, None], (batch, count, guidance.BRANCHES, 1)
-  )
-
-  def pick(table, frames):
-    return _rows(jax.vmap(lambda t, i: t[i])(table, frames))
-
-  def layer(image_kv, audio_kv, *emotion_kv):
-    audio = jnp.where(silent, audio_kv[0].shape[1] - 1, index[:, :, None])
-    frames = image, audio, jnp.where(silent, 0, 1)
-    return tuple(
-      tuple(pick(t, i) for t in kv)
-      for kv, i in zip((image_kv, audio_kv, *emotion_kv), frames)
-    )
-
-  return {name: layer(*kv) for name, kv in tables.items()}
-
-
-def _time_ids(ids: jax.Array, index: jax.Array) -> jax.Array:
-  """`[rows, 3]` for windows with frame `index [B, W, F]`; see `Conditions`."""
-  if ids.ndim == 2:
-    return _repeat(ids, index.shape[1])
-  means = jax.vmap(lambda clip, i: clip[i].mean(-2))(ids, index)  # [B, W, 3]
-  return _rows(
-    jnp.broadcast_to(
-      means[:, :, None], (*means.shape[:2], guidance.BRANCHES, means.shape[-1])
-    )
+def make_plan(config: SamplerConfig) -> Plan:
+  """Computes noise levels, guidance weights and window shifts of the steps to run."""
+  steps = config.steps_run
+  sigmas = schedule.karras_sigmas(config.num_steps, config.sigma_min, config.sigma_max)
+  sigmas = sigmas[-steps - 1 :]
+  return Plan(
+    sigma=sigmas[:-1],
+    sigma_next=sigmas[1:],
+    timestep=schedule.timesteps(sigmas),
+    g_image=guidance.weights(config.g_image, steps),
+    g_condition=guidance.weights(config.g_condition, steps),
+    shift=windows.shifts(
+      steps, config.shift, config.frames if config.padding else None
+    ),
   )
 
 
 def make_sampler(
-  graphdef: nnx.GraphDef, config: SamplerConfig, mesh: Mesh | None = None
-) -> Callable[..., jax.Array]:
+  graphdef: nnx.GraphDef[Any], config: SamplerConfig, mesh: Mesh | None = None
+) -> Callable[..., Array]:
   """Compiles the sampler of one network.
 
   Args:
-    graphdef: structure of the network, from `core.abstract` or `core.split`. Any module
-      with the UNet's `context_kv` and `__call__` will do.
+    graphdef: structure of the network, from `parameters.abstract` or
+      `parameters.split`. Any module with the UNet's `context_kv` and `__call__` will
+      do.
     config: see `SamplerConfig`.
     mesh: from `parallel.make_mesh`; the windows of a step are spread over its devices.
 
@@ -221,107 +212,239 @@ def make_sampler(
     * conditions: see `Conditions`.
     * lengths: int `[B]`, frames of each clip, at most N.
     * latents: float32 like x, still scaled; a clip's own frames come first, then its
-      padding frames, which the last decoded frames need; what lies behind is zero.
+      padding frames, which the last decoded frames need; the rest is zero.
     * first, last: the steps to run. They are data: a caller who shows progress runs one
       step at a time, passing the result back as x, with the same program and the same
       result.
   """
-  sigmas = schedule.karras_sigmas(config.num_steps, config.sigma_min, config.sigma_max)[
-    -config.steps_run - 1 :
-  ]
-  plan = dict(
-    sigma=sigmas[:-1],
-    sigma_next=sigmas[1:],
-    timestep=schedule.timesteps(sigmas),
-    g_image=guidance.weights(config.g_image, config.steps_run),
-    g_condition=guidance.weights(config.g_condition, config.steps_run),
-    shift=windows.shifts(
-      config.steps_run, config.shift, config.frames if config.padding else None
-    ),
-  )
+  plan = make_plan(config)
 
-  devices = 1 if mesh is None else parallel.batch_devices(mesh)
+  # Latents leave laid out as they came, on every device, so that they can be passed in
+  # again for the next step.
+  replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
-  def spread(rows: Any) -> Any:
-    """Lays rows out over the mesh."""
-    return (
-      rows
-      if mesh is None
-      else lax.with_sharding_constraint(rows, parallel.batch_sharding(mesh))
-    )
-
-  def windows_per_call(batch: int, total: int) -> int:
-    """As configured, rounded up until the rows divide over the devices."""
-    count = windows.count(total, config.frames, config.overlap)
-    count = min(count, config.windows_per_call or count)
-    while count * batch * guidance.BRANCHES % devices:
-      count += 1
-    return count
-
-  def guided(unet, z, index, tables, c, lengths, now):
-    """The network's guided output for the noisy windows `z [B, W, F, h, w, C]`."""
-    batch, count, frames, *size = z.shape
-    noisy = jnp.broadcast_to(
-      (z * edm.c_in(now['sigma']))[:, :, None],
-      (batch, count, guidance.BRANCHES, frames, *size),
-    )
-    reference = (
-      c.reference_latents[:, None, None, None]
-      * guidance.HAS_APPEARANCE[:, None, None, None, None]
-    )
-    sample = jnp.concatenate([noisy, jnp.broadcast_to(reference, noisy.shape)], axis=-1)
-    v, _ = unet(
-      spread(_rows(sample)),
-      now['timestep'],
-      spread(_gather(tables, index, lengths)),
-      spread(_time_ids(c.added_time_ids, index)),
-      spatial_condition=None
-      if c.spatial is None
-      else spread(_repeat(c.spatial[:, None], count)),
-      masks=None
-      if c.masks is None
-      else tuple(spread(_repeat(m, count)) for m in c.masks),
-      adapter_scales=config.adapter_scales,
-    )
-    v = v.astype(jnp.float32).reshape(batch, count, guidance.BRANCHES, frames, *size)
-    return guidance.combine(v, now['g_image'], now['g_condition'], axis=2)
-
-  # Latents leave as they came, on every device, so that they can come again: see
-  # `first`.
-  @functools.partial(
-    jax.jit,
-    out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()),
-  )
-  def sample(params, x, conditions, lengths, first=0, last=config.steps_run):
+  @functools.partial(jax.jit, out_shardings=replicated)
+  def sample(
+    params: parameters.Params,
+    x: Float[Array, 'B N h w C'],
+    conditions: Conditions,
+    lengths: Int[Array, ' B'],
+    first: Int[ArrayLike, ''] = 0,
+    last: Int[ArrayLike, ''] = config.steps_run,
+  ) -> Float[Array, 'B N h w C']:
+    # 1. Project the conditions to keys and values, once for all steps and windows.
     unet = parameters.merge(graphdef, params)
     tables = context_tables(unet, conditions)
-    per_call = windows_per_call(*x.shape[:2])
+
+    # 2. Count the frames of each clip, and the calls of the network per step.
     totals = lengths + config.padding_frames
-    calls = -(-windows.count(totals.max(), config.frames, config.overlap) // per_call)
+    per_call = _windows_per_call(config, x.shape[0], x.shape[1], mesh)
+    most_windows = windows.count(totals.max(), config.frames, config.overlap)
+    calls = -(-most_windows // per_call)
 
-    def step(i, latents):
-      now = {name: jnp.asarray(values)[i] for name, values in plan.items()}
+    # 3. Start from the portrait's latents under noise of the first level.
+    x = x.astype(jnp.float32)
+    portrait = conditions.reference_latents.astype(jnp.float32)[:, None]
+    start = config.scaling_factor * portrait + x * plan.sigma[0]
+    latents = jnp.where(first == 0, start, x)
 
-      def call(n, sums):
+    # 4. Denoise, from noise level to noise level.
+    def denoise(i: Array, latents: Array) -> Array:
+      """Takes step i: all windows step by themselves, and are averaged."""
+      now = plan.step(i)
+
+      def add_windows(n: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        # 4a. Cut windows out of the clips, shifted by this step's shift.
         numbers = n * per_call + jnp.arange(per_call)
         index, exists = jax.vmap(
           lambda total: windows.indices(
-            numbers, now['shift'], total, config.frames, config.overlap
+            numbers, now.shift, total, config.frames, config.overlap
           )
         )(totals)
-        z = jax.vmap(lambda clip, i: clip[i])(latents, index)
-        v = guided(unet, z, index, tables, conditions, lengths, now)
-        stepped = schedule.euler_step(z, v, now['sigma'], now['sigma_next'])
+        z = jax.vmap(lambda clip, frames: clip[frames])(latents, index)
+
+        # 4b. Run the network on the three guidance branches, and combine them.
+        v = guided_output(
+          unet, config, now, z, index, tables, conditions, lengths, mesh
+        )
+
+        # 4c. Step to the next noise level.
+        stepped = schedule.euler_step(z, v, now.sigma, now.sigma_next)
         return jax.vmap(windows.accumulate)(*sums, stepped, index, exists)
 
+      # 4d. Average the frames that several windows visited.
       zeros = jnp.zeros_like(latents), jnp.zeros(latents.shape[:2], jnp.int32)
-      return windows.average(*lax.fori_loop(0, calls, call, zeros))
+      return windows.average(*lax.fori_loop(0, calls, add_windows, zeros))
 
-    x = x.astype(jnp.float32)
-    start = (
-      config.scaling_factor * conditions.reference_latents.astype(jnp.float32)[:, None]
-      + x * sigmas[0]
-    )
-    return lax.fori_loop(first, last, step, jnp.where(first == 0, start, x))
+    denoised: Array = lax.fori_loop(first, last, denoise, latents)
+    return denoised
 
   return sample
+
+
+def guided_output(
+  unet: Callable[..., tuple[Array, Any]],
+  config: SamplerConfig,
+  now: Step,
+  z: Float[Array, 'B W F h w C'],
+  index: Int[Array, 'B W F'],
+  tables: Tables,
+  conditions: Conditions,
+  lengths: Int[Array, ' B'],
+  mesh: Mesh | None,
+) -> Float[Array, 'B W F h w C']:
+  """Computes the network's guided output for windows of all clips.
+
+  Args:
+    unet: the network.
+    config: see `SamplerConfig`.
+    now: the values of this step.
+    z: the noisy windows.
+    index: their frames.
+    tables: from `context_tables`.
+    conditions: see `Conditions`.
+    lengths: frames of each clip.
+    mesh: over whose devices the rows are spread.
+
+  Returns:
+    float32.
+  """
+  batch, count, frames, *size = z.shape
+  branches = (batch, count, guidance.BRANCHES, frames, *size)
+
+  # 1. Put three branches side by side: noisy latents, then reference latents.
+  scaled = (z * edm.c_in(now.sigma))[:, :, None]
+  has_appearance = guidance.HAS_APPEARANCE[:, None, None, None, None]
+  reference = conditions.reference_latents[:, None, None, None] * has_appearance
+  noisy = jnp.broadcast_to(scaled, branches)
+  sample = jnp.concatenate([noisy, jnp.broadcast_to(reference, branches)], axis=-1)
+  sample = _spread(_rows(sample), mesh)
+
+  # 2. Give each row the conditions of its frames and its branch.
+  kv = _spread(gather_contexts(tables, index, lengths), mesh)
+  ids = _spread(_time_ids(conditions.added_time_ids, index), mesh)
+  spatial = None
+  if conditions.spatial is not None:
+    spatial = _spread(_repeat(conditions.spatial[:, None], count), mesh)
+  masks = None
+  if conditions.masks is not None:
+    masks = tuple(_spread(_repeat(mask, count), mesh) for mask in conditions.masks)
+
+  # 3. Run the network.
+  v, _ = unet(
+    sample,
+    now.timestep,
+    kv,
+    ids,
+    spatial_condition=spatial,
+    masks=masks,
+    adapter_scales=config.adapter_scales,
+  )
+
+  # 4. Combine the branches.
+  v = v.astype(jnp.float32).reshape(branches)
+  return guidance.combine(v, now.g_image, now.g_condition, axis=2)
+
+
+def context_tables(unet: Any, conditions: Conditions) -> Tables:
+  """Computes cross-attention keys and values of the unique tokens, for every layer.
+
+  Axis 1 of a table counts the tokens' variants. Image: nothing, portrait. Audio: the N
+  frames, silence. Emotion: none, the wanted one.
+  """
+  image_token = conditions.image_token
+  audio_tokens = conditions.audio_tokens
+  batch = len(image_token)
+
+  def null(tokens: Array) -> Array:
+    tokens = jnp.broadcast_to(tokens, (batch, 1, *tokens.shape))
+    return tokens.astype(audio_tokens.dtype)
+
+  image = jnp.stack([jnp.zeros_like(image_token), image_token], axis=1)
+  audio = jnp.concatenate([audio_tokens, null(conditions.null_audio)], axis=1)
+  contexts = [image, audio]
+  if conditions.emotion_tokens is not None:
+    assert conditions.null_emotion is not None, 'both or neither'
+    wanted = conditions.emotion_tokens[:, None].astype(audio.dtype)
+    none = null(conditions.null_emotion)
+    contexts.append(jnp.concatenate([none, wanted], axis=1))
+  tables: Tables = unet.context_kv(*contexts)
+  return tables
+
+
+def gather_contexts(
+  tables: Tables, index: Int[Array, 'B W F'], lengths: Int[Array, ' B']
+) -> Tables:
+  """Looks up the keys and values of each window's frames, for all branches.
+
+  Args:
+    tables: from `context_tables`.
+    index: frames of each window.
+    lengths: frames of each clip; later ones are padding.
+
+  Returns:
+    By layer, keys and values `[rows, F or 1, K, channels]` of each context.
+  """
+  batch, count, _ = index.shape
+  is_padding = (index >= lengths[:, None, None])[:, :, None]  # [B, W, 1, F]
+  has_no_motion = guidance.HAS_MOTION[:, None] == 0
+  silent = is_padding | has_no_motion  # [B, W, branch, F]
+  image_variant = jnp.broadcast_to(
+    guidance.HAS_APPEARANCE[:, None], (batch, count, guidance.BRANCHES, 1)
+  )
+
+  def pick(table: Array, variant: Array) -> Array:
+    return _rows(jax.vmap(lambda entries, i: entries[i])(table, variant))
+
+  def gather_layer(contexts: Sequence[KeyValue]) -> tuple[KeyValue, ...]:
+    silence = contexts[1].key.shape[1] - 1
+    audio_variant = jnp.where(silent, silence, index[:, :, None])
+    emotion_variant = jnp.where(silent, 0, 1)
+    variants = (image_variant, audio_variant, emotion_variant)
+    return tuple(
+      KeyValue(pick(context.key, variant), pick(context.value, variant))
+      for context, variant in zip(contexts, variants)
+    )
+
+  return {name: gather_layer(contexts) for name, contexts in tables.items()}
+
+
+def _time_ids(ids: Array, index: Int[Array, 'B W F']) -> Float[Array, 'rows 3']:
+  """The time ids of each row; see `Conditions`."""
+  if ids.ndim == 2:
+    return _repeat(ids, index.shape[1])
+  means = jax.vmap(lambda clip, frames: clip[frames].mean(-2))(ids, index)  # [B, W, 3]
+  batch, count, width = means.shape
+  shape = (batch, count, guidance.BRANCHES, width)
+  return _rows(jnp.broadcast_to(means[:, :, None], shape))
+
+
+def _windows_per_call(
+  config: SamplerConfig, batch: int, total: int, mesh: Mesh | None
+) -> int:
+  """As configured, rounded up until the rows divide over the devices."""
+  devices = 1 if mesh is None else parallel.batch_devices(mesh)
+  count = windows.count(total, config.frames, config.overlap)
+  if config.windows_per_call is not None:
+    count = min(count, config.windows_per_call)
+  while count * batch * guidance.BRANCHES % devices:
+    count += 1
+  return count
+
+
+def _rows(x: Float[Array, 'B W branch *shape']) -> Float[Array, 'rows *shape']:
+  """Joins clips, windows and branches to the network's batch."""
+  return x.reshape(-1, *x.shape[3:])
+
+
+def _repeat(x: Float[Array, 'B *shape'], count: int) -> Float[Array, 'rows *shape']:
+  """Repeats what all windows and branches of a clip share."""
+  shape = (len(x), count, guidance.BRANCHES, *x.shape[1:])
+  return _rows(jnp.broadcast_to(x[:, None, None], shape))
+
+
+def _spread(rows: Any, mesh: Mesh | None) -> Any:
+  """Lays rows out over the mesh."""
+  if mesh is None:
+    return rows
+  return lax.with_sharding_constraint(rows, parallel.batch_sharding(mesh))

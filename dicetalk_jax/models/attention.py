@@ -1,26 +1,37 @@
-"""Attention: the choice of its kernel, and the two layers of the UNet built on it."""
+"""Attention: the choice of its kernel, and the two attention layers of the UNet."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 import math
+from typing import Literal, NamedTuple
 
 from flax import nnx
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from dicetalk_jax.models.target import Target, current
 
-# Bytes of float32 logits that may exist at once on a device; beyond that, queries are
-# taken in chunks.
+# Bytes of float32 logits that may exist on a device at once. Beyond that, queries are
+# processed in chunks.
 LOGITS_LIMIT = 2**29
 
-KeyValue = tuple[jax.Array, jax.Array]
+# Fused; all logits in memory; bounded memory.
+Kernel = Literal['cudnn', 'xla', 'chunked']
+
+
+class KeyValue(NamedTuple):
+  """Keys and values of one context; F is 1 if all frames share it."""
+
+  key: Float[Array, 'B F S C']
+  value: Float[Array, 'B F S C']
 
 
 def choose(
   target: Target,
-  dtype: jnp.dtype,
+  dtype: DTypeLike,
   t: int,
   s: int,
   d: int,
@@ -28,8 +39,8 @@ def choose(
   logits: int,
   whole: bool,
   training: bool,
-) -> str:
-  """The kernel for attention of `t` queries to `s` keys in heads of `d` channels.
+) -> Kernel:
+  """Chooses the kernel for attention of `t` queries to `s` keys of `d` channels.
 
   Args:
     target: the devices that the program is compiled for.
@@ -40,22 +51,55 @@ def choose(
     logits: bytes of all float32 logits on one device.
     whole: whether each device can have rows of its own, with all their tokens.
     training: whether there will be a gradient.
-
-  Returns:
-    'cudnn' (fused), 'xla' (whole logits in memory) or 'chunked' (bounded memory).
   """
   ampere = target.platform == 'cuda' and target.capability >= 8
-  half = dtype in (jnp.bfloat16, jnp.float16)
+  half_precision = dtype in (jnp.bfloat16, jnp.float16)
   fits = d % 8 == 0 and d <= 128 and whole
-  # jax refuses the gradient of cuDNN's attention where a length is odd.
+  # JAX refuses the gradient of cuDNN's attention if a length is odd.
   differentiable = t % 2 == 0 and s % 2 == 0
-  if ampere and half and fits and (differentiable or not training):
+  if ampere and half_precision and fits and (differentiable or not training):
     return 'cudnn'
   return 'xla' if logits <= LOGITS_LIMIT else 'chunked'
 
 
+def attend(
+  q: Float[Array, 'b t heads d'],
+  k: Float[Array, 'b s heads d'],
+  v: Float[Array, 'b s heads d'],
+  *,
+  implementation: Kernel | Literal['auto'] = 'auto',
+) -> Float[Array, 'b t heads d']:
+  """Computes softmax(q k^T / sqrt(d)) v for each head, with the softmax in float32.
+
+  Args:
+    q: queries.
+    k: keys.
+    v: values.
+    implementation: 'auto' uses the kernel that `choose` returns; the name of a kernel
+      forces it. 'cudnn' raises where it cannot run.
+  """
+  if implementation != 'auto':
+    return _attend_with(implementation, q, k, v)
+  rows, t, _, d = q.shape
+  kernel = functools.partial(
+    choose,
+    current(),
+    q.dtype,
+    t,
+    k.shape[1],
+    d,
+    logits=t * _bytes_per_query(q, k),
+    whole=rows % _device_count() == 0 and not _frames_are_split(),
+  )
+  inference = kernel(training=False)
+  training = kernel(training=True)
+  if inference == training:
+    return _attend_with(inference, q, k, v)
+  return _attend_by_use(inference, training, q, k, v)
+
+
 def _shared_axes() -> dict[str, int]:
-  """Mesh axes over which the arrays that we see are spread, with their sizes.
+  """The sizes of the mesh axes over which the visible arrays are spread.
 
   Inside `shard_map` arrays are local.
   """
@@ -65,106 +109,94 @@ def _shared_axes() -> dict[str, int]:
   }
 
 
-def _devices() -> int:
-  """Number of devices over which the arrays that we see are spread."""
+def _device_count() -> int:
+  """The number of devices over which the visible arrays are spread."""
   return math.prod(_shared_axes().values())
 
 
-def _pictures_are_split() -> bool:
-  """Whether devices share the rows of each picture, and so the tokens of each frame."""
-  return jax.sharding.get_abstract_mesh().shape.get('sequence', 1) > 1
+def _frames_are_split() -> bool:
+  """Whether devices share the rows of each image, and so the tokens of each frame."""
+  devices: int = jax.sharding.get_abstract_mesh().shape.get('sequence', 1)
+  return devices > 1
 
 
-def _query_bytes(q: jax.Array, k: jax.Array) -> int:
-  """Bytes of float32 logits on one device for each query of a head."""
-  return -(-4 * q.shape[0] * q.shape[2] * k.shape[1] // _devices())
+def _bytes_per_query(q: Array, k: Array) -> int:
+  """Bytes of float32 logits on one device for one query position."""
+  return -(-4 * q.shape[0] * q.shape[2] * k.shape[1] // _device_count())
 
 
-def attend(
-  q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = 'auto'
-) -> jax.Array:
-  """softmax(q k^T / sqrt(d)) v per head, softmax in float32.
-
-  Args:
-    q: `[b,t,heads,d]`.
-    k: `[b,s,heads,d]`.
-    v: `[b,s,heads,d]`.
-    implementation: 'auto', which takes what `choose` says, or the name of a kernel.
-      'cudnn' raises where it cannot run.
-
-  Returns:
-    `[b,t,heads,d]`.
-  """
-  if implementation != 'auto':
-    return _run(implementation, q, k, v)
-  b, t, _, d = q.shape
-  kernel = functools.partial(
-    choose,
-    current(),
-    q.dtype,
-    t,
-    k.shape[1],
-    d,
-    logits=t * _query_bytes(q, k),
-    whole=b % _devices() == 0 and not _pictures_are_split(),
-  )
-  inference = kernel(training=False)
-  training = kernel(training=True)
-  if inference == training:
-    return _run(inference, q, k, v)
-  return _by_use(inference, training, q, k, v)
-
-
-def _run(kernel: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """Attention by the kernel of that name."""
+def _attend_with(kernel: Kernel, q: Array, k: Array, v: Array) -> Array:
+  """Runs attention with the kernel of that name."""
   if kernel == 'chunked':
-    room = max(1, LOGITS_LIMIT // _query_bytes(q, k))
-    return _chunked(q, k, v, chunk=min(q.shape[1], room))
-  if kernel == 'cudnn' and _devices() > 1:
-    # It refuses tokens or heads that devices share, and keys laid out unlike queries.
+    room = max(1, LOGITS_LIMIT // _bytes_per_query(q, k))
+    return _attend_in_chunks(q, k, v, chunk=min(q.shape[1], room))
+  if kernel == 'cudnn' and _device_count() > 1:
+    # cuDNN refuses tokens or heads that devices share, and keys laid out unlike
+    # queries.
     rows = jax.P(tuple(_shared_axes()))
     q, k, v = (lax.with_sharding_constraint(x, rows) for x in (q, k, v))
   return jax.nn.dot_product_attention(q, k, v, implementation=kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _by_use(inference: str, training: str, q, k, v) -> jax.Array:
-  """Attention by one kernel, and by another one where there is a gradient."""
-  return _run(inference, q, k, v)
+def _attend_by_use(
+  inference: Kernel, training: Kernel, q: Array, k: Array, v: Array
+) -> Array:
+  """Runs one kernel without a gradient, and another one if there is a gradient."""
+  return _attend_with(inference, q, k, v)
 
 
-def _by_use_forward(inference: str, training: str, q, k, v):
-  return jax.vjp(functools.partial(_run, training), q, k, v)
+# The function that maps the gradient of the output to those of q, k and v.
+_Pullback = Callable[[Array], tuple[Array, Array, Array]]
 
 
-def _by_use_backward(inference: str, training: str, pullback, gradient):
+def _attend_by_use_forward(
+  inference: Kernel, training: Kernel, q: Array, k: Array, v: Array
+) -> tuple[Array, _Pullback]:
+  return jax.vjp(functools.partial(_attend_with, training), q, k, v)
+
+
+def _attend_by_use_backward(
+  inference: Kernel, training: Kernel, pullback: _Pullback, gradient: Array
+) -> tuple[Array, Array, Array]:
   return pullback(gradient)
 
 
-_by_use.defvjp(_by_use_forward, _by_use_backward)
+_attend_by_use.defvjp(_attend_by_use_forward, _attend_by_use_backward)
 
 
-def _chunked(q: jax.Array, k: jax.Array, v: jax.Array, *, chunk: int) -> jax.Array:
-  """Logits exist for `chunk` queries at a time, in the backward pass too.
+def _attend_in_chunks(q: Array, k: Array, v: Array, *, chunk: int) -> Array:
+  """Keeps the logits of `chunk` queries at a time, in the backward pass too.
 
   Query `i` is in chunk `i % count`: devices that share the queries keep their own in
   every chunk.
   """
   b, t, heads, d = q.shape
   count = -(-t // chunk)
-  chunk = -(-t // count)  # equal chunks need the least padding
+  # Equal chunks need the least padding.
+  chunk = -(-t // count)
+
+  @jax.checkpoint
+  def attend_chunk(q: Array) -> Array:
+    return jax.nn.dot_product_attention(q, k, v, implementation='xla')
+
   q = jnp.pad(q, ((0, 0), (0, count * chunk - t), (0, 0), (0, 0)))
-  one = jax.checkpoint(
-    lambda q: jax.nn.dot_product_attention(q, k, v, implementation='xla')
-  )
-  out = lax.map(one, jnp.moveaxis(q.reshape(b, chunk, count, heads, d), 2, 0))
+  chunks = jnp.moveaxis(q.reshape(b, chunk, count, heads, d), 2, 0)
+  out = lax.map(attend_chunk, chunks)
   return jnp.moveaxis(out, 0, 2).reshape(b, count * chunk, heads, d)[:, :t]
 
 
 class SelfAttention(nnx.Module):
   """Multi-head attention of tokens to each other (published name `attn1`)."""
 
-  def __init__(self, channels: int, heads: int, *, dtype=None, rngs):
+  def __init__(
+    self,
+    channels: int,
+    heads: int,
+    *,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
+  ):
     linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
     self.to_q = linear(channels, channels, use_bias=False)
     self.to_k = linear(channels, channels, use_bias=False)
@@ -172,24 +204,30 @@ class SelfAttention(nnx.Module):
     self.to_out = nnx.List([linear(channels, channels)])
     self.heads = heads
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """x `[...,T,C]`, attention along T; returns the same shape, without the
-    residual.
-    """
+  def __call__(self, x: Float[Array, '*rows T C']) -> Float[Array, '*rows T C']:
+    """Attends along T; the residual is left to the caller."""
 
-    def split(y):
+    def split_heads(y: Array) -> Array:
       return y.reshape(-1, y.shape[-2], self.heads, y.shape[-1] // self.heads)
 
-    y = attend(split(self.to_q(x)), split(self.to_k(x)), split(self.to_v(x)))
-    return self.to_out[0](y.reshape(x.shape))
+    q = split_heads(self.to_q(x))
+    k = split_heads(self.to_k(x))
+    v = split_heads(self.to_v(x))
+    return self.to_out[0](attend(q, k, v).reshape(x.shape))
 
 
 class Adapters(nnx.Module):
-  """Key and value projections of the decoupled adapters (published name
-  `processor`).
-  """
+  """The adapters' key and value projections (published name `processor`)."""
 
-  def __init__(self, context_dim: int, channels: int, count: int, *, dtype=None, rngs):
+  def __init__(
+    self,
+    context_dim: int,
+    channels: int,
+    count: int,
+    *,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
+  ):
     linear = functools.partial(
       nnx.Linear, context_dim, channels, use_bias=False, dtype=dtype, rngs=rngs
     )
@@ -198,13 +236,14 @@ class Adapters(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-  """Attention to the image, plus one decoupled attention per adapter with the same
-  queries (`attn2`).
+  """Attention to the image, plus one decoupled attention per adapter (`attn2`).
 
+  All share their queries:
   u = SDPA(q, K_image, V_image) + sum_i M SDPA(q, K_i, V_i); output to_out(u). Adapter 0
-  is audio, 1 emotion (paper section 3.4; the published scheme is that of IP-Adapter).
-  Keys and values come from `context_kv`: they depend neither on the noise nor on the
-  pixel, so they are made once per clip.
+  is audio, adapter 1 is emotion (paper section 3.4; the scheme is IP-Adapter's).
+
+  Keys and values come from `context_kv`. They depend neither on the noise nor on the
+  pixel, so they are computed once per clip.
   """
 
   def __init__(
@@ -214,8 +253,8 @@ class CrossAttention(nnx.Module):
     context_dim: int,
     adapters: int,
     *,
-    dtype=None,
-    rngs,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
   ):
     linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
     self.to_q = linear(channels, channels, use_bias=False)
@@ -226,59 +265,78 @@ class CrossAttention(nnx.Module):
     self.heads = heads
 
   def context_kv(
-    self, contexts: Sequence[jax.Array | None]
+    self, contexts: Sequence[Float[Array, 'B _ _ D'] | None]
   ) -> tuple[KeyValue | None, ...]:
-    """Projects the image tokens and each adapter's tokens, all `[B,F',T,D]`, to keys
-    and values `[B,F',T,C]`.
+    """Projects context tokens to keys and values.
 
-    None stays None: that adapter is off.
+    Args:
+      contexts: the image's tokens, then those of each adapter, `[B,F',T,D]`. None turns
+        an adapter off.
+
+    Returns:
+      Keys and values `[B,F',T,C]` of each context; None where the context is None.
     """
     projections = [
       (self.to_k, self.to_v),
       *zip(self.processor.to_k_ip, self.processor.to_v_ip),
     ]
     return tuple(
-      None if tokens is None else (to_k(tokens), to_v(tokens))
+      None if tokens is None else KeyValue(to_k(tokens), to_v(tokens))
       for (to_k, to_v), tokens in zip(projections, contexts, strict=True)
     )
 
   def __call__(
-    self, x: jax.Array, kv: Sequence[KeyValue | None], mask: jax.Array | None = None
-  ) -> jax.Array:
+    self,
+    x: Float[Array, 'B F T C'],
+    kv: Sequence[KeyValue | None],
+    mask: Float[Array, '#B T'] | None = None,
+  ) -> Float[Array, '#B #F #T C']:
     """Attends to the contexts.
 
     Args:
-      x: `[B,F,T,C]`.
+      x: tokens of each frame.
       kv: `context_kv` of image and adapters, `[B,F',S,C]`; F' is F, or 1 if all frames
         share it.
-      mask: `[B,T]` weights of the adapters' contribution, or None for 1.
+      mask: weights of the adapters' contribution, or None for 1.
 
     Returns:
-      `[B,F,T,C]`, or something that broadcasts to it when all queries get the same
-      answer.
+      An array that broadcasts to the shape of x: if all queries get the same answer, it
+      is not repeated.
     """
     image, *adapters = kv
+    assert image is not None, 'only adapters can be turned off'
     q = self.to_q(x)
-    # Attention to one token is its value, whatever the query.
-    u = image[1] if image[1].shape[2] == 1 else self._sdpa(q, *image)
-    for pair in adapters:
-      if pair is not None:
-        y = self._sdpa(q, *pair)
-        u = u + (y if mask is None else y * mask[:, None, :, None].astype(y.dtype))
+    if image.value.shape[2] == 1:
+      # Attention to a single token is its value, whatever the query.
+      u = image.value
+    else:
+      u = self._attend_to(image, q)
+    for context in adapters:
+      if context is None:
+        continue
+      y = self._attend_to(context, q)
+      if mask is not None:
+        y = y * mask[:, None, :, None].astype(y.dtype)
+      u = u + y
     return self.to_out[0](u)
 
-  def _sdpa(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Frames that share keys become more queries to the same keys: nothing is
-    copied.
+  def _attend_to(self, context: KeyValue, q: Array) -> Array:
+    """Attends to one context.
+
+    Frames that share keys become more queries to the same keys: nothing is copied.
     """
-    b, frames, s, c = k.shape
-    if (
-      turned := _pictures_are_split() and frames == 1
-    ):  # what is split goes first, or joining would gather it
+    b, frames, _, c = context.key.shape
+    # Joining frames and tokens would gather tokens that devices share, unless the
+    # tokens come first.
+    tokens_first = frames == 1 and _frames_are_split()
+    if tokens_first:
       q = q.swapaxes(1, 2)
 
-    def split(y):
+    def split_heads(y: Array) -> Array:
       return y.reshape(b * frames, -1, self.heads, c // self.heads)
 
-    y = attend(split(q), split(k), split(v)).reshape(q.shape)
-    return y.swapaxes(1, 2) if turned else y
+    queries = split_heads(q)
+    keys = split_heads(context.key)
+    values = split_heads(context.value)
+    y = attend(queries, keys, values).reshape(q.shape)
+    return y.swapaxes(1, 2) if tokens_first else y

@@ -1,13 +1,12 @@
-"""From speech features and the portrait to the amount of motion of one video frame
-(Sonic).
-"""
+"""Predicts the amount of motion of a video frame from speech and portrait (Sonic)."""
 
 import dataclasses
 import functools
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from dicetalk_jax.models.parameters import ModelConfig
 
@@ -26,7 +25,9 @@ class AudioToBucketConfig(ModelConfig):
 class AudioToBucket(nnx.Module):
   """Three linear layers (Sonic's published `audio2bucket`)."""
 
-  def __init__(self, config: AudioToBucketConfig, *, dtype=None, rngs):
+  def __init__(
+    self, config: AudioToBucketConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs
+  ):
     linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
     self.proj1 = linear(
       config.seq_len * config.channels + config.clip_dim, config.intermediate_dim
@@ -34,17 +35,18 @@ class AudioToBucket(nnx.Module):
     self.proj2 = linear(config.intermediate_dim, config.intermediate_dim)
     self.proj3 = linear(config.intermediate_dim, config.output_dim)
 
-  def __call__(self, x: jax.Array, image: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, 'B F *features'], image: Float[Array, 'B clip_dim']
+  ) -> Float[Array, 'B F output_dim']:
     """Predicts motion.
 
     Args:
       x: `[B,F,seq_len,channels]`, or with the last axes already flattened in this
         order.
-      image: `[B,clip_dim]`, the portrait's CLIP embedding.
+      image: the portrait's CLIP embedding.
 
     Returns:
-      `[B,F,output_dim]`, raw: the motion ids that the UNet is given are `16 y + 16`
-      (see `pipeline`).
+      Raw motion: the motion ids that the UNet is given are `16 y + 16`.
     """
     x = x.reshape(*x.shape[:2], -1)
     image = jnp.broadcast_to(image[:, None], (*x.shape[:2], image.shape[-1]))

@@ -1,10 +1,11 @@
-"""From a window of speech features to the audio tokens of one video frame."""
+"""Projects a window of speech features to the audio tokens of one video frame."""
 
 import dataclasses
 import functools
 
 from flax import nnx
-import jax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from dicetalk_jax.models.layers import LayerNorm
 from dicetalk_jax.models.parameters import ModelConfig
@@ -23,11 +24,18 @@ class AudioProjectionConfig(ModelConfig):
 
 
 class AudioProjection(nnx.Module):
-  """Three linear layers and a norm (published `audio_linear`; with other sizes two
-  parts of the emotion model).
+  """Three linear layers and a norm (published `audio_linear`).
+
+  With other sizes it serves twice in the emotion model.
   """
 
-  def __init__(self, config: AudioProjectionConfig, *, dtype=None, rngs):
+  def __init__(
+    self,
+    config: AudioProjectionConfig,
+    *,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
+  ):
     linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
     self.config = config
     self.proj1 = linear(
@@ -39,7 +47,9 @@ class AudioProjection(nnx.Module):
     )
     self.norm = LayerNorm(config.output_dim, dtype=dtype, rngs=rngs)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, 'B F *features']
+  ) -> Float[Array, 'B F context_tokens output_dim']:
     """Projects the features of each frame to tokens.
 
     Args:
@@ -47,12 +57,13 @@ class AudioProjection(nnx.Module):
         this order.
 
     Returns:
-      `[B,F,context_tokens,output_dim]`. Zeros in give the unconditional tokens.
+      Tokens; features of zero give the unconditional tokens.
     """
-    x = x.reshape(*x.shape[:2], -1)
+    batch, frames = x.shape[:2]
+    x = x.reshape(batch, frames, -1)
     x = nnx.relu(self.proj1(x))
     x = nnx.relu(self.proj2(x))
     x = self.proj3(x)
-    return self.norm(
-      x.reshape(*x.shape[:2], self.config.context_tokens, self.config.output_dim)
-    )
+    x = x.reshape(batch, frames, self.config.context_tokens, self.config.output_dim)
+    tokens: Array = self.norm(x)
+    return tokens

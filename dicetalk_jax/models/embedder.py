@@ -1,5 +1,6 @@
-"""Disentangled emotion embedder: facial expressions and speech to a Gaussian emotion
-prior (paper section 3.1).
+"""Disentangled emotion embedder (paper section 3.1).
+
+It maps facial expressions and speech to a Gaussian emotion prior.
 """
 
 import dataclasses
@@ -9,6 +10,8 @@ import math
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Key, Real
 
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.crop_encoder import CropEncoder
@@ -27,16 +30,17 @@ CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class EmbedderConfig(ModelConfig):
-  """Sizes and switches of the embedder (8.1 M parameters by default, 9.1 M with crops;
-  no weights are published).
+  """Sizes and switches of the embedder.
+
+  It has 8.1 M parameters by default, 9.1 M with crops; no weights are published.
 
   Attributes:
-    visual: what the face does: 'expression' coefficients of a 3DMM fit, as in the
-      paper, or 'crops' of the pictures, read by a small encoder that is trained along.
+    visual: the visual input: 'expression' coefficients of a 3DMM fit, as in the paper,
+      or face 'crops', read by a small encoder that is trained along.
     expr_dim: expression coefficients per video frame.
     crop_size: side of a crop in pixels.
     crop_channels: of the encoder's convolutions, each of which halves the side; the
-      last are a frame's features.
+      last ones are a frame's features.
     whisper_dim, whisper_states: width and number of the frozen Whisper states.
     whisper_layers: 'weighted' learns a mix of the states, 'last' takes the last one.
     pack: how the two Whisper positions of a video frame become one vector: 'concat' or
@@ -49,7 +53,7 @@ class EmbedderConfig(ModelConfig):
     var_eps: added to the variance under the root when sampling: the root's slope is
       infinite at 0.
     max_len: frames of the longest clip in training and embedding; the module itself
-      takes any number.
+      takes clips of any length.
     missing_token: a learned vector instead of zeros where a modality is missing.
     modalities: 'video' or 'audio' makes an embedder that never sees the other one
       (paper table 5).
@@ -81,16 +85,15 @@ class EmbedderConfig(ModelConfig):
   modalities: str = 'both'
   expr_norm: str = 'none'
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, choices in CHOICES.items():
-      if getattr(self, name) not in choices:
+      value = getattr(self, name)
+      if value not in choices:
         raise ConfigError(
-          f'{name}={getattr(self, name)!r} is unknown; choose one of '
-          f'{", ".join(choices)}'
+          f'{name}={value!r} is unknown; choose one of {", ".join(choices)}'
         )
-    if (
-      self.heads < 1 or self.width % self.heads or self.width % 2
-    ):  # the sinusoids come in pairs
+    # The sinusoids come in pairs, so an odd width is refused.
+    if self.heads < 1 or self.width % self.heads or self.width % 2:
       raise ConfigError(
         f'width={self.width} of the embedder must be even and a multiple of '
         f'heads={self.heads}'
@@ -105,20 +108,14 @@ class EmbedderConfig(ModelConfig):
 
   @property
   def visual_shape(self) -> tuple[int, ...]:
-    """Of the visual input of one frame: `(expr_dim,)`, or uint8
-    `(crop_size,crop_size,3)`.
-    """
-    return (
-      (self.expr_dim,)
-      if self.visual == 'expression'
-      else (self.crop_size, self.crop_size, 3)
-    )
+    """Shape of a frame's visual input: `(expr_dim,)`, or that of its uint8 crop."""
+    if self.visual == 'expression':
+      return (self.expr_dim,)
+    return (self.crop_size, self.crop_size, 3)
 
 
-def positions(length: int, width: int) -> jax.Array:
-  """Fixed sinusoids, sine and cosine interleaved, base 10000: float32
-  `[length,width]`.
-  """
+def positions(length: int, width: int) -> Float[Array, '{length} {width}']:
+  """Fixed sinusoids, sine and cosine interleaved, base 10000, float32."""
   frequency = jnp.exp(
     -math.log(10000) * jnp.arange(0, width, 2, dtype=jnp.float32) / width
   )
@@ -129,7 +126,9 @@ def positions(length: int, width: int) -> jax.Array:
 class Attention(nnx.Module):
   """Multi-head attention with a key mask."""
 
-  def __init__(self, width: int, heads: int, *, dtype=None, rngs):
+  def __init__(
+    self, width: int, heads: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs
+  ):
     linear = functools.partial(
       nnx.Linear,
       width,
@@ -144,78 +143,109 @@ class Attention(nnx.Module):
     self.out_proj = linear()
     self.heads = heads
 
-  def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array) -> jax.Array:
-    """x `[B,N,C]` attends to context `[B,M,C]` where mask `[B,M]` is True; a row
-    without any True stays finite.
+  def __call__(
+    self,
+    x: Float[Array, 'B N C'],
+    context: Float[Array, 'B M C'],
+    mask: Bool[Array, 'B M'],
+  ) -> Float[Array, 'B N C']:
+    """Attends to the context where the mask is True.
+
+    A row without any True stays finite.
     """
 
-    def split(y):
+    def split_heads(y: Array) -> Array:
       return y.reshape(*y.shape[:2], self.heads, -1)
 
-    y = jax.nn.dot_product_attention(
-      split(self.q_proj(x)),
-      split(self.k_proj(context)),
-      split(self.v_proj(context)),
-      mask=mask[:, None, None],
-    )
+    q = split_heads(self.q_proj(x))
+    k = split_heads(self.k_proj(context))
+    v = split_heads(self.v_proj(context))
+    y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None])
     return self.out_proj(y.reshape(x.shape))
 
 
 class Layer(nnx.Module):
-  """Post-norm transformer layer: self-attention, then where `cross` attention to a
-  second stream, then an MLP.
+  """Post-norm transformer layer: self-attention, cross-attention if `cross`, an MLP.
 
   As the last operation is a norm, frame vectors have squared norm `width` up to the
   norm's affine map.
   """
 
-  def __init__(self, config: EmbedderConfig, *, cross: bool = False, dtype=None, rngs):
-    width, make = config.width, dict(dtype=dtype, rngs=rngs)
-    linear = functools.partial(
-      nnx.Linear, kernel_init=nnx.initializers.xavier_uniform(), **make
+  def __init__(
+    self,
+    config: EmbedderConfig,
+    *,
+    cross: bool = False,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
+  ):
+    width = config.width
+    attention = functools.partial(
+      Attention, width, config.heads, dtype=dtype, rngs=rngs
     )
-    self.self_attn = Attention(width, config.heads, **make)
-    self.self_norm = LayerNorm(width, **make)
-    self.cross_attn = Attention(width, config.heads, **make) if cross else None
-    self.cross_norm = LayerNorm(width, **make) if cross else None
-    learnable = cross and config.lambda_learnable
-    self.cross_weight = (
-      nnx.Param(jnp.full((), config.lambda_ca)) if learnable else config.lambda_ca
+    norm = functools.partial(LayerNorm, width, dtype=dtype, rngs=rngs)
+    xavier = nnx.initializers.xavier_uniform()
+    self.self_attn = attention()
+    self.self_norm = norm()
+    self.cross_attn = attention() if cross else None
+    self.cross_norm = norm() if cross else None
+    self.cross_weight: float | nnx.Param[Array]
+    if cross and config.lambda_learnable:
+      self.cross_weight = nnx.Param(jnp.full((), config.lambda_ca))
+    else:
+      self.cross_weight = config.lambda_ca
+    self.linear1 = nnx.Linear(
+      width, config.mlp_dim, kernel_init=xavier, dtype=dtype, rngs=rngs
     )
-    self.linear1 = linear(width, config.mlp_dim)
-    self.linear2 = linear(config.mlp_dim, width)
-    self.mlp_norm = LayerNorm(width, **make)
+    self.linear2 = nnx.Linear(
+      config.mlp_dim, width, kernel_init=xavier, dtype=dtype, rngs=rngs
+    )
+    self.mlp_norm = norm()
     self.dropout = nnx.Dropout(config.dropout)
 
   def __call__(
     self,
-    x: jax.Array,
-    mask: jax.Array,
-    context: jax.Array | None = None,
-    key: jax.Array | None = None,
-  ) -> jax.Array:
-    """x `[B,N,C]`, mask `[B,N]` of both streams, context `[B,N,C]`; returns
-    `[B,N,C]`.
+    x: Float[Array, 'B N C'],
+    mask: Bool[Array, 'B N'],
+    context: Float[Array, 'B N C'] | None = None,
+    key: Key[Array, ''] | None = None,
+  ) -> Float[Array, 'B N C']:
+    """Computes the layer.
+
+    Args:
+      x: the stream of frames.
+      mask: True for real frames, of both streams.
+      context: the second stream, if the layer is a `cross` layer.
+      key: turns dropout on.
     """
     keys = iter([None] * 4 if key is None else jax.random.split(key, 4))
 
-    def drop(y):
-      key = next(keys)
-      return self.dropout(y, deterministic=key is None, rngs=key)
+    def drop(y: Array) -> Array:
+      """Applies dropout with the next key, if there are keys."""
+      drop_key = next(keys)
+      return self.dropout(y, deterministic=drop_key is None, rngs=drop_key)
 
     x = self.self_norm(x + drop(self.self_attn(x, x, mask)))
     if self.cross_attn is not None:
+      assert self.cross_norm is not None and context is not None
       weight = jnp.asarray(self.cross_weight, x.dtype)
       x = self.cross_norm(x + weight * drop(self.cross_attn(x, context, mask)))
     hidden = drop(nnx.relu(self.linear1(x)))
-    return self.mlp_norm(x + drop(self.linear2(hidden)))
+    out: Array = self.mlp_norm(x + drop(self.linear2(hidden)))
+    return out
 
 
 class Branch(nnx.Module):
   """One modality: frame features to a sequence of tokens."""
 
   def __init__(
-    self, features: int, layers: int, config: EmbedderConfig, *, dtype=None, rngs
+    self,
+    features: int,
+    layers: int,
+    config: EmbedderConfig,
+    *,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
   ):
     self.linear_in = nnx.Linear(features, config.width, dtype=dtype, rngs=rngs)
     self.layers = nnx.List(
@@ -225,19 +255,27 @@ class Branch(nnx.Module):
 
   def __call__(
     self,
-    x: jax.Array,
-    mask: jax.Array,
-    present: jax.Array,
-    key: jax.Array | None = None,
-  ) -> jax.Array:
-    """x `[B,N,features]`, mask `[B,N]`, present `[B]`; returns `[B,N,width]`."""
+    x: Float[Array, 'B N features'],
+    mask: Bool[Array, 'B N'],
+    present: Bool[Array, ' B'],
+    key: Key[Array, ''] | None = None,
+  ) -> Float[Array, 'B N width']:
+    """Computes the tokens of clips.
+
+    Args:
+      x: frame features.
+      mask: True for real frames.
+      present: False where the modality is missing.
+      key: turns dropout on.
+    """
     # A missing modality is zero before the projection and the sinusoid, so that its
     # tokens still differ in time. Were the tokens themselves zero, the variance of a
     # prior from video alone would be zero.
     nothing = 0 if self.missing is None else self.missing[...]
     x = jnp.where(present[:, None, None], x, nothing)
     x = self.linear_in(jnp.where(mask[..., None], x, 0))
-    x += positions(*x.shape[1:]).astype(x.dtype)
+    _, frames, width = x.shape
+    x += positions(frames, width).astype(x.dtype)
     for i, layer in enumerate(self.layers):
       x = layer(x, mask, key=_fold(key, i))
     return x
@@ -248,30 +286,43 @@ class Embedder(nnx.Module):
   equations 2 to 6).
   """
 
-  def __init__(self, config: EmbedderConfig, *, dtype=None, rngs):
-    make = dict(dtype=dtype, rngs=rngs)
-    packed = config.whisper_dim * (2 if config.pack == 'concat' else 1)
+  def __init__(
+    self, config: EmbedderConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs
+  ):
     self.config = config
-    zscore = config.expr_norm == 'zscore'
-    self.expr_mean = nnx.Param(jnp.zeros(config.expr_dim)) if zscore else None
-    self.expr_std = nnx.Param(jnp.ones(config.expr_dim)) if zscore else None
-    self.state_weights = (
-      nnx.Param(jnp.zeros(config.whisper_states))
-      if config.whisper_layers == 'weighted'
-      else None
-    )
-    crops = config.visual == 'crops'
-    self.crop_encoder = CropEncoder(config.crop_channels, **make) if crops else None
+    if config.expr_norm == 'none':
+      self.expr_mean = None
+      self.expr_std = None
+    else:
+      self.expr_mean = nnx.Param(jnp.zeros(config.expr_dim))
+      self.expr_std = nnx.Param(jnp.ones(config.expr_dim))
+    if config.whisper_layers == 'last':
+      self.state_weights = None
+    else:
+      self.state_weights = nnx.Param(jnp.zeros(config.whisper_states))
+
+    if config.visual == 'expression':
+      visual_features = config.expr_dim
+      self.crop_encoder = None
+    else:
+      visual_features = config.crop_channels[-1]
+      self.crop_encoder = CropEncoder(config.crop_channels, dtype=dtype, rngs=rngs)
+    audio_features = config.whisper_dim
+    if config.pack == 'concat':
+      audio_features *= 2
     self.visual = Branch(
-      config.crop_channels[-1] if crops else config.expr_dim,
-      config.visual_layers,
-      config,
-      **make,
+      visual_features, config.visual_layers, config, dtype=dtype, rngs=rngs
     )
-    self.audio = Branch(packed, config.audio_layers, config, **make)
+    self.audio = Branch(
+      audio_features, config.audio_layers, config, dtype=dtype, rngs=rngs
+    )
     self.fusion = nnx.List(
-      [Layer(config, cross=True, **make) for _ in range(config.fusion_layers)]
+      [
+        Layer(config, cross=True, dtype=dtype, rngs=rngs)
+        for _ in range(config.fusion_layers)
+      ]
     )
+
     # The weights of frames are float32 throughout, on devices that round the operands
     # of products too.
     linear = functools.partial(nnx.Linear, config.width, precision='highest', rngs=rngs)
@@ -280,77 +331,89 @@ class Embedder(nnx.Module):
 
   def __call__(
     self,
-    seen: jax.Array,
-    whisper: jax.Array,
-    frame_mask: jax.Array,
-    has_video: jax.Array,
-    has_audio: jax.Array,
-    key: jax.Array | None = None,
-  ) -> tuple[jax.Array, jax.Array]:
+    seen: Real[Array, 'B N *visual_shape'],
+    whisper: Float[Array, 'B 2*N states whisper_dim'],
+    frame_mask: Bool[Array, 'B N'],
+    has_video: Bool[Array, ' B'],
+    has_audio: Bool[Array, ' B'],
+    key: Key[Array, ''] | None = None,
+  ) -> tuple[Float[Array, 'B width'], Float[Array, 'B width']]:
     """Embeds clips.
 
     Args:
-      seen: `[B,N,*visual_shape]`, expression coefficients or face crops at 25 frames
-        per second.
-      whisper: `[B,2N,states,whisper_dim]`, frozen Whisper states, two positions per
-        frame.
-      frame_mask: bool `[B,N]`, True for real frames. What stands in other frames never
-        matters.
-      has_video, has_audio: bool `[B]`, False where a modality is missing or was
-        dropped.
+      seen: expression coefficients or uint8 face crops at 25 frames per second; see
+        `EmbedderConfig.visual_shape`.
+      whisper: frozen Whisper states, two positions per frame.
+      frame_mask: True for real frames. The content of other frames never matters.
+      has_video, has_audio: False where a modality is missing or was dropped.
       key: turns dropout on.
 
     Returns:
-      mu and var, float32 `[B,width]`; zeros for clips without a real frame.
+      mu and var, float32; zeros for clips without a real frame.
     """
-    video_key, audio_key, *fusion_keys = (
-      _fold(key, i) for i in range(2 + len(self.fusion))
-    )
-    if self.expr_mean is not None:
+    keys = [_fold(key, i) for i in range(2 + len(self.fusion))]
+    video_key, audio_key, *fusion_keys = keys
+
+    # 1. Read the face.
+    if self.expr_mean is not None and self.expr_std is not None:
       seen = (seen - self.expr_mean[...]) / self.expr_std[...]
     if self.crop_encoder is not None:
       seen = self.crop_encoder(seen)
+
+    # 2. Hide the modality that this embedder never sees.
     if self.config.modalities != 'both':
-      has_video, has_audio = (
-        jnp.logical_and(has, self.config.modalities == name)
-        for has, name in ((has_video, 'video'), (has_audio, 'audio'))
-      )
+      has_video = jnp.logical_and(has_video, self.config.modalities == 'video')
+      has_audio = jnp.logical_and(has_audio, self.config.modalities == 'audio')
+
+    # 3. Turn each modality into tokens.
     visual = self.visual(seen, frame_mask, has_video, video_key)
-    x = self.audio(self._packed(whisper), frame_mask, has_audio, audio_key)
+    packed = self._pack(whisper)
+    x = self.audio(packed, frame_mask, has_audio, audio_key)
+
+    # 4. Let speech attend to expressions, and summarise the frames.
     for layer, layer_key in zip(self.fusion, fusion_keys):
       x = layer(x, frame_mask, visual, layer_key)
     return self._aggregate(x.astype(jnp.float32), frame_mask)
 
-  def _packed(self, whisper: jax.Array) -> jax.Array:
-    """`[B,2N,states,D]` to one vector per video frame."""
+  def _pack(
+    self, whisper: Float[Array, 'B positions states D']
+  ) -> Float[Array, 'B N features']:
+    """Joins the states of each video frame to one vector."""
     if self.state_weights is None:
       x = whisper[:, :, -1]
     else:
       x = jnp.einsum('bnsd,s->bnd', whisper, jax.nn.softmax(self.state_weights[...]))
-    pairs = x.reshape(x.shape[0], -1, 2, x.shape[-1])
-    return (
-      pairs.mean(axis=2)
-      if self.config.pack == 'mean'
-      else pairs.reshape(*pairs.shape[:2], -1)
-    )
+    clips, positions, width = x.shape
+    pairs = x.reshape(clips, positions // 2, 2, width)
+    if self.config.pack == 'mean':
+      return pairs.mean(axis=2)
+    return pairs.reshape(clips, positions // 2, 2 * width)
 
-  def _aggregate(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def _aggregate(
+    self, x: Float[Array, 'B N width'], mask: Bool[Array, 'B N']
+  ) -> tuple[Float[Array, 'B width'], Float[Array, 'B width']]:
     """Weighted mean and variance over frames (paper equations 4 and 5)."""
     hidden = x if self.pool_hidden is None else jax.nn.mish(self.pool_hidden(x))
-    # Finite instead of minus infinity: a clip without frames gets zeros and no NaN, in
-    # the gradient too.
     mask = mask[..., None]
-    weight = jax.nn.softmax(jnp.where(mask, self.pool(hidden), -1e30), axis=1) * mask
+    # Finite instead of minus infinity: a clip without frames gets zeros instead of NaN,
+    # in the gradient too.
+    logits = jnp.where(mask, self.pool(hidden), -1e30)
+    weight = jax.nn.softmax(logits, axis=1) * mask
     mu = (weight * x).sum(1)
     var = (weight * jnp.square(x - mu[:, None])).sum(1)
     return mu, var
 
-  def sample(self, mu: jax.Array, var: jax.Array, key: jax.Array) -> jax.Array:
-    """Draws s from the prior (paper equation 6); shapes and type of `mu` and `var`."""
-    return mu + jnp.sqrt(var + self.config.var_eps) * jax.random.normal(
-      key, mu.shape, mu.dtype
-    )
+  def sample(
+    self,
+    mu: Float[Array, '*shape'],
+    var: Float[Array, '*shape'],
+    key: Key[Array, ''],
+  ) -> Float[Array, '*shape']:
+    """Draws s from the prior (paper equation 6)."""
+    normal = jax.random.normal(key, mu.shape, mu.dtype)
+    return mu + jnp.sqrt(var + self.config.var_eps) * normal
 
 
-def _fold(key: jax.Array | None, i: int) -> jax.Array | None:
+def _fold(key: Array | None, i: int) -> Array | None:
+  """The i-th key derived from `key`, if there is one."""
   return None if key is None else jax.random.fold_in(key, i)

@@ -10,6 +10,8 @@ from flax import nnx
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.attention import attend
@@ -22,6 +24,7 @@ CHOICES = {
   'codebook_update': ('grad', 'ema'),
   'null_kv': ('released', 'zeros', 'bank'),
 }
+# Settings that only mode 'bank' has, and their values in the other modes.
 BANK_ONLY = {
   'distance': 'l2',
   'codebook_update': 'grad',
@@ -34,12 +37,11 @@ BANK_ONLY = {
 class EmotionConfig(ModelConfig):
   """Sizes of the emotion model; the defaults are those of the published file.
 
-  `mode` chooses between the paper's model and its ablations (table 4): 'bank' looks a
-  prior up in a vector-quantised bank and attends to what it finds; 'learnable' attends
-  to a free table, without look-up ("learnable CA"); 'direct' has no attention at all
-  ("w/o emotion bank").
-
   Attributes:
+    mode: the paper's model, or one of its ablations (table 4). 'bank' looks a prior up
+      in a vector-quantised bank and attends to the code it finds; 'learnable' attends
+      to a free table, without look-up ("learnable CA"); 'direct' has no attention at
+      all ("w/o emotion bank").
     commitment: beta of paper equation 17.
     distance: between projected priors and codes; 'cosine' ignores lengths.
     codebook_update: 'grad', as released: the codes follow the gradient of the first
@@ -68,18 +70,20 @@ class EmotionConfig(ModelConfig):
   num_classes: int = 22
   dropout: float = 0.1
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, choices in CHOICES.items():
-      if (value := getattr(self, name)) not in choices:
+      value = getattr(self, name)
+      if value not in choices:
         raise ConfigError(
           f'{name}={value!r} of the emotion model is unknown; choose one of '
           f'{", ".join(choices)}'
         )
-    for name, plain in BANK_ONLY.items():
-      if self.mode != 'bank' and (value := getattr(self, name)) != plain:
+    for name, default in BANK_ONLY.items():
+      value = getattr(self, name)
+      if self.mode != 'bank' and value != default:
         raise ConfigError(
           f"{name}={value!r} of the emotion model needs mode='bank', but "
-          f'mode={self.mode!r} looks nothing up; leave it at {plain!r}'
+          f'mode={self.mode!r} looks nothing up; leave it at {default!r}'
         )
     if self.mode != 'direct' and (self.num_heads < 1 or self.dim % self.num_heads):
       raise ConfigError(
@@ -89,14 +93,19 @@ class EmotionConfig(ModelConfig):
 
 
 class VQ(NamedTuple):
-  """What a look-up tells besides its result."""
+  """The by-products of a look-up.
 
-  loss: jax.Array  # float32 scalar (paper equation 17, as a mean over elements)
-  indices: (
-    jax.Array
-  )  # int32 [B], the code of each prior; empty in modes without look-up
-  z: jax.Array  # float32 [B,D], the projected priors; likewise
-  error: jax.Array  # float32 scalar, mean square of z minus its code
+  Attributes:
+    loss: paper equation 17, as a mean over elements; float32.
+    indices: the code of each prior; empty in modes without look-up.
+    z: the projected priors, float32; likewise.
+    error: mean square of z minus its code, float32.
+  """
+
+  loss: Float[Array, '']
+  indices: Int[Array, ' B']
+  z: Float[Array, 'B D']
+  error: Float[Array, '']
 
 
 class Codebook(nnx.Module):
@@ -104,55 +113,66 @@ class Codebook(nnx.Module):
   space. Computes in float32.
   """
 
-  def __init__(self, config: EmotionConfig, *, rngs):
-    size = config.codebook_size
-
-    def uniform(key, shape, dtype=jnp.float32):
-      return jax.random.uniform(key, shape, dtype, -1 / size, 1 / size)
-
-    self.fc = (
-      nnx.Linear(config.prior_dim, config.dim, rngs=rngs)
-      if config.mode == 'bank'
-      else None
+  def __init__(self, config: EmotionConfig, *, rngs: nnx.Rngs):
+    limit = 1 / config.codebook_size
+    uniform = functools.partial(jax.random.uniform, minval=-limit, maxval=limit)
+    if config.mode != 'bank':
+      self.fc = None
+    else:
+      self.fc = nnx.Linear(config.prior_dim, config.dim, rngs=rngs)
+    self.codebook = nnx.Embed(
+      config.codebook_size, config.dim, embedding_init=uniform, rngs=rngs
     )
-    self.codebook = nnx.Embed(size, config.dim, embedding_init=uniform, rngs=rngs)
     self.config = config
 
   @property
-  def codes(self) -> jax.Array:
-    """The bank, `[K,D]`; nothing learns them by gradient if they are moving
-    averages.
-    """
+  def codes(self) -> Float[Array, 'K D']:
+    """The bank; gradients do not reach codes that are moving averages."""
     codes = self.codebook.embedding[...].astype(jnp.float32)
     return lax.stop_gradient(codes) if self.config.codebook_update == 'ema' else codes
 
-  def __call__(self, prior: jax.Array) -> tuple[jax.Array, VQ]:
-    """Replaces priors `[B,d_s]` by their nearest codes `[B,D]`, straight through for
-    the gradient.
+  def __call__(self, prior: Float[Array, 'B d_s']) -> tuple[Float[Array, 'B D'], VQ]:
+    """Replaces priors by their nearest codes, straight through for the gradient.
 
     The codes learn from the first term of the loss only; `fc` from the second, and from
     whatever uses the result.
     """
+    assert self.fc is not None, "only mode 'bank' looks priors up"
+    config = self.config
     z = self.fc(prior.astype(jnp.float32))
-    fixed, config = lax.stop_gradient, self.config
-    scale = _unit if config.distance == 'cosine' else lambda x: x
-    # Differences rather than |z|^2 + |c|^2 - 2 z.c: exact on devices that round the
-    # operands of products.
-    distance = jnp.square(scale(z)[:, None] - scale(self.codes)).sum(-1)
+    fixed_z = lax.stop_gradient(z)
+
+    # 1. Find the nearest code. Differences rather than |z|^2 + |c|^2 - 2 z.c: exact on
+    # devices that round the operands of products.
+    if config.distance == 'cosine':
+      difference = _unit(z)[:, None] - _unit(self.codes)
+    else:
+      difference = z[:, None] - self.codes
+    distance = jnp.square(difference).sum(-1)
     indices = jnp.argmin(distance, axis=-1).astype(jnp.int32)
     code = self.codes[indices]
-    codebook = (
-      0 if config.codebook_update == 'ema' else jnp.mean(jnp.square(code - fixed(z)))
+    fixed_code = lax.stop_gradient(code)
+
+    # 2. Compute the loss: codes move to priors, and priors commit to codes.
+    codebook_loss: Array | int = 0
+    if config.codebook_update == 'grad':
+      codebook_loss = jnp.mean(jnp.square(code - fixed_z))
+    committed = fixed_z if config.stop_fc_grad else z
+    commitment = jnp.mean(jnp.square(fixed_code - committed))
+
+    # 3. Return the codes with the gradient of z.
+    straight_through = z + lax.stop_gradient(code - z)
+    vq = VQ(
+      loss=codebook_loss + config.commitment * commitment,
+      indices=indices,
+      z=fixed_z,
+      error=lax.stop_gradient(commitment),
     )
-    commitment = jnp.mean(
-      jnp.square(fixed(code) - (fixed(z) if config.stop_fc_grad else z))
-    )
-    return z + fixed(code - z), VQ(
-      codebook + config.commitment * commitment, indices, fixed(z), fixed(commitment)
-    )
+    return straight_through, vq
 
 
-def _unit(x: jax.Array) -> jax.Array:
+def _unit(x: Float[Array, '*rows D']) -> Float[Array, '*rows D']:
+  """Scales vectors to length 1."""
   return x * lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
 
 
@@ -161,33 +181,39 @@ class TokenAttention(nnx.Module):
   `attention`).
   """
 
-  def __init__(self, dim: int, heads: int, *, dtype=None, rngs):
+  def __init__(
+    self, dim: int, heads: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs
+  ):
     linear = functools.partial(nnx.Linear, dim, dim, dtype=dtype, rngs=rngs)
     self.fc_q = linear()
     self.fc_k = linear()
     self.fc_v = linear()
     self.heads = heads
 
-  def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-    """x `[B,T,D]`, context `[B,S,D]`, or `[1,S,D]` where all rows share it; returns
-    `[B,T,D]`.
-    """
+  def __call__(
+    self, x: Float[Array, 'B T D'], context: Float[Array, '#B S D']
+  ) -> Float[Array, 'B T D']:
+    """Attends from x to the context, which all rows may share."""
 
     # Rows that share keys become more queries to the same keys: nothing is copied.
-    def split(y):
+    def split_heads(y: Array) -> Array:
       return y.reshape(len(context), -1, self.heads, y.shape[-1] // self.heads)
 
-    return attend(
-      split(self.fc_q(x)), split(self.fc_k(context)), split(self.fc_v(context))
-    ).reshape(x.shape)
+    q = split_heads(self.fc_q(x))
+    k = split_heads(self.fc_k(context))
+    v = split_heads(self.fc_v(context))
+    return attend(q, k, v).reshape(x.shape)
 
 
 class Classifier(nnx.Module):
-  """Emotion classifier on features of the UNet's middle block (paper equation 16);
-  not used when sampling.
+  """Emotion classifier on features of the UNet's middle block (paper equation 16).
+
+  It is not used when sampling.
   """
 
-  def __init__(self, config: EmotionConfig, *, dtype=None, rngs):
+  def __init__(
+    self, config: EmotionConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs
+  ):
     first, second = config.classifier_hidden
     linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
     self.fc1 = linear(config.classifier_in, first)
@@ -195,14 +221,15 @@ class Classifier(nnx.Module):
     self.fc3 = linear(second, config.num_classes)
     self.dropout = nnx.Dropout(config.dropout)
 
-  def __call__(self, features: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """features `[N,h,w,C]`; returns logits `[N,classes]`. `key` turns dropout on."""
+  def __call__(
+    self, features: Float[Array, 'N h w C'], key: Key[Array, ''] | None = None
+  ) -> Float[Array, 'N classes']:
+    """Computes logits; `key` turns dropout on."""
     keys = (None, None) if key is None else jax.random.split(key)
     x = features.mean(axis=(1, 2), dtype=jnp.float32)
     for layer, drop_key in zip((self.fc1, self.fc2), keys):
-      x = self.dropout(
-        nnx.relu(layer(x)), deterministic=drop_key is None, rngs=drop_key
-      )
+      x = nnx.relu(layer(x))
+      x = self.dropout(x, deterministic=drop_key is None, rngs=drop_key)
     return self.fc3(x)
 
 
@@ -213,100 +240,115 @@ class EmotionModel(nnx.Module):
   One prior serves a whole clip: compute its tokens once and share them between frames.
   """
 
-  def __init__(self, config: EmotionConfig, *, dtype=None, rngs):
-    # The published sizes of an audio projection with one position and one state.
-    def projection(width):
-      return AudioProjection(
-        AudioProjectionConfig(
-          seq_len=1,
-          blocks=1,
-          channels=width,
-          intermediate_dim=config.intermediate_dim,
-          output_dim=config.dim,
-          context_tokens=config.tokens,
-        ),
-        dtype=dtype,
-        rngs=rngs,
+  def __init__(
+    self, config: EmotionConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs
+  ):
+    def projection(width: int) -> AudioProjection:
+      """An audio projection with one position and one state."""
+      sizes = AudioProjectionConfig(
+        seq_len=1,
+        blocks=1,
+        channels=width,
+        intermediate_dim=config.intermediate_dim,
+        output_dim=config.dim,
+        context_tokens=config.tokens,
       )
+      return AudioProjection(sizes, dtype=dtype, rngs=rngs)
 
-    attends = config.mode != 'direct'
     self.config = config
     self.emo_linear = projection(config.prior_dim)
-    self.kv_tokens_linear = projection(config.dim) if attends else None
-    self.codebook = Codebook(config, rngs=rngs) if attends else None
-    self.attention = (
-      TokenAttention(config.dim, config.num_heads, dtype=dtype, rngs=rngs)
-      if attends
-      else None
-    )
+    if config.mode == 'direct':
+      self.kv_tokens_linear = None
+      self.codebook = None
+      self.attention = None
+    else:
+      self.kv_tokens_linear = projection(config.dim)
+      self.codebook = Codebook(config, rngs=rngs)
+      self.attention = TokenAttention(
+        config.dim, config.num_heads, dtype=dtype, rngs=rngs
+      )
     self.classifier = Classifier(config, dtype=dtype, rngs=rngs)
 
   def __call__(
-    self, prior: jax.Array, retrieval: bool, drop: jax.Array | None = None
-  ) -> tuple[jax.Array, VQ]:
-    """Tokens of a batch of priors.
+    self,
+    prior: Float[Array, 'B d_s'],
+    retrieval: bool,
+    drop: Bool[Array, ' B'] | None = None,
+  ) -> tuple[Float[Array, 'B tokens dim'], VQ]:
+    """Computes the tokens of a batch of priors.
 
     Args:
-      prior: `[B,d_s]`, one sample or mean per clip.
+      prior: one sample or mean per clip.
       retrieval: attend to the tokens of the retrieved code (training), or to those of
         the whole bank (the released setting for sampling). Only mode 'bank' retrieves.
-      drop: bool `[B]`: True where the condition is dropped. Prior and retrieved code
-        then count as zero (but see `null_kv`); the loss is that of the prior
-        nevertheless.
+      drop: True where the condition is dropped. Prior and retrieved code then count as
+        zero (but see `null_kv`); the loss remains that of the prior.
 
     Returns:
-      Tokens `[B,tokens,dim]`, and the look-up: its loss is 0 without retrieval.
+      The tokens, and the look-up: its loss is 0 without retrieval.
     """
 
-    def keep(x):
+    def zero_dropped(x: Array) -> Array:
       return x if drop is None else jnp.where(drop[:, None], 0, x)
 
-    tokens = self.emo_linear(keep(prior)[:, None])[:, 0]
+    # 1. Project the prior to tokens, and look it up.
+    tokens = self.emo_linear(zero_dropped(prior)[:, None])[:, 0]
     code, vq = self._look_up(prior)
     if self.attention is None:
       return tokens, vq
+    assert self.kv_tokens_linear is not None and self.codebook is not None
+
+    # 2. Attend to the tokens of the code, or of the whole bank.
     if retrieval and code is not None:
-      context = self.kv_tokens_linear(keep(code)[:, None])[:, 0]
+      context = self.kv_tokens_linear(zero_dropped(code)[:, None])[:, 0]
     else:
-      context = self.kv_tokens_linear(self.codebook.codes[None]).reshape(
-        1, -1, self.config.dim
-      )
+      bank = self.kv_tokens_linear(self.codebook.codes[None])
+      context = bank.reshape(1, -1, self.config.dim)
       vq = vq._replace(loss=jnp.zeros(()))
     out = self.attention(tokens, context)
+
+    # 3. Let dropped rows attend to the bank if that is the null condition.
     if drop is not None and retrieval and self.config.null_kv == 'bank':
       out = jnp.where(drop[:, None, None], self.null_tokens(), out)
     return out, vq
 
-  def _look_up(self, prior: jax.Array) -> tuple[jax.Array | None, VQ]:
+  def _look_up(
+    self, prior: Float[Array, 'B d_s']
+  ) -> tuple[Float[Array, 'B D'] | None, VQ]:
+    """Looks priors up in the bank; without one there is no code."""
     if self.config.mode == 'bank':
+      assert self.codebook is not None
       return self.codebook(prior)
-    return None, VQ(
-      jnp.zeros(()),
-      jnp.zeros(0, jnp.int32),
-      jnp.zeros((0, self.config.dim)),
-      jnp.zeros(()),
+    nothing = VQ(
+      loss=jnp.zeros(()),
+      indices=jnp.zeros(0, jnp.int32),
+      z=jnp.zeros((0, self.config.dim)),
+      error=jnp.zeros(()),
     )
+    return None, nothing
 
-  def null_tokens(self, retrieval: bool = False) -> jax.Array:
-    """The tokens of "no emotion", `[tokens,dim]`: a constant of the weights.
+  def null_tokens(self, retrieval: bool = False) -> Float[Array, 'tokens dim']:
+    """Computes the tokens of "no emotion", a constant of the weights.
 
-    Queries are those of a zero prior. By default they attend to the whole bank, as the
-    released sampler has it; with `retrieval` to the zero code, which is what training
-    puts in place of a dropped emotion. `null_kv` may ask for one of the two everywhere.
+    Queries are those of a zero prior. By default they attend to the whole bank, as in
+    the released sampler; with `retrieval` to the zero code, which is what training puts
+    in place of a dropped emotion. `null_kv` may ask for one of the two everywhere.
     """
-    zeros = {'released': retrieval, 'zeros': True, 'bank': False}[self.config.null_kv]
-    nothing = jnp.zeros((1, self.config.prior_dim))
-    return self(nothing, zeros, drop=jnp.ones(1, bool))[0][0]
+    attend_to_zeros = {'released': retrieval, 'zeros': True, 'bank': False}
+    zeros = attend_to_zeros[self.config.null_kv]
+    zero_prior = jnp.zeros((1, self.config.prior_dim))
+    tokens, _ = self(zero_prior, zeros, drop=jnp.ones(1, bool))
+    return tokens[0]
 
-  def classify(self, features: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """Emotion logits of feature maps.
+  def classify(
+    self,
+    features: Float[Array, 'N h w classifier_in'],
+    key: Key[Array, ''] | None = None,
+  ) -> Float[Array, 'N num_classes']:
+    """Computes emotion logits of feature maps.
 
     Args:
-      features: `[N,h,w,classifier_in]`, output of the UNet's middle block, a row per
-        frame.
+      features: output of the UNet's middle block, a row per frame.
       key: turns dropout on.
-
-    Returns:
-      `[N,num_classes]`.
     """
     return self.classifier(features, key)

@@ -1,6 +1,4 @@
-"""Flax layers with PyTorch's conventions, and the few functions that every model
-shares.
-"""
+"""Flax layers with PyTorch's conventions, and the few functions that models share."""
 
 import functools
 import math
@@ -8,48 +6,57 @@ import math
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Real
 
-# Flax's defaults are not PyTorch's: two-pass variance and an explicit epsilon,
+# Flax's defaults differ from PyTorch's: two-pass variance and an explicit epsilon,
 # everywhere.
 LayerNorm = functools.partial(nnx.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
-gelu = functools.partial(jax.nn.gelu, approximate=False)
+
+def gelu(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
+  """The exact GELU, as in PyTorch."""
+  return jax.nn.gelu(x, approximate=False)
 
 
 class GroupNorm(nnx.GroupNorm):
-  """Group normalisation with two-pass statistics in float32 over all axes between the
-  first and the last.
+  """Group normalisation with two-pass statistics in float32.
 
-  Statistics are taken per channel first and then per group: a view with the channels of
-  a group as its last axis, which the base class reduces over, is slow on every device.
+  Statistics run over all axes between the first and the last. They are taken per
+  channel first and then per group: a view with the channels of a group as its last
+  axis, which the base class reduces over, is slow on every device.
   """
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """x `[B,...,C]`; returns the same shape in the layer's dtype."""
+  def __call__(  # type: ignore[override]  # the base class also takes a mask
+    self, x: Float[Array, 'B *shape C']
+  ) -> Float[Array, 'B *shape C']:
+    """Returns the layer's dtype."""
+    assert self.scale is not None and self.bias is not None
     axes = tuple(range(1, x.ndim - 1))
     exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
-    def per_group(y):
-      mean = y.mean(axes).reshape(len(x), self.num_groups, self.group_size).mean(-1)
-      return jnp.expand_dims(jnp.repeat(mean, self.group_size, axis=1), axes)
+    def group_mean(y: Array) -> Array:
+      """The mean of each channel's group, to broadcast against x."""
+      channels = y.mean(axes)
+      groups = channels.reshape(len(x), self.num_groups, self.group_size).mean(-1)
+      return jnp.expand_dims(jnp.repeat(groups, self.group_size, axis=1), axes)
 
-    centred = exact - per_group(exact)
-    scale = (
-      jax.lax.rsqrt(per_group(jnp.square(centred)) + self.epsilon) * self.scale[...]
-    )
+    centred = exact - group_mean(exact)
+    variance = group_mean(jnp.square(centred))
+    scale = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
     return (centred * scale + self.bias[...]).astype(self.dtype or x.dtype)
 
 
-def sinusoid(x: jax.Array, width: int) -> jax.Array:
-  """Sinusoidal embedding, cosine first, as in diffusers with `flip_sin_to_cos`, shift
-  0.
+def sinusoid(x: Real[Array, '*shape'], width: int) -> Float[Array, '*shape {width}']:
+  """Computes a sinusoidal embedding, cosine first.
+
+  It is that of diffusers with `flip_sin_to_cos` and shift 0.
 
   Args:
-    x: any shape; real numbers (timesteps, ids or frame indices).
+    x: timesteps, ids or frame indices.
     width: even.
 
   Returns:
-    float32, `[*x.shape, width]`.
+    float32.
   """
   half = width // 2
   frequency = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / half)

@@ -1,11 +1,11 @@
-"""Modules live inside traced functions; outside, parameters are one flat dict with
-dotted names.
+"""Parameters of models: one flat dict with dotted names.
 
-The dotted name of a parameter is its published PyTorch key (leaf names apart), so one
-name serves conversion, sharding rules, freezing and checkpoints.
+Modules live inside traced functions only. The dotted name of a parameter is its key in
+the published PyTorch files (leaf names apart), so one name serves conversion, sharding
+rules, freezing and checkpoints.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 from typing import Any, Self
 import zlib
@@ -19,11 +19,11 @@ Params = dict[str, jax.Array]
 Abstract = dict[str, jax.ShapeDtypeStruct]
 
 
-class ParamKeys:
+class ParamKeys(nnx.Rngs):
   """Key source for constructors, in place of `nnx.Rngs`.
 
   Counting in Python keeps abstract construction linear in the number of parameters:
-  `nnx.Rngs` makes it quadratic (100 s against 3 s for the full UNet).
+  `nnx.Rngs` makes it quadratic (100 s instead of 3 s for the full UNet).
   """
 
   def __init__(self, key: jax.Array):
@@ -31,75 +31,91 @@ class ParamKeys:
     self._count = 0
 
   def params(self) -> jax.Array:
+    """Returns a new key."""
     self._count += 1
     return jax.random.fold_in(self._key, self._count)
 
 
-def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
-  """Takes a module apart into its hashable structure and its parameters by dotted
-  name.
-  """
+def split(model: nnx.Module) -> tuple[nnx.GraphDef[Any], dict[str, Any]]:
+  """Splits a module into its hashable structure and its parameters by dotted name."""
   graphdef, state = nnx.split(model)
   flat = nnx.to_flat_state(state)
   return graphdef, {'.'.join(map(str, path)): v.get_value() for path, v in flat}
 
 
-def merge(graphdef: nnx.GraphDef, *parts: Mapping[str, jax.Array]) -> Any:
-  """Puts a module together again; several dicts of parameters are joined.
+def merge(graphdef: nnx.GraphDef[Any], *parts: Mapping[str, Any]) -> Any:
+  """Builds the module of a structure and parameters; several dicts are joined.
 
   Use inside `jax.jit`.
   """
-  tree: dict = {}
-  for name, value in (item for part in parts for item in part.items()):
-    *path, leaf = (int(k) if k.isdigit() else k for k in name.split('.'))
-    node = tree
-    for key in path:
-      node = node.setdefault(key, {})
-    node[leaf] = value
+  tree: dict[str | int, Any] = {}
+  for part in parts:
+    for name, value in part.items():
+      *path, leaf = (int(key) if key.isdigit() else key for key in name.split('.'))
+      node = tree
+      for key in path:
+        node = node.setdefault(key, {})
+      node[leaf] = value
   return nnx.merge(graphdef, tree)
 
 
-def abstract(build: Callable[..., nnx.Module]) -> tuple[nnx.GraphDef, Abstract]:
-  """Structure and parameter shapes of `build(rngs=...)`, without memory."""
+def abstract(build: Callable[..., nnx.Module]) -> tuple[nnx.GraphDef[Any], Abstract]:
+  """Structure and parameter shapes of `build(rngs=...)`; allocates nothing."""
   return split(nnx.eval_shape(lambda: build(rngs=ParamKeys(jax.random.key(0)))))
 
 
 def init_params(
-  build: Callable[..., nnx.Module], key: jax.Array, names=None, shardings=None
+  build: Callable[..., nnx.Module],
+  key: jax.Array,
+  names: Iterable[str] | None = None,
+  shardings: Any = None,
 ) -> Params:
-  """Draws the parameters of `build(rngs=...)`, all of them or only `names`, under one
-  jit.
+  """Draws the parameters of `build(rngs=...)`, under one jit.
 
-  Draws that are not asked for are dropped by the compiler, so the few parameters that a
-  checkpoint lacks cost little even at full size; drawing a full-size model whole
+  The compiler drops draws that are not asked for, so the few parameters that a
+  checkpoint lacks cost little even at full size. Drawing a whole full-size model
   compiles for minutes.
-  """
 
-  def init(key):
+  Args:
+    build: constructs the module.
+    key: of the draws.
+    names: the parameters to draw; None draws all.
+    shardings: of the result.
+  """
+  wanted = None if names is None else list(names)
+
+  def draw(key: jax.Array) -> Params:
     _, params = split(build(rngs=ParamKeys(key)))
-    return params if names is None else {name: params[name] for name in names}
+    return params if wanted is None else {name: params[name] for name in wanted}
 
   # Each value is drawn once: on the CPU, optimising the program costs far more than it
   # saves.
-  quick = {
-    'xla_backend_optimization_level': 0,
-    'xla_llvm_disable_expensive_passes': True,
-  }
-  options = quick if jax.default_backend() == 'cpu' else None
-  return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
+  compiler_options: dict[str, Any] | None = None
+  if jax.default_backend() == 'cpu':
+    compiler_options = {
+      'xla_backend_optimization_level': 0,
+      'xla_llvm_disable_expensive_passes': True,
+    }
+  jitted = jax.jit(draw, out_shardings=shardings, compiler_options=compiler_options)
+  params: Params = jitted(key)
+  return params
 
 
 def numpy_params(target: Abstract, seed: int = 0) -> Params:
-  """Deterministic filler for tests and benchmarks: no compilation, values
-  independent of order.
+  """Fills parameters for tests and benchmarks without compiling.
+
+  Values are deterministic and independent of the order of parameters.
   """
-  out = {}
+  params = {}
   for name, x in target.items():
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    fan_in = int(np.prod(x.shape[:-1])) if x.ndim > 1 else 1
-    value = rng.normal(size=x.shape) * (fan_in**-0.5 if x.ndim > 1 else 0.1)
-    out[name] = jnp.asarray(value + name.endswith('scale'), x.dtype)
-  return out
+    deviation = 0.1
+    if x.ndim > 1:
+      fan_in = int(np.prod(x.shape[:-1]))
+      deviation = fan_in**-0.5
+    value = rng.normal(size=x.shape) * deviation
+    params[name] = jnp.asarray(value + name.endswith('scale'), x.dtype)
+  return params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,16 +124,16 @@ class ModelConfig:
 
   @classmethod
   def from_json(cls, mapping: Mapping[str, Any]) -> Self:
-    """Takes the fields that the dataclass knows; lists become tuples.
+    """Takes the fields that the dataclass has, and ignores other keys.
 
-    Other keys are ignored.
+    Lists become tuples.
     """
-    fields = {f.name for f in dataclasses.fields(cls)}
+    fields = {field.name for field in dataclasses.fields(cls)}
 
-    def freeze(v):
-      return tuple(map(freeze, v)) if isinstance(v, list) else v
+    def freeze(value: Any) -> Any:
+      return tuple(map(freeze, value)) if isinstance(value, list) else value
 
-    return cls(**{k: freeze(v) for k, v in mapping.items() if k in fields})
+    return cls(**{key: freeze(v) for key, v in mapping.items() if key in fields})
 
   def to_json(self) -> dict[str, Any]:
     """The inverse of `from_json`."""
@@ -125,16 +141,16 @@ class ModelConfig:
 
 
 def add_prefix(prefix: str, params: Mapping[str, Any]) -> dict[str, Any]:
-  """Names of one component inside a whole: `conv_in.kernel` ->
+  """Names a component's parameters in the whole: `conv_in.kernel` ->
   `unet.conv_in.kernel`.
   """
   return {f'{prefix}.{name}': value for name, value in params.items()}
 
 
 def strip_prefix(prefix: str, params: Mapping[str, Any]) -> dict[str, Any]:
-  """The inverse of `prefixed`: the parameters of one component."""
+  """Selects the parameters of one component; the inverse of `add_prefix`."""
   return {
-    name.removeprefix(f'{prefix}.'): v
-    for name, v in params.items()
+    name.removeprefix(f'{prefix}.'): value
+    for name, value in params.items()
     if name.startswith(f'{prefix}.')
   }

@@ -1,4 +1,4 @@
-"""The pose guider: the face box as an image becomes features that join the UNet
+"""The pose guider: turns the face box, as an image, into features that join the UNet
 after its first convolution.
 """
 
@@ -6,7 +6,8 @@ import dataclasses
 import itertools
 
 from flax import nnx
-import jax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from dicetalk_jax.models.parameters import ModelConfig
 from dicetalk_jax.models.resnet import Conv3x3
@@ -14,7 +15,9 @@ from dicetalk_jax.models.resnet import Conv3x3
 
 @dataclasses.dataclass(frozen=True)
 class PoseGuiderConfig(ModelConfig):
-  """Reduces height and width by 2**(len(block_out_channels) - 1), which must be the
+  """Sizes of the pose guider; the defaults are those of the published file.
+
+  It reduces height and width by 2**(len(block_out_channels) - 1), which must be the
   VAE's factor.
   """
 
@@ -24,16 +27,20 @@ class PoseGuiderConfig(ModelConfig):
 
 
 class PoseGuider(nnx.Module):
-  """Convolutions frame by frame (published file `pose_guider.pth`); zero at
-  construction, so it starts harmless.
+  """Convolutions, frame by frame (published file `pose_guider.pth`).
+
+  A new one returns zeros, so it starts without effect.
   """
 
-  def __init__(self, config: PoseGuiderConfig, *, dtype=None, rngs):
-    widths, zeros = config.block_out_channels, nnx.initializers.zeros
+  def __init__(
+    self, config: PoseGuiderConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs
+  ):
+    widths = config.block_out_channels
+    zeros = nnx.initializers.zeros
     self.conv_in = Conv3x3(
       config.conditioning_channels, widths[0], dtype=dtype, rngs=rngs
     )
-    self.blocks = nnx.List([])
+    self.blocks: nnx.List[nnx.Conv] = nnx.List([])
     for cin, cout in itertools.pairwise(widths):
       self.blocks.append(Conv3x3(cin, cin, dtype=dtype, rngs=rngs))
       self.blocks.append(Conv3x3(cin, cout, strides=2, dtype=dtype, rngs=rngs))
@@ -46,9 +53,11 @@ class PoseGuider(nnx.Module):
       rngs=rngs,
     )
 
-  def __call__(self, mask: jax.Array) -> jax.Array:
-    """mask `[B,F,H,W,3]` in [0,1]; returns `[B,F,H/8,W/8,320]` for the published
-    widths.
+  def __call__(self, mask: Float[Array, 'B F H W 3']) -> Float[Array, 'B F _ _ C0']:
+    """Computes features of the mask, which is in [0,1].
+
+    Returns:
+      `[B,F,H/8,W/8,320]` for the published widths.
     """
     x = nnx.silu(self.conv_in(mask))
     for block in self.blocks:

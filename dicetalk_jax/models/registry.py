@@ -5,8 +5,8 @@ import functools
 from typing import Any
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dicetalk_jax.models.audio2bucket import AudioToBucket, AudioToBucketConfig
 from dicetalk_jax.models.audio_projection import AudioProjection, AudioProjectionConfig
@@ -20,7 +20,8 @@ from dicetalk_jax.models.unet import UNet, UNetConfig
 from dicetalk_jax.models.vae import VAE, VAEConfig
 from dicetalk_jax.models.whisper import WhisperConfig, WhisperEncoder
 
-COMPONENTS: dict[str, tuple[type[ModelConfig], type[nnx.Module]]] = {
+# Name -> the classes of its configuration and its module.
+COMPONENTS: dict[str, tuple[type[ModelConfig], Callable[..., nnx.Module]]] = {
   'unet': (UNetConfig, UNet),
   'vae': (VAEConfig, VAE),
   'image_encoder': (CLIPVisionConfig, CLIPVision),
@@ -35,21 +36,28 @@ COMPONENTS: dict[str, tuple[type[ModelConfig], type[nnx.Module]]] = {
 
 
 def config_of(name: str, mapping: Mapping[str, Any]) -> ModelConfig:
-  """The typed configuration of a component from its `config.json`."""
-  return COMPONENTS[name][0].from_json(mapping)
+  """Reads the typed configuration of a component from its `config.json`."""
+  config_class, _ = COMPONENTS[name]
+  return config_class.from_json(mapping)
 
 
 def builder(
-  name: str, mapping: Mapping[str, Any], dtype: jax.typing.DTypeLike | None = None
+  name: str, mapping: Mapping[str, Any], dtype: DTypeLike | None = None
 ) -> Callable[..., nnx.Module]:
-  """`builder(name, config)(rngs=...)` constructs the component; see `core.abstract` and
-  `core.init_params`.
+  """Returns the constructor of a component.
 
-  `dtype` is the compute type of its layers; None and 'float32' leave it to the
-  parameters and the input.
+  `builder(name, config)(rngs=...)` constructs it; see `parameters.abstract` and
+  `parameters.init_params`.
+
+  Args:
+    name: of the component.
+    mapping: its `config.json`.
+    dtype: the compute type of its layers; None and 'float32' leave it to the parameters
+      and the input.
   """
-  return functools.partial(
-    COMPONENTS[name][1],
-    config_of(name, mapping),
-    dtype=None if dtype in (None, 'float32') else jnp.dtype(dtype),
-  )
+  _, module_class = COMPONENTS[name]
+  if dtype in (None, 'float32'):
+    dtype = None
+  else:
+    dtype = jnp.dtype(dtype)
+  return functools.partial(module_class, config_of(name, mapping), dtype=dtype)

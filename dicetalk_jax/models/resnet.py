@@ -5,6 +5,7 @@ Shared by UNet and VAE.
 
 from collections.abc import Callable
 import functools
+from typing import Any
 
 from flax import nnx
 from flax.nnx.nn import dtypes
@@ -12,6 +13,8 @@ from flax.nnx.nn.linear import default_kernel_init
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from dicetalk_jax.models import target
 from dicetalk_jax.models.layers import GroupNorm
@@ -23,38 +26,44 @@ class TemporalConv(nnx.Module):
   """Convolution over three neighbouring frames, zeros beyond both ends of the clip.
 
   The kernel keeps the published 3-D form (3, 1, 1, cin, cout), but no 3-D convolution
-  runs: they are slow. A new layer begins frame by frame: `kernel_init` draws the middle
-  of the kernel, the weights of the neighbours are zero.
+  runs: they are slow. A new layer treats every frame by itself: `kernel_init` draws the
+  middle of the kernel, the weights of the neighbours are zero.
   """
 
   def __init__(
-    self, cin: int, cout: int, *, kernel_init=default_kernel_init, dtype=None, rngs
+    self,
+    cin: int,
+    cout: int,
+    *,
+    kernel_init: jax.nn.initializers.Initializer = default_kernel_init,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
   ):
     middle = kernel_init(rngs.params(), (1, 1, 1, cin, cout))
     self.kernel = nnx.Param(jnp.pad(middle, ((1, 1), *[(0, 0)] * 4)))
     self.bias = nnx.Param(jnp.zeros(cout))
     self.dtype = dtype
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """x `[B,F,H,W,cin]`; returns `[B,F,H,W,cout]`."""
+  def __call__(self, x: Float[Array, 'B F H W cin']) -> Float[Array, 'B F H W cout']:
+    """Convolves along F."""
     x, kernel, bias = dtypes.promote_dtype(
       (x, self.kernel[...], self.bias[...]), dtype=self.dtype
     )
-    form = temporal_form(target.current().platform)
-    y = form(x.reshape(*x.shape[:2], -1, x.shape[-1]), kernel[:, 0, 0])
+    convolve = temporal_form(target.current().platform)
+    y = convolve(x.reshape(*x.shape[:2], -1, x.shape[-1]), kernel[:, 0, 0])
     return y.reshape(*x.shape[:-1], -1) + bias
 
 
-def temporal_form(platform: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """The form of the convolution that suits a platform (`target.PLATFORMS`)."""
+def temporal_form(platform: str) -> Callable[[Array, Array], Array]:
+  """Chooses the form of the convolution for a platform (`target.PLATFORMS`)."""
   # On CPUs the gradients of the convolution take several times as long.
   return as_product if platform == 'cpu' else as_convolution
 
 
-def as_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Convolves x `[B,F,P,cin]` with kernel `[3,cin,cout]` along F, as a 2-D
-  convolution.
-  """
+def as_convolution(
+  x: Float[Array, 'B F P cin'], kernel: Float[Array, '3 cin cout']
+) -> Float[Array, 'B F P cout']:
+  """Convolves along F, as a 2-D convolution."""
   return lax.conv_general_dilated(
     x,
     kernel[:, None],
@@ -64,8 +73,10 @@ def as_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
   )
 
 
-def as_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """The same, as one matrix product of each frame joined with its neighbours."""
+def as_product(
+  x: Float[Array, 'B F P cin'], kernel: Float[Array, '3 cin cout']
+) -> Float[Array, 'B F P cout']:
+  """Convolves along F, as a matrix product of each frame joined with its neighbours."""
   frames = x.shape[1]
   x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
   neighbours = jnp.concatenate([x[:, i : i + frames] for i in range(3)], axis=-1)
@@ -84,47 +95,51 @@ class ResnetBlock(nnx.Module):
     cin: int,
     cout: int,
     *,
-    conv: Callable[..., nnx.Module] = Conv3x3,
+    conv: Callable[..., Any] = Conv3x3,
     groups: int = 32,
     epsilon: float = 1e-6,
     temb_channels: int | None = None,
-    dtype=None,
-    rngs,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
   ):
     norm = functools.partial(
       GroupNorm, num_groups=groups, epsilon=epsilon, dtype=dtype, rngs=rngs
     )
     self.norm1 = norm(cin)
     self.conv1 = conv(cin, cout, dtype=dtype, rngs=rngs)
-    self.time_emb_proj = (
-      None
-      if temb_channels is None
-      else nnx.Linear(temb_channels, cout, dtype=dtype, rngs=rngs)
-    )
+    if temb_channels is None:
+      self.time_emb_proj = None
+    else:
+      self.time_emb_proj = nnx.Linear(temb_channels, cout, dtype=dtype, rngs=rngs)
     self.norm2 = norm(cout)
     self.conv2 = conv(cout, cout, dtype=dtype, rngs=rngs)
-    self.conv_shortcut = (
-      None if cin == cout else nnx.Conv(cin, cout, (1, 1), dtype=dtype, rngs=rngs)
-    )
+    if cin == cout:
+      self.conv_shortcut = None
+    else:
+      self.conv_shortcut = nnx.Conv(cin, cout, (1, 1), dtype=dtype, rngs=rngs)
 
-  def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self,
+    x: Float[Array, 'N *shape cin'],
+    temb: Float[Array, 'B temb_channels'] | None = None,
+  ) -> Float[Array, 'N *shape cout']:
     """Computes the block.
 
     Args:
-      x: `[N,...,cin]`.
-      temb: `[B,temb_channels]` with N a multiple of B; each row serves N/B consecutive
-        rows of x. Needed if and only if the block was made with `temb_channels`.
-
-    Returns:
-      `[N,...,cout]`.
+      x: N is a multiple of B.
+      temb: each row serves N/B consecutive rows of x. Needed if and only if the block
+        was made with `temb_channels`.
     """
     h = self.conv1(nnx.silu(self.norm1(x)))
     if self.time_emb_proj is not None:
+      assert temb is not None, 'the block was made with temb_channels'
       shift = self.time_emb_proj(nnx.silu(temb))
       shift = jnp.repeat(shift, len(h) // len(shift), axis=0)
       h += jnp.expand_dims(shift, range(1, h.ndim - 1))
     h = self.conv2(nnx.silu(self.norm2(h)))
-    return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+    residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
+    out: Array = h + residual
+    return out
 
 
 class Blend(nnx.Module):
@@ -135,12 +150,13 @@ class Blend(nnx.Module):
   """
 
   def __init__(self, mix_factor: float = 0.5, *, switched: bool = False):
-    self.mix_factor = nnx.Param(
-      jnp.full(1, mix_factor, jnp.float32)
-    )  # a weak type would compile training twice
+    # Without the type it would be a weak one, and training would compile twice.
+    self.mix_factor = nnx.Param(jnp.full(1, mix_factor, jnp.float32))
     self.switched = switched
 
-  def __call__(self, spatial: jax.Array, temporal: jax.Array) -> jax.Array:
+  def __call__(
+    self, spatial: Float[Array, '*shape'], temporal: Float[Array, '*shape']
+  ) -> Float[Array, '*shape']:
     s = nnx.sigmoid(self.mix_factor[...].astype(jnp.float32)).astype(spatial.dtype)
     if self.switched:
       spatial, temporal = temporal, spatial
@@ -161,26 +177,39 @@ class SpatioTemporalResBlock(nnx.Module):
     temb_channels: int | None = None,
     mix_factor: float = 0.5,
     switched: bool = False,
-    dtype=None,
-    rngs,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
   ):
-    """`temporal_epsilon` None means `epsilon`; the VAE has its own and `switched`
-    blends without `temb_channels`.
+    """Constructs the block.
+
+    Args:
+      cin, cout: channels.
+      groups: of the norms.
+      epsilon: of the norms.
+      temporal_epsilon: of the temporal block's norms, as in the VAE; None means
+        `epsilon`.
+      temb_channels: of the time embedding; None for a block without, as in the VAE.
+      mix_factor, switched: see `Blend`.
+      dtype: compute type.
+      rngs: keys of the initial parameters.
     """
     block = functools.partial(
       ResnetBlock, groups=groups, temb_channels=temb_channels, dtype=dtype, rngs=rngs
     )
+    if temporal_epsilon is None:
+      temporal_epsilon = epsilon
     self.spatial_res_block = block(cin, cout, epsilon=epsilon)
     self.temporal_res_block = block(
-      cout,
-      cout,
-      conv=TemporalConv,
-      epsilon=epsilon if temporal_epsilon is None else temporal_epsilon,
+      cout, cout, conv=TemporalConv, epsilon=temporal_epsilon
     )
     self.time_mixer = Blend(mix_factor, switched=switched)
 
-  def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
-    """x `[B,F,H,W,cin]`, temb `[B,temb_channels]` or None; returns `[B,F,H,W,cout]`."""
+  def __call__(
+    self,
+    x: Float[Array, 'B F H W cin'],
+    temb: Float[Array, 'B temb_channels'] | None = None,
+  ) -> Float[Array, 'B F H W cout']:
+    """See `ResnetBlock` for `temb`."""
     spatial = self.spatial_res_block(x.reshape(-1, *x.shape[2:]), temb)
     spatial = spatial.reshape(*x.shape[:2], *spatial.shape[1:])
     return self.time_mixer(spatial, self.temporal_res_block(spatial, temb))
@@ -189,23 +218,28 @@ class SpatioTemporalResBlock(nnx.Module):
 class Downsample(nnx.Module):
   """Halves height and width by a strided convolution."""
 
-  def __init__(self, channels: int, *, padding=1, dtype=None, rngs):
+  def __init__(
+    self,
+    channels: int,
+    *,
+    padding: int | tuple[tuple[int, int], tuple[int, int]] = 1,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
+  ):
     """`padding`: 1 on every side in the UNet; ((0, 1), (0, 1)) in the VAE encoder."""
     self.conv = nnx.Conv(
       channels, channels, (3, 3), strides=2, padding=padding, dtype=dtype, rngs=rngs
     )
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """x `[...,H,W,C]`; returns `[...,H/2,W/2,C]`."""
+  def __call__(self, x: Float[Array, '*rows H W C']) -> Float[Array, '*rows H/2 W/2 C']:
     return self.conv(x)
 
 
 class Upsample(nnx.Module):
   """Doubles height and width: nearest neighbour, then a convolution."""
 
-  def __init__(self, channels: int, *, dtype=None, rngs):
+  def __init__(self, channels: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
     self.conv = Conv3x3(channels, channels, dtype=dtype, rngs=rngs)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """x `[...,H,W,C]`; returns `[...,2H,2W,C]`."""
+  def __call__(self, x: Float[Array, '*rows H W C']) -> Float[Array, '*rows 2*H 2*W C']:
     return self.conv(x.repeat(2, axis=-3).repeat(2, axis=-2))

@@ -1,7 +1,7 @@
 """The platform that a program is compiled for.
 
-Layers choose their kernels by it, and never by the host that traces: that host may
-compile for devices which it does not have.
+Layers choose their kernels by it, never by the host that traces: that host may compile
+for devices that it does not have.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import dataclasses
 import jax
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
-# Hopper: what is assumed of an NVIDIA GPU that is not there.
+# Hopper: what is assumed of an NVIDIA GPU that is not attached.
 CURRENT = 9.0
 
 
@@ -21,50 +21,51 @@ class Target:
 
   Attributes:
     platform: one of `PLATFORMS`.
-    capability: compute capability of an NVIDIA GPU; without meaning elsewhere.
+    capability: compute capability of an NVIDIA GPU; meaningless elsewhere.
   """
 
   platform: str
   capability: float = CURRENT
 
 
-# Part of the key of jax's caches: another target traces the same function again.
+# Part of the key of JAX's caches: another target traces the same function again.
 _chosen = jax.make_user_context(None)
 
 
 @contextlib.contextmanager
 def compiling_for(platform: str, capability: float = CURRENT) -> Iterator[None]:
-  """Within it, programs are traced for `platform`, whatever devices there are.
+  """Traces programs for `platform` in its block, whatever devices are attached.
 
   Raises:
     ValueError: the platform is unknown.
   """
   if platform not in PLATFORMS:
     known = ', '.join(PLATFORMS)
-    raise ValueError(f'platform must be one of {known}, not {platform!r}')
+    raise ValueError(f'unknown platform {platform!r}; choose one of {known}')
   with _chosen(Target(platform, capability)):
     yield
 
 
 def current() -> Target:
   """The target of `compiling_for`, else of the mesh, else of the default device."""
-  if _chosen.value is not None:
-    return _chosen.value
+  chosen: Target | None = _chosen.value
+  if chosen is not None:
+    return chosen
   device = jax.sharding.get_abstract_mesh().abstract_device
   if device is None:
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]  # set at run time
   if device is None:
     device = jax.default_backend()
   return _target(device if isinstance(device, str) else device.platform)
 
 
 def _target(platform: str) -> Target:
-  """Of devices by jax's name of their platform: 'gpu' does not tell whose."""
+  """The target by JAX's name of a platform, in which 'gpu' may be of any vendor."""
   if platform not in ('gpu', 'cuda', 'rocm'):
     return Target(platform)
   try:
     gpu = jax.local_devices(backend='gpu')[0]
-  except RuntimeError:  # there is none
+  except RuntimeError:  # no GPU is attached
     return Target('rocm' if platform == 'rocm' else 'cuda')
   if 'cuda' not in gpu.client.platform_version:
     return Target('rocm')

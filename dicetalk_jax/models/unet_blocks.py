@@ -1,42 +1,54 @@
-"""The three kinds of UNet stage: down, middle, up. Everything is `[B,F,H,W,C]`."""
+"""The three kinds of UNet stage: down, middle, up. All features are `[B,F,H,W,C]`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
+from dicetalk_jax.models.attention import KeyValue
 from dicetalk_jax.models.parameters import strip_prefix
-from dicetalk_jax.models.resnet import Downsample, Upsample
+from dicetalk_jax.models.resnet import Downsample, SpatioTemporalResBlock, Upsample
+from dicetalk_jax.models.transformer import SpatioTemporalTransformer
+
+# `resnet(cin, cout)` makes a residual block.
+MakeResnet = Callable[[int, int], SpatioTemporalResBlock]
+# `transformer(channels)` makes a transformer; None for a stage without.
+MakeTransformer = Callable[[int], SpatioTemporalTransformer]
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-  """What a stage needs beside the features."""
+  """What a stage needs besides the features.
 
-  temb: jax.Array  # [B,temb_channels]
-  kv: dict[str, Any]  # attn2 name within the stage -> keys and values of its contexts
-  mask: jax.Array | None  # [B,tokens] on the grid of the stage
-  run: Callable[
-    ..., jax.Array
-  ]  # applies a block to its arguments, with or without rematerialisation
+  Attributes:
+    temb: the time embedding.
+    kv: name of each attn2 within the stage -> keys and values of its contexts.
+    mask: on the grid of the stage.
+    run: applies a block to its arguments, with or without rematerialisation.
+  """
 
-  def resnet(self, block: nnx.Module, x: jax.Array) -> jax.Array:
+  temb: Float[Array, 'B temb_channels']
+  kv: Mapping[str, Sequence[KeyValue | None]]
+  mask: Float[Array, '#B tokens'] | None
+  run: Callable[..., Array]
+
+  def resnet(self, block: nnx.Module, x: Array) -> Array:
+    """Applies a residual block."""
     return self.run(block, x, self.temb)
 
-  def transformer(self, blocks: nnx.List, i: int, x: jax.Array) -> jax.Array:
+  def transformer(self, blocks: nnx.List[Any], i: int, x: Array) -> Array:
     """Applies transformer i of a stage; plain stages have none."""
-    return (
-      self.run(blocks[i], x, strip_prefix(f'attentions.{i}', self.kv), self.mask)
-      if blocks
-      else x
-    )
+    if not blocks:
+      return x
+    return self.run(blocks[i], x, strip_prefix(f'attentions.{i}', self.kv), self.mask)
 
 
 class DownBlock(nnx.Module):
-  """Pairs of resnet and transformer, then half the resolution unless it is the last
+  """Pairs of resnet and transformer, then half the resolution except in the last
   stage.
   """
 
@@ -46,30 +58,30 @@ class DownBlock(nnx.Module):
     cout: int,
     *,
     layers: int,
-    resnet,
-    transformer,
+    resnet: MakeResnet,
+    transformer: MakeTransformer | None,
     downsample: bool,
-    dtype=None,
-    rngs,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
   ):
-    """`resnet(cin, cout)` and `transformer(channels)` make the blocks; transformer
-    None: a plain stage.
-    """
     self.resnets = nnx.List(
-      resnet(cin if i == 0 else cout, cout) for i in range(layers)
+      [resnet(cin if i == 0 else cout, cout) for i in range(layers)]
     )
-    self.attentions = nnx.List(
-      transformer(cout) for _ in range(layers if transformer else 0)
-    )
-    self.downsamplers = nnx.List(
-      [Downsample(cout, dtype=dtype, rngs=rngs)] if downsample else []
-    )
+    self.attentions: nnx.List[SpatioTemporalTransformer] = nnx.List([])
+    if transformer is not None:
+      self.attentions.extend([transformer(cout) for _ in range(layers)])
+    self.downsamplers: nnx.List[Downsample] = nnx.List([])
+    if downsample:
+      self.downsamplers.append(Downsample(cout, dtype=dtype, rngs=rngs))
 
-  def __call__(self, x: jax.Array, inputs: Inputs) -> list[jax.Array]:
+  def __call__(
+    self, x: Float[Array, 'B F H W cin'], inputs: Inputs
+  ) -> list[Float[Array, 'B F _ _ cout']]:
     """Returns every tensor for the skip connections; the last one is the result."""
     skips = []
     for i, resnet in enumerate(self.resnets):
-      x = inputs.transformer(self.attentions, i, inputs.resnet(resnet, x))
+      x = inputs.resnet(resnet, x)
+      x = inputs.transformer(self.attentions, i, x)
       skips.append(x)
     for downsample in self.downsamplers:
       skips.append(downsample(x))
@@ -79,20 +91,24 @@ class DownBlock(nnx.Module):
 class MidBlock(nnx.Module):
   """Resnet, transformer, resnet."""
 
-  def __init__(self, channels: int, *, resnet, transformer):
-    self.resnets = nnx.List(resnet(channels, channels) for _ in range(2))
+  def __init__(
+    self, channels: int, *, resnet: MakeResnet, transformer: MakeTransformer
+  ):
+    self.resnets = nnx.List([resnet(channels, channels) for _ in range(2)])
     self.attentions = nnx.List([transformer(channels)])
 
-  def __call__(self, x: jax.Array, inputs: Inputs) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, 'B F H W C'], inputs: Inputs
+  ) -> Float[Array, 'B F H W C']:
     first, last = self.resnets
-    return inputs.resnet(
-      last, inputs.transformer(self.attentions, 0, inputs.resnet(first, x))
-    )
+    x = inputs.resnet(first, x)
+    x = inputs.transformer(self.attentions, 0, x)
+    return inputs.resnet(last, x)
 
 
 class UpBlock(nnx.Module):
   """Like `DownBlock`, joined by one skip tensor per pair, then twice the resolution
-  unless it is the last stage.
+  except in the last stage.
   """
 
   def __init__(
@@ -101,25 +117,30 @@ class UpBlock(nnx.Module):
     cout: int,
     skips: list[int],
     *,
-    resnet,
-    transformer,
+    resnet: MakeResnet,
+    transformer: MakeTransformer | None,
     upsample: bool,
-    dtype=None,
-    rngs,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
   ):
     """`skips`: the channels of the skip tensors in order of use, one per pair."""
     widths = [cin] + [cout] * (len(skips) - 1)
     self.resnets = nnx.List(
-      resnet(width + skip, cout) for width, skip in zip(widths, skips)
+      [resnet(width + skip, cout) for width, skip in zip(widths, skips)]
     )
-    self.attentions = nnx.List(
-      transformer(cout) for _ in (skips if transformer else [])
-    )
-    self.upsamplers = nnx.List(
-      [Upsample(cout, dtype=dtype, rngs=rngs)] if upsample else []
-    )
+    self.attentions: nnx.List[SpatioTemporalTransformer] = nnx.List([])
+    if transformer is not None:
+      self.attentions.extend([transformer(cout) for _ in skips])
+    self.upsamplers: nnx.List[Upsample] = nnx.List([])
+    if upsample:
+      self.upsamplers.append(Upsample(cout, dtype=dtype, rngs=rngs))
 
-  def __call__(self, x: jax.Array, skips: list[jax.Array], inputs: Inputs) -> jax.Array:
+  def __call__(
+    self,
+    x: Float[Array, 'B F H W cin'],
+    skips: Sequence[Float[Array, 'B F H W _']],
+    inputs: Inputs,
+  ) -> Float[Array, 'B F _ _ cout']:
     """`skips` in order of use."""
     for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
       x = inputs.resnet(resnet, jnp.concatenate([x, skip], axis=-1))

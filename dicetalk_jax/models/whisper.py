@@ -1,5 +1,6 @@
-"""Whisper's encoder, with all its hidden states (Radford et al. 2022,
-arXiv:2212.04356).
+"""Whisper's encoder, with all its hidden states.
+
+Source: Radford et al. 2022, arXiv:2212.04356.
 """
 
 import dataclasses
@@ -7,8 +8,9 @@ import functools
 import math
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from dicetalk_jax.models.encoder_attention import EncoderAttention
 from dicetalk_jax.models.layers import LayerNorm, gelu
@@ -27,14 +29,14 @@ class WhisperConfig(ModelConfig):
   max_source_positions: int = 1500
 
 
-def position_table(positions: int, width: int) -> jax.Array:
-  """Whisper's fixed sinusoids, sines first, wavelengths from 2 pi to 10000 * 2 pi:
-  float32 `[positions,width]`.
+def position_table(positions: int, width: int) -> Float[Array, '{positions} {width}']:
+  """Whisper's fixed sinusoids, sines first, float32.
+
+  Wavelengths run from 2 pi to 10000 * 2 pi.
   """
   half = width // 2
-  frequency = jnp.exp(
-    -math.log(10000) / (half - 1) * jnp.arange(half, dtype=jnp.float32)
-  )
+  step = -math.log(10000) / (half - 1)
+  frequency = jnp.exp(step * jnp.arange(half, dtype=jnp.float32))
   angle = jnp.arange(positions, dtype=jnp.float32)[:, None] * frequency
   return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
 
@@ -42,7 +44,9 @@ def position_table(positions: int, width: int) -> jax.Array:
 class EncoderLayer(nnx.Module):
   """Pre-norm transformer layer."""
 
-  def __init__(self, config: WhisperConfig, *, dtype=None, rngs):
+  def __init__(
+    self, config: WhisperConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs
+  ):
     width = config.d_model
     self.self_attn = EncoderAttention(
       width, config.encoder_attention_heads, key_bias=False, dtype=dtype, rngs=rngs
@@ -52,8 +56,7 @@ class EncoderLayer(nnx.Module):
     self.fc2 = nnx.Linear(config.encoder_ffn_dim, width, dtype=dtype, rngs=rngs)
     self.final_layer_norm = LayerNorm(width, dtype=dtype, rngs=rngs)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """x `[B,T,d]`; returns the same shape."""
+  def __call__(self, x: Float[Array, 'B T d']) -> Float[Array, 'B T d']:
     x = x + self.self_attn(self.self_attn_layer_norm(x))
     return x + self.fc2(gelu(self.fc1(self.final_layer_norm(x))))
 
@@ -61,8 +64,11 @@ class EncoderLayer(nnx.Module):
 class Encoder(nnx.Module):
   """Two convolutions, positions, and the layers."""
 
-  def __init__(self, config: WhisperConfig, *, dtype=None, rngs):
-    width, positions = config.d_model, config.max_source_positions
+  def __init__(
+    self, config: WhisperConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs
+  ):
+    width = config.d_model
+    positions = config.max_source_positions
     conv = functools.partial(
       nnx.Conv, kernel_size=(3,), padding=1, dtype=dtype, rngs=rngs
     )
@@ -83,8 +89,10 @@ class Encoder(nnx.Module):
     )
     self.layer_norm = LayerNorm(width, dtype=dtype, rngs=rngs)
 
-  def __call__(self, log_mel: jax.Array) -> jax.Array:
-    """log_mel `[B,frames,80]`; returns all states `[B,frames/2,layers+1,d]`."""
+  def __call__(
+    self, log_mel: Float[Array, 'B frames bins']
+  ) -> Float[Array, 'B _ states d']:
+    """Returns all states; see `WhisperEncoder`."""
     x = gelu(self.conv1(log_mel))
     x = gelu(self.conv2(x))
     x += self.embed_positions(jnp.arange(x.shape[1]))
@@ -96,20 +104,23 @@ class Encoder(nnx.Module):
 
 
 class WhisperEncoder(nnx.Module):
-  """Speech to features, 50 per second (the `encoder` part of the published Whisper)."""
+  """Speech to features, 50 per second (the `encoder` of the published Whisper)."""
 
-  def __init__(self, config: WhisperConfig, *, dtype=None, rngs):
+  def __init__(
+    self, config: WhisperConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs
+  ):
     self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
 
-  def __call__(self, log_mel: jax.Array) -> jax.Array:
+  def __call__(
+    self, log_mel: Float[Array, 'B frames num_mel_bins']
+  ) -> Float[Array, 'B _ states d_model']:
     """Encodes log-mel windows.
 
     Args:
-      log_mel: `[B,frames,num_mel_bins]`, 100 frames per second, at most twice
-        `max_source_positions`.
+      log_mel: 100 frames per second, at most twice `max_source_positions`.
 
     Returns:
-      `[B,frames/2,encoder_layers+1,d_model]`: the embedding, then what each layer
-      gives; the last one after the final norm.
+      `[B,frames/2,encoder_layers+1,d_model]`: the embedding, then the output of each
+      layer; the last one after the final norm.
     """
     return self.encoder(log_mel)

@@ -13,6 +13,7 @@ import pytest
 from dicetalk_jax.diffusion import sampler, schedule
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models import parameters
+from dicetalk_jax.models.attention import KeyValue
 from tests.diffusion import reference_sampler
 
 CONFIG = sampler.SamplerConfig(
@@ -37,7 +38,7 @@ class Toy(nnx.Module):
   def context_kv(self, *contexts):
     return {
       'attn2': tuple(
-        (jnp.tanh(x @ w), x @ w) for x, w in zip(contexts, self.key.get_value())
+        KeyValue(jnp.tanh(x @ w), x @ w) for x, w in zip(contexts, self.key.get_value())
       )
     }
 

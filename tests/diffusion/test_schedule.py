@@ -34,7 +34,8 @@ def test_trace(golden):
   x = golden['trace/ref_latents'][:, None] + golden['trace/noise'] * sigmas[0]
   np.testing.assert_allclose(x, golden['trace/latents0'], rtol=1e-6)
   for i in range(4):
-    v = golden[f'trace/model_output{i}']
+    x = jnp.asarray(x)
+    v = jnp.asarray(golden[f'trace/model_output{i}'])
     np.testing.assert_allclose(
       x * edm.c_in(sigmas[i]), golden[f'trace/scaled_input{i}'], rtol=1e-6, atol=1e-6
     )
@@ -44,7 +45,7 @@ def test_trace(golden):
       rtol=0,
       atol=1e-6,
     )
-    ours = schedule.euler_step(jnp.asarray(x), v, sigmas[i], sigmas[i + 1])
+    ours = schedule.euler_step(x, v, sigmas[i], sigmas[i + 1])
     spacing = np.spacing(np.abs(x).max())
     x = golden[f'trace/prev_sample{i}']
     np.testing.assert_allclose(ours, x, rtol=0, atol=2 * spacing)

@@ -180,7 +180,7 @@ def test_the_kernel_depends_on_whether_there_is_a_gradient(
 ):
   monkeypatch.setattr(attention, 'LOGITS_LIMIT', 4 * 4 * 3 * 2 * 21)  # four queries
   qkv = draw(3, 37, 21, dtype=jnp.float32)
-  run = functools.partial(attention._by_use, inference, training)
+  run = functools.partial(attention._attend_by_use, inference, training)
   got = jax.jit(functools.partial(value_and_grads, run))(*qkv)
   for x, y in zip(got, plain_value_and_grads(*qkv), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)

@@ -66,10 +66,12 @@ def test_chunks_of_time_change_nothing(monkeypatch):
   """
   graphdef, params = encoder()
   weights = np.random.default_rng(1).normal(size=(B, N, 12))
+  crops = jnp.asarray(pictures())
 
   def run():
     def loss(params):
-      return (parameters.merge(graphdef, params)(pictures()) * weights).sum()
+      features = parameters.merge(graphdef, params)(crops)
+      return (features * weights).sum()
 
     return jax.jit(jax.value_and_grad(loss))(params)
 
@@ -88,12 +90,13 @@ def embed():
   """
   graphdef, target = parameters.abstract(lambda rngs: Embedder(CONFIG, rngs=rngs))
   params = parameters.numpy_params(target)
-  whisper = np.random.default_rng(2).normal(size=(B, 2 * N, 3, 5)).astype(np.float32)
+  whisper = np.random.default_rng(2).normal(size=(B, 2 * N, 3, 5))
+  whisper = jnp.asarray(whisper, jnp.float32)
   weights = np.random.default_rng(3).normal(size=(2, B, 16))
 
   def loss(params, *batch):
     mu, var = parameters.merge(graphdef, params)(
-      batch[0], whisper, *batch[1:], np.ones(B, bool)
+      batch[0], whisper, *batch[1:], jnp.ones(B, bool)
     )
     return sum((w * x).sum() for w, x in zip(weights, (mu, var))), (mu, var)
 

@@ -435,9 +435,8 @@ def test_bfloat16_returns_float32():
   graphdef, target = parity.abstract(TINY, Embedder, dtype=jnp.bfloat16)
   params = parameters.numpy_params(target)
   batch = clips()
-  mu, var = parity.jit(lambda params: parameters.merge(graphdef, params)(*batch))(
-    params
-  )
+  run = parity.jit(lambda params, *batch: parameters.merge(graphdef, params)(*batch))
+  mu, var = run(params, *batch)
   assert mu.dtype == var.dtype == jnp.float32
   exact, _ = make()[1](params, forward, *batch)
   np.testing.assert_allclose(mu, exact, atol=0.1)

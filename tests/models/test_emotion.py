@@ -199,12 +199,14 @@ def test_gradients_equal_pytorch(retrieval):
   weights = {k: v.float().numpy() for k, v in twin.state_dict().items()}
   graphdef, params = parity.converted(TINY, EmotionModel, weights)
   rng = np.random.default_rng(0)
-  prior, features = rng.normal(size=(6, 12)), rng.normal(size=(6, 4, 5, 6))
-  weight, drop = rng.normal(size=(6, 3, 16)), np.arange(6) == 2
+  prior = rng.normal(size=(6, 12))
+  features = rng.normal(size=(6, 4, 5, 6))
+  weight = rng.normal(size=(6, 3, 16))
+  drop = np.arange(6) == 2
 
   def loss(params):
     model = parameters.merge(graphdef, params)
-    tokens, vq = model(jnp.asarray(prior, jnp.float32), retrieval, drop)
+    tokens, vq = model(jnp.asarray(prior, jnp.float32), retrieval, jnp.asarray(drop))
     return (
       (tokens * weight).sum()
       + vq.loss
@@ -250,7 +252,8 @@ class TestBank:
   def look_up(self, params):
     """z, the code and the look-up's loss and indices."""
     codebook = parameters.merge(self.graphdef, params).codebook
-    return codebook.fc(self.prior), *codebook(self.prior)
+    prior = jnp.asarray(self.prior)
+    return codebook.fc(prior), *codebook(prior)
 
   def gradient(self, function):
     """Gradient of `function(code, vq)` for the codebook's parameters."""

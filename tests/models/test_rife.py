@@ -45,7 +45,8 @@ def double(net):
 def clip():
   """Four frames of a drifting pattern, float32 [4,64,48,3] in [0,1]."""
   t, y, x, c = np.meshgrid(*map(np.arange, (4, 64, 48, 3)), indexing='ij')
-  return np.float32(0.5 + 0.5 * np.sin(0.2 * (x + 2 * t) + 0.1 * (y - 3 * t) + c))
+  pattern = 0.5 + 0.5 * np.sin(0.2 * (x + 2 * t) + 0.1 * (y - 3 * t) + c)
+  return jnp.asarray(pattern, jnp.float32)
 
 
 def test_doubles(net, double, clip):
@@ -65,7 +66,7 @@ def test_doubles(net, double, clip):
 def test_sizes_that_do_not_fit_are_extended(net, double, clip):
   """As if the border had been repeated before."""
   frames = clip[:3, :52, :40]
-  extended = np.pad(frames, ((0, 0), (0, 12), (0, 8), (0, 0)), mode='edge')
+  extended = jnp.pad(frames, ((0, 0), (0, 12), (0, 8), (0, 0)), mode='edge')
   assert double(frames).shape == (5, 52, 40, 3)
   np.testing.assert_allclose(double(frames), double(extended)[:, :52, :40], atol=1e-6)
   with pytest.raises(ValueError, match='multiples of 16'):
@@ -121,7 +122,7 @@ def test_resize_live(factor):
     mode='bilinear',
     align_corners=False,
   ).movedim(1, -1)
-  np.testing.assert_allclose(rife.resize(x, factor), expected, atol=1e-5)
+  np.testing.assert_allclose(rife.resize(jnp.asarray(x), factor), expected, atol=1e-5)
 
 
 def test_transposed_convolution_and_rectifier_live():
@@ -141,6 +142,8 @@ def test_transposed_convolution_and_rectifier_live():
   x = np.random.default_rng(0).normal(size=(2, 6, 7, 3)).astype(np.float32)
   with torch.no_grad():
     expected = stock(torch.tensor(x).movedim(-1, 1)).movedim(1, -1)
-  np.testing.assert_allclose(rife._chain(net.layers, x), expected, atol=1e-5)
+  np.testing.assert_allclose(
+    rife._chain(net.layers, jnp.asarray(x)), expected, atol=1e-5
+  )
   for key, value in naming.to_torch(params).items():
     np.testing.assert_array_equal(value, state_dict[key], err_msg=key)

@@ -86,9 +86,9 @@ class Twin:
   def ours(self):
     def loss(params, sample):
       unet = parameters.merge(self.graphdef, params)
-      v, _ = unet(
-        sample, self.t, unet.context_kv(self.x['image']), self.x['ids'], remat='dots'
-      )
+      kv = unet.context_kv(jnp.asarray(self.x['image']))
+      ids = jnp.asarray(self.x['ids'])
+      v, _ = unet(sample, jnp.asarray(self.t), kv, ids, remat='dots')
       return jnp.sum(v * self.x['weight']), v
 
     (_, v), grads = jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(

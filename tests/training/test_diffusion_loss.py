@@ -436,7 +436,7 @@ def test_guidance_branches_equal_dropped_forwards(exact, null_kv):
   def sampling(params):
     c = loss.conditions(params, one)
     tables = sampler.context_tables(loss.models(params)['unet'], c)
-    return c, sampler._gather(tables, jnp.arange(F)[None, None], jnp.array([F]))
+    return c, sampler.gather_contexts(tables, jnp.arange(F)[None, None], jnp.array([F]))
 
   (sample, _, kv, ids, spatial), (c, gathered) = training(params), sampling(params)
   for pair, expected in zip(kv['attn2'], gathered['attn2'], strict=True):

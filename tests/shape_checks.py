@@ -1,0 +1,24 @@
+"""Checks of types and shapes in annotations; `tests/conftest.py` switches them on."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+from beartype import beartype
+from jaxtyping import install_import_hook
+
+
+def install() -> None:
+  """Checks every later call of functions of models and diffusion.
+
+  Packages that were imported before are not checked.
+  """
+  packages = ['dicetalk_jax.models', 'dicetalk_jax.diffusion']
+  install_import_hook(packages, 'tests.shape_checks.checked')
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Checks the arguments and the result of a function at every call."""
+  # Beartype understands Self only if it decorates the whole class.
+  if Self in function.__annotations__.values():
+    return function
+  return beartype(function)
