@@ -13,9 +13,6 @@ from data_pipelines.synthetic.speech import Voice
 
 Colour = tuple[float, float, float]
 
-HAIR_STYLES = ('bald', 'short', 'long', 'bob', 'cropped', 'receding')
-BEARDS = ('none', 'stubble', 'full', 'moustache')
-GLASSES = ('none', 'round', 'square')
 NECKLINES = ('crew', 'v', 'collar')
 
 _SKIN = (

@@ -22,7 +22,7 @@ class FrameExamples:
   frames: int
   step: int
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     self.part.check_window(self.frames, self.step)
     if not self.part.source[0].get('frames'):
       raise DataError(

@@ -88,7 +88,7 @@ class RecordSpec:
   whisper_shape: tuple[int, ...] = (5, 384)
   prior_dim: int = 256
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.content not in CONTENTS:
       raise ConfigError(
         f'record content {self.content!r} is not known; choose one of '

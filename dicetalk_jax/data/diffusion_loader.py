@@ -35,7 +35,7 @@ class DiffusionExamples:
   reference: str = 'clip'
   emotion: str = 'same_clip'
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     _check_known('reference', self.reference, REFERENCE_SOURCES)
     _check_known('emotion', self.emotion, PRIOR_SOURCES)
     part = self.part

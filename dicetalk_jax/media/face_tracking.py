@@ -145,7 +145,7 @@ def _smooth(finds: list[_Find], frames: np.ndarray) -> np.ndarray:
 class ShotDetector:
   """Finds where shots begin, by the colours of consecutive frames."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._before: np.ndarray | None = None
 
   def __call__(self, frame: np.ndarray) -> bool:

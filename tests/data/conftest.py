@@ -1,4 +1,4 @@
-"""The data sets that the loaders' tests share; none of them changes them."""
+"""Data sets that tests share and do not change."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.data.memory_clips import ClipsInMemory, with_features
 
 @pytest.fixture(scope='session')
 def part(tmp_path_factory):
-  """An emotional data set: three people with eight clips each."""
+  """An emotional data set: three identities with eight clips each."""
   return with_features(ClipsInMemory(), tmp_path_factory.mktemp('features'))
 
 

@@ -69,7 +69,7 @@ def test_openface_gives_its_action_units(tmp_path):
   )
 
 
-def test_what_is_no_matrix_is_refused(tmp_path):
+def test_other_contents_than_a_matrix_are_refused(tmp_path):
   np.save(tmp_path / 'objects.npy', np.array([{'a': 1}]), allow_pickle=True)
   np.save(tmp_path / 'nan.npy', ROWS * np.nan)
   np.save(tmp_path / 'line.npy', ROWS[0])
@@ -100,10 +100,10 @@ def test_resampling_is_linear_in_time():
   assert expression_files.resample(rows, 60).shape == (38, 2)
   slow = expression_files.resample(rows[:10], 12.5)
   assert len(slow) == 20
-  np.testing.assert_allclose(slow[-1], rows[9])  # held after the last row
+  np.testing.assert_allclose(slow[-1], rows[9])  # repeated after the last row
 
 
-def test_length_is_forced_within_three_frames():
+def test_lengths_may_differ_by_three_frames():
   np.testing.assert_array_equal(expression_files.fit(ROWS, 5), ROWS[:5])
   np.testing.assert_array_equal(
     expression_files.fit(ROWS, 10), np.concatenate([ROWS, ROWS[[-1] * 3]])

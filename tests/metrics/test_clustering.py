@@ -5,12 +5,16 @@ import pytest
 
 from dicetalk_jax.metrics import clustering
 
-PEOPLE, EMOTIONS, CLIPS, WIDTH = 6, 4, 10, 12
+IDENTITIES = 6
+EMOTIONS = 4
+CLIPS = 10
+WIDTH = 12
 
 
-def planted(person=0.0, emotion=0.0, noise=1.0, seed=0):
-  """Rows = a vector of the person + one of the emotion + noise, each with the given
-  deviation per entry.
+def planted(speaker=0.0, emotion=0.0, noise=1.0, seed=0):
+  """Rows are a vector of the speaker, one of the emotion and noise, added.
+
+  Each has the given standard deviation per entry.
   """
   rng = np.random.default_rng(seed)
 
@@ -18,11 +22,11 @@ def planted(person=0.0, emotion=0.0, noise=1.0, seed=0):
     return rng.normal(size=(*size, WIDTH))
 
   x = (
-    person * draw(PEOPLE, 1, 1)
+    speaker * draw(IDENTITIES, 1, 1)
     + emotion * draw(1, EMOTIONS, 1)
-    + noise * draw(PEOPLE, EMOTIONS, CLIPS)
+    + noise * draw(IDENTITIES, EMOTIONS, CLIPS)
   )
-  label = np.indices((PEOPLE, EMOTIONS, CLIPS)).reshape(3, -1)
+  label = np.indices((IDENTITIES, EMOTIONS, CLIPS)).reshape(3, -1)
   return x.reshape(-1, WIDTH), label[0], label[1]
 
 
@@ -36,8 +40,8 @@ def test_strength_by_hand():
 
 
 def test_strength_on_planted_clusters():
-  """Grows with the distance of emotions; blind to where a person is; falls to its
-  floor without clusters.
+  """Grows with the distance of emotions, whatever the speaker's place, from a floor
+  without clusters.
   """
 
   def strength(**kw):
@@ -46,7 +50,7 @@ def test_strength_on_planted_clusters():
   none, weak, strong = (strength(emotion=e) for e in (0, 1, 5))
   assert none < 0.6 < weak < strong
   assert strong > 5
-  assert strength(emotion=1, person=50) == pytest.approx(weak)
+  assert strength(emotion=1, speaker=50) == pytest.approx(weak)
   # Centroids of an isotropic cluster: distance sqrt(2) e sqrt(D) over deviation
   # sqrt(D), both up to sampling.
   assert strength(emotion=20) == pytest.approx(20 * np.sqrt(2), rel=0.3)
@@ -55,9 +59,8 @@ def test_strength_on_planted_clusters():
 def test_strength_leaves_out_what_has_no_spread():
   x, identity, emotion = planted(emotion=2)
   expected = clustering.clustering_strength(x, identity, emotion)
-  x = np.concatenate(
-    [x, np.ones((2, WIDTH))]
-  )  # a single clip, and a person with one emotion
+  # A single clip, and an identity with one emotion.
+  x = np.concatenate([x, np.ones((2, WIDTH))])
   more = clustering.clustering_strength(
     x, np.append(identity, [0, 99]), np.append(emotion, [77, 1])
   )
@@ -69,17 +72,15 @@ def test_probes_find_what_is_planted():
   within = clustering.folds_within(identity)
   assert clustering.nearest_centroid_accuracy(x, emotion, identity) > 0.95
   assert clustering.linear_probe_accuracy(x, emotion, identity) > 0.95
-  assert clustering.linear_probe_accuracy(x, identity, within) < 2 / PEOPLE
+  assert clustering.linear_probe_accuracy(x, identity, within) < 2 / IDENTITIES
   assert clustering.recall_at_1(x, emotion) > 0.95
-  x, identity, emotion = planted(person=3)
+  x, identity, emotion = planted(speaker=3)
   assert clustering.linear_probe_accuracy(x, identity, within) > 0.95
   assert clustering.nearest_centroid_accuracy(x, emotion, identity) < 2 / EMOTIONS
 
 
 def test_linear_probe_sees_past_a_big_common_direction():
-  """What a centroid misses: the label in a small entry beside a big one without
-  meaning.
-  """
+  """A centroid misses the label in a small entry next to a big one without meaning."""
   rng = np.random.default_rng(0)
   label = np.arange(200) % 2
   x = np.stack([100 * rng.normal(size=200), label + 0.1 * rng.normal(size=200)], axis=1)
@@ -91,10 +92,9 @@ def test_linear_probe_sees_past_a_big_common_direction():
 def test_linear_probe_is_not_fooled_by_many_features():
   x, identity, _ = planted()
   noise = np.random.default_rng(1).normal(size=(len(x), 300))
-  assert (
-    clustering.linear_probe_accuracy(noise, identity, clustering.folds_within(identity))
-    < 2 / PEOPLE
-  )
+  fold = clustering.folds_within(identity)
+  accuracy = clustering.linear_probe_accuracy(noise, identity, fold)
+  assert accuracy < 2 / IDENTITIES
 
 
 def test_folds_deal_every_label_out():
@@ -105,7 +105,7 @@ def test_folds_deal_every_label_out():
 
 
 def test_summary():
-  x, identity, emotion = planted(person=2, emotion=4, noise=0.5)
+  x, identity, emotion = planted(speaker=2, emotion=4, noise=0.5)
   report = clustering.summary(x, identity, emotion)
   assert report['clustering'] > 3
   assert report['emotion_accuracy'] > 0.95 and report['recall_at_1'] > 0.95
@@ -113,12 +113,10 @@ def test_summary():
   kinds = np.array(['angry', 'happy', 'neutral', 'sad'])
   named = clustering.summary(x, identity.astype(str), kinds[emotion])
   each = clustering.clustering_strength(x, identity, emotion)
-  assert {name: value for name, value in named.items() if '/' in name} == {
-    f'clustering/{kind}': each[i] for i, kind in enumerate(kinds)
-  }
-  assert report == {name: value for name, value in report.items() if '/' in name} | {
-    name: value for name, value in named.items() if '/' not in name
-  }
+  for i, kind in enumerate(kinds):
+    assert named.pop(f'clustering/{kind}') == each[i]
+    assert report.pop(f'clustering/{i}') == each[i]
+  assert named == report
   assert report['clustering'] == pytest.approx(np.mean(list(each.values())))
   x, identity, emotion = planted()
   assert clustering.summary(x + 100, identity, emotion)['mean_cosine'] > 0.99
@@ -148,9 +146,9 @@ def test_summary():
     ),
   ],
 )
-def test_summary_leaves_out_what_few_clips_cannot_tell(kept, missing):
-  """Of one person; of one clip of each; of one clip."""
-  x, identity, emotion = planted(person=2, emotion=4, noise=0.5)
+def test_summary_leaves_out_what_needs_more_clips(kept, missing):
+  """Clips of one identity; one clip of each; one clip."""
+  x, identity, emotion = planted(speaker=2, emotion=4, noise=0.5)
   chosen = kept(identity, emotion, np.arange(len(x)) % CLIPS)
   report = clustering.summary(x[chosen], identity[chosen], emotion[chosen])
 

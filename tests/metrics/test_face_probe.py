@@ -1,3 +1,7 @@
+"""The probe of rendered faces: identities that it has not seen, blur, still faces."""
+
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -11,10 +15,16 @@ from dicetalk_jax.metrics.lip_sync import lip_sync
 NEUTRAL = EMOTIONS.index('neutral')
 
 
+class Clip(NamedTuple):
+  """A clip, or frames of several with the emotion of each."""
+
+  crops: np.ndarray  # [N,64,64,3]
+  emotion: int | np.ndarray
+  openings: np.ndarray  # [N]
+  reference: np.ndarray  # [N,64,64,3], a neutral crop of the same identity
+
+
 def _clips(identities, seconds):
-  """Per clip: crops [N,64,64,3], emotion, openings [N], and a neutral crop of the
-  same person for every frame.
-  """
   clips = []
   for identity in identities:
     own = [
@@ -22,22 +32,21 @@ def _clips(identities, seconds):
       for i, emotion in enumerate(EMOTIONS)
     ]
     crops = [face_probe.crop_faces(clip.frames, clip.bbox) for clip in own]
-    clips += [
-      (crop, i, clip.opening, np.broadcast_to(crops[NEUTRAL][1], crop.shape))
-      for i, (crop, clip) in enumerate(zip(crops, own))
-    ]
+    for i, (crop, clip) in enumerate(zip(crops, own)):
+      reference = np.broadcast_to(crops[NEUTRAL][1], crop.shape)
+      clips.append(Clip(crop, i, clip.opening, reference))
   return clips
 
 
 @pytest.fixture(scope='module')
 def known():
   crops, emotions, openings, references = zip(*_clips(range(14), 0.44))
-  frames = (
+  return Clip(
     np.concatenate(crops)[::2],
-    np.repeat(emotions, [len(c) for c in crops])[::2],
+    np.repeat(emotions, [len(clip) for clip in crops])[::2],
     np.concatenate(openings)[::2],
+    np.concatenate(references)[::2],
   )
-  return *frames, np.concatenate(references)[::2]
 
 
 @pytest.fixture(scope='module')
@@ -50,51 +59,56 @@ def probe(known):
   return face_probe.FaceProbe.fit(*known[:3])
 
 
-def _votes(clips, emotion):
-  return emotion_accuracy(
-    [emotion(clip) for clip in clips], [clip[1] for clip in clips]
-  )['emo_acc']
+def _accuracy(clips, log_probs):
+  """The share of clips, each with the result of `log_probs`, that vote rightly."""
+  emotions = [clip.emotion for clip in clips]
+  return emotion_accuracy([log_probs(clip) for clip in clips], emotions)['emo_acc']
 
 
-def test_emotions_of_unseen_persons(probe, unseen):
-  assert _votes(unseen, lambda clip: probe.emotion(clip[0])) > 0.8  # chance: .125
-  np.testing.assert_allclose(np.exp(probe.emotion(unseen[0][0])).sum(1), 1, rtol=1e-6)
+def test_emotions_of_unseen_identities(probe, unseen):
+  assert _accuracy(unseen, lambda clip: probe.emotion(clip.crops)) > 0.8  # chance: .125
+  probabilities = np.exp(probe.emotion(unseen[0].crops))
+  np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
 
 
 def test_emotions_seen_through_blur_and_mirror(probe, unseen):
-  def blurred(crops):
-    return np.stack([ndimage.gaussian_filter(crop, (1, 1, 0)) for crop in crops])
+  def blurred(clip):
+    crops = [ndimage.gaussian_filter(crop, (1, 1, 0)) for crop in clip.crops]
+    return probe.emotion(np.stack(crops))
 
-  assert _votes(unseen, lambda clip: probe.emotion(blurred(clip[0]))) > 0.7
-  assert _votes(unseen, lambda clip: probe.emotion(clip[0][:, :, ::-1])) > 0.7
+  def mirrored(clip):
+    return probe.emotion(clip.crops[:, :, ::-1])
+
+  assert _accuracy(unseen, blurred) > 0.7
+  assert _accuracy(unseen, mirrored) > 0.7
 
 
-def test_openings_of_unseen_persons(probe, unseen):
-  seen, true = (
-    np.concatenate(parts)
-    for parts in zip(*[(probe.opening(clip[0]), clip[2]) for clip in unseen])
-  )
+def test_openings_of_unseen_identities(probe, unseen):
+  seen = np.concatenate([probe.opening(clip.crops) for clip in unseen])
+  true = np.concatenate([clip.openings for clip in unseen])
   assert np.corrcoef(seen, true)[0, 1] > 0.6
   assert np.abs(seen - true).mean() < np.abs(true - true.mean()).mean()
 
 
-def test_a_neutral_picture_of_the_person_helps(known, unseen):
+def test_a_neutral_image_of_the_identity_helps(known, unseen):
   probe = face_probe.FaceProbe.fit(*known)
-  assert _votes(unseen, lambda clip: probe.emotion(clip[0], clip[3][:1])) > 0.8
-  one, every = (
-    probe.opening(unseen[0][0], reference)
-    for reference in (unseen[0][3][:1], unseen[0][3])
-  )
+
+  def with_reference(clip):
+    return probe.emotion(clip.crops, clip.reference[:1])
+
+  assert _accuracy(unseen, with_reference) > 0.8
+  clip = unseen[0]
+  one = probe.opening(clip.crops, clip.reference[:1])
+  every = probe.opening(clip.crops, clip.reference)
   np.testing.assert_allclose(one, every, atol=1e-5)
 
 
-def test_lips_of_an_unseen_person_are_in_sync(probe):
+def test_lips_of_an_unseen_identity_are_in_sync(probe):
   clip = make_clip(600, 'happy', 2, 600)
   seen = probe.opening(face_probe.crop_faces(clip.frames, clip.bbox))
   score = lip_sync(seen, clip.opening, FPS)
-  late = lip_sync(
-    seen[:-3], clip.opening[3:], FPS
-  )  # every truth comes three frames too early
+  # Each truth comes three frames too early.
+  late = lip_sync(seen[:-3], clip.opening[3:], FPS)
   assert score.correlation > 0.6
   assert (score.offset, late.offset) == (0, 3)
 
@@ -102,9 +116,8 @@ def test_lips_of_an_unseen_person_are_in_sync(probe):
 def test_a_still_portrait_does_not_speak(probe):
   clip = make_clip(601, 'neutral', 1, 601, max_seconds=1.0)
   still = np.broadcast_to(clip.frames[:1], clip.frames.shape)
-  seen = probe.opening(
-    face_probe.crop_faces(still, clip.bbox)
-  )  # although the true boxes follow the true jaw
+  # The true boxes follow the true jaw all the same.
+  seen = probe.opening(face_probe.crop_faces(still, clip.bbox))
   assert np.ptp(seen) < 1e-9
 
 

@@ -1,3 +1,5 @@
+"""The Fréchet distance against closed forms and the matrix root."""
+
 import numpy as np
 import pytest
 from scipy import linalg
@@ -20,12 +22,12 @@ def test_shifted_and_stretched_sets_have_the_closed_form():
   """A shift d adds |d|^2; a factor s on commuting covariances (s - 1)^2 times the
   trace.
   """
-  x, shift = _draw(1), np.arange(6.0)
+  x = _draw(1)
+  shift = np.arange(6.0)
   assert frechet_distance(x, x + shift) == pytest.approx(55.0, rel=1e-10)
   stretched = x.mean(0) + 1.5 * (x - x.mean(0))
-  assert frechet_distance(x, stretched) == pytest.approx(
-    0.25 * np.trace(np.cov(x.T)), rel=1e-10
-  )
+  want = 0.25 * np.trace(np.cov(x.T))
+  assert frechet_distance(x, stretched) == pytest.approx(want, rel=1e-10)
 
 
 def test_equals_the_matrix_root():
@@ -60,6 +62,6 @@ def test_fewer_samples_than_features():
     (np.zeros((5, 3)), np.full((5, 3), np.nan), 'not finite'),
   ],
 )
-def test_what_cannot_be_compared(real, generated, sentence):
+def test_sets_that_cannot_be_compared(real, generated, sentence):
   with pytest.raises(ValueError, match=sentence):
     frechet_distance(real, generated)
