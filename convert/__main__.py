@@ -89,7 +89,7 @@ def main() -> None:
   try:
     run_command()
   except SystemExit as stop:
-    if not stop.code:
+    if not isinstance(stop.code, int) or stop.code == 0:
       raise
     sys.stdout.flush()
     sys.stderr.flush()
