@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 import os
+import signal
 import sys
 from types import ModuleType
 
@@ -78,18 +79,27 @@ def _refusal(error: OSError) -> str:
 
 
 def main() -> None:
-  """Runs a command in a process of its own, which Ctrl-C ends with one line.
+  """Runs a command in a process of its own, which ends at once if something fails.
 
-  An interrupted write may leave a hidden folder next to its destination. The next run
-  to that destination removes it.
+  Threads of Orbax may still write then. Nothing else stops them, and they would print
+  tracebacks because their folder is gone. A write that is interrupted leaves a hidden
+  folder next to its destination; the next run to that destination removes it.
   """
+  signal.signal(signal.SIGINT, _interrupted)
   try:
     run_command()
-  except KeyboardInterrupt:
-    print('interrupted; run the same command again', file=sys.stderr, flush=True)
-    # Threads of Orbax may still write; nothing else stops them, and each would print
-    # a traceback because its folder is gone.
-    os._exit(INTERRUPTED)
+  except SystemExit as stop:
+    if not isinstance(stop.code, int) or stop.code == 0:
+      raise
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(stop.code)
+
+
+def _interrupted(*_) -> None:
+  """Ends the process with one line, whatever it is doing."""
+  os.write(sys.stderr.fileno(), b'interrupted; run the same command again\n')
+  os._exit(INTERRUPTED)
 
 
 if __name__ == '__main__':
