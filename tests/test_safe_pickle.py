@@ -33,7 +33,7 @@ def test_arrays_and_containers(protocol, dtype):
   assert read['b'] == content['b']
   for name in ('a', 'c'):
     np.testing.assert_array_equal(read[name], array)
-    assert read[name].dtype == array.dtype
+    assert read[name].dtype == array.dtype.newbyteorder('=')  # as NumPy does
 
 
 def test_arrays_of_numpy_1():
@@ -56,7 +56,7 @@ def test_arrays_of_numpy_1():
   [
     (os.mkdir, ('pwned',), 'mkdir'),
     (builtins.eval, ("__import__('os').mkdir('pwned')",), 'eval'),
-    (getattr, (np, 'load'), 'getattr'),
+    (getattr, ('text', 'upper'), 'getattr'),
     (np.load, ('pwned',), 'load'),
     (np.dtype, ('O',), None),
   ],
