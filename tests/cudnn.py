@@ -1,4 +1,4 @@
-"""cuDNN's attention in tests, where there is neither cuDNN nor a GPU."""
+"""Stand-ins for cuDNN's attention: tests have neither cuDNN nor a GPU."""
 
 import jax
 from jax._src.cudnn import fused_attention_stablehlo as fused
@@ -13,10 +13,10 @@ def detect(patch: pytest.MonkeyPatch) -> None:
 
 
 def stand_in(patch: pytest.MonkeyPatch) -> None:
-  """Lets them run on CPUs: plain attention in place of the kernel.
+  """Lets these programs run on CPUs: plain attention in place of the kernel.
 
-  Everything around the kernel stays jax's: what it refuses, and how it spreads the
-  kernel over a mesh.
+  Everything around the kernel stays that of JAX: what it refuses, and how it spreads
+  the kernel over a mesh.
   """
   detect(patch)
   rules = mlir._platform_specific_lowerings['cpu']
@@ -36,7 +36,7 @@ def _plain(q, k, v, scale):
 
 def _forward(q, k, v, *_, scale, is_training, **kwargs):
   out = _plain(q, k, v, scale)
-  # The second result serves the backward kernel alone; this one does without.
+  # Only cuDNN's backward kernel needs the second result.
   statistics = jnp.zeros((q.shape[0], q.shape[2], q.shape[1]), jnp.float32)
   return [out, statistics] if is_training else [out]
 

@@ -6,26 +6,26 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 
 class Dropped(NamedTuple):
   """True where a condition is replaced by its null value."""
 
-  image: Bool[ArrayLike, ' B']
-  audio: Bool[ArrayLike, ' B']
-  emotion: Bool[ArrayLike, ' B']
+  image: Bool[Array, ' B']
+  audio: Bool[Array, ' B']
+  emotion: Bool[Array, ' B']
 
 
-# Intervals of the draw, in this order. `audio_emotion` is not in the paper's list: it
-# trains the branch that the reference implementation's guidance uses (image only); 0
-# gives the literal paper.
+# Intervals of the draw, in this order, and the conditions that each of them drops.
+# `audio_emotion` is not in the paper's list: it trains the branch that the reference
+# implementation's guidance uses (image only); 0 gives the literal paper.
 CASES = {
-  'audio': Dropped(image=False, audio=True, emotion=False),
-  'image': Dropped(image=True, audio=False, emotion=False),
-  'emotion': Dropped(image=False, audio=False, emotion=True),
-  'all': Dropped(image=True, audio=True, emotion=True),
-  'audio_emotion': Dropped(image=False, audio=True, emotion=True),
+  'audio': ('audio',),
+  'image': ('image',),
+  'emotion': ('emotion',),
+  'all': ('image', 'audio', 'emotion'),
+  'audio_emotion': ('audio', 'emotion'),
 }
 
 
@@ -41,13 +41,12 @@ def condition_dropout(
     rates: probability of each of `CASES`; a missing one is 0.
   """
   draw = jnp.asarray(draw)
-  dropped = Dropped(*[jnp.zeros(draw.shape, bool)] * 3)
+  dropped = {name: jnp.zeros(draw.shape, bool) for name in Dropped._fields}
   low = 0.0
-  for case, drops in CASES.items():
+  for case, names in CASES.items():
     high = low + rates.get(case, 0.0)
     hit = (draw >= low) & (draw < high)
-    dropped = Dropped(
-      *(mask | hit if drop else mask for mask, drop in zip(dropped, drops))
-    )
+    for name in names:
+      dropped[name] |= hit
     low = high
-  return dropped
+  return Dropped(**dropped)

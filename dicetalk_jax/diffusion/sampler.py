@@ -171,7 +171,7 @@ class Plan(NamedTuple):
   g_condition: Float[np.ndarray, ' steps']
   shift: Int[np.ndarray, ' steps']
 
-  def step(self, i: Int[Array, '']) -> Step:
+  def step(self, i: Int[ArrayLike, '']) -> Step:
     """The values of step i."""
     return Step(*(jnp.asarray(values)[i] for values in self))
 

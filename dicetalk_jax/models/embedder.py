@@ -410,8 +410,8 @@ class Embedder(nnx.Module):
     key: Key[Array, ''],
   ) -> Float[Array, '*shape']:
     """Draws s from the prior (paper equation 6)."""
-    normal = jax.random.normal(key, mu.shape, mu.dtype)
-    return mu + jnp.sqrt(var + self.config.var_eps) * normal
+    deviation = jnp.sqrt(var + self.config.var_eps)
+    return mu + deviation * jax.random.normal(key, mu.shape, mu.dtype)
 
 
 def _fold(key: Array | None, i: int) -> Array | None:

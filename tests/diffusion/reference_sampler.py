@@ -1,114 +1,85 @@
-"""The denoising loop in the published order of work: slow, plain, and what `sampler` is
-measured against.
+"""The denoising loop in the order of the reference implementation: slow and plain.
 
-One window after the other, each with the contexts of its own frames, which are
-projected anew in every call: spatial layers project every frame's tokens, temporal
-layers the mean of the window's tokens. `sampler` projects each distinct token once per
-clip and averages projections, which agrees up to rounding because projections are
-linear.
+It is the oracle of `dicetalk_jax.diffusion.sampler`. One window follows the other, each
+with the contexts of its own frames, which every call projects again: spatial layers
+project the tokens of every frame, temporal layers the mean of the window's tokens. The
+sampler projects each distinct token once per clip and averages projections, which
+agrees up to rounding because projections are linear.
 """
 
 from collections.abc import Callable
-import operator
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dicetalk_jax.diffusion import edm, guidance, schedule, windows
-from dicetalk_jax.diffusion.sampler import Conditions, SamplerConfig
+from dicetalk_jax.diffusion import edm, guidance, schedule
+from dicetalk_jax.diffusion.sampler import Conditions, SamplerConfig, Step, make_plan
 from dicetalk_jax.models import parameters
 
-_TEMPORAL = 'temporal_transformer_blocks'
+TEMPORAL = 'temporal_transformer_blocks'
 
 
-def make_sampler(
-  graphdef: nnx.GraphDef, config: SamplerConfig
+def make_reference_sampler(
+  graphdef: nnx.GraphDef[Any], config: SamplerConfig
 ) -> Callable[..., jax.Array]:
-  """Like `sampler.make_sampler`, on one device; clips of other lengths cost no
-  compilation either.
+  """Returns a function like that of `sampler.make_sampler`, on one device.
 
   `conditions.spatial` may have one entry per frame, `[B,T,h,w,C0]`.
   """
-  sigmas = schedule.karras_sigmas(config.num_steps, config.sigma_min, config.sigma_max)[
-    -config.steps_run - 1 :
-  ]
-  timesteps = schedule.timesteps(sigmas)
-  g_image, g_condition = (
-    guidance.weights(g, config.steps_run) for g in (config.g_image, config.g_condition)
-  )
-  shifts = windows.shifts(
-    config.steps_run, config.shift, config.frames if config.padding else None
-  )
+  plan = make_plan(config)
 
   @jax.jit
   def step_window(
-    params,
-    z,
-    contexts,
-    spatial,
-    masks,
-    ids,
-    reference,
-    timestep,
-    sigma,
-    sigma_next,
-    g1,
-    g2,
-  ):
-    """The stepped samples `[F,h,w,C]` of one window; contexts are `[3,F,K,D]` each."""
+    params: parameters.Params, z: jax.Array, now: Step, window: dict[str, Any]
+  ) -> jax.Array:
+    """Steps the samples `[F,h,w,C]` of one window; contexts are `[3,F,K,D]` each."""
     unet = parameters.merge(graphdef, params)
 
-    def rows(x):
+    # 1. Project the contexts of every frame, and their means.
+    contexts = window['contexts']
+    means = [tokens.mean(1, keepdims=True) for tokens in contexts]
+    of_frames = unet.context_kv(*contexts)
+    of_means = unet.context_kv(*means)
+    kv = {
+      name: of_means[name] if TEMPORAL in name else of_frames[name]
+      for name in of_frames
+    }
+
+    # 2. Run the three branches, and combine them.
+    def branches(x: jax.Array) -> jax.Array:
       return jnp.broadcast_to(x, (guidance.BRANCHES, *x.shape))
 
-    sample = jnp.concatenate([rows(z * edm.c_in(sigma)), reference], axis=-1)
-    frames, mean = (
-      unet.context_kv(*contexts),
-      unet.context_kv(*(x.mean(1, keepdims=True) for x in contexts)),
-    )
-    kv = {name: (mean if _TEMPORAL in name else frames)[name] for name in frames}
+    noisy = branches(z * edm.c_in(now.sigma))
     v, _ = unet(
-      sample,
-      timestep,
+      jnp.concatenate([noisy, window['reference']], axis=-1),
+      now.timestep,
       kv,
-      rows(ids),
-      spatial_condition=None if spatial is None else rows(spatial),
-      masks=None if masks is None else tuple(map(rows, masks)),
+      branches(window['ids']),
+      spatial_condition=jax.tree.map(branches, window['spatial']),
+      masks=jax.tree.map(branches, window['masks']),
       adapter_scales=config.adapter_scales,
     )
-    v = guidance.combine(v.astype(jnp.float32), g1, g2)
-    return schedule.euler_step(z, v, sigma, sigma_next)
+    v = guidance.combine(v.astype(jnp.float32), now.g_image, now.g_condition)
+
+    # 3. Step.
+    return schedule.euler_step(z, v, now.sigma, now.sigma_next)
 
   def sample_clip(
-    params, x, clip: Conditions, length: int, first: int, last: int
+    params: parameters.Params,
+    x: jax.Array,
+    clip: Conditions,
+    length: int,
+    first: int,
+    last: int,
   ) -> np.ndarray:
-    """One clip; `clip` has no batch axis, `x [T,h,w,C]` no unused frames."""
+    """Samples one clip; `clip` has no batch axis, `x [T,h,w,C]` no unused frames."""
     total = len(x)
 
-    def every(tokens):
-      return jnp.broadcast_to(tokens, (total, *tokens.shape[-2:]))
-
-    def padded(tokens, null):
-      return jnp.where(np.arange(total)[:, None, None] < length, tokens, null)
-
-    audio = jnp.pad(clip.audio_tokens[:length], ((0, total - length), (0, 0), (0, 0)))
-    # Rows: nothing, appearance, appearance with audio and emotion.
-    image = jnp.stack(
-      [every(jnp.zeros_like(clip.image_token)), *[every(clip.image_token)] * 2]
-    )
-    audio = jnp.stack([*[every(clip.null_audio)] * 2, padded(audio, clip.null_audio)])
-    contexts = [image, audio]
-    if clip.emotion_tokens is not None:
-      contexts += [
-        jnp.stack(
-          [
-            *[every(clip.null_emotion)] * 2,
-            padded(clip.emotion_tokens, clip.null_emotion),
-          ]
-        )
-      ]
+    # 1. Repeat the conditions for every frame and branch.
+    contexts = branch_contexts(clip, length, total)
     latents = jnp.broadcast_to(
       clip.reference_latents, (total, *clip.reference_latents.shape)
     )
@@ -118,45 +89,81 @@ def make_sampler(
       spatial = jnp.broadcast_to(spatial, (total, *spatial.shape[-3:]))
     ids = clip.added_time_ids
 
-    def ids_of(index):
-      return ids if ids.ndim == 1 else ids[index].mean(0)
-
+    # 2. Start from the portrait's latents under noise of the first level.
     if first == 0:
-      x = config.scaling_factor * latents.astype(jnp.float32) + x * sigmas[0]
+      x = config.scaling_factor * latents.astype(jnp.float32) + x * plan.sigma[0]
+
+    # 3. Denoise: step every window, and average the frames of several windows.
     for i in range(first, last):
-      sums, counts = np.zeros_like(x), np.zeros(total, np.int32)
+      now = plan.step(i)
+      sums = np.zeros_like(x)
+      counts = np.zeros(total, np.int32)
       for start in range(0, total, config.frames - config.overlap):
-        index = (start - shifts[i] + np.arange(config.frames)) % total
-        stepped = step_window(
-          params,
-          x[index],
-          [tokens[:, index] for tokens in contexts],
-          None if spatial is None else spatial[index],
-          clip.masks,
-          ids_of(index),
-          reference[:, index],
-          timesteps[i],
-          sigmas[i],
-          sigmas[i + 1],
-          g_image[i],
-          g_condition[i],
-        )
+        index = (start - plan.shift[i] + np.arange(config.frames)) % total
+        window = {
+          'contexts': [tokens[:, index] for tokens in contexts],
+          'reference': reference[:, index],
+          'spatial': None if spatial is None else spatial[index],
+          'masks': clip.masks,
+          'ids': ids if ids.ndim == 1 else ids[index].mean(0),
+        }
+        stepped = step_window(params, x[index], now, window)
         np.add.at(sums, index, stepped)
         np.add.at(counts, index, 1)
       x = jnp.asarray(sums / counts[:, None, None, None])
     return np.asarray(x)
 
-  def sample(params, x, conditions, lengths, first=0, last=config.steps_run):
-    x, out = jnp.asarray(x, jnp.float32), np.zeros(x.shape, np.float32)
+  def sample(
+    params: parameters.Params,
+    x: jax.Array,
+    conditions: Conditions,
+    lengths: jax.Array,
+    first: int = 0,
+    last: int = config.steps_run,
+  ) -> jax.Array:
+    x = jnp.asarray(x, jnp.float32)
+    out = np.zeros(x.shape, np.float32)
     for b, length in enumerate(map(int, lengths)):
-      clip = jax.tree.map(
-        operator.itemgetter(b), conditions.replace(null_audio=None, null_emotion=None)
-      )
-      clip = clip.replace(
-        null_audio=conditions.null_audio, null_emotion=conditions.null_emotion
-      )
       total = length + config.padding_frames
+      clip = clip_of_batch(conditions, b)
       out[b, :total] = sample_clip(params, x[b, :total], clip, length, first, last)
     return jnp.asarray(out)
 
   return sample
+
+
+def clip_of_batch(conditions: Conditions, b: int) -> Conditions:
+  """One clip of a batch, without the batch axis; the null tokens have none."""
+  shared = {
+    'null_audio': conditions.null_audio,
+    'null_emotion': conditions.null_emotion,
+  }
+  own = conditions.replace(null_audio=None, null_emotion=None)
+  return jax.tree.map(lambda x: x[b], own).replace(**shared)
+
+
+def branch_contexts(clip: Conditions, length: int, total: int) -> list[jax.Array]:
+  """The context tokens `[3,total,K,D]` of a clip and its padding frames.
+
+  Branches: nothing, appearance, appearance with audio and emotion.
+  """
+
+  def every_frame(tokens: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(tokens, (total, *tokens.shape[-2:]))
+
+  def up_to_length(tokens: jax.Array, null: jax.Array) -> jax.Array:
+    return jnp.where(np.arange(total)[:, None, None] < length, tokens, null)
+
+  no_image = every_frame(jnp.zeros_like(clip.image_token))
+  image = every_frame(clip.image_token)
+  silence = every_frame(clip.null_audio)
+  audio = jnp.pad(clip.audio_tokens[:length], ((0, total - length), (0, 0), (0, 0)))
+  contexts = [
+    jnp.stack([no_image, image, image]),
+    jnp.stack([silence, silence, up_to_length(audio, clip.null_audio)]),
+  ]
+  if clip.emotion_tokens is not None:
+    none = every_frame(clip.null_emotion)
+    emotion = up_to_length(clip.emotion_tokens, clip.null_emotion)
+    contexts.append(jnp.stack([none, none, emotion]))
+  return contexts

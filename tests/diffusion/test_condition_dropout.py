@@ -1,3 +1,5 @@
+"""Condition dropout: its rates, and the literal setting of the paper."""
+
 import jax
 import numpy as np
 

@@ -1,6 +1,4 @@
-"""The v-target identity, the preconditioning against EDM's definitions, and the
-noise level draw.
-"""
+"""The v-target, the preconditioning against EDM's definitions, and the noise levels."""
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +32,8 @@ def test_preconditioning(sigma):
   rng = np.random.default_rng(1)
   x, noise = jnp.float32(rng.normal(size=(2, 500)))
   z = x + sigma * noise
-  np.testing.assert_allclose(
-    np.std(edm.c_in(sigma) * z), 1, atol=0.15
-  )  # unit variance in
+  # The network's input has unit variance.
+  np.testing.assert_allclose(np.std(edm.c_in(sigma) * z), 1, atol=0.15)
   np.testing.assert_allclose(edm.weight(sigma) * edm.c_out(sigma) ** 2, 1, rtol=1e-6)
   np.testing.assert_allclose(edm.c_noise(sigma), np.log(sigma) / 4, rtol=1e-6)
   np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Mask resampling: the published grids and values."""
+"""Mask resampling: the recorded grids and values of the reference implementation."""
 
 import json
 
@@ -33,9 +33,7 @@ def test_golden(goldens, i):
 
 
 def test_grid_is_that_of_the_latents():
-  """For multiples of 64 up to 2048 pixels, except one size that the published floor
-  gets wrong.
-  """
+  """For multiples of 64 up to 2048 pixels, except one that the reference gets wrong."""
   sizes = range(64, 2049, 64)
   wrong = [
     (h, w, s)
@@ -51,7 +49,7 @@ def test_grid_is_that_of_the_latents():
 def test_single_precision_makes_no_difference():
   """Sonic rounds to float32 before the root.
 
-  With its shorter side of 512 that is the same, up to 1:8.
+  For a shorter side of 512 that gives the same grid, up to an aspect ratio of 1:8.
   """
   for long in range(512, 4097, 64):
     for height, width in ((512, long), (long, 512)):

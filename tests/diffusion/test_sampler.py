@@ -1,5 +1,7 @@
-"""The sampler against the published loop, written naively in NumPy around a toy
-network.
+"""The sampler against the loop of the reference implementation.
+
+That loop is written naively, in NumPy around a toy network (`naive`), and in JAX for
+any network (`reference_sampler`).
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ from dicetalk_jax.diffusion import sampler, schedule
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models import parameters
 from dicetalk_jax.models.attention import KeyValue
-from tests.diffusion import reference_sampler
+from tests.diffusion.reference_sampler import clip_of_batch, make_reference_sampler
 
 CONFIG = sampler.SamplerConfig(
   num_steps=3, frames=5, shift=2, g_image=(2.0, 3.0), g_condition=5.0
@@ -25,8 +27,9 @@ N, K, D, H, W, C = 12, 3, 6, 2, 3, 4
 
 
 class Toy(nnx.Module):
-  """Mixes frames, branches and conditions in the ways that the UNet can; counts how
-  often it is traced.
+  """Mixes frames, branches and conditions in the ways that the UNet can.
+
+  Counts how often it is traced.
   """
 
   traces = 0
@@ -60,7 +63,7 @@ class Toy(nnx.Module):
 
 
 def toy(np, mix, sample, timestep, kv, ids, spatial, masks, scales):
-  """Same in NumPy and JAX. All arguments are rows `[R, F, ...]`."""
+  """The same in NumPy and JAX. All arguments are rows `[R, F, ...]`."""
   image, *adapters = (
     (k * v).mean(-2)[:, :, None, None] for k, v in kv
   )  # [R, F or 1, 1, 1, C]
@@ -106,10 +109,12 @@ def without_emotion(conditions):
 
 
 def naive(params, config, c, noise, length):
-  """The published pipeline for one clip, Sonic's if there is no padding: batch axis
-  removed from every condition.
+  """The reference implementation's loop for one clip, Sonic's if there is no padding.
+
+  Conditions have no batch axis.
   """
-  key, total = np.asarray(params['key']), length + config.padding * config.frames
+  key = np.asarray(params['key'])
+  total = length + config.padding_frames
   sigmas = schedule.karras_sigmas(config.num_steps)
 
   def kv(tokens, w):
@@ -183,18 +188,16 @@ def sample(network):
 
 
 def clip(conditions, b):
-  """One clip of a batch in float64, without the batch axis; the shared tokens have
-  none.
-  """
+  """One clip of a batch in float64, without the batch axis."""
   double = jax.tree.map(lambda x: np.asarray(x, np.float64), conditions)
-  one = jax.tree.map(lambda x: x[b], double)
-  return one.replace(null_audio=double.null_audio, null_emotion=double.null_emotion)
+  return clip_of_batch(double, b)
 
 
 @pytest.mark.parametrize('config', [CONFIG, OVERLAP], ids=['wrap', 'overlap'])
-def test_equals_the_published_loop(network, sample, config):
-  """Two clips of unequal length in one batch; 12 + 5 frames revisit three frames, 7
-  + 4 overlap.
+def test_equals_the_reference_loop(network, sample, config):
+  """Two clips of unequal length in one batch.
+
+  12 + 5 frames revisit three frames; 7 + 4 overlap.
   """
   conditions, noise = inputs(2, config.frames)
   out = sample(config)(network[1], noise, conditions, jnp.array([12, 7]))
@@ -213,8 +216,9 @@ def test_equals_the_published_loop(network, sample, config):
   'lengths', [[12, 7], [3, 1]], ids=['wrap', 'shorter than a window']
 )
 def test_equals_the_loop_of_sonic(network, sample, lengths):
-  """Windows wrap onto the start; shifts of 0, 4, 8 are not those of 0, 4, 3 in clips
-  that 5 does not divide.
+  """Windows wrap onto the start.
+
+  Shifts of 0, 4, 8 differ from shifts of 0, 4, 3 in clips that 5 does not divide.
   """
   conditions, noise = inputs(2, SONIC.padding_frames)
   conditions = without_emotion(conditions)
@@ -231,12 +235,12 @@ def test_equals_the_loop_of_sonic(network, sample, lengths):
 @pytest.mark.parametrize(
   'config', [CONFIG, OVERLAP, SONIC], ids=['wrap', 'overlap', 'sonic']
 )
-def test_the_published_order_of_work_agrees(network, sample, config):
+def test_equals_the_order_of_the_reference_implementation(network, sample, config):
   conditions, noise = inputs(2, config.padding_frames)
   if config is SONIC:
     conditions = without_emotion(conditions)
   expected = sample(config)(network[1], noise, conditions, jnp.array([12, 7]))
-  run = reference_sampler.make_sampler(network[0], config)
+  run = make_reference_sampler(network[0], config)
   out = run(network[1], noise, conditions, jnp.array([12, 7]))
   np.testing.assert_allclose(out, expected, atol=1e-5 * np.std(expected))
   halfway = run(network[1], noise, conditions, jnp.array([12, 7]), 0, 2)
@@ -246,9 +250,7 @@ def test_the_published_order_of_work_agrees(network, sample, config):
 
 
 def test_lengths_are_data(network, sample):
-  """Another length compiles nothing; a bucket that fits gives the same as one that
-  is too large.
-  """
+  """Another length compiles nothing; a larger bucket gives the same result."""
   conditions, noise = inputs(1, CONFIG.frames)
   run = sample(CONFIG)
   run(network[1], noise, conditions, jnp.array([12]))
@@ -265,9 +267,7 @@ def test_lengths_are_data(network, sample):
 
 
 def test_step_by_step(network, sample):
-  """Running one step at a time, as for a progress bar, compiles nothing and changes
-  nothing.
-  """
+  """One step at a time, as for a progress bar: nothing compiles, nothing changes."""
   conditions, noise = inputs(1, CONFIG.frames)
   lengths = jnp.array([10])
   whole = sample(CONFIG)(network[1], noise, conditions, lengths, 0, 3)
@@ -298,9 +298,8 @@ def test_windows_over_eight_devices(network, sample, mesh):
     (network[1], noise, conditions, lengths), jax.NamedSharding(mesh, jax.P())
   )
   program = spread.lower(*args).compile().as_text()
-  assert (
-    f'f32[{3 * 5 * H * W},{C}]{{1,0}} dot' in program
-  )  # a device multiplies 1 window x 3 branches
+  # A device multiplies 1 window x 3 branches.
+  assert f'f32[{3 * 5 * H * W},{C}]{{1,0}} dot' in program
   np.testing.assert_allclose(
     spread(*args), sample(CONFIG)(network[1], noise, conditions, lengths), atol=1e-5
   )

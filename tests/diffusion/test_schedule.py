@@ -1,6 +1,4 @@
-"""Sigmas, timesteps and Euler steps against the published scheduler's recorded
-numbers.
-"""
+"""Sigmas, timesteps, Euler steps and guidance against recorded numbers and formulas."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,8 +25,8 @@ def test_levels(golden, steps):
 def test_trace(golden):
   """Four steps.
 
-  A step rounds numbers of the size of x three times (quotient, product, sum): two
-  float32 spacings.
+  A step rounds numbers of the size of x three times (quotient, product, sum), hence
+  the limit of two float32 spacings.
   """
   sigmas = schedule.karras_sigmas(4)
   x = golden['trace/ref_latents'][:, None] + golden['trace/noise'] * sigmas[0]

@@ -1,6 +1,4 @@
-"""Window index lists against a naive loop and the published ones; overlaps, wraps
-and counts.
-"""
+"""Window indices against a naive loop and recorded ones; overlaps, wraps, counts."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +7,8 @@ import pytest
 
 from dicetalk_jax.diffusion import windows
 
-# (T, F, overlap, offset, steps): the published cases first (17 frames revisit three;
-# overlap 1), then odd ones.
+# (T, F, overlap, offset, steps): the recorded cases first (17 frames revisit three;
+# overlap 1), then unusual ones.
 CASES = [
   (17, 5, 0, 2, 4),
   (11, 4, 1, 3, 4),
@@ -22,8 +20,9 @@ CASES = [
 
 
 def naive(total, frames, overlap, offset, steps):
-  """The published loop, literally."""
-  plan, shift = [], 0
+  """The loop of the reference implementation, literally."""
+  plan = []
+  shift = 0
   for _ in range(steps):
     plan.append(
       [
@@ -38,7 +37,8 @@ def naive(total, frames, overlap, offset, steps):
 @pytest.mark.parametrize('case', CASES)
 def test_indices(case):
   total, frames, overlap, offset, steps = case
-  bucket = windows.count(total + 13, frames, overlap) + 1  # a clip in a larger bucket
+  # A clip in a larger bucket.
+  bucket = windows.count(total + 13, frames, overlap) + 1
   shifts = windows.shifts(steps, offset, frames)
   for shift, expected in zip(shifts, naive(*case)):
     index, exists = windows.indices(

@@ -1,4 +1,4 @@
-"""Programs with cuDNN's attention can be lowered, though there is no cuDNN."""
+"""Lets programs with cuDNN's attention be lowered without cuDNN."""
 
 import pytest
 

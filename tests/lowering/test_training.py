@@ -22,7 +22,7 @@ PLATFORMS = ('cuda', pytest.param('tpu', marks=pytest.mark.slow))
 
 @functools.cache
 def diffusion_step(platform):
-  """The step on one GPU, or on 32 x 2 TPUs that share the pictures."""
+  """The step on one GPU, or on 32 x 2 TPUs that share the images."""
   if platform == 'tpu':
     mesh = AbstractMesh((1, 32, 2), AXES, (AxisType.Auto,) * 3)
   else:  # cuDNN's attention needs devices

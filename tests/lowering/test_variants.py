@@ -62,7 +62,7 @@ def lower(config, platform, **mesh):
 
 @functools.cache
 def plain(platform):
-  """The step of `small` without changes: what a factor must tell itself from."""
+  """The step of `small` without changes: which every factor must change."""
   return lower(small(), platform)
 
 

@@ -1,6 +1,4 @@
-"""Attention: every path gives the same answer, and what the UNet's layers promise
-about contexts.
-"""
+"""Attention: all kernels agree, and the UNet's layers treat contexts as documented."""
 
 import functools
 import re
@@ -42,9 +40,8 @@ def test_agrees_with_torch():
 
 @pytest.mark.parametrize('rows', [1, 8])
 def test_chunks_agree_with_whole(monkeypatch, rows):
-  monkeypatch.setattr(
-    attention, 'LOGITS_LIMIT', rows * 4 * 3 * HEADS * 21
-  )  # room for that many queries
+  # Room for that many queries.
+  monkeypatch.setattr(attention, 'LOGITS_LIMIT', rows * 4 * 3 * HEADS * 21)
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
     value_and_grads('chunked', *qkv()),
@@ -53,8 +50,9 @@ def test_chunks_agree_with_whole(monkeypatch, rows):
 
 
 def test_auto_bounds_the_logits(monkeypatch):
-  """Beyond the limit no array of the program, backward pass included, has the size
-  of the whole logits.
+  """Beyond the limit no array of the program is as large as the whole logits.
+
+  This includes the backward pass.
   """
 
   def largest(limit):
@@ -76,9 +74,8 @@ def test_auto_bounds_the_logits(monkeypatch):
 
 def test_chunks_keep_the_batch_sharded(mesh, monkeypatch):
   """The limit counts per device, and chunking needs no communication."""
-  monkeypatch.setattr(
-    attention, 'LOGITS_LIMIT', 16 * 4 * HEADS * 64
-  )  # 16 queries of one row per device
+  # 16 queries of one row per device.
+  monkeypatch.setattr(attention, 'LOGITS_LIMIT', 16 * 4 * HEADS * 64)
   rows = jax.sharding.NamedSharding(mesh, jax.P(('data', 'fsdp')))
   q, k, v = jax.device_put(qkv(b=8, t=64, s=64), rows)
   run = jax.jit(attend, out_shardings=rows)
@@ -110,9 +107,7 @@ def layer():
 
 
 def test_one_token_shortcut(layer):
-  """One image token (its value, no softmax) equals the same token twice (a softmax
-  over two equal logits).
-  """
+  """One image token (no softmax) equals the same token twice (two equal logits)."""
   x, token = draw(0, 2, 3, 5, CHANNELS), draw(1, 2, 3, 1, CONTEXT)
   np.testing.assert_allclose(
     layer(x, (token, None, None)),
@@ -137,9 +132,7 @@ def test_shared_contexts_equal_repeated_ones(layer):
 
 
 def test_adapters_are_decoupled(layer):
-  """Each adds its own attention, weighted by the mask; the sum passes the output
-  projection once.
-  """
+  """Each adds its own attention, weighted by the mask, before the output projection."""
   x, image = draw(0, 2, 3, 5, CHANNELS), draw(1, 2, 3, 1, CONTEXT)
   audio, emotion, mask = (
     draw(2, 2, 3, 4, CONTEXT),
@@ -161,9 +154,7 @@ def test_adapters_are_decoupled(layer):
 
 
 def test_temporal_context_is_the_mean_token():
-  """A transformer that sees per-frame contexts in time equals one that sees their
-  mean there.
-  """
+  """Temporal blocks treat per-frame contexts like their mean."""
 
   def build(rngs):
     return SpatioTemporalTransformer(
@@ -209,8 +200,6 @@ def test_half_precision_keeps_a_float32_softmax():
 
 
 def test_unavailable_kernel_is_refused():
-  """Asking for the fused kernel by name where it cannot run is an error, never a
-  silent fallback.
-  """
+  """Asking for the fused kernel where it cannot run is an error, not a fallback."""
   with pytest.raises((RuntimeError, ValueError, NotImplementedError)):
     attend(*qkv(), implementation='cudnn')

@@ -1,4 +1,4 @@
-"""The choice of attention's kernel, and cuDNN's kernel in all shapes of the model."""
+"""The choice of attention's kernel, and cuDNN's kernel in all shapes of the models."""
 
 import functools
 import itertools
@@ -143,7 +143,7 @@ def layouts():
     'keys elsewhere': (8, P('data'), P('fsdp')),
     'heads': (8, P(None, None, 'data'), P()),
     'channels': (8, P(None, None, None, 'fsdp'), P(None, None, None, 'fsdp')),
-    # The emotion bank, which all clips of a batch ask.
+    # The emotion bank, which all clips of a batch share.
     'queries of one row': (1, P(None, ('data', 'fsdp')), P()),
     'rows that do not divide': (3, P(None, 'data'), P()),
   }

@@ -11,7 +11,7 @@ SMALL = AudioToBucketConfig(seq_len=5, channels=3, clip_dim=4, intermediate_dim=
 
 
 class Twin(torch.nn.Module):
-  """The published network in PyTorch: speech before picture, SiLU, three linear
+  """The published network in PyTorch: speech before image, SiLU, three linear
   layers.
   """
 

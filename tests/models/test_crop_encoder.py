@@ -1,5 +1,5 @@
-"""Encoder of face crops: frames are apart, chunks of time change nothing, every
-parameter learns.
+"""The encoder of face crops: frames do not mix, chunks of time change nothing, and
+every parameter learns.
 """
 
 import jax
@@ -44,29 +44,28 @@ def encoder():
   return graphdef, parameters.numpy_params(target)
 
 
-def pictures(seed=0):
+def random_crops(seed=0):
   return np.random.default_rng(seed).integers(0, 256, (B, N, 8, 8, 3), np.uint8)
 
 
 def test_every_frame_is_encoded_by_itself():
   graphdef, params = encoder()
   encode = jax.jit(lambda crops: parameters.merge(graphdef, params)(crops))
-  crops = pictures()
+  crops = random_crops()
   features = encode(crops)
   assert features.shape == (B, N, 12) and features.dtype == jnp.float32
-  other = crops.copy()  # jax may read the first ones only now, where they lie
+  # A copy: JAX may not have read the first crops yet.
+  other = crops.copy()
   other[1, 2] = 255 - crops[1, 2]
   changed = np.abs(encode(other) - features).max(axis=-1) > 1e-6
   assert changed[1, 2] and changed.sum() == 1
 
 
 def test_chunks_of_time_change_nothing(monkeypatch):
-  """Neither the features nor the gradients; 7 frames are 3 chunks of 3, of which the
-  last is padded.
-  """
+  """Neither features nor gradients; 7 frames are 3 chunks of 3, the last one padded."""
   graphdef, params = encoder()
   weights = np.random.default_rng(1).normal(size=(B, N, 12))
-  crops = jnp.asarray(pictures())
+  crops = jnp.asarray(random_crops())
 
   def run():
     def loss(params):
@@ -85,8 +84,9 @@ def test_chunks_of_time_change_nothing(monkeypatch):
 
 @pytest.fixture(scope='module')
 def embed():
-  """embed(crops, mask, has_video, ...) -> statistics and gradients of a number that
-  depends on all of them.
+  """`embed(crops, mask, has_video)`: gradients, and the prior's mean and variance.
+
+  The gradients are those of a number that depends on all of them.
   """
   graphdef, target = parameters.abstract(lambda rngs: Embedder(CONFIG, rngs=rngs))
   params = parameters.numpy_params(target)
@@ -108,19 +108,20 @@ MASK = np.arange(N) < np.array([[N], [4], [5]])
 
 
 def test_padding_and_missing_crops_never_matter(embed):
-  crops, has_video = pictures(), np.array([True, True, False])
+  crops = random_crops()
+  has_video = np.array([True, True, False])
   _, (mu, var) = embed(crops, MASK, has_video)
   unseen = ~MASK | ~has_video[:, None]
-  other = np.where(unseen[..., None, None, None], pictures(1), crops)
+  other = np.where(unseen[..., None, None, None], random_crops(1), crops)
   assert (other != crops).any()
   for actual, expected in zip(embed(other, MASK, has_video)[1], (mu, var)):
     np.testing.assert_array_equal(actual, expected)
-  seen = np.abs(embed(pictures(1), MASK, has_video)[1][0] - mu).max(axis=1) > 1e-3
+  seen = np.abs(embed(random_crops(1), MASK, has_video)[1][0] - mu).max(axis=1) > 1e-3
   np.testing.assert_array_equal(seen, has_video)
 
 
 def test_gradients_reach_every_parameter(embed):
-  grads, _ = embed(pictures(), MASK, np.ones(B, bool))
+  grads, _ = embed(random_crops(), MASK, np.ones(B, bool))
   norms = {name: float(np.abs(grad).max()) for name, grad in grads.items()}
   assert all(np.isfinite(norm) for norm in norms.values())
   # A softmax does not change with the biases of keys.
@@ -128,7 +129,7 @@ def test_gradients_reach_every_parameter(embed):
     'fusion.0.self_attn.k_proj.bias',
     'fusion.0.cross_attn.k_proj.bias',
   }, norms
-  grads, _ = embed(pictures(), MASK, np.zeros(B, bool))
+  grads, _ = embed(random_crops(), MASK, np.zeros(B, bool))
   assert not any(
     grad.any() for name, grad in grads.items() if name.startswith('crop_encoder')
   )

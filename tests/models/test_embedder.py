@@ -1,4 +1,4 @@
-"""Embedder: a PyTorch twin with gradients, and the invariances of the prior."""
+"""The embedder: a PyTorch twin with gradients, and the invariances of the prior."""
 
 import functools
 
@@ -37,8 +37,9 @@ def changed(**fields):
 
 @functools.cache
 def make(config=TINY):
-  """Parameters, and `f(params, method, *args)` as one compiled program per method
-  and shape.
+  """Parameters, and `f(params, method, *args)`.
+
+  It compiles one program per method and shape.
   """
   graphdef, target = parity.abstract(config, Embedder)
   params = parameters.numpy_params(target)
@@ -184,9 +185,7 @@ class Twin(nn.Module):
 
 
 def with_twin(config, batch):
-  """Parameters, compiled calls, the twin with the same weights, and what it makes of
-  the batch.
-  """
+  """Parameters, compiled calls, the twin with the same weights, and its output."""
   params, call = make(config)
   twin = Twin(config).double()
   twin.load(params)
@@ -266,9 +265,7 @@ SWITCHED = changed(
 
 @pytest.mark.parametrize('config', [TINY, SWITCHED])
 def test_norm_of_the_prior(config):
-  """With identity norms every frame has squared norm d_s, so mean and variance share
-  it out.
-  """
+  """With identity norms every frame has squared norm d_s, and so has the prior."""
   params, call = make(config)
   params = params | {
     k: jnp.full_like(v, k.endswith('scale')) for k, v in params.items() if '_norm.' in k
@@ -286,10 +283,8 @@ def test_switches_change_the_parameters():
     'pool_hidden.bias',
   }
   assert params.keys() - switched.keys() == {'state_weights'}
-  assert switched['audio.linear_in.kernel'].shape == (
-    5,
-    16,
-  )  # half of what two packed positions need
+  # Half of what two packed positions need.
+  assert switched['audio.linear_in.kernel'].shape == (5, 16)
   drawn = parameters.init_params(
     lambda rngs: Embedder(SWITCHED, rngs=rngs),
     jax.random.key(0),
@@ -325,7 +320,7 @@ def test_padding_never_matters():
 
 
 def test_missing_modalities():
-  """What is missing does not matter, and a prior from one modality has a variance."""
+  """Missing inputs do not matter, and a prior from one modality has a variance."""
   params, call = make()
   expr, whisper, mask, yes, _ = clips()
   base = {}
@@ -346,9 +341,7 @@ def test_missing_modalities():
 
 
 def test_embedder_of_one_modality_never_sees_the_other():
-  """Equal to the whole one where the other modality is missing, whatever is said to
-  be there.
-  """
+  """It equals the full embedder without the other modality, even if that is given."""
   params, call = make()
   expr, whisper, mask, yes, _ = clips()
   for name, has in (('video', (yes, ~yes)), ('audio', (~yes, yes))):
@@ -386,7 +379,7 @@ def test_learned_token_for_a_missing_modality():
 
 
 def test_clip_without_frames():
-  """Zeros, and no NaN anywhere, in the gradient either."""
+  """It gives zeros, without any NaN in the result or the gradient."""
   expr, whisper, mask, *has = clips()
   mask = mask & (np.arange(B) != 3)[:, None]
   grads, (mu, var) = gradient()(

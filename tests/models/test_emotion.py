@@ -1,5 +1,5 @@
-"""Emotion model: the published numbers, a PyTorch twin with gradients, the bank's
-gradient paths, ablations.
+"""The emotion model: recorded numbers, a PyTorch twin with gradients, gradient paths
+of the bank, ablations.
 """
 
 import jax
@@ -45,9 +45,7 @@ def golden(goldens):
 
 
 def run(graphdef, params):
-  """`f(method, *args)`: a method of the model as one compiled program per method and
-  shape.
-  """
+  """`f(method, *args)`; it compiles one program per method and shape."""
 
   def call(params, method, args):
     return method(parameters.merge(graphdef, params), *args)
@@ -63,9 +61,7 @@ RETRIEVE = {
 
 
 def assert_near(actual, expected, tolerance=2e-5):
-  """Within `tolerance`, relative to the deviation of `expected` (its size, for
-  single numbers).
-  """
+  """Compares within `tolerance` of the deviation (of the size, for single numbers)."""
   expected = np.asarray(expected)
   actual = np.asarray(actual).reshape(expected.shape)
   scale = expected.std() if expected.size > 1 else np.abs(expected).item()
@@ -102,8 +98,10 @@ def test_golden_codebook_and_classifier(golden):
 
 
 def test_null_tokens(golden):
-  """Two kinds of nothing: the sampler's attends to the bank, the training's to the
-  tokens of a zero code.
+  """Two kinds of "no emotion".
+
+  That of the sampler attends to the bank, that of training to the tokens of a zero
+  code.
   """
   model, inputs, outputs = golden
   assert_near(model(lambda m: m.null_tokens()), outputs['retrieval_off_zero/tokens'])

@@ -1,6 +1,4 @@
-"""Residual blocks: the temporal convolution's two forms, and the reach of the norms'
-statistics.
-"""
+"""Residual blocks: both forms of the temporal convolution, and the reach of norms."""
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +61,9 @@ def test_blend_directions():
 
 
 def test_rows_are_independent_and_frames_are_not():
-  """Spatial statistics are per frame, temporal ones per row: a change stays in its
-  row, but reaches all its frames.
+  """A change stays in its row, but reaches all its frames.
+
+  Spatial statistics are per frame, temporal ones per row.
   """
   graphdef, target = parameters.abstract(
     lambda rngs: SpatioTemporalResBlock(8, 16, groups=4, temb_channels=6, rngs=rngs)
@@ -83,7 +82,7 @@ def test_rows_are_independent_and_frames_are_not():
 
 
 def test_no_parameter_has_a_weak_type():
-  """One would lose it in the first step and so compile training a second time."""
+  """It would be lost in the first step, and training would compile a second time."""
   for name, config in tiny.CONFIGS.items():
     target = parameters.abstract(registry.builder(name, config))[1]
     assert not [key for key, x in target.items() if x.weak_type], name

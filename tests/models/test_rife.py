@@ -50,9 +50,7 @@ def clip():
 
 
 def test_doubles(net, double, clip):
-  """Frames are woven in between; pairs do not depend on how many are computed
-  together.
-  """
+  """New frames lie between the given ones; the number of pairs per call is free."""
   graphdef, params = net
   doubled = double(clip)
   between = parity.jit(
@@ -76,17 +74,13 @@ def test_sizes_that_do_not_fit_are_extended(net, double, clip):
 
 
 def test_time_may_run_backwards(double, clip):
-  """Both directions are averaged: the doubled clip, reversed, is the reversed clip,
-  doubled.
-  """
+  """Both directions are averaged, so reversing and doubling commute."""
   np.testing.assert_allclose(double(clip[::-1])[::-1], double(clip), atol=1e-5)
 
 
 @pytest.mark.parametrize('size', [0.3, 3.0, 30.0])
 def test_warp_live(size):
-  """Within a pixel, over several, and far beyond the border; gradients of picture
-  and flow.
-  """
+  """Within a pixel, over several, and far beyond the border; with gradients."""
   rng = np.random.default_rng(0)
   image, weight = (rng.normal(size=(2, 9, 12, 3)).astype(np.float32) for _ in range(2))
   flow = (size * rng.normal(size=(2, 9, 12, 2))).astype(np.float32)

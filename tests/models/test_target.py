@@ -1,4 +1,4 @@
-"""The platform compiled for: who decides it, and that no other program is reused."""
+"""The target platform: what decides it, and that programs of others are not reused."""
 
 import jax
 import jax.numpy as jnp

@@ -29,7 +29,7 @@ from dicetalk_jax.models.unet import (
 # Compilation is nearly all the time of these tests.
 jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
-# of the reference's deviation; six times the float32 error of the reference itself
+# Relative to the reference's deviation; six times the reference's own float32 error.
 TOLERANCE = 3e-5
 
 
@@ -64,8 +64,9 @@ SMALL = UNetConfig(
 
 
 class Twin:
-  """The same random weights in diffusers and here; output and gradients of a scalar
-  loss from both.
+  """The same random weights in diffusers and here.
+
+  Both give their output and the gradients of a scalar loss.
   """
 
   def __init__(self):
@@ -179,8 +180,9 @@ def abstract_call(config, rows, frames, size, tokens=32, **kwargs):
 
 
 def test_full_size_program():
-  """A guided window of 25 frames in bfloat16: shapes, number types, memory,
-  rematerialisation; traced, not run.
+  """A guided window of 25 frames in bfloat16, traced but not run.
+
+  Shapes, number types, memory and rematerialisation.
   """
   jaxpr, (v, mid) = abstract_call(UNetConfig(), 3, 25, 64, remat='block')
   assert (v.shape, v.dtype) == ((3, 25, 64, 64, 4), jnp.float32)
