@@ -1,4 +1,4 @@
-"""What the three training configurations share: defaults of the loop, and presets.
+"""Defaults and presets that the three training configurations share.
 
 A configuration file only states values: it imports nothing but ml_collections. Where a
 value is one of several names, the comment lists them: 'this' | 'that'.

@@ -1,4 +1,4 @@
-"""What a run holds open while it makes its steps, and how it is asked to stop."""
+"""Resources that a run holds open during its steps, and requests to stop it."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -25,7 +25,7 @@ StopRequested = Callable[[int], bool]
 
 @dataclasses.dataclass(frozen=True)
 class RunContext:
-  """What a run holds open; see `open_run`.
+  """Resources that a run holds open; see `open_run`.
 
   Attributes:
     first_step: the first step to make: 1, or the one after the latest checkpoint.
@@ -36,7 +36,7 @@ class RunContext:
     log: terminal, files, images.
     meter: means of the metrics of the steps.
     profiler: records the steps that a profile was asked for.
-    learning_rate: that of the update after so many.
+    learning_rate: that of an update, by the number of updates before it.
   """
 
   first_step: int
@@ -112,7 +112,7 @@ def open_run(
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[StopRequested]:
-  """Yields a function that says whether SIGTERM or Ctrl-C asked to stop."""
+  """Yields a function that returns whether SIGTERM or Ctrl-C asked to stop."""
   if jax.process_count() > 1:
     # jax.distributed listens for SIGTERM, and makes all processes agree on the step.
     yield multihost_utils.reached_preemption_sync_point
