@@ -106,8 +106,7 @@ class Component(Generic[Config]):
           f'{folder} has no {name}; name a model folder that has one with '
           '--config.model (python -m convert makes one from the published weights)'
         )
-      # A section of a run's configuration is not a Mapping by type.
-      config = registry.config_of(name, dict(random)).to_json()
+      config = registry.config_of(name, random).to_json()
       build = registry.builder(name, config)
       params = parameters.init_params(build, jax.random.key(seed))
       source = {'source': f'random, seed {seed}'}
