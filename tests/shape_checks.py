@@ -1,10 +1,11 @@
 """Checks of types and shapes in annotations; `tests/conftest.py` switches them on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from beartype import beartype
 from jaxtyping import install_import_hook
+from ml_collections import ConfigDict
 
 
 def install() -> None:
@@ -12,6 +13,8 @@ def install() -> None:
 
   Packages that were imported before are not checked.
   """
+  # Sections of a configuration are mappings in all but name.
+  Mapping.register(ConfigDict)
   packages = ['dicetalk_jax.models', 'dicetalk_jax.diffusion']
   install_import_hook(packages, 'tests.shape_checks.checked')
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import os
 import pathlib
+import shutil
 
 import filelock
 import pytest
@@ -21,6 +22,7 @@ def made_once(
   done = root / f'{name}.done'
   with filelock.FileLock(root / f'{name}.lock'):
     if not done.exists():
+      shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
       folder.mkdir()
       make(folder)
       done.touch()
