@@ -11,7 +11,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Resolved for Python 3.11, the oldest supported; the same versions install on 3.12.
 LOCK := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux --no-annotate $(LOCK_FLAGS)
 
-.PHONY: demo test test-slow docs verify lint types lock clean
+.PHONY: demo test test-slow docs verify lint lock clean
 
 demo: $(VENV)/.demo            ## data, training and video from nothing; under 20 minutes on two cores
 	$(PY) -m examples.demo --folder=$(DEMO) $(DEMO_FLAGS)
@@ -34,9 +34,6 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/codespell
-
-# Joins lint once it passes.
-types: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 lock: export UV_CUSTOM_COMPILE_COMMAND := make lock

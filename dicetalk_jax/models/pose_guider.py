@@ -53,7 +53,7 @@ class PoseGuider(nnx.Module):
       rngs=rngs,
     )
 
-  def __call__(self, mask: Float[Array, 'B F H W 3']) -> Float[Array, 'B F _ _ C0']:
+  def __call__(self, mask: Float[Array, '*B H W 3']) -> Float[Array, '*B _ _ C0']:
     """Computes features of the mask, which is in [0,1].
 
     Returns:
