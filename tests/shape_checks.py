@@ -3,9 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 from ml_collections import ConfigDict
+
+# An int may stand for a float, as for mypy.
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def install() -> None:
@@ -24,4 +27,4 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
   # Beartype understands Self only if it decorates the whole class.
   if Self in function.__annotations__.values():
     return function
-  return beartype(function)
+  return check(function)
