@@ -35,7 +35,7 @@ def two_sets(data):
   """The synthetic data set and another one."""
   (first,) = (path.parent for path in (data / 'synthetic').rglob('dataset_info.json'))
   second = prepare_synthetic(
-    data,
+    data / 'more',
     SyntheticConfig(size=32, train=1, val=1, test=0, seconds=0.6, clips=8, seed=1),
     workers=1,
   )
