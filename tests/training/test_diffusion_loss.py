@@ -15,6 +15,7 @@ from configs import diffusion
 from dicetalk_jax.diffusion import edm, guidance, sampler, schedule
 from dicetalk_jax.diffusion.condition_dropout import Dropped
 from dicetalk_jax.models import parameters, registry
+from dicetalk_jax.models.attention import KeyValue
 from dicetalk_jax.training.diffusion_loss import DiffusionLoss
 from tests import tiny
 
@@ -63,7 +64,7 @@ class Toy(nnx.Module):
   def context_kv(self, *contexts):
     return {
       'attn2': tuple(
-        None if x is None else (x @ w, jnp.tanh(x @ w))
+        None if x is None else KeyValue(x @ w, jnp.tanh(x @ w))
         for x, w in zip(contexts, self.key[...])
       )
     }
@@ -187,12 +188,12 @@ def test_denoising_loss_is_the_weighted_error_of_the_denoised_clip(sigma):
 
   loss.models = lambda params: plain.models(params) | {'unet': StandIn()}
   denoise = jax.jit(
-    lambda params: (
+    lambda params, data: (
       loss(params, data, jax.random.key(3), jnp.int32(0))[1]['denoise'],
       seen.pop(),
     )
   )
-  ours, (sample, timestep) = denoise(params)
+  ours, (sample, timestep) = denoise(params, data)
   np.testing.assert_allclose(timestep, np.log(sigma) / 4, rtol=1e-6)
   x, scaled = 0.5 * np.float64(data['latents']), np.float64(sample[..., :C])
   z = np.sqrt(1 + sigma**2) * scaled
@@ -362,15 +363,18 @@ class Exact:
     return (prior @ self.prior).reshape(-1, 2, D) + 5 * retrieval, None
 
   def null_tokens(self):
-    return self.nothing
+    return jnp.asarray(self.nothing)
 
   def context_kv(self, *contexts):  # the UNet
-    return {'attn2': tuple((x @ w, -2 * x @ w) for x, w in zip(contexts, self.key))}
+    pairs = [KeyValue(x @ w, -2 * x @ w) for x, w in zip(contexts, self.key)]
+    return {'attn2': tuple(pairs)}
 
 
-BRANCHES = Dropped(
-  np.array([True, False, False]), *[np.array([True, True, False])] * 2
-)  # what guidance leaves out
+def left_out():
+  """The conditions that the three branches of guidance leave out."""
+  nothing_alone = jnp.array([True, False, False])
+  all_but_the_last = jnp.array([True, True, False])
+  return Dropped(nothing_alone, all_but_the_last, all_but_the_last)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +389,7 @@ def test_guidance_branches_equal_dropped_forwards(exact, null_kv):
   emotion, by design.
   """
   loss, params, _ = make(emo_model__null_kv=null_kv, emotion__p_whole_bank=1.0)
-  one = {k: v[:1] for k, v in batch().items()}
+  one = {k: jnp.asarray(v[:1]) for k, v in batch().items()}
   if exact:
     loss, model = copy.copy(loss), Exact()
     loss.models = lambda params: {
@@ -394,9 +398,9 @@ def test_guidance_branches_equal_dropped_forwards(exact, null_kv):
       'pose_guider': model.pose_guider,
       'emo_model': model,
     }
-    one = {k: np.round(3 * v).astype(v.dtype) for k, v in one.items()}
+    one = {k: jnp.round(3 * v).astype(v.dtype) for k, v in one.items()}
   rows = {
-    k: np.repeat(v, guidance.BRANCHES, 0) for k, v in one.items()
+    k: jnp.repeat(v, guidance.BRANCHES, 0) for k, v in one.items()
   }  # one clip, a row per branch
   equal = (
     np.testing.assert_array_equal
@@ -419,12 +423,12 @@ def test_guidance_branches_equal_dropped_forwards(exact, null_kv):
     model = loss.models(params)
     spy = model['unet'] = Spy(model['unet'])
     emotion, _ = loss._emotion_tokens(
-      model['emo_model'], rows['mu'], BRANCHES, jax.random.key(0)
+      model['emo_model'], rows['mu'], left_out(), jax.random.key(0)
     )
     loss.denoise(
       model,
       rows,
-      BRANCHES,
+      left_out(),
       rows['latents'],
       jnp.full(3, 0.3),
       emotion,
@@ -468,8 +472,8 @@ def test_a_sampling_step_is_the_guided_sum_of_dropped_forwards():
     sigma_max=2.0,
     scaling_factor=0.5,
   )
-  one = {k: v[:1] for k, v in batch().items()}
-  rows = {k: np.repeat(v, guidance.BRANCHES, 0) for k, v in one.items()}
+  one = {k: jnp.asarray(v[:1]) for k, v in batch().items()}
+  rows = {k: jnp.repeat(v, guidance.BRANCHES, 0) for k, v in one.items()}
   noise = np.random.default_rng(9).normal(size=(1, F, H, H, C)).astype(np.float32)
   sigma, *_ = schedule.karras_sigmas(1, config.sigma_min, config.sigma_max)
   z = 0.5 * one['reference'][:, None] + sigma * noise
@@ -478,13 +482,13 @@ def test_a_sampling_step_is_the_guided_sum_of_dropped_forwards():
   def training(params):
     model = loss.models(params)
     emotion, _ = loss._emotion_tokens(
-      model['emo_model'], rows['mu'], BRANCHES, jax.random.key(0)
+      model['emo_model'], rows['mu'], left_out(), jax.random.key(0)
     )
     scaled = jnp.repeat(z * edm.c_in(sigma), guidance.BRANCHES, 0)
     return loss.denoise(
       model,
       rows,
-      BRANCHES,
+      left_out(),
       scaled,
       jnp.full(3, edm.c_noise(sigma)),
       emotion,
@@ -502,7 +506,7 @@ def test_a_sampling_step_is_the_guided_sum_of_dropped_forwards():
     jax.jit(loss.conditions)(params, one),
     jnp.array([F]),
   )
-  guided = v[0] + 1.5 * (v[1] - v[0]) + 2.5 * (v[2] - v[1])
+  guided = jnp.asarray(v[0] + 1.5 * (v[1] - v[0]) + 2.5 * (v[2] - v[1]))
   np.testing.assert_allclose(
     out[0], edm.denoised(z[0], guided, sigma), rtol=1e-5, atol=1e-5
   )
