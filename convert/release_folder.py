@@ -1,4 +1,4 @@
-"""What the conversions of DICE-Talk and Sonic share.
+"""Shared parts of the conversions of DICE-Talk and Sonic.
 
 Both read the files of a release, and the published folders that it builds on.
 """

@@ -1,4 +1,4 @@
-"""What the commands share: flags with help, and the console entry."""
+"""Shared parts of the commands: flags with help, and the console entry."""
 
 import argparse
 from collections.abc import Callable

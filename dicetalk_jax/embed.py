@@ -29,7 +29,7 @@ TOLERANCE = 0.1  # by which the lengths of speech and expressions may differ
 
 
 class Clip(NamedTuple):
-  """What an embedder may read of a clip; None for what is not given.
+  """The parts of a clip that an embedder may read; None for those not given.
 
   Attributes:
     seen: expression coefficients `[N, expr_dim]`, or face crops uint8 `[N, S, S, 3]`,

@@ -1,6 +1,6 @@
-"""What a person can get wrong.
+"""Errors that a user can cause.
 
-Each of these ends a command with one sentence and exit code 2.
+Each of them ends a command with one sentence and exit code 2.
 """
 
 from collections.abc import Iterator

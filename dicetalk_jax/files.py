@@ -115,7 +115,7 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _refusal(error: Exception) -> str | None:
-  """What the operating system said, if that is the reason.
+  """Returns what the operating system said, if that is the reason.
 
   Libraries wrap it in errors of their own.
   """

@@ -21,7 +21,7 @@ from dicetalk_jax.settings import INTERPOLATION, Settings
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-  """What one video is made from. Make it with `Job.check`.
+  """The checked inputs of one video. Make it with `Job.check`.
 
   Attributes:
     image: the portrait, uint8 RGB `[H0, W0, 3]`.

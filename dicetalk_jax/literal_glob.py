@@ -2,8 +2,8 @@
 
 `epath.Path(folder).glob(pattern)` joins the two and takes all of it for a pattern, so
 that below `runs/try [1]` it finds nothing. Orbax and TFDS search their folders with it
-and go on without what they miss: a checkpoint never gets its index, and cannot be read.
-Both make their paths themselves, so they cannot be given another kind of path.
+and continue without what they miss: a checkpoint never gets its index, and cannot be
+read. Both make their paths themselves, so they cannot be given another kind of path.
 Therefore the method is replaced in this process, for local paths alone.
 """
 

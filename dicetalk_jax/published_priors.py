@@ -79,7 +79,7 @@ def read(path: pathlib.Path) -> PriorFile:
 
 
 def _content(file: bytes) -> dict[str, Any]:
-  """What the file holds, by name; `mu` and `sigma` are arrays of numbers."""
+  """Reads the entries of the file by name; `mu` and `sigma` are arrays of numbers."""
   stream = io.BytesIO(file)
   version = np.lib.format.read_magic(stream)
   if version == (1, 0):

@@ -1,4 +1,4 @@
-"""What takes long to make and is only read: made once for all tests and workers."""
+"""Makes what takes long and is only read once, for all tests and workers."""
 
 from collections.abc import Callable
 import os

@@ -1,5 +1,7 @@
-"""What the code imports is declared: in `install_requires` where the library imports it
-at once, else there or in an extra.
+"""Every import is declared in setup.cfg.
+
+Imports at the top of a file of the library are in `install_requires`; the others are
+there or in an extra.
 """
 
 import ast

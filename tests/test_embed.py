@@ -60,7 +60,7 @@ def clip(tmp_path_factory):
 
 
 def save_model(folder, embedder):
-  """What embedding needs, and two emotions."""
+  """Writes a model folder with all that embedding needs, and two emotions."""
   for name, config in (('embedder', embedder), ('whisper', tiny.CONFIGS['whisper'])):
     params = parameters.numpy_params(
       parameters.abstract(registry.builder(name, config))[1]

@@ -239,7 +239,7 @@ def test_bad_files(inputs, tmp_path, monkeypatch, capsys, flag, make, name, sent
     (dict(emotion=None), '--emotion'),
     (dict(face_box=None), 'no face was found'),
     (dict(face_box='1,2,3'), 'four numbers'),
-    (dict(face_box='10,10,900,900'), 'within the picture'),
+    (dict(face_box='10,10,900,900'), 'within the image'),
     (dict(steps=0), 'at least one step'),
     (dict(steps='many'), '--steps'),
     (dict(stepz=5), '--stepz'),

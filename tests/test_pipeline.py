@@ -184,7 +184,7 @@ def test_interpolates(pipe, folder, video):
 
 
 def test_the_order_of_the_reference_implementation_agrees(pipe):
-  """What the pipeline leaves out changes nothing but the last bits.
+  """The work that the pipeline saves changes nothing but the last bits.
 
   The reference implementation guides the face in every frame, samples one window after
   the other, and decodes all padding frames.

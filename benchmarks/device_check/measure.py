@@ -1,4 +1,4 @@
-"""What the timed parts share: compiling, memory, and a check of the numbers."""
+"""Shared by the timed parts: compiling, memory, and a check of the numbers."""
 
 from typing import Any, NamedTuple
 

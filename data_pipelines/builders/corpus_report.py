@@ -18,7 +18,7 @@ from dicetalk_jax.data.clip_record import FPS
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What a preparation made and left out.
+  """The outcome of a preparation: clips made and files left out.
 
   Attributes:
     corpus: its name.

@@ -24,7 +24,7 @@ from dicetalk_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-  """What all clips of a preparation share; called with a clip, it prepares it."""
+  """Prepares one clip after another, with the settings that all of them share."""
 
   config: CorpusConfig
   tree: Tree
@@ -97,7 +97,7 @@ def prepare_clips(
   """Prepares clips in any order.
 
   A clip whose process dies (its decoder crashes, or memory runs out) is tried once more
-  alone, and then left out. The other clips go on.
+  alone, and then left out. The other clips continue.
 
   Args:
     worker: how to prepare a clip.

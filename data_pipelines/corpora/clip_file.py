@@ -1,4 +1,4 @@
-"""What a walker of a corpus yields: clips to be prepared, and files it leaves out.
+"""The output of a corpus walker: clips to be prepared, and files it leaves out.
 
 To add a corpus, write a module next to this one with `LAYOUT`, a description of its
 files for error messages, and

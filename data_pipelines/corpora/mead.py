@@ -44,7 +44,7 @@ _NUMBER = re.compile(r'(\d+)$')
 
 
 class Take(NamedTuple):
-  """What a path says of its clip; `view` is '' if it names none."""
+  """The labels of a clip as its path gives them; `view` is '' if there is none."""
 
   person: str
   emotion: str

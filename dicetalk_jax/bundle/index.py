@@ -233,5 +233,5 @@ def exists(path: epath.Path) -> bool:
 
 
 def first_line(error: Exception) -> str:
-  """What fits into a message of one sentence."""
+  """Returns the first line of an error, which fits into a sentence."""
   return str(error).partition('\n')[0]

@@ -151,7 +151,7 @@ def draw_noise(
 
 
 class Step(NamedTuple):
-  """What changes from step to step."""
+  """The values that change from step to step."""
 
   sigma: Float[Array, '']
   sigma_next: Float[Array, '']

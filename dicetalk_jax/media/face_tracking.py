@@ -36,7 +36,7 @@ class Track:
 
 
 class Detections(NamedTuple):
-  """What `tracks` is made from."""
+  """Faces and cuts of a video, the input of `tracks`."""
 
   boxes: list[Box | None]  # the largest face of each frame
   cuts: list[int]  # first frames of all shots but the first

@@ -25,7 +25,7 @@ def emotion_accuracy(
     log_probs: per clip, log probabilities per frame [N_i, emotions].
     emotions: per clip, the index of the requested emotion.
     levels: per clip, its intensity 1-3. Level 1 is meant to be subtle and is hard to
-      tell from neutral.
+      distinguish from neutral.
 
   Returns:
     'emo_acc' over all clips; with `levels` also 'emo_acc_level_<n>' and, as the

@@ -34,7 +34,7 @@ from dicetalk_jax.models.unet_blocks import (
 
 
 class Stage(NamedTuple):
-  """What tells the types of stages apart."""
+  """The properties in which types of stages differ."""
 
   has_transformers: bool
   epsilon: float  # of the norms of its resnets

@@ -22,7 +22,7 @@ MakeTransformer = Callable[[int], SpatioTemporalTransformer]
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-  """What a stage needs besides the features.
+  """The inputs of a stage besides the features.
 
   Attributes:
     temb: the time embedding.

@@ -173,7 +173,7 @@ def test_rows_are_on_the_disk_before_their_pairs(store, monkeypatch):
 
 
 def journal(folder, arrays, header=0, torn=b''):
-  """What versions before whole shards wrote: one file per run, which only grew.
+  """Writes as versions before whole shards did: one file per run, which only grew.
 
   A killed run left a header that counts no rows, rows without a pair, and a torn pair.
   """

@@ -1,6 +1,4 @@
-"""What parity tests share: goldens, layouts, errors, and gradients of a live PyTorch
-twin.
-"""
+"""Helpers of parity tests: goldens, layouts, errors, gradients of a PyTorch twin."""
 
 from collections.abc import Callable, Mapping
 import functools

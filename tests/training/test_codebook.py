@@ -63,7 +63,7 @@ def settings(restart=0, update='grad'):
 
 @functools.cache
 def compiled(**options):
-  """What follows an update, as one program."""
+  """Compiles `codebook.after_update` with the given settings."""
   return jax.jit(lambda *args: codebook.after_update(*args, settings(**options)))
 
 

@@ -167,8 +167,8 @@ def test_equation_15():
 
 @pytest.mark.parametrize('sigma', [0.01, 1.0, 100.0])
 def test_denoising_loss_is_the_weighted_error_of_the_denoised_clip(sigma):
-  """What the loss makes of a network F is EDM's error of D (equations 7 and 8, table
-  1), here in float64.
+  """The loss of a network F is EDM's error of D (equations 7 and 8, table 1), computed
+  here in float64.
   """
   plain, params, _ = make(noise__p_mean=float(np.log(sigma)), noise__p_std=0.0)
   loss, data, seen = copy.copy(plain), batch(), []
@@ -381,8 +381,9 @@ def left_out():
   'exact, null_kv', [(True, 'released'), (False, 'released'), (False, 'bank')]
 )
 def test_guidance_branches_equal_dropped_forwards(exact, null_kv):
-  """What the sampler's three branches see is what training sees with conditions
-  dropped: to the bit where arithmetic is exact; else both programs round products of
+  """The sampler's three branches see what training sees with conditions dropped.
+
+  To the bit where arithmetic is exact; else both programs round products of
   other shapes differently.
 
   Training attends to the whole bank here, as sampling does; what it looks up is another

@@ -234,7 +234,7 @@ def test_what_a_run_leaves_behind(runs):
 
 
 def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
-  """And tells what was good."""
+  """The log keeps the steps that were good."""
   writers = []
 
   def make_writer(folder):
@@ -253,12 +253,12 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
       assert checkpoints.steps == [4]
     assert (tmp_path / name / 'curves.png').exists() and writers[-1].flush.called
     assert not (tmp_path / name / 'model').exists()
-  told, each = losses(tmp_path / 'run'), losses(tmp_path / 'each')
-  assert list(told) == [4, 6] and list(each) == [1, 2, 3, 4, 5, 6]
-  assert told[6]['train/loss'] == pytest.approx(
+  logged, each = losses(tmp_path / 'run'), losses(tmp_path / 'each')
+  assert list(logged) == [4, 6] and list(each) == [1, 2, 3, 4, 5, 6]
+  assert logged[6]['train/loss'] == pytest.approx(
     (each[5]['train/loss'] + each[6]['train/loss']) / 2
   )
-  assert told[6]['train/lr'] == each[6]['train/lr']
+  assert logged[6]['train/lr'] == each[6]['train/lr']
 
 
 class FailingTask(toy.ToyTask):

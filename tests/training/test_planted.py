@@ -1,4 +1,4 @@
-"""Emotion planted in expressions, sound and pictures is learned: the embedder's
+"""Emotion planted in expressions, audio and images is learned: the embedder's
 prior, the denoiser, the classifier.
 """
 
@@ -94,7 +94,7 @@ def silent_pictures(seed):
 
 @functools.cache
 def train_embedder(clips, visual):
-  """Trains on some people; tells of others.
+  """Trains on some people, and embeds others.
 
   Returns:
     Clustering strength before and after; the emotion of each of their clips; mean and
@@ -154,9 +154,11 @@ def test_embedder_clusters_unseen_people_by_emotion(clips, visual):
 
 
 def test_diffusion_loss_and_classification_fall():
-  """The real UNet at its smallest: a picture's mean is its emotion, told by the prior
-  alone, as the trained embedder makes it of expressions and sound of people that it
-  never saw."""
+  """The real UNet at its smallest learns an emotion that only the prior reveals.
+
+  The mean of an image is its emotion. The prior is that of the trained embedder, from
+  expressions and audio of people that it never saw.
+  """
   _, planted, gaussians = train_embedder(clips, 'expression')
   config = diffusion.get_config('tiny')
   config.unet.update(tiny.CONFIGS['unet'] | dict(in_channels=4, out_channels=2))

@@ -1,4 +1,4 @@
-"""What a run tells: averages, the terminal's line, files, curves, and profiles."""
+"""The log of a run: means, the line in the terminal, files, curves, profiles."""
 
 import json
 import math
@@ -136,7 +136,7 @@ def test_pictures_and_videos_with_sound(tmp_path, capsys):
 
 
 def test_details_share_the_panel_of_their_metric(tmp_path):
-  """Width tells the number of panels."""
+  """The width shows the number of panels."""
   rows = [
     {
       'step': step,

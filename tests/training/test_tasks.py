@@ -1,4 +1,4 @@
-"""What a run of each task leaves, and what it refuses."""
+"""A run of each task: the files it leaves, and what it refuses."""
 
 import json
 
@@ -186,20 +186,20 @@ def test_gradients_reach_every_trained_component(trained, tmp_path):
 
 
 def test_the_loss_knows_evaluation_from_training(trained, tmp_path, monkeypatch):
-  told = []
+  modes = []
   monkeypatch.setattr(
     DiffusionLoss,
     '__call__',
     lambda self, *args, train=True: (
-      told.append(train) or (jnp.ones(()), {'denoise': jnp.ones(())})
+      modes.append(train) or (jnp.ones(()), {'denoise': jnp.ones(())})
     ),
   )
   monkeypatch.setattr(DiffusionTask, '_samples', lambda self, params: {})
   task = micro.diffusion_task(trained, micro.config_of('diffusion'), tmp_path)
   task.evaluate({})
-  assert set(told) == {False}
+  assert set(modes) == {False}
   task.loss({}, {}, jax.random.key(0), 0)
-  assert told[-1] is True
+  assert modes[-1] is True
 
 
 def test_parts_that_do_not_fit_are_refused(trained, tmp_path):
