@@ -4,12 +4,14 @@
     image, wave = load_image('face.jpg'), load_audio('speech.wav')
     frames, fps = pipe.generate(image, wave, emotion='happy')
 
-The way of a request, each arrow one call: a `Job` -> `Conditions` -> latents -> frames.
-Each stage is one compiled function of fixed shape; clip lengths are rounded up to
-buckets, so that clip after clip compiles nothing new. Frames come at the model's own
-rate, 12.5 per second as published, or, where the model folder has a `flownet`, at twice
-that. A folder of Sonic, DICE-Talk's predecessor, is used the same way, but without an
-emotion.
+A request passes through four stages, one call each: `job` -> `conditions` -> `sample`
+-> `decode`.
+
+The stages after `job` run compiled functions of fixed shapes; clip lengths are rounded
+up to buckets, so that clip after clip compiles nothing new. Frames come at the model's
+own rate, 12.5 per second as published, or, where the model folder has a `flownet`, at
+twice that. A folder of Sonic, DICE-Talk's predecessor, is used the same way, but
+without an emotion.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,9 +35,9 @@ from dicetalk_jax.models import parameters, registry
 from dicetalk_jax.progress import Progress, silent
 from dicetalk_jax.settings import INTERPOLATION, Settings
 
-# Kept and computed in the compute type. The others stay in float32, but for the
-# decoder, which has parameters in float32 and computes in the compute type.
-HALVED = ('unet', 'image_encoder', 'pose_guider')
+# Components whose parameters are cast to `dtype`. All others keep float32 parameters;
+# of them only the decoder computes in `dtype`.
+IN_COMPUTE_DTYPE = ('unet', 'image_encoder', 'pose_guider')
 
 
 class Pipeline:
@@ -117,7 +119,7 @@ class Pipeline:
     networks = {}
     for done, name in enumerate(names):
       progress('loading', done, len(names))
-      types = {'dtype': dtype, 'param_dtype': dtype} if name in HALVED else {}
+      types = {'dtype': dtype, 'param_dtype': dtype} if name in IN_COMPUTE_DTYPE else {}
       networks[name] = Component.load(folder, name, mesh, **types)
     progress('loading', len(names), len(names))
     return cls(folder, networks, settings, mesh, dtype)
@@ -170,8 +172,9 @@ class Pipeline:
       keys = jax.random.key(job.seed)[None]
       latents = self.sample(conditions, [length], keys, progress)
     else:
-      unused = conditions.audio_tokens.shape[1] - length
-      noise = np.pad(np.float32(job.noise), ((0, unused), (0, 0), (0, 0), (0, 0)))
+      bucket_padding = conditions.audio_tokens.shape[1] - length
+      padding = ((0, bucket_padding), (0, 0), (0, 0), (0, 0))
+      noise = np.pad(np.float32(job.noise), padding)
       latents = self.denoise(noise[None], conditions, [length], progress)
     frames = self.decode(latents[0], length, progress, interpolate=job.interpolate)
     return frames, self.settings.fps * (2 if job.interpolate else 1)
@@ -216,13 +219,15 @@ class Pipeline:
       # Committed to its place, like the result of a step: one program for the first
       # step and the others.
       x = jax.device_put(noise, self._place)
-      frames = jnp.asarray(lengths)
+      clip_lengths = jnp.asarray(lengths)
       steps = self.settings.sampler.steps_run
       progress('sampling', 0, steps)
       if progress is silent:  # one call instead of many, of the same program
-        return jax.block_until_ready(self._sample(x, conditions, frames, 0, steps))
+        return jax.block_until_ready(
+          self._sample(x, conditions, clip_lengths, 0, steps)
+        )
       for step in range(steps):
-        x = self._sample(x, conditions, frames, step, step + 1)
+        x = self._sample(x, conditions, clip_lengths, step, step + 1)
         jax.block_until_ready(x)
         progress('sampling', step + 1, steps)
       return x

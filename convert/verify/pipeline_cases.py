@@ -191,7 +191,7 @@ PARTS = {
 }
 # Computed in the dtype of the golden, as by `Pipeline.load`; `Pipeline` itself chooses
 # the dtype of the decoder.
-HALVED = ('unet', 'image_encoder', 'pose_guider')
+IN_GOLDEN_DTYPE = ('unet', 'image_encoder', 'pose_guider')
 
 
 def _parts(golden: Golden) -> dict[str, Module]:
@@ -215,7 +215,7 @@ def _parts(golden: Golden) -> dict[str, Module]:
       name,
       config,
       functools.partial(params_of, path),
-      golden.dtype if name in HALVED else None,
+      golden.dtype if name in IN_GOLDEN_DTYPE else None,
     )
   return modules
 

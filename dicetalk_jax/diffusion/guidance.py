@@ -1,8 +1,10 @@
-"""Classifier-free guidance over three branches: nothing, appearance, and appearance
-with audio and emotion.
+"""Classifier-free guidance over three branches: nothing, the image, and the image with
+audio and emotion.
 
-The branches are an axis of length 3 that the network sees as part of its batch. The
-face mask, pose guider features and time ids reach every branch.
+The branches are an axis of length 3 that the network sees as part of its batch. "Image"
+stands for the two conditions that come from the portrait's pixels: reference latents
+and CLIP token. The face mask, pose guider features and time ids (frame rate, amounts of
+motion) reach every branch.
 """
 
 import jax.numpy as jnp
@@ -11,9 +13,9 @@ import numpy as np
 
 BRANCHES = 3
 # Which branches see the reference latents and the CLIP token.
-HAS_APPEARANCE = np.array([0, 1, 1])
+HAS_IMAGE = np.array([0, 1, 1])
 # Which branches see audio and emotion; the others get the unconditional tokens.
-HAS_MOTION = np.array([0, 0, 1])
+HAS_AUDIO_EMOTION = np.array([0, 0, 1])
 
 
 def combine(
@@ -22,16 +24,17 @@ def combine(
   g_condition: Float[Array, ''] | np.float32 | float,
   axis: int = 0,
 ) -> Float[Array, '...']:
-  """Computes `v_u + g_image (v_m - v_u) + g_condition (v_c - v_m)`.
+  """Computes `none + g_image (image - none) + g_condition (full - image)`.
 
   Args:
-    v: the network's output for nothing (u), appearance (m) and all conditions (c).
-    g_image: guidance weight of appearance.
+    v: the network's output of the three branches: with none of these conditions, with
+      the image only, and with image, audio and emotion (full).
+    g_image: guidance weight of the image.
     g_condition: guidance weight of audio with emotion.
     axis: the axis of the branches; it disappears.
   """
-  u, m, c = jnp.moveaxis(v, axis, 0)
-  guided: Array = u + g_image * (m - u) + g_condition * (c - m)
+  none, image, full = jnp.moveaxis(v, axis, 0)
+  guided: Array = none + g_image * (image - none) + g_condition * (full - image)
   return guided
 
 

@@ -7,8 +7,8 @@ are in `edm` (preconditioning), `guidance`, `schedule` (noise levels, Euler step
 Clip lengths are data: a batch is padded to a common number of audio frames (its
 bucket), each clip carries its own length, and other lengths in the same bucket compile
 nothing. Source: the sampling pipeline of the reference implementation, without its
-redundant work (keys and values of the conditions are projected once, instead of once
-per step, window and pixel).
+redundant work (keys and values of the conditions are projected once per call, instead
+of once per step, window and pixel).
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ class SamplerConfig(parameters.ModelConfig):
     shift: how far the windows move from one step to the next.
     padding: append `frames` padding frames to every clip, and shift modulo `frames`.
       Sonic does neither: its windows wrap from the end of a clip to its start.
-    g_image, g_condition: guidance weights of appearance, and of audio with emotion; a
+    g_image, g_condition: guidance weights of the image, and of audio with emotion; a
       pair changes linearly from the first step to the last.
     strength: 1 runs all steps; less starts from the portrait with less noise and runs
       the last `num_steps * strength`.
@@ -132,8 +132,8 @@ class Conditions:
 
 def draw_noise(
   keys: Key[Array, ' B'], conditions: Conditions, padding: int
-) -> Float[Array, 'B frames h w C']:
-  """Draws the start noise, float32, from one key per clip.
+) -> Float[Array, 'B T h w C']:
+  """Draws the start noise, float32, from one key per clip; T = N + `padding`.
 
   Each frame folds its number into its clip's key, so neither the bucket nor the rest of
   the batch matters.
@@ -208,31 +208,32 @@ def make_sampler(
   Returns:
     Jitted `sample(params, x, conditions, lengths, first=0, last=steps_run) -> latents`:
     * params: the network's flat parameters.
-    * x: standard normal noise `[B, N + padding_frames, h, w, C]`, see `draw_noise`.
+    * x: standard normal noise `[B, T, h, w, C]`, see `draw_noise`. T = N +
+      padding_frames, where N counts the audio frames of `conditions`.
     * conditions: see `Conditions`.
     * lengths: int `[B]`, frames of each clip, at most N.
     * latents: float32 like x, still scaled; a clip's own frames come first, then its
       padding frames, which the last decoded frames need; the rest is zero.
     * first, last: the steps to run. They are data: a caller who shows progress runs one
       step at a time, passing the result back as x, with the same program and the same
-      result.
+      result. Each call projects the conditions again.
   """
   plan = make_plan(config)
 
-  # Latents leave laid out as they came, on every device, so that they can be passed in
-  # again for the next step.
+  # Return latents replicated, as they came in, so the next call reuses the program.
   replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
   @functools.partial(jax.jit, out_shardings=replicated)
   def sample(
     params: parameters.Params,
-    x: Float[Array, 'B N h w C'],
+    x: Float[Array, 'B T h w C'],
     conditions: Conditions,
     lengths: Int[Array, ' B'],
     first: Int[ArrayLike, ''] = 0,
     last: Int[ArrayLike, ''] = config.steps_run,
-  ) -> Float[Array, 'B N h w C']:
-    # 1. Project the conditions to keys and values, once for all steps and windows.
+  ) -> Float[Array, 'B T h w C']:
+    # 1. Project the conditions to keys and values, once per call, for all its steps and
+    # windows.
     unet = parameters.merge(graphdef, params)
     tables = context_tables(unet, conditions)
 
@@ -250,7 +251,7 @@ def make_sampler(
 
     # 4. Denoise, from noise level to noise level.
     def denoise(i: Array, latents: Array) -> Array:
-      """Takes step i: all windows step by themselves, and are averaged."""
+      """Steps each window independently, then averages overlaps."""
       now = plan.step(i)
 
       def add_windows(n: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -314,8 +315,8 @@ def guided_output(
 
   # 1. Put three branches side by side: noisy latents, then reference latents.
   scaled = (z * edm.c_in(now.sigma))[:, :, None]
-  has_appearance = guidance.HAS_APPEARANCE[:, None, None, None, None]
-  reference = conditions.reference_latents[:, None, None, None] * has_appearance
+  has_image = guidance.HAS_IMAGE[:, None, None, None, None]
+  reference = conditions.reference_latents[:, None, None, None] * has_image
   noisy = jnp.broadcast_to(scaled, branches)
   sample = jnp.concatenate([noisy, jnp.broadcast_to(reference, branches)], axis=-1)
   sample = _spread(_rows(sample), mesh)
@@ -387,10 +388,10 @@ def gather_contexts(
   """
   batch, count, _ = index.shape
   is_padding = (index >= lengths[:, None, None])[:, :, None]  # [B, W, 1, F]
-  has_no_motion = guidance.HAS_MOTION[:, None] == 0
-  silent = is_padding | has_no_motion  # [B, W, branch, F]
+  has_no_audio_emotion = guidance.HAS_AUDIO_EMOTION[:, None] == 0
+  unconditional = is_padding | has_no_audio_emotion  # [B, W, branch, F]
   image_variant = jnp.broadcast_to(
-    guidance.HAS_APPEARANCE[:, None], (batch, count, guidance.BRANCHES, 1)
+    guidance.HAS_IMAGE[:, None], (batch, count, guidance.BRANCHES, 1)
   )
 
   def pick(table: Array, variant: Array) -> Array:
@@ -398,8 +399,8 @@ def gather_contexts(
 
   def gather_layer(contexts: Sequence[KeyValue]) -> tuple[KeyValue, ...]:
     silence = contexts[1].key.shape[1] - 1
-    audio_variant = jnp.where(silent, silence, index[:, :, None])
-    emotion_variant = jnp.where(silent, 0, 1)
+    audio_variant = jnp.where(unconditional, silence, index[:, :, None])
+    emotion_variant = jnp.where(unconditional, 0, 1)
     variants = (image_variant, audio_variant, emotion_variant)
     return tuple(
       KeyValue(pick(context.key, variant), pick(context.value, variant))
@@ -422,7 +423,9 @@ def _time_ids(ids: Array, index: Int[Array, 'B W F']) -> Float[Array, 'rows 3']:
 def _windows_per_call(
   config: SamplerConfig, batch: int, total: int, mesh: Mesh | None
 ) -> int:
-  """As configured, rounded up until the rows divide over the devices."""
+  """Windows per call: `config.windows_per_call`, or all, rounded up so that windows x
+  clips x branches divide over the devices.
+  """
   devices = 1 if mesh is None else parallel.batch_devices(mesh)
   count = windows.count(total, config.frames, config.overlap)
   if config.windows_per_call is not None:

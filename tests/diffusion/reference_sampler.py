@@ -145,7 +145,7 @@ def clip_of_batch(conditions: Conditions, b: int) -> Conditions:
 def branch_contexts(clip: Conditions, length: int, total: int) -> list[jax.Array]:
   """The context tokens `[3,total,K,D]` of a clip and its padding frames.
 
-  Branches: nothing, appearance, appearance with audio and emotion.
+  Branches: nothing, the image, the image with audio and emotion.
   """
 
   def every_frame(tokens: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from dicetalk_jax import component, parallel
 from dicetalk_jax.diffusion import sampler
 from dicetalk_jax.diffusion.face_mask import mask_pyramid
 from dicetalk_jax.models import parameters, registry, target
-from dicetalk_jax.pipeline import HALVED, Pipeline
+from dicetalk_jax.pipeline import IN_COMPUTE_DTYPE, Pipeline
 from dicetalk_jax.settings import INTERPOLATION, KINDS, Settings
 from dicetalk_jax.training.autoencoder import AutoencoderTask
 from dicetalk_jax.training.embedder import EmbedderTask
@@ -113,7 +113,10 @@ def pipeline(kind: str, mesh: jax.sharding.Mesh | None) -> Pipeline:
   configs = {'unet': {'adapters': 1}} if kind == 'sonic' else {}
   networks = {
     name: _network(
-      name, configs.get(name, {}), mesh, jnp.bfloat16 if name in HALVED else None
+      name,
+      configs.get(name, {}),
+      mesh,
+      jnp.bfloat16 if name in IN_COMPUTE_DTYPE else None,
     )
     for name in (*KINDS[kind], INTERPOLATION)
   }

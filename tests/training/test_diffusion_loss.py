@@ -447,9 +447,7 @@ def test_guidance_branches_equal_dropped_forwards(exact, null_kv):
   for pair, expected in zip(kv['attn2'], gathered['attn2'], strict=True):
     for x, y in zip(pair, expected):
       equal(np.broadcast_to(x, y.shape), y)
-  reference = (
-    np.asarray(c.reference_latents) * guidance.HAS_APPEARANCE[:, None, None, None]
-  )
+  reference = np.asarray(c.reference_latents) * guidance.HAS_IMAGE[:, None, None, None]
   equal(sample[:, 0, ..., C:], reference)
   equal(ids, np.repeat(c.added_time_ids, 3, 0))
   equal(spatial[:, 0], np.repeat(c.spatial, 3, 0))
