@@ -30,7 +30,7 @@ def training(task: str) -> ml_collections.ConfigDict:
   config.mesh = dict(
     data=1,  # copies of the parameters
     fsdp=-1,  # devices that share a copy
-    sequence=1,  # devices that share the frames of a batch row
+    sequence=1,  # devices that split the image height of every frame
   )
   config.multihost = False  # True on pods and clusters: jax.distributed.initialize()
   config.dtype = 'bfloat16'  # of the computation; parameters stay float32

@@ -121,8 +121,8 @@ def make_mesh(
     data: copies of the parameters; each sees other rows of the batch.
     fsdp: devices that share one copy of the parameters; each sees other rows of the
       batch.
-    sequence: devices that share the frames of the same rows (`split_pictures`), and
-      the copy of the parameters.
+    sequence: devices that split the image height of every frame (`split_pictures`),
+      and share the copy of the parameters.
     devices: default all devices of all processes.
 
   One of the sizes may be -1: all devices that the others leave.
@@ -297,7 +297,7 @@ def split_pictures(x: jax.Array) -> jax.Array:
     return x
   if x.shape[2] % parts:
     raise MeshError(
-      f'sequence={parts} devices cannot share frames of {x.shape[2]} rows; choose a '
+      f'sequence={parts} devices cannot split frames of {x.shape[2]} rows; choose a '
       'divisor of that'
     )
   return lax.with_sharding_constraint(x, P(BATCH_AXES, None, 'sequence'))

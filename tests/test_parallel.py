@@ -100,7 +100,7 @@ def test_check_batch_counts_micro_batches(mesh):
     parallel.check_batch(16, mesh, accum=4)
 
 
-def test_frames_are_split_between_devices_of_a_sequence():
+def test_image_rows_are_split_between_devices_of_a_sequence():
   mesh = parallel.make_mesh(fsdp=2, sequence=4)
   video = np.random.default_rng(0).normal(size=(2, 3, 8, 6, 4)).astype(np.float32)
   with jax.set_mesh(mesh):

@@ -18,18 +18,21 @@ from dicetalk_jax.models.target import Target, current
 # processed in chunks.
 LOGITS_LIMIT = 2**29
 
-# Fused; all logits in memory; bounded memory.
-Kernel = Literal['cudnn', 'xla', 'chunked']
+Kernel = Literal[
+  'cudnn',  # fused: logits are never stored
+  'xla',  # all logits in memory
+  'chunked',  # the logits of some queries at a time: bounded memory
+]
 
 
 class KeyValue(NamedTuple):
-  """Keys and values of one context; F is 1 if all frames share it."""
+  """Keys and values of the S tokens of a context; F is 1 if all frames share it."""
 
   key: Float[Array, 'B F S C']
   value: Float[Array, 'B F S C']
 
 
-def choose(
+def choose_kernel(
   target: Target,
   dtype: DTypeLike,
   t: int,
@@ -37,7 +40,7 @@ def choose(
   d: int,
   *,
   logits: int,
-  whole: bool,
+  rows_local: bool,
   training: bool,
 ) -> Kernel:
   """Chooses the kernel for attention of `t` queries to `s` keys of `d` channels.
@@ -49,12 +52,12 @@ def choose(
     s: number of keys.
     d: channels of a head.
     logits: bytes of all float32 logits on one device.
-    whole: whether each device can have rows of its own, with all their tokens.
+    rows_local: each device holds whole rows, with all their tokens.
     training: whether there will be a gradient.
   """
   ampere = target.platform == 'cuda' and target.capability >= 8
   half_precision = dtype in (jnp.bfloat16, jnp.float16)
-  fits = d % 8 == 0 and d <= 128 and whole
+  fits = d % 8 == 0 and d <= 128 and rows_local
   # JAX refuses the gradient of cuDNN's attention if a length is odd.
   differentiable = t % 2 == 0 and s % 2 == 0
   if ampere and half_precision and fits and (differentiable or not training):
@@ -75,27 +78,27 @@ def attend(
     q: queries.
     k: keys.
     v: values.
-    implementation: 'auto' uses the kernel that `choose` returns; the name of a kernel
-      forces it. 'cudnn' raises where it cannot run.
+    implementation: 'auto' uses the kernel that `choose_kernel` returns; the name of a
+      kernel forces it. 'cudnn' raises where it cannot run.
   """
   if implementation != 'auto':
     return _attend_with(implementation, q, k, v)
   rows, t, _, d = q.shape
-  kernel = functools.partial(
-    choose,
+  choose = functools.partial(
+    choose_kernel,
     current(),
     q.dtype,
     t,
     k.shape[1],
     d,
     logits=t * _bytes_per_query(q, k),
-    whole=rows % _device_count() == 0 and not _frames_are_split(),
+    rows_local=rows % _device_count() == 0 and not _image_rows_are_split(),
   )
-  inference = kernel(training=False)
-  training = kernel(training=True)
-  if inference == training:
-    return _attend_with(inference, q, k, v)
-  return _attend_by_use(inference, training, q, k, v)
+  inference_kernel = choose(training=False)
+  training_kernel = choose(training=True)
+  if inference_kernel == training_kernel:
+    return _attend_with(inference_kernel, q, k, v)
+  return _attend_with_own_training_kernel(inference_kernel, training_kernel, q, k, v)
 
 
 def _shared_axes() -> dict[str, int]:
@@ -114,8 +117,8 @@ def _device_count() -> int:
   return math.prod(_shared_axes().values())
 
 
-def _frames_are_split() -> bool:
-  """Whether devices share the rows of each image, and so the tokens of each frame."""
+def _image_rows_are_split() -> bool:
+  """Whether devices split the height of every image, and so the tokens of a frame."""
   devices: int = jax.sharding.get_abstract_mesh().shape.get('sequence', 1)
   return devices > 1
 
@@ -139,30 +142,33 @@ def _attend_with(kernel: Kernel, q: Array, k: Array, v: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend_by_use(
-  inference: Kernel, training: Kernel, q: Array, k: Array, v: Array
+def _attend_with_own_training_kernel(
+  inference_kernel: Kernel, training_kernel: Kernel, q: Array, k: Array, v: Array
 ) -> Array:
   """Runs one kernel without a gradient, and another one if there is a gradient."""
-  return _attend_with(inference, q, k, v)
+  return _attend_with(inference_kernel, q, k, v)
 
 
 # The function that maps the gradient of the output to those of q, k and v.
 _Pullback = Callable[[Array], tuple[Array, Array, Array]]
 
 
-def _attend_by_use_forward(
-  inference: Kernel, training: Kernel, q: Array, k: Array, v: Array
+def _training_forward(
+  inference_kernel: Kernel, training_kernel: Kernel, q: Array, k: Array, v: Array
 ) -> tuple[Array, _Pullback]:
-  return jax.vjp(functools.partial(_attend_with, training), q, k, v)
+  return jax.vjp(functools.partial(_attend_with, training_kernel), q, k, v)
 
 
-def _attend_by_use_backward(
-  inference: Kernel, training: Kernel, pullback: _Pullback, gradient: Array
+def _training_backward(
+  inference_kernel: Kernel,
+  training_kernel: Kernel,
+  pullback: _Pullback,
+  gradient: Array,
 ) -> tuple[Array, Array, Array]:
   return pullback(gradient)
 
 
-_attend_by_use.defvjp(_attend_by_use_forward, _attend_by_use_backward)
+_attend_with_own_training_kernel.defvjp(_training_forward, _training_backward)
 
 
 def _attend_in_chunks(q: Array, k: Array, v: Array, *, chunk: int) -> Array:
@@ -240,7 +246,9 @@ class CrossAttention(nnx.Module):
 
   All share their queries:
   u = SDPA(q, K_image, V_image) + sum_i M SDPA(q, K_i, V_i); output to_out(u). Adapter 0
-  is audio, adapter 1 is emotion (paper section 3.4; the scheme is IP-Adapter's).
+  is audio, adapter 1 is emotion (paper section 3.4; the scheme is IP-Adapter's). SDPA
+  is scaled dot-product attention (`attend`). M = `mask`; adapter scales are applied to
+  the values by the UNet.
 
   Keys and values come from `context_kv`. They depend neither on the noise nor on the
   pixel, so they are computed once per clip.
@@ -270,11 +278,11 @@ class CrossAttention(nnx.Module):
     """Projects context tokens to keys and values.
 
     Args:
-      contexts: the image's tokens, then those of each adapter, `[B,F',T,D]`. None turns
+      contexts: the image's tokens, then those of each adapter, `[B,F',S,D]`. None turns
         an adapter off.
 
     Returns:
-      Keys and values `[B,F',T,C]` of each context; None where the context is None.
+      Keys and values `[B,F',S,C]` of each context; None where the context is None.
     """
     projections = [
       (self.to_k, self.to_v),
@@ -328,7 +336,7 @@ class CrossAttention(nnx.Module):
     b, frames, _, c = context.key.shape
     # Joining frames and tokens would gather tokens that devices share, unless the
     # tokens come first.
-    tokens_first = frames == 1 and _frames_are_split()
+    tokens_first = frames == 1 and _image_rows_are_split()
     if tokens_first:
       q = q.swapaxes(1, 2)
 

@@ -271,7 +271,7 @@ class UNet(nnx.Module):
   ) -> dict[str, tuple[KeyValue | None, ...]]:
     """Computes keys and values of all cross-attentions.
 
-    Call it once per clip, not per step or window. Contexts are `[B,F',T,D]`: F' is the
+    Call it once per clip, not per step or window. Contexts are `[B,F',S,D]`: F' is the
     number of frames, or 1 if all frames share the context, for each context by itself.
 
     Args:
@@ -280,7 +280,7 @@ class UNet(nnx.Module):
       emotion: tokens of adapter 1, or None.
 
     Returns:
-      Name of each attn2 -> keys and values `[B,F',T,C]` of each context; None where a
+      Name of each attn2 -> keys and values `[B,F',S,C]` of each context; None where a
       context is None.
 
     Raises:

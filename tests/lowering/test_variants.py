@@ -204,7 +204,7 @@ def test_canary_a_kernel_without_gradient_is_noticed(monkeypatch):
   """The fault that stopped training on NVIDIA GPUs: if this lowers, the tests are
   blind.
   """
-  monkeypatch.setattr(attention, 'choose', lambda *args, **kwargs: 'cudnn')
+  monkeypatch.setattr(attention, 'choose_kernel', lambda *args, **kwargs: 'cudnn')
   for remat in ('none', 'block'):
     refused = pytest.raises(NotImplementedError, match='sequence length Q 5')
     # Another capability, so that no good trace is taken, and no bad one is left.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dicetalk_jax.models import attention
-from dicetalk_jax.models.attention import attend, choose
+from dicetalk_jax.models.attention import attend, choose_kernel
 from dicetalk_jax.models.target import Target, compiling_for
 from tests import cudnn
 
@@ -22,10 +22,10 @@ ROWS = P(('data', 'fsdp'))
 def chosen(**changes):
   """(inference, training) for half precision, even lengths and small logits."""
   given = dict(
-    target=CUDA, dtype=jnp.bfloat16, t=4096, s=32, d=64, logits=1000, whole=True
+    target=CUDA, dtype=jnp.bfloat16, t=4096, s=32, d=64, logits=1000, rows_local=True
   )
   given |= changes
-  return tuple(choose(**given, training=training) for training in (False, True))
+  return tuple(choose_kernel(**given, training=training) for training in (False, True))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def chosen(**changes):
     ({'t': 4096, 's': 257}, ('cudnn', 'xla')),
     ({'t': 2, 's': 2}, ('cudnn', 'cudnn')),
     # Layout.
-    ({'whole': False}, ('xla', 'xla')),
+    ({'rows_local': False}, ('xla', 'xla')),
     # Memory.
     ({'logits': attention.LOGITS_LIMIT}, ('cudnn', 'cudnn')),
     ({'target': Target('tpu'), 'logits': attention.LOGITS_LIMIT}, ('xla', 'xla')),
@@ -128,7 +128,7 @@ def test_without_a_gradient_every_length_is_fused(monkeypatch, t, s):
 
 
 def test_what_jax_refuses_is_still_refused(monkeypatch):
-  """Should this fail, `choose` may take cuDNN where lengths are odd."""
+  """Should this fail, `choose_kernel` may take cuDNN where lengths are odd."""
   cudnn.detect(monkeypatch)
   forced = functools.partial(attend, implementation='cudnn')
   with pytest.raises(NotImplementedError, match='Unsupported sequence length Q 25'):
@@ -180,7 +180,9 @@ def test_the_kernel_depends_on_whether_there_is_a_gradient(
 ):
   monkeypatch.setattr(attention, 'LOGITS_LIMIT', 4 * 4 * 3 * 2 * 21)  # four queries
   qkv = draw(3, 37, 21, dtype=jnp.float32)
-  run = functools.partial(attention._attend_by_use, inference, training)
+  run = functools.partial(
+    attention._attend_with_own_training_kernel, inference, training
+  )
   got = jax.jit(functools.partial(value_and_grads, run))(*qkv)
   for x, y in zip(got, plain_value_and_grads(*qkv), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
