@@ -36,7 +36,7 @@ from dicetalk_jax.training import (
   init_from,
   metric_means,
 )
-from dicetalk_jax.training.diffusion_loss import FPS, DiffusionLoss
+from dicetalk_jax.training.diffusion_loss import MODEL_FPS, DiffusionLoss
 from dicetalk_jax.training.run_log import Picture
 from dicetalk_jax.training.state import TrainState, partition
 from dicetalk_jax.training.task import Task
@@ -372,7 +372,7 @@ class DiffusionTask(Task):
       sample = self._pixels(samples[i])
       pictures[f'sample_{i}'] = Video(
         contact_sheet.side_by_side([truth, sample], [caption, 'sample']),
-        FPS,
+        MODEL_FPS,
         clip_record.decode_audio(record),
       )
       sheet += [(caption, truth[shown]), ('sample', sample[shown])]

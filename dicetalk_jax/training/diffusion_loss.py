@@ -19,7 +19,9 @@ from dicetalk_jax.models.emotion import VQ
 from dicetalk_jax.models.parameters import Params
 from dicetalk_jax.training import metric_means
 
-FPS = 12.5
+# Frames per second that the time ids state, as released. That is `clip_record.FPS` over
+# the default `config.data.step` of 2; another step does not change it.
+MODEL_FPS = 12.5
 
 # Logarithm of the strength of noise on reference latents, as common in training SVD.
 REF_NOISE_MEAN = -3.0
@@ -44,7 +46,7 @@ class FaceConditions(NamedTuple):
 
 
 class Keys(NamedTuple):
-  """Keys of everything random in the loss; None leaves nothing to chance."""
+  """Random keys; None makes that choice deterministic."""
 
   sigma: jax.Array
   noise: jax.Array
@@ -94,8 +96,8 @@ class DiffusionLoss:
       batch: of `data.diffusion_loader`.
       key: of noise levels, noise, priors, and of the choices that only training makes.
       step: updates made so far.
-      train: if False, the network is judged as it is: no dropout in the classifier, and
-        the bank is not chosen by chance.
+      train: False turns off classifier dropout and always uses the whole bank if
+        `p_whole_bank` > 0.
 
     Returns:
       The loss, and its parts to log; see `Task.loss`.
@@ -109,13 +111,15 @@ class DiffusionLoss:
     # 1. Add noise to the latents
     x = batch['latents'] * self.scaling_factor
     sigma = self._draw_sigma(keys.sigma, len(x))
-    level = sigma[:, None, None, None, None]
+    broadcast_sigma = sigma[:, None, None, None, None]
     noise = jax.random.normal(keys.noise, x.shape)
-    z = x + level * noise
+    z = x + broadcast_sigma * noise
 
     # 2. Prepare the conditions; some are dropped, the face never
     dropped = condition_dropout(batch['drop'], config.drop)
     if config.noise.ref_aug == 'lognormal':
+      # `keys.noise` has drawn the noise already. Folding a number into it gives another
+      # key, and leaves all other draws the same with and without `ref_aug`.
       reference_key = jax.random.fold_in(keys.noise, 1)
       reference = self._disturbed(batch['reference'], reference_key)
       batch = {**batch, 'reference': reference}
@@ -128,43 +132,44 @@ class DiffusionLoss:
     face = self.face_conditions(model, batch, (height, width))
 
     # 3. Denoise
-    scaled = z * edm.c_in(level)
+    scaled = z * edm.c_in(broadcast_sigma)
     timestep = edm.c_noise(sigma)
-    v, mid = self.denoise(model, batch, dropped, scaled, timestep, emotion, face)
+    v, mid = self.predict(model, batch, dropped, scaled, timestep, emotion, face)
 
     # 4. The error of denoising
-    error = jnp.square(v.astype(jnp.float32) - edm.v_target(x, noise, level))
+    target = edm.v_target(x, noise, broadcast_sigma)
+    error = jnp.square(v.astype(jnp.float32) - target)
     if config.loss.face_weight or config.loss.mouth_weight:
       face_mask = face.masks[0].reshape(-1, height, width)
       error = error * self._weight(batch['mask'], face_mask)
-    denoise = jnp.mean(error)
-    of_clips = jnp.mean(error, axis=(1, 2, 3, 4))
+    denoise_loss = jnp.mean(error)
+    denoise_per_clip = jnp.mean(error, axis=(1, 2, 3, 4))
     parts = {
-      'denoise': denoise,
-      **metric_means.split_by_sigma('denoise', of_clips, sigma),
+      'denoise': denoise_loss,
+      **metric_means.split_by_sigma('denoise', denoise_per_clip, sigma),
     }
     if vq is None:
-      return denoise, parts
+      return denoise_loss, parts
 
     # 5. Emotion discrimination
     label = batch['emotion_class']
     logits = self._logits(model['emo_model'], mid, keys.classifier)
-    classify, accuracy = emotion_discrimination(logits, label, dropped.emotion)
+    cls_loss, accuracy = emotion_discrimination(logits, label, dropped.emotion)
     counted = (label >= 0) & ~dropped.emotion
-    of_clips, _ = jax.vmap(emotion_discrimination)(
+    cls_per_clip, _ = jax.vmap(emotion_discrimination)(
       logits[:, None], label[:, None], dropped.emotion[:, None]
     )
     parts |= {
-      'cls': classify,
+      'cls': cls_loss,
       'cls_accuracy': accuracy,
-      **metric_means.split_by_sigma('cls', of_clips, sigma, counted),
+      **metric_means.split_by_sigma('cls', cls_per_clip, sigma, counted),
     }
 
     # 6. Sum (paper equation 15)
     warm = jnp.minimum(1.0, (step + 1) / max(config.loss.cls_warmup, 1))
     total = (
-      denoise
-      + config.loss.lambda_cls * warm * classify
+      denoise_loss
+      + config.loss.lambda_cls * warm * cls_loss
       + config.loss.lambda_vq * vq.loss
     )
     if config.emo_model.mode == 'bank':
@@ -184,10 +189,11 @@ class DiffusionLoss:
 
   def _draw_prior(self, batch: Batch, key: jax.Array) -> jax.Array:
     """Draws from the Gaussian of each clip: the mean alone would leak identity."""
-    prior = batch['mu']
-    if self.config.emotion.sample:
-      prior = prior + batch['sigma'] * jax.random.normal(key, prior.shape)
-    return prior
+    prior_mean = batch['mu']
+    if not self.config.emotion.sample:
+      return prior_mean
+    prior_std = batch['sigma']  # of the prior; the noise level is another sigma
+    return prior_mean + prior_std * jax.random.normal(key, prior_mean.shape)
 
   def _disturbed(self, reference: jax.Array, key: jax.Array) -> jax.Array:
     """Adds noise to reference latents. They are unscaled; the strength of the noise is
@@ -237,7 +243,7 @@ class DiffusionLoss:
       'per_row': {'code': vq.indices, 'z': vq.z, 'emotion_class': label},
     }
 
-  def denoise(
+  def predict(
     self,
     model: Models,
     batch: Batch,
@@ -315,7 +321,7 @@ class DiffusionLoss:
       image = jnp.broadcast_to(mask[..., None], (*mask.shape, 3))
       spatial = model['pose_guider'](image)
     levels = len(self.config.unet.block_out_channels)
-    fps = jnp.full((len(mask), 1), FPS)
+    fps = jnp.full((len(mask), 1), MODEL_FPS)
     return FaceConditions(
       spatial=spatial,
       masks=mask_pyramid(mask, latent_size, levels),

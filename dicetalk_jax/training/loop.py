@@ -46,8 +46,9 @@ def train(
   Args:
     task_class: constructed as `task_class(config, mesh, workdir)`.
     config: see `configs/common.py`.
-    workdir: gets config.json, checkpoints/, metrics.jsonl, pictures/, curves.png and
-      lock.json, which names the process that runs there.
+    workdir: gets config.json, checkpoints/, metrics.jsonl, pictures/, curves.png,
+      TensorBoard events (see `make_writer`), model/, and lock.json, which names the
+      process that runs there.
     make_writer: makes a writer of TensorBoard files for a work directory. Called on
       process 0 when the run begins.
     mesh: default `config.mesh` over all devices.
@@ -71,7 +72,7 @@ def train(
   parallel.check_batch(config.batch_size, mesh, config.accum)
   optimizer = make_optimizer(config.optim, config.total_steps, task_class.new_modules)
 
-  # The work directory: one run at a time, and the same run again.
+  # Open the work directory, lock it, and check that it belongs to this run.
   workdir = open_workdir(workdir)
   with hold(workdir) as lock:
     claim(workdir, config, resuming=has_checkpoint(workdir / 'checkpoints'))
@@ -123,7 +124,7 @@ def train(
         else:
           target = parallel.with_shardings(abstract_state, state_shardings)
           state = run.checkpoints.restore(target, run.data)
-        del params  # donated
+        del params  # donated, or replaced by the checkpoint
         run.log.say(
           f'{task.name}: {_millions(abstract_state.params)} parameters trained, '
           f'{_millions(frozen)} frozen; {mesh.size} devices {dict(mesh.shape)}; '
@@ -138,12 +139,12 @@ def train(
           # 1. Step
           run.profiler.before(step)
           state, metrics = train_step(state, frozen, next(run.data), step_key)
-          run.meter.add(step, metrics)
+          run.meter.add(step, metrics)  # checks the step before; raises DivergedError
           if run.profiler.after(step, metrics):
             run.log.say(f'step {step}: profile written to {workdir / "profile"}')
 
-          # What is due after this step? All of it at the end, but an evaluation would
-          # keep a process waiting that was asked to stop.
+          # The last step does all three. A run that was asked to stop saves but does
+          # not evaluate: that could take too long.
           last = step == config.total_steps
           stopping = run.stop_requested(step) and not last
           save = stopping or last or step % config.checkpoint_every == 0
@@ -152,9 +153,9 @@ def train(
             continue
           lock.check()
 
-          # 2. Log, or raise DivergedError
-          means, rate = run.meter.means()
-          run.log_means(step, means, rate)
+          # 2. Log
+          means, steps_per_second = run.meter.means()  # checks this step, too
+          run.log_means(step, means, steps_per_second)
 
           # 3. Save
           if save:
@@ -173,7 +174,8 @@ def train(
             )
             break
 
-      # Export, once the last checkpoint is written.
+      # Export after the last checkpoint is on disk. The log is closed; `say` only
+      # prints.
       if not stopping:
         lock.check()  # the last evaluation may have taken long
         task.export(all_params(state.averaged, frozen))

@@ -60,10 +60,12 @@ class RunContext:
         'them'
       )
 
-  def log_means(self, step: int, means: dict[str, float], rate: float | None) -> None:
-    """Logs means of the metrics since the last time; `rate` is in steps per second."""
+  def log_means(
+    self, step: int, means: dict[str, float], steps_per_second: float | None
+  ) -> None:
+    """Logs means of the metrics since the last time."""
     learning_rate = float(self.learning_rate(step - 1))
-    self.log.train(step, {**means, 'lr': learning_rate}, rate)
+    self.log.train(step, {**means, 'lr': learning_rate}, steps_per_second)
 
   def close_log(self) -> None:
     """Logs the steps since the last time, if the run broke off there, and draws the

@@ -96,7 +96,12 @@ class Meter:
     self._timed = 0  # steps since then
 
   def add(self, step: int, metrics: Metrics) -> None:
-    """Takes the metrics of a step, which may still be running."""
+    """Takes the metrics of a step, which may still be running.
+
+    Raises:
+      DivergedError: the loss or gradient of the step before, or of the very first
+        step, is not a number.
+    """
     self._fetch()
     self._pending = step, metrics
     if self._since is None:
@@ -106,15 +111,15 @@ class Meter:
     """Returns means and steps per second (or None) since the last call.
 
     Raises:
-      DivergedError: the loss of a step is not a number.
+      DivergedError: the loss or gradient of the last step is not a number.
     """
     self._fetch()
     means = metric_means.aggregate(self._values)
     self._values = []
-    rate = None
+    steps_per_second = None
     if self._since is not None and self._timed:
-      rate = self._timed / (time.monotonic() - self._since)
-    return means, rate
+      steps_per_second = self._timed / (time.monotonic() - self._since)
+    return means, steps_per_second
 
   def left(self) -> tuple[int, dict[str, float]] | None:
     """Returns the last step and the means of the good steps since the last call of
@@ -125,7 +130,7 @@ class Meter:
     return self._last, metric_means.aggregate(self._values)
 
   def restart_clock(self) -> None:
-    """Leaves out of the rate what happened since the last step."""
+    """Leaves out of steps per second what happened since the last step."""
     self._since = time.monotonic()
     self._timed = 0
 
@@ -176,22 +181,25 @@ class RunLog:
     if self._active:
       print(text, flush=True)
 
-  def train(self, step: int, means: dict[str, float], rate: float | None) -> None:
+  def train(
+    self, step: int, means: dict[str, float], steps_per_second: float | None
+  ) -> None:
     """Prints one line, and writes the same as scalars `train/...`.
 
     Args:
       step: the last one of those that the means are of.
       means: of the metrics, by name.
-      rate: steps per second.
+      steps_per_second: None if no step was timed.
     """
     if not self._active:
       return
     words = [self._line(step, means)]
     scalars = {f'train/{name}': value for name, value in means.items()}
-    if rate:
-      words.append(f'{rate:.3g} steps/s')
-      words.append(f'{_duration((self._total - step) / rate)} left')
-      scalars['train/steps_per_second'] = rate
+    if steps_per_second:
+      seconds_left = (self._total - step) / steps_per_second
+      words.append(f'{steps_per_second:.3g} steps/s')
+      words.append(f'{_duration(seconds_left)} left')
+      scalars['train/steps_per_second'] = steps_per_second
     self.say('  '.join(words))
     self._write_scalars(step, scalars)
 
@@ -237,6 +245,8 @@ class RunLog:
 def draw_curves(workdir: epath.Path) -> None:
   """Draws `curves.png`: one panel per metric, with its details; nothing if there are no
   metrics yet.
+
+  A panel whose name contains "loss" gets a logarithmic axis if all values are positive.
   """
   rows = read_json_lines(workdir / 'metrics.jsonl')
 

@@ -426,7 +426,7 @@ def test_guidance_branches_equal_dropped_forwards(exact, null_kv):
     emotion, _ = loss._emotion_tokens(
       model['emo_model'], rows['mu'], left_out(), jax.random.key(0)
     )
-    loss.denoise(
+    loss.predict(
       model,
       rows,
       left_out(),
@@ -484,7 +484,7 @@ def test_a_sampling_step_is_the_guided_sum_of_dropped_forwards():
       model['emo_model'], rows['mu'], left_out(), jax.random.key(0)
     )
     scaled = jnp.repeat(z * edm.c_in(sigma), guidance.BRANCHES, 0)
-    return loss.denoise(
+    return loss.predict(
       model,
       rows,
       left_out(),
