@@ -1,4 +1,8 @@
-"""How often clips show the requested emotion: the paper's Emo-Score."""
+"""How often clips show the requested emotion: the paper's Emo-Score.
+
+For the evaluation of generated videos, which does not call it yet. Training does not:
+`eval/emotion_accuracy` of the embedder's log is that of `clustering.summary`.
+"""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,7 @@
-"""Fréchet distance of two sets of features: FID with Inception's, FVD with I3D's."""
+"""Fréchet distance of two sets of features: FID with Inception's, FVD with I3D's.
+
+For the evaluation of generated videos, which does not call it yet; training does not.
+"""
 
 import numpy as np
 

@@ -1,4 +1,7 @@
-"""Sync-C and Sync-D of SyncNet (Chung and Zisserman, 2016) from its embeddings."""
+"""Sync-C and Sync-D of SyncNet (Chung and Zisserman, 2016) from its embeddings.
+
+For the evaluation of generated videos, which does not call it yet; training does not.
+"""
 
 from typing import NamedTuple
 

@@ -1,9 +1,8 @@
-"""Lip sync and emotion accuracy on made tracks."""
+"""Lip sync on made tracks."""
 
 import numpy as np
 import pytest
 
-from dicetalk_jax.metrics.emotion_accuracy import clip_vote, emotion_accuracy
 from dicetalk_jax.metrics.lip_sync import lip_sync
 
 
@@ -47,19 +46,3 @@ def test_tracks_must_fit():
   for a, b in [(np.zeros(50), np.zeros(49)), (np.zeros(10), np.zeros(10))]:
     with pytest.raises(ValueError):
       lip_sync(a, b, 25)
-
-
-def test_clips_vote_by_mean_log_probability():
-  sure = np.log([0.05, 0.9, 0.05])
-  torn = np.log([0.5, 0.3, 0.2])
-  assert clip_vote(np.stack([torn, torn, sure])) == 1
-  scores = emotion_accuracy(
-    [sure[None], torn[None], torn[None], sure[None]], [1, 0, 1, 1], [3, 1, 1, 2]
-  )
-  assert scores == {
-    'emo_acc': 0.75,
-    'emo_acc_level_1': 0.5,
-    'emo_acc_level_2': 1.0,
-    'emo_acc_level_3': 1.0,
-    'emo_acc_strong': 1.0,
-  }
