@@ -257,7 +257,8 @@ def test_sonic_knows_neither_emotion_nor_guide():
   _, params, _ = make('sonic')
   assert {name.partition('.')[0] for name in params} == {'unet', 'audio_linear'}
   assert run('sonic', bare | {'audio': bare['audio'] + 1})[0] != near(total)
-  conditions = make('sonic')[0].conditions(params, bare)
+  arrays = {name: jnp.asarray(value) for name, value in bare.items()}
+  conditions = make('sonic')[0].conditions(params, arrays)
   assert (
     conditions.emotion_tokens is conditions.null_emotion is conditions.spatial is None
   )
