@@ -33,7 +33,7 @@ def get_config(arg: str = 'default') -> ml_collections.ConfigDict:
     scaling_factor=0.18215,
   )
 
-  # Loss: absolute error, plus these times the weights.
+  # Loss: absolute error, plus these terms with these weights.
   config.loss = dict(
     mse=2.0,
     kl=1e-6,

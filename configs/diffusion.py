@@ -71,9 +71,9 @@ def get_config(arg: str = 'default') -> ml_collections.ConfigDict:
   config.data.size = 512  # side of the images
   # The reference frame comes from the same clip, or from any clip of the identity.
   config.data.reference = 'clip'  # 'clip' | 'identity'
-  config.data.clip_stride = (
-    5  # every fifth frame may be a reference: it has a CLIP token
-  )
+  # The image encoder (CLIP) has tokens of every fifth frame only; references are drawn
+  # from those.
+  config.data.clip_stride = 5
   # Amounts of motion: as measured in the clip, or fixed as in released sampling.
   config.data.buckets = 'measured'  # 'measured' | 'fixed'
   config.data.area = (1.0, 1.3)  # enlargement of the face box, drawn; 1.1 in evaluation
@@ -148,7 +148,7 @@ def get_config(arg: str = 'default') -> ml_collections.ConfigDict:
     bank_init='kmeans',  # 'kmeans' | 'uniform'
     # Decay of the average use of codes, and of the codes if codebook_update='ema'.
     bank_decay=0.99,
-    restart=0,  # every so many steps (100) rare codes move to a prior; 0: never
+    restart=0,  # period in steps, e.g. 100: rare codes move to a prior; 0: never
   )
 
   # Noise: the logarithm of its level is normal.

@@ -1,6 +1,7 @@
 r"""The disentangled emotion embedder (paper section 3.1).
 
-  python -m dicetalk_jax.main --config=configs/embedder.py:tiny --workdir=runs/embedder
+  python -m dicetalk_jax.main --config=configs/embedder.py:tiny \
+      --config.model=runs/vae/model --workdir=runs/embedder
   python -m dicetalk_jax.main --config=configs/embedder.py --config.model=MODEL \
       --config.data.dataset=DATA --workdir=runs/embedder
 

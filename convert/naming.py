@@ -2,7 +2,7 @@
 
 The modules in `dicetalk_jax/models` have the attribute names of the published state
 dicts. So the path of a tensor stays the same, and only two things differ, both decided
-by the last part of the name:
+by the last part of our name:
 
     published key and shape             parameter and shape
     conv_in.weight  (o, i, 3, 3)        conv_in.kernel   (3, 3, i, o)
@@ -12,7 +12,9 @@ by the last part of the name:
 
 The last part is translated by `LEAVES`; the axes are moved by `value_from_torch`.
 There is no table of parameters: the rule covers every model, in both directions. It is
-strict: a missing, surplus or misshaped tensor is an error.
+strict: a missing, surplus or misshaped tensor is an error. Two things happen outside:
+prefixes of whole files are stripped (`published_layouts`), and two files of DICE-Talk
+may lack tensors or have too many (`dicetalk`).
 """
 
 from collections.abc import Mapping
@@ -46,8 +48,8 @@ def value_from_torch(name: str, value: np.ndarray) -> np.ndarray:
   """Moves the axes of a published tensor to our order. The result is a view.
 
   Linear layers: (o, i) -> (i, o); convolutions: (o, i, *k) -> (*k, i, o). Transposed
-  convolutions follow the same rule, because both sides store the kernel of the
-  convolution that is transposed (`transpose_kernel=True` in Flax).
+  convolutions take the same move: PyTorch stores (i, o, *k), and Flax with
+  `transpose_kernel=True` stores (*k, o, i).
   """
   return np.moveaxis(value, (0, 1), (-1, -2)) if name.endswith('kernel') else value
 

@@ -150,13 +150,13 @@ def _add_real(parser: argparse.ArgumentParser, default: CorpusConfig) -> None:
     '--min_seconds',
     type=float,
     default=default.min_seconds,
-    help='shorter clips are left out',
+    help='shorter clips are left out; 0 means 2 for MEAD, 2.5 otherwise',
   )
   add(
     '--max_seconds',
     type=float,
     default=default.max_seconds,
-    help='longer clips are cut into equal pieces',
+    help='longer clips are cut into equal pieces; at most 60',
   )
   add(
     '--expand',

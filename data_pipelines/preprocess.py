@@ -41,9 +41,9 @@ class CorpusConfig:
     size: side of the square frames in pixels.
     min_face: smallest side of the face before resizing, in pixels. -1 is half of
       `size`, or 0 for VoxCeleb2, whose faces are small.
-    min_seconds: shorter clips are left out. 0 is 2 for MEAD (a training window), and
-      2.5 otherwise.
-    max_seconds: longer clips are cut into equal pieces.
+    min_seconds: shorter clips are left out. The default 0 means 2 for MEAD (a training
+      window), and 2.5 otherwise.
+    max_seconds: longer clips are cut into equal pieces. At most 60.
     expand: how far the crop reaches beyond the face on every side, in sides of the
       face.
     detector: 'haar', or 'package.module:function'. The function returns a detector: a

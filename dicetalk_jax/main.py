@@ -1,6 +1,7 @@
-"""Trains a model: a configuration file and a work directory make a run.
+r"""Trains a model: a configuration file and a work directory make a run.
 
-  python -m dicetalk_jax.main --config=configs/embedder.py:tiny --workdir=runs/embedder
+  python -m dicetalk_jax.main --config=configs/embedder.py:tiny \
+      --config.model=runs/vae/model --workdir=runs/embedder
 
 The same command resumes the run. Presets follow the colon and can be combined; each
 configuration file lists its own. Any value can be overridden:

@@ -36,7 +36,8 @@ from dicetalk_jax.progress import Progress, silent
 from dicetalk_jax.settings import INTERPOLATION, Settings
 
 # Components whose parameters are cast to `dtype`. All others keep float32 parameters;
-# of them only the decoder computes in `dtype`.
+# of them only the autoencoder computes in `dtype`: its decoder, and its encoder too
+# unless `Settings.upcast_vae`.
 IN_COMPUTE_DTYPE = ('unet', 'image_encoder', 'pose_guider')
 
 
