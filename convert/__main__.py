@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
+import logging
 import os
 import signal
 import sys
 from types import ModuleType
+from typing import Any
 
 from dicetalk_jax import cli
 from dicetalk_jax.errors import InputError, one_sentence
@@ -86,6 +88,8 @@ def main() -> None:
   folder next to its destination; the next run to that destination removes it.
   """
   signal.signal(signal.SIGINT, _interrupted)
+  sys.unraisablehook = _report_unraisable
+  logging.getLogger('absl').addFilter(_says_more)
   try:
     run_command()
   except SystemExit as stop:
@@ -94,6 +98,19 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(stop.code)
+
+
+# If a disk fills up, every thread of Orbax logs that, and every write under way finds
+# its event loop closed. Their tracebacks would break up the one sentence.
+def _says_more(record: logging.LogRecord) -> bool:
+  """Filters the log of threads that failed."""
+  return '_SignalingThread.run() raised' not in record.getMessage()
+
+
+def _report_unraisable(failure: Any) -> None:
+  """Reports what threads raise, except the consequences of an error that is known."""
+  if str(failure.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(failure)
 
 
 def _interrupted(*_) -> None:

@@ -165,7 +165,8 @@ def main(argv: list[str]) -> None:
 
   # 2. Embed the clip.
   parts = []
-  seen = np.zeros((0, *config.visual_shape), np.float32)
+  kind = np.uint8 if config.visual == 'crops' else np.float32
+  seen = np.zeros((0, *config.visual_shape), kind)
   if clip.seen is not None:
     seen = clip.seen[:frames]
     parts.append('expressions' if config.visual == 'expression' else 'images')

@@ -73,7 +73,7 @@ def unmended(monkeypatch):
 
 def call(*args) -> int:
   with pytest.raises(SystemExit) as stop:
-    convert.run([*map(str, args)])
+    convert.run_command([*map(str, args)])
   return stop.value.code
 
 

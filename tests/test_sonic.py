@@ -78,11 +78,11 @@ def test_time_ids(pipe, folder, clip):
   """
   conditions, length = clip
   wave = tiny.speech()
-  states = np.asarray(model(folder, 'whisper')(audio.log_mel(wave)))
+  states = np.asarray(model(folder, 'whisper')(jnp.asarray(audio.log_mel(wave))))
   last = states[0, : 2 * audio.audio_len(len(wave)), -1]
   padded = np.concatenate([np.zeros((24, 8)), last, np.zeros((26, 8))])
   predict = model(folder, 'audio2bucket')
-  image = np.asarray(conditions.image_token)[:, 0]
+  image = jnp.asarray(conditions.image_token)[:, 0]
   for i, ids in enumerate(np.asarray(conditions.added_time_ids)[0, :length]):
     motion = predict(jnp.float32(padded[None, None, 4 * i : 4 * i + 50]), image)[0, 0]
     np.testing.assert_allclose(ids, [12.5, *(16 * motion + 16)], rtol=1e-5)

@@ -7,6 +7,7 @@ middle to either frame, and a blending mask.
 from collections.abc import Callable
 import dataclasses
 import functools
+import typing
 from typing import Any
 
 from flax import nnx
@@ -167,6 +168,7 @@ class IFBlock(nnx.Module):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+@typing.no_type_check  # JAX also builds it of NumPy arrays
 class Halfway:
   """The estimate of a block.
 

@@ -307,7 +307,7 @@ class UNet(nnx.Module):
     added_time_ids: Real[Array, 'B ids'],
     spatial_condition: Float[Array, '#B #F h w C0'] | None = None,
     masks: Sequence[Float[Array, '#B _']] | None = None,
-    adapter_scales: Sequence[float | Float[Array, '']] = (1.0, 1.0),
+    adapter_scales: Sequence[float] | Float[Array, ' adapters'] = (1.0, 1.0),
     remat: str = 'none',
   ) -> tuple[Float[Array, 'B F h w C_out'], Float[Array, 'B F _ _ C_mid']]:
     """Evaluates the network once.
@@ -375,7 +375,7 @@ def _apply(block: Callable[..., Array], *args: Any) -> Array:
 
 
 def _scale_adapters(
-  kv: ContextKV, scales: Sequence[float | Float[Array, '']]
+  kv: ContextKV, scales: Sequence[float] | Float[Array, ' adapters']
 ) -> ContextKV:
   """Scales the values of each adapter, and so its contribution; scale 0 removes it."""
 
@@ -393,7 +393,7 @@ def _scale_adapters(
   }
 
 
-def init_adapters_from_image(params: Params) -> Params:
+def init_adapters_from_image(params: Mapping[str, Any]) -> dict[str, Any]:
   """Starts every adapter as a copy of its layer's image projections.
 
   Args:

@@ -277,7 +277,7 @@ def test_a_golden_that_cannot_be_computed_says_why(tmp_path):
   path = tmp_path / 'config.json'
   path.write_text('{}')
   entry = goldens.check_golden(path, None)
-  assert 'describes no known component' in entry['error']
+  assert 'is of unknown kind' in entry['error']
 
 
 def test_goldens_fail_by_number_and_not_for_a_package_that_is_missing():

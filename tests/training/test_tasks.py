@@ -165,9 +165,11 @@ def test_gradients_reach_every_trained_component(trained, tmp_path):
   params = {name: value + 0.02 for name, value in task.init(jax.random.key(0)).items()}
   batch = next(task.batches())
   batch['drop'] = np.ones_like(batch['drop'])
-  grads = jax.jit(
-    jax.grad(lambda p: task.loss(p, batch, jax.random.key(1), jnp.array(200))[0])
-  )(params)
+
+  def loss(params, batch):
+    return task.loss(params, batch, jax.random.key(1), jnp.array(200))[0]
+
+  grads = jax.jit(jax.grad(loss))(params, batch)
   norms = {
     name: sum(
       float(jnp.square(g).sum()) for k, g in grads.items() if k.startswith(name)
