@@ -198,9 +198,8 @@ def test_the_order_of_the_reference_implementation_agrees(pipe):
   ours = np.asarray(pipe.denoise(noise, conditions, [length]))[:, :total]
 
   unet = pipe.networks['unet']
-  sample = reference_sampler.make_reference_sampler(
-    unet.graphdef, pipe.settings.sampler
-  )
+  make_reference = reference_sampler.make_reference_sampler
+  sample = make_reference(unet.graphdef, pipe.settings.sampler)
   every_frame = np.broadcast_to(
     conditions.spatial, (1, total, *conditions.spatial.shape[1:])
   )
