@@ -32,8 +32,12 @@ GOLDENS = TESTS / 'goldens'
 # three trained tasks and the others, so that no worker waits for the training.
 LONGEST = (
   'training/test_tasks.py',
+  'lowering/test_variants.py',
   'lowering/test_training.py',
   'training/test_equal_runs.py',
+  'training/test_embedder_task.py',
+  'training/test_lock.py',
+  'training/test_loop.py',
 )
 
 jax.config.update('jax_num_cpu_devices', 8)

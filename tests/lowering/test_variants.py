@@ -133,6 +133,7 @@ def test_micro_batches():
 
 # What presets change is the same on every platform, but for attention on NVIDIA GPUs.
 # Each changes the program, if only by a constant.
+@pytest.mark.slow
 @pytest.mark.parametrize('name', sorted(set(diffusion.VARIANTS) - {'adapters'}))
 def test_presets(name):
   _, program = lower(small(name), 'cuda')
@@ -191,6 +192,7 @@ def lower_embedder(name, platform):
   return text, metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['default', *embedder.VARIANTS])
 def test_presets_of_the_embedder(name):
   for platform in ACCELERATORS:

@@ -34,6 +34,7 @@ def test_continued_diffusion_run_equals_the_uninterrupted_one_to_the_bit(
   assert again('halves') == whole
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing(trained, again):
   """Neither in a run nor in its continuation."""
   whole = micro.losses(trained, 'diffusion')
