@@ -15,6 +15,7 @@ programs for the next run.
 """
 
 import importlib
+import os
 import re
 import sys
 from typing import Any
@@ -177,6 +178,11 @@ def run() -> None:
 
   A user's mistake is one sentence and exit code 2.
   """
+  # A configuration imports its neighbours from the current folder. `python -m` puts
+  # that on the path, an installed script does not.
+  if os.getcwd() not in sys.path:
+    sys.path.insert(0, os.getcwd())
+
   # absl describes the main module, which is another one if an installed script runs
   # this function.
   sys.modules['__main__'].__doc__ = __doc__

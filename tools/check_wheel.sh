@@ -63,7 +63,7 @@ generate "$demo/model" given.mp4
 cp -r "$root/configs" "$demo/data" .
 model=
 for task in autoencoder embedder diffusion; do
-  env/bin/python -m dicetalk_jax.main --config="configs/$task.py:tiny" \
+  env/bin/dicetalk-train --config="configs/$task.py:tiny" \
     --workdir="$task" --notensorboard --config.model="$model" \
     --config.data.dir=data --config.total_steps=4 \
     --config.optim.name=adam --config.optim.warmup=2
