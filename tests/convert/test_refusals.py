@@ -427,7 +427,7 @@ def waiting(whisper, tmp_path):
     'from dicetalk_jax import bundle\n'
     'def save(*args, **kwargs):\n'
     '  print("writing", flush=True)\n'
-    '  time.sleep(60)\n'
+    '  time.sleep(600)\n'
     'bundle.save_component = save\n'
     'command.main()'
   )
@@ -446,7 +446,7 @@ def waiting(whisper, tmp_path):
 
 def test_ctrl_c_ends_a_process_with_one_line(waiting, whisper, tmp_path):
   waiting.send_signal(signal.SIGINT)
-  assert waiting.communicate(timeout=50) == ('', INTERRUPTED)
+  assert waiting.communicate(timeout=500) == ('', INTERRUPTED)
   assert waiting.returncode == 130
   assert not (tmp_path / 'model').exists()
   assert run_convert('whisper', whisper, tmp_path / 'model') == 0

@@ -100,7 +100,7 @@ def interrupt(devices, workdir):
   """
   moments = random.Random(devices)
   for _ in range(2 if devices == 1 else 1):
-    process = start(devices, 0.05, workdir)
+    process = start(devices, 0.1, workdir)
     wait_until(lambda: process.stdout.readline().startswith('step'), process)  # noqa: B023, used at once
     moment = moments.uniform(0, 0.4)
     print(f'killed {moment:.3f} s after the first steps')
@@ -109,7 +109,7 @@ def interrupt(devices, workdir):
     process.communicate()
     assert max(losses(workdir)) < TOTAL
   if devices > 1:
-    stop([start(devices, 0.05, workdir)], moments.uniform(0, 0.2), workdir)
+    stop([start(devices, 0.1, workdir)], moments.uniform(0, 0.2), workdir)
 
 
 def stop(processes, moment, workdir):

@@ -24,6 +24,7 @@ from dicetalk_jax import bundle, parallel
 from dicetalk_jax.data.process_shard import ProcessShard
 from dicetalk_jax.errors import one_sentence
 from dicetalk_jax.models import parameters
+from dicetalk_jax.training import lock
 from dicetalk_jax.training.loop import train
 from dicetalk_jax.training.task import Task
 
@@ -174,6 +175,7 @@ if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', int(devices))
   parallel.initialize(multihost := parallel.VARIABLES[0] in os.environ)
   ToyTask.delay = float(delay)
+  lock.BEAT = 1.0
   with one_sentence():
     for workdir in workdirs:
       train(ToyTask, get_config(total_steps=int(total), multihost=multihost), workdir)
