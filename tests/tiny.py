@@ -1,13 +1,16 @@
 """Model folders of DICE-Talk and Sonic, as small as possible, and inputs for them."""
 
 import contextlib
+import functools
 import json
+from unittest import mock
 
 import jax
 import numpy as np
 import soundfile
 
 from dicetalk_jax import bundle
+from dicetalk_jax.component import Component
 from dicetalk_jax.models import parameters, registry
 
 EMOTIONS = ('happy', 'sad')
@@ -57,6 +60,26 @@ CONFIGS = {
   ),
   'flownet': dict(c=4),
 }
+# Makes the priors; it reads the states of the Whisper above.
+EMBEDDER = dict(
+  expr_dim=64,
+  whisper_dim=8,
+  whisper_states=2,
+  width=6,
+  heads=2,
+  mlp_dim=8,
+  visual_layers=1,
+  audio_layers=1,
+  fusion_layers=1,
+  dropout=0.0,
+  max_len=12,
+)
+EMBEDDER_OF_CROPS = EMBEDDER | dict(visual='crops', crop_size=8, crop_channels=(4,))
+# The networks that compute the features of a data set.
+FEATURE_CONFIGS = {
+  **{name: CONFIGS[name] for name in ('vae', 'image_encoder', 'whisper')},
+  'embedder': EMBEDDER,
+}
 SONIC_CONFIGS = {
   **{
     name: CONFIGS[name] for name in ('vae', 'image_encoder', 'whisper', 'audio_linear')
@@ -75,13 +98,30 @@ SONIC_SETTINGS = SETTINGS | dict(
 )
 
 
+def component(name, config) -> Component:
+  """A component with random parameters."""
+  graphdef, params = _drawn(name, json.dumps(config))
+  return Component(registry.config_of(name, config), graphdef, dict(params))
+
+
+@functools.cache
+def _drawn(name, config: str):
+  graphdef, shapes = parameters.abstract(registry.builder(name, json.loads(config)))
+  return graphdef, parameters.numpy_params(shapes)
+
+
+def save_components(folder, configs) -> None:
+  """Writes components with random parameters into a model folder."""
+  for name, config in configs.items():
+    made = component(name, config)
+    bundle.save_component(
+      folder, name, made.config.to_json(), made.params, {'source': 'test'}
+    )
+
+
 def save_model(folder, configs=CONFIGS, settings=SETTINGS, emotions=EMOTIONS) -> None:
   """Writes a model folder with random parameters and priors."""
-  for name, config in configs.items():
-    _, shapes = parameters.abstract(registry.builder(name, config))
-    params = parameters.numpy_params(shapes)
-    full_config = registry.config_of(name, config).to_json()
-    bundle.save_component(folder, name, full_config, params, {'source': 'test'})
+  save_components(folder, configs)
   bundle.save_settings(folder, settings)
   rng = np.random.default_rng(0)
   priors = {name: (rng.normal(size=6), np.ones(6)) for name in emotions}
@@ -123,6 +163,24 @@ def quick_compilation():
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
+
+
+@contextlib.contextmanager
+def shared_programs():
+  """Lets equal components share their compiled programs.
+
+  Every command loads its components again, and would compile the same programs again.
+  """
+  load = Component.load
+  known = {}
+
+  def load_or_known(*args, **kwargs):
+    loaded = load(*args, **kwargs)
+    key = loaded.graphdef, loaded.mesh, loaded.fingerprint
+    return known.setdefault(key, loaded)
+
+  with mock.patch.object(Component, 'load', load_or_known):
+    yield
 
 
 def portrait() -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Precomputation: stored values, devices, processes, a killed run, refusals."""
+"""The command that computes features: its results, processes and refusals."""
 
 import os
 import pathlib
@@ -17,52 +17,25 @@ from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from dicetalk_jax import bundle
 from dicetalk_jax.component import Component
 from dicetalk_jax.data import face_crops, feature_extraction
-from dicetalk_jax.data.clip_record import decode_audio, decode_frames, encode_jpeg
+from dicetalk_jax.data.clip_record import decode_audio, decode_frames
 from dicetalk_jax.data.clip_source import ClipSource
 from dicetalk_jax.data.feature_store import Feature
 from dicetalk_jax.errors import ConfigError, DataError, WeightsError
 from dicetalk_jax.media import audio, image
-from dicetalk_jax.models import parameters, registry
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
-EMBEDDER = dict(
-  expr_dim=64,
-  whisper_dim=8,
-  whisper_states=2,
-  width=6,
-  heads=2,
-  mlp_dim=8,
-  visual_layers=1,
-  audio_layers=1,
-  fusion_layers=1,
-  dropout=0.0,
-  max_len=12,
-)
 
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
   folder = tmp_path_factory.mktemp('model')
-  configs = {
-    name: tiny.CONFIGS[name] for name in ('vae', 'image_encoder', 'whisper')
-  } | {'embedder': EMBEDDER}
-  for name, config in configs.items():
-    params = parameters.numpy_params(
-      parameters.abstract(registry.builder(name, config))[1]
-    )
-    bundle.save_component(
-      folder,
-      name,
-      registry.config_of(name, config).to_json(),
-      params,
-      {'source': 'test'},
-    )
+  tiny.save_components(folder, tiny.FEATURE_CONFIGS)
   return folder
 
 
 @pytest.fixture(scope='module')
-def nets(model):
+def networks(model):
   return {name: Component.load(model, name) for name in bundle.components(model)}
 
 
@@ -79,22 +52,22 @@ def data(dataset, tmp_path):
   return tmp_path
 
 
-def call(network, *inputs):
-  return network(*inputs)
-
-
-def run(model, data, *flags):
+def compute(model, data, *flags):
   precompute.main(
     [f'--model={model}', f'--data={data}', f'--datasets={data}/set', *flags]
   )
 
 
 def stored(data, source):
-  """Feature name -> feature."""
+  """The features of a data set by name."""
   return {
     path.name.rpartition('-')[0]: Feature(path)
     for path in (data / 'features' / source.fingerprint).iterdir()
   }
+
+
+def shards(feature):
+  return list(feature.folder.glob('*.npy'))
 
 
 @pytest.fixture(scope='module')
@@ -105,139 +78,126 @@ def whole(model, dataset, tmp_path_factory):
   devices = jax.local_devices()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, 'local_devices', lambda: devices[:1])
-    run(model, folder, '--batch=4')
+    compute(model, folder, '--batch=4')
   return folder
 
 
-def test_each_feature_is_what_its_network_says(nets, dataset, whole):
+def apply(network, *inputs):
+  return network(*inputs)
+
+
+def encode(vae, pixels):
+  return vae.encode(pixels)[0]
+
+
+def test_each_feature_is_what_its_network_computes(networks, dataset, whole):
   source = ClipSource(dataset, 'train')
-  got = stored(whole, source)
-  assert set(got) == {'latents', 'clip_embed_5', 'whisper', 'prior'}
-  assert {name: feature(0).dtype.name for name, feature in got.items()} == {
+  features = stored(whole, source)
+  assert {name: feature(0).dtype.name for name, feature in features.items()} == {
     'latents': 'float16',
     'clip_embed_5': 'float16',
     'whisper': 'float16',
     'prior': 'float32',
   }
-  assert all(list(feature.lengths >= 0) == [True] * 6 for feature in got.values())
-
-  def encode(vae, pixels):
-    return vae.encode(pixels)[0]
+  for feature in features.values():
+    assert (feature.lengths >= 0).tolist() == [True] * 6
 
   clip = 4  # its rows are in several batches
   record = source[clip]
-  n, frames = record['num_frames'], decode_frames(record)
-  latents = nets['vae'].stage(encode)(frames / np.float32(127.5) - 1)
-  np.testing.assert_allclose(got['latents'](clip), latents, atol=2e-3)
+  count = record['num_frames']
+  frames = decode_frames(record)
+
+  latents = networks['vae'].stage(encode)(frames / np.float32(127.5) - 1)
+  np.testing.assert_allclose(features['latents'](clip), latents, atol=2e-3)
+
   pixels = np.stack([image.clip_pixels(frame, 28) for frame in frames[::5]])
-  np.testing.assert_allclose(
-    got['clip_embed_5'](clip), nets['image_encoder'].stage(call)(pixels), atol=2e-3
-  )
-  states = np.asarray(nets['whisper'].stage(call)(audio.log_mel(decode_audio(record))))[
-    0, : 2 * n
-  ]
-  np.testing.assert_allclose(got['whisper'](clip), states, atol=4e-3)
-  half, there = -(-n // 2), np.ones(1, bool)
-  assert 12 < n <= 24  # a clip that is longer than `max_len`: the mean of two windows
-  halves = [
-    nets['embedder'].stage(call)(
+  embedding = networks['image_encoder'].stage(apply)(pixels)
+  np.testing.assert_allclose(features['clip_embed_5'](clip), embedding, atol=2e-3)
+
+  mel = audio.log_mel(decode_audio(record))
+  states = networks['whisper'].stage(apply)(mel)[0, : 2 * count]
+  np.testing.assert_allclose(features['whisper'](clip), states, atol=4e-3)
+
+  # The clip is longer than the 12 frames that the embedder reads: its prior is the mean
+  # of two windows.
+  assert 12 < count <= 24
+  half = -(-count // 2)
+  present = np.ones(1, bool)
+  windows = []
+  for rows in (slice(0, half), slice(half, count)):
+    mu, var = networks['embedder'].stage(apply)(
       record['expression'][None, rows],
-      got['whisper'](clip)[None, 2 * rows.start : 2 * rows.stop],
+      features['whisper'](clip)[None, 2 * rows.start : 2 * rows.stop],
       np.ones((1, rows.stop - rows.start), bool),
-      there,
-      there,
+      present,
+      present,
     )
-    for rows in (slice(0, half), slice(half, n))
-  ]
-  want = np.mean([(mu[0], np.sqrt(var[0])) for mu, var in halves], axis=0)
-  np.testing.assert_allclose(got['prior'](clip)[0], want, atol=1e-5)
+    windows.append((mu[0], np.sqrt(var[0])))
+  prior = np.mean(windows, axis=0)
+  np.testing.assert_allclose(features['prior'](clip)[0], prior, atol=1e-5)
 
 
 def test_crops_are_stored_and_priors_are_made_from_them(
-  model, nets, data, dataset, tmp_path_factory, capsys
+  networks, data, dataset, tmp_path, capsys
 ):
-  folder = tmp_path_factory.mktemp('seeing')
-  for name, config in (
-    ('embedder', EMBEDDER | dict(visual='crops', crop_size=8, crop_channels=(4,))),
-    ('whisper', tiny.CONFIGS['whisper']),
-  ):
-    params = (
-      nets[name].params
-      if name == 'whisper'
-      else parameters.numpy_params(
-        parameters.abstract(registry.builder(name, config))[1]
-      )
-    )
-    bundle.save_component(
-      folder,
-      name,
-      registry.config_of(name, config).to_json(),
-      params,
-      {'source': 'test'},
-    )
-  run(
-    folder,
-    data,
-    '--split=train',
-    '--features=crops_8',
-    '--num_processes=2',
-    '--process_id=1',
-  )
+  folder = tmp_path / 'model'
+  configs = {
+    'embedder': tiny.EMBEDDER_OF_CROPS,
+    'whisper': tiny.CONFIGS['whisper'],
+  }
+  tiny.save_components(folder, configs)
+  flags = ['--split=train', '--features=crops_8']
+  compute(folder, data, *flags, '--num_processes=2', '--process_id=1')
   assert 'not yet by the other processes' in capsys.readouterr().out
-  run(folder, data, '--split=train', '--features=crops_8')
+  compute(folder, data, *flags)
+
   source = ClipSource(dataset, 'train')
-  stored_crops = stored(data, source)['crops_8']
-  assert (
-    stored_crops.folder.name == f'crops_8-x{face_crops.ENLARGE}'
-    and len(list(stored_crops.folder.glob('*.npy'))) == 2
-  )
+  crops = stored(data, source)['crops_8']
+  assert crops.folder.name == f'crops_8-x{face_crops.ENLARGE}'
+  assert len(shards(crops)) == 2
   for clip, record in enumerate(source):
-    np.testing.assert_array_equal(stored_crops(clip), face_crops.of_record(record, 8))
-    assert (
-      len(stored_crops(clip)) == record['num_frames']
-      and np.ptp(stored_crops(clip)) > 50
-    )
+    np.testing.assert_array_equal(crops(clip), face_crops.of_record(record, 8))
+    assert len(crops(clip)) == record['num_frames']
+    assert np.ptp(crops(clip)) > 50
+
+  # A prior needs the crops, which are computed without being asked for.
   embedder = Component.load(folder, 'embedder')
   features = feature_extraction.FeatureExtractor(
-    nets | {'embedder': embedder}, source, tmp_path_factory.mktemp('new')
+    networks | {'embedder': embedder}, source, tmp_path / 'new', batch=4
   )
-  prior = features.load_or_compute('prior')[
-    'prior'
-  ]  # and, unasked, what it is made from
+  prior = features.load_or_compute('prior')['prior']
   assert features.store.complete('crops_8', 'x1.2')
   states = features.load_or_compute('whisper')['whisper'](2)
-  np.testing.assert_allclose(
-    prior(2)[0],
-    feature_extraction.gaussian(embedder, stored_crops(2), states),
-    atol=1e-5,
-  )
-  assert (
-    np.abs(
-      prior(2)[0] - feature_extraction.gaussian(embedder, 255 - stored_crops(2), states)
-    ).max()
-    > 1e-3
-  )
+
+  def expected(seen):
+    return feature_extraction.gaussian(embedder, seen, states)
+
+  np.testing.assert_allclose(prior(2)[0], expected(crops(2)), atol=1e-5)
+  inverted = 255 - crops(2)
+  assert np.abs(prior(2)[0] - expected(inverted)).max() > 1e-3
 
 
-def test_eight_devices_and_two_processes_give_the_same(
+def test_eight_devices_and_two_processes_compute_the_same(
   model, data, dataset, whole, capsys
 ):
-  run(model, data, '--num_processes=2', '--process_id=1', '--batch=1', '--threads=1')
+  compute(
+    model, data, '--num_processes=2', '--process_id=1', '--batch=1', '--threads=1'
+  )
   assert 'not yet by the other processes' in capsys.readouterr().out
-  run(model, data, '--num_processes=2', '--process_id=0', '--batch=2')
+  compute(model, data, '--num_processes=2', '--process_id=0', '--batch=2')
   assert capsys.readouterr().out.count('complete') == 8
   for split in ('train', 'val'):
     source = ClipSource(dataset, split)
-    one, shared = stored(whole, source), stored(data, source)
-    for name, feature in one.items():
-      assert len(list(shared[name].folder.glob('*.npy'))) == 2
+    shared = stored(data, source)
+    for name, feature in stored(whole, source).items():
+      assert len(shards(shared[name])) == 2
       np.testing.assert_array_equal(shared[name].lengths, feature.lengths)
       for clip in range(len(source)):
         np.testing.assert_allclose(shared[name](clip), feature(clip), atol=4e-3)
 
 
 # Every record takes a while, so that there is time to kill the run.
-SLOW = """
+SLOW_RUN = """
 import sys, time
 from data_pipelines import precompute
 from dicetalk_jax.data import clip_source, feature_store
@@ -248,48 +208,45 @@ precompute.main(sys.argv[1:])
 """
 
 
-def test_a_killed_run_repeats_no_shard(model, data, dataset, whole):
-  flags = [
-    f'--model={model}',
-    f'--data={data}',
-    '--split=train',
-    '--features=clip_embed',
-    '--batch=1',
-    '--threads=1',
+def test_a_run_after_a_killed_one_computes_only_what_is_missing(
+  model, data, dataset, whole
+):
+  flags = ['--split=train', '--features=clip_embed', '--batch=1']
+  command = [
+    *[sys.executable, '-c', SLOW_RUN, *flags, '--threads=1'],
+    *[f'--model={model}', f'--data={data}', f'--datasets={dataset}'],
   ]
-  env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
   process = subprocess.Popen(
-    [sys.executable, '-c', SLOW, *flags, f'--datasets={dataset}'],
-    env=env,
+    command,
+    env={**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
   )
-  deadline = time.monotonic() + 300
 
-  def done():
+  def clips_in_shards():
     return [len(path.read_bytes()) // 16 for path in data.rglob('*.clips')]
 
-  while not sum(done()):
-    assert process.poll() is None and time.monotonic() < deadline, (
-      process.communicate()[0]
-    )
+  deadline = time.monotonic() + 300
+  while not sum(clips_in_shards()):
+    if process.poll() is not None or time.monotonic() > deadline:
+      process.kill()
+      pytest.fail(process.communicate()[0])
     time.sleep(0.02)
   process.send_signal(signal.SIGKILL)
   process.communicate()
-  before = sum(done())
+  before = sum(clips_in_shards())
   assert 0 < before < 6
-  run(model, data, '--split=train', '--features=clip_embed', '--batch=1')
-  # The second run added only what was missing, as one shard.
-  assert sorted(done()) == sorted([1] * before + [6 - before])
+
+  compute(model, data, *flags)
+  # The second run has added the missing clips as one shard.
+  assert sorted(clips_in_shards()) == sorted([1] * before + [6 - before])
   source = ClipSource(dataset, 'train')
-  feature, want = (
-    stored(data, source)['clip_embed_5'],
-    stored(whole, source)['clip_embed_5'],
-  )
+  feature = stored(data, source)['clip_embed_5']
+  expected = stored(whole, source)['clip_embed_5']
   assert len(feature) == 6
   for clip in range(6):
-    np.testing.assert_allclose(feature(clip), want(clip), atol=4e-3)
+    np.testing.assert_allclose(feature(clip), expected(clip), atol=4e-3)
 
 
 def test_nothing_is_computed_twice(model, whole, monkeypatch):
@@ -297,214 +254,69 @@ def test_nothing_is_computed_twice(model, whole, monkeypatch):
     raise AssertionError('computed again')
 
   monkeypatch.setattr(feature_extraction, '_batched', fail)
-  run(model, whole)
+  compute(model, whole)
 
 
-def test_rows_share_batches():
-  seen = []
+def test_bad_flags(model, data):
+  def refused(sentence, *flags):
+    with pytest.raises(ConfigError, match=sentence):
+      compute(model, data, *flags)
 
-  def apply(rows):
-    seen.append(rows.copy())
-    return rows * 2
-
-  lengths = [3, 0, 9, 1, 4]
-  items = [(clip, np.full((n, 2), clip + 1)) for clip, n in enumerate(lengths)]
-  out = dict(feature_extraction._batched(apply, 4, iter(items)))
-  assert {clip: rows.tolist() for clip, rows in out.items()} == {
-    clip: (rows * 2).tolist() for clip, rows in items
-  }
-  assert [len(rows) for rows in seen] == [4] * 5 and not seen[-1][1:].any()
-  silent = dict(feature_extraction._batched(apply, 4, iter([(7, np.zeros((0, 2)))])))
-  assert silent[7].shape == (0, 2)
-
-
-class Clips:
-  """Two clips in memory: 31 s of audio, and silence."""
-
-  split, fingerprint, made_by, expression_dim = 'train', 'x', {}, 64
-  lengths = (775, 5)
-
-  def __len__(self):
-    return 2
-
-  @property
-  def table(self):
-    return type(
-      'Table',
-      (),
-      {'num_frames': np.array(self.lengths), 'clip_id': np.array(['long', 'silent'])},
-    )
-
-  def __getitem__(self, i):
-    sound = np.random.default_rng(0).integers(-9999, 9999, (640 * 775, 0)[i])
-    return {
-      'audio': sound.astype(np.int16),
-      'num_frames': self.lengths[i],
-      'frames': [],
-      'expression': np.ones((self.lengths[i], 64)),
-    }
-
-
-def test_long_audio_is_read_in_windows_and_silence_has_no_rows(nets, tmp_path):
-  features = feature_extraction.FeatureExtractor(
-    nets, Clips(), tmp_path, batch=2
-  ).load_or_compute('whisper', 'prior')
-  assert list(features['whisper'].lengths) == [1550, 0]
-  mel = audio.log_mel(decode_audio(Clips()[0]))
-  states = np.asarray(nets['whisper'].stage(call)(mel)).reshape(3000, 2, 8)[:1550]
-  np.testing.assert_allclose(features['whisper'](0), states, atol=4e-3)
-  assert np.isfinite(features['prior'](1)).all()
-
-
-class Unseen(Clips):
-  """Without expressions, though the records have room for as many as MediaPipe
-  gives.
-  """
-
-  expression_dim = 0
-
-  def __getitem__(self, i):
-    return super().__getitem__(i) | {'expression': np.zeros((0, 51), np.float32)}
-
-
-def test_priors_of_clips_without_expressions_are_those_of_their_audio(nets, tmp_path):
-  features = feature_extraction.FeatureExtractor(
-    nets, Unseen(), tmp_path, batch=2
-  ).load_or_compute('whisper', 'prior')
-  want = feature_extraction.gaussian(
-    nets['embedder'], np.zeros((0, 64), np.float32), features['whisper'](0)
-  )
-  np.testing.assert_allclose(features['prior'](0)[0], want, atol=1e-5)
-
-
-def test_expressions_of_another_width_are_refused(nets, tmp_path):
-  wide = Clips()
-  wide.expression_dim = 51
-  features = feature_extraction.FeatureExtractor(nets, wide, tmp_path)
-  for refuse in (features.check, features.compute_missing):
-    with pytest.raises(
-      DataError,
-      match='have 51 expression coefficients per frame, but the embedder reads 64; ',
-    ):
-      refuse('prior')
-  assert not list(tmp_path.rglob('*.npy'))  # nothing was computed before
-
-
-class Seen(Clips):
-  """The second clip has pixels, the first has none."""
-
-  def __getitem__(self, i):
-    pixels = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
-    return super().__getitem__(i) | {
-      'frames': [encode_jpeg(pixels)] * 5 * i,
-      'bbox': np.tile([0.25, 0.25, 0.75, 0.75], (self.lengths[i], 1)),
-    }
-
-
-def test_clips_without_pixels_have_no_crops(tmp_path):
-  assert list(
-    feature_extraction.FeatureExtractor({}, Seen(), tmp_path)
-    .load_or_compute('crops_8')['crops_8']
-    .lengths
-  ) == [0, 5]
-  with pytest.raises(
-    DataError, match='no pixels, which crops_16 is made from.*content=full'
-  ):
-    feature_extraction.FeatureExtractor({}, Clips(), tmp_path).load_or_compute(
-      'crops_16'
-    )
-
-
-class Complete(Clips):
-  """Clips whose records carry all but the prior, and no pixels."""
-
-  def __getitem__(self, i):
-    n = self.lengths[i]
-    return super().__getitem__(i) | {
-      'latents': np.ones((n, 2, 2, 4)),
-      'whisper': np.ones((2 * n, 2, 8), np.float16),
-    }
-
-
-def test_features_in_the_records_are_not_computed(nets, tmp_path):
-  features = feature_extraction.FeatureExtractor(nets, Complete(), tmp_path, batch=2)
-  assert (
-    features.compute_missing('latents')
-    and features.load_or_compute('latents', 'whisper') == {}
-  )
-  prior = features.load_or_compute('latents', 'whisper', 'prior')['prior']
-  n, there = 5, np.ones(1, bool)
-  mu, _ = nets['embedder'].stage(call)(
-    np.ones((1, n, 64)), np.ones((1, 2 * n, 2, 8)), np.ones((1, n), bool), there, there
-  )
-  np.testing.assert_allclose(prior(1)[0, 0], mu[0], atol=1e-5)
-  with pytest.raises(DataError, match='no pixels, which clip_embed is made from'):
-    features.compute_missing('clip_embed')
-
-
-def test_values_that_are_not_finite_are_refused(model, tmp_path):
-  params = {
-    name: value + np.float32(1e6)
-    for name, value in Component.load(model, 'whisper').params.items()
-  }
-  broken = Component.load(model, 'whisper')
-  broken.params.update(params)
-  with pytest.raises(
-    DataError,
-    match='whisper of clip long is not finite in float16; check the clip and the '
-    'weights',
-  ):
-    feature_extraction.FeatureExtractor(
-      {'whisper': broken}, Clips(), tmp_path, batch=2
-    ).compute_missing('whisper')
-
-
-def test_refusals(model, data, tmp_path_factory):
-  def refused(error, sentence, *flags, model=model, data=data):
-    with pytest.raises(error, match=sentence):
-      run(model, data, *flags)
-
+  refused('colour is not known; choose some of latents,clip_embed', '--features=colour')
+  refused('--batch must be at least 1, got 0', '--batch=0')
   refused(
-    ConfigError,
-    'colour is not known; choose some of latents,clip_embed',
-    '--features=colour',
-  )
-  refused(ConfigError, '--batch must be at least 1, got 0', '--batch=0')
-  refused(
-    ConfigError,
     '--process_id=2 must be from 0 to 1',
     '--process_id=2',
     '--num_processes=2',
   )
-  refused(
-    ConfigError, 'counts the processes itself', '--multihost', '--num_processes=2'
-  )
-  refused(ConfigError, 'invalid int value.*--help', '--batch=many')
-  refused(DataError, "no split 'nope'", '--split=nope')
-  refused(WeightsError, 'is not a model folder', model=data)
-  few = tmp_path_factory.mktemp('few')
-  (few / 'index').mkdir()
-  bare = tiny.model_without(
-    tiny.model_without(model, few / 'index', 'vae'), few, 'embedder'
-  )
-  refused(
+  refused('counts the processes itself', '--multihost', '--num_processes=2')
+  refused('invalid int value.*--help', '--batch=many')
+
+
+def test_models_without_the_networks_are_refused(model, data, tmp_path):
+  with pytest.raises(WeightsError, match='is not a model folder'):
+    compute(data, data)
+  without_vae = tmp_path / 'without_vae'
+  without_both = tmp_path / 'without_both'
+  for folder in (without_vae, without_both):
+    folder.mkdir()
+  tiny.model_without(model, without_vae, 'vae')
+  tiny.model_without(without_vae, without_both, 'embedder')
+  with pytest.raises(
     WeightsError,
-    'has no vae and no embedder; .* leave out latents,prior from --features',
-    model=bare,
-  )
+    match='has no vae and no embedder; .* leave out latents,prior from --features',
+  ):
+    compute(without_both, data)
+
+
+def test_bad_data_sets(model, data, tmp_path):
+  with pytest.raises(DataError, match="no split 'nope'"):
+    compute(model, data, '--split=nope')
+  empty = tmp_path / 'empty'
+  empty.mkdir()
   with pytest.raises(DataError, match='no prepared data set below'):
-    precompute.main([f'--model={model}', f'--data={tmp_path_factory.mktemp("empty")}'])
+    precompute.main([f'--model={model}', f'--data={empty}'])
   with pytest.raises(DataError, match='is itself a data set; name it with --datasets'):
     precompute.main([f'--model={model}', f'--data={data}/set'])
-  no_pixels = prepare_synthetic(
-    data,
-    SyntheticConfig(train=1, val=0, test=0, clips=1, seconds=0.4, content='embedder'),
-    workers=1,
+
+
+@pytest.fixture(scope='module')
+def no_pixels(tmp_path_factory):
+  """A data set of one clip without pixels."""
+  config = SyntheticConfig(
+    train=1, val=0, test=0, clips=1, seconds=0.4, content='embedder'
   )
-  for feature in ('latents', 'crops_16'):
-    refused(
-      DataError,
-      f'no pixels, which {feature} is made from.*content=full',
+  return prepare_synthetic(tmp_path_factory.mktemp('no_pixels'), config, workers=1)
+
+
+@pytest.mark.parametrize('feature', ['latents', 'crops_16'])
+def test_features_of_pixels_are_refused_without_pixels(model, data, no_pixels, feature):
+  with pytest.raises(
+    DataError, match=f'no pixels, which {feature} is made from.*content=full'
+  ):
+    compute(
+      model,
+      data,
       f'--datasets={no_pixels}',
       '--split=train',
       f'--features={feature}',
