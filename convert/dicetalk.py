@@ -114,12 +114,11 @@ def _emotion_model(folder: pathlib.Path, own: dict[str, Any]) -> Part:
   ]
   if not lacking:
     return part
-  random = parameters.init_params(
-    registry.builder(part.name, part.config), jax.random.key(0), names=lacking
+  drawn = parameters.init_params(
+    registry.builder(part.name, part.config), jax.random.key(0)
   )
-  initial = {
-    key: torch_files.to_torch(np.array(x)) for key, x in naming.to_torch(random).items()
-  }
+  random = naming.to_torch({name: drawn[name] for name in lacking})
+  initial = {key: torch_files.to_torch(np.array(x)) for key, x in random.items()}
   note = (
     f'emo_model: not in emo_model.pth, drawn at random: {len(initial)} '
     f'({", ".join(initial)})'

@@ -5,7 +5,7 @@ the published PyTorch files (leaf names apart), so one name serves conversion, s
 rules, freezing and checkpoints.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, Self
 import zlib
@@ -64,40 +64,13 @@ def abstract(build: Callable[..., nnx.Module]) -> tuple[nnx.GraphDef[Any], Abstr
   return split(nnx.eval_shape(lambda: build(rngs=ParamKeys(jax.random.key(0)))))
 
 
-def init_params(
-  build: Callable[..., nnx.Module],
-  key: jax.Array,
-  names: Iterable[str] | None = None,
-  shardings: Any = None,
-) -> Params:
-  """Draws the parameters of `build(rngs=...)`, under one jit.
+def init_params(build: Callable[..., nnx.Module], key: jax.Array) -> Params:
+  """Draws the parameters of `build(rngs=...)`.
 
-  The compiler drops draws that are not asked for, so the few parameters that a
-  checkpoint lacks cost little even at full size. Drawing a whole full-size model
-  compiles for minutes.
-
-  Args:
-    build: constructs the module.
-    key: of the draws.
-    names: the parameters to draw; None draws all.
-    shardings: of the result.
+  One after the other, not under one jit: parameters of one shape share a small program,
+  while a program that draws a whole model compiles for minutes at full size.
   """
-  wanted = None if names is None else list(names)
-
-  def draw(key: jax.Array) -> Params:
-    _, params = split(build(rngs=ParamKeys(key)))
-    return params if wanted is None else {name: params[name] for name in wanted}
-
-  # Each value is drawn once: on the CPU, optimising the program costs far more than it
-  # saves.
-  compiler_options: dict[str, Any] | None = None
-  if jax.default_backend() == 'cpu':
-    compiler_options = {
-      'xla_backend_optimization_level': 0,
-      'xla_llvm_disable_expensive_passes': True,
-    }
-  jitted = jax.jit(draw, out_shardings=shardings, compiler_options=compiler_options)
-  params: Params = jitted(key)
+  _, params = split(build(rngs=ParamKeys(key)))
   return params
 
 

@@ -259,8 +259,8 @@ class DiffusionTask(Task):
     """Returns parameters of all trained components: from `init_from`, or drawn.
 
     Adapters begin as copies of the projections of the image, also those that a UNet in
-    `init_from` lacks: it may be plain SVD, or Sonic. Each device reads or draws its own
-    slices only.
+    `init_from` lacks: it may be plain SVD, or Sonic. Each device reads its own slices
+    only.
     """
     config = self.config
     known = bundle.components(config.init_from) if config.init_from else {}
@@ -277,8 +277,8 @@ class DiffusionTask(Task):
   def _drawn(self, name: str, key: jax.Array) -> Params:
     """Draws the initial parameters of a component."""
     config = self.config
-    shardings = parallel.shardings(self.targets[name], self.mesh)
-    params = parameters.init_params(self.builds[name], key, shardings=shardings)
+    params = parameters.init_params(self.builds[name], key)
+    params = parallel.put_params(params, self.mesh)
     if name == 'unet':
       return zero_residuals(init_adapters_from_image(params))
     has_bank = name == 'emo_model' and config.emo_model.mode == 'bank'

@@ -286,9 +286,7 @@ def test_switches_change_the_parameters():
   # Half of what two packed positions need.
   assert switched['audio.linear_in.kernel'].shape == (5, 16)
   drawn = parameters.init_params(
-    lambda rngs: Embedder(SWITCHED, rngs=rngs),
-    jax.random.key(0),
-    ['fusion.0.cross_weight'],
+    lambda rngs: Embedder(SWITCHED, rngs=rngs), jax.random.key(0)
   )
   assert drawn['fusion.0.cross_weight'] == 0.5
   with pytest.raises(ConfigError, match='pool=.* choose one of linear, mlp_mish'):

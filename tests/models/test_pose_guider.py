@@ -19,10 +19,9 @@ def test_starts_at_zero_and_learns():
     return PoseGuider(config, rngs=rngs)
 
   graphdef, target = parameters.abstract(build)
-  last = [name for name in target if name.startswith('conv_out')]
-  params = parameters.numpy_params(target) | parameters.init_params(
-    build, jax.random.key(0), names=last
-  )
+  drawn = parameters.init_params(build, jax.random.key(0))
+  last = {name: x for name, x in drawn.items() if name.startswith('conv_out')}
+  params = parameters.numpy_params(target) | last
 
   def forward(params):
     return parameters.merge(graphdef, params)(jnp.ones((1, 2, 8, 16, 3)))
