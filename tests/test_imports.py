@@ -14,6 +14,7 @@ FLOORS = {
   'media': ('errors', 'files'),
   'metrics': ('errors', 'media', 'models'),
   'diffusion': ('errors', 'models', 'parallel'),
+  'detect': ('bundle', 'component', 'errors', 'media', 'models'),
 }
 
 

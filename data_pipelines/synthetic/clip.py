@@ -150,8 +150,13 @@ def make_portrait(
   emotion: str = 'neutral',
   level: int = 3,
   zoom: float = 1.0,
+  pose: Pose | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Makes a frontal portrait with open eyes, and a closed mouth if the emotion allows.
+  """Makes a portrait with open eyes, and a closed mouth if the emotion allows.
+
+  Args:
+    identity, size, emotion, level, zoom: as in `make_clip`.
+    pose: of the head; frontal by default.
 
   Returns:
     The image, uint8 [size, size, 3], and the face box, float32 [4], as x1, y1, x2, y2
@@ -160,8 +165,8 @@ def make_portrait(
   _check(emotion, level)
   person = make_identity(identity)
   silent = np.zeros(len(visemes.CHANNELS))
-  face = make_face(person, emotions.preset(emotion, level), silent)
-  pose = Pose()
+  pose = pose or Pose()
+  face = make_face(person, emotions.preset(emotion, level), silent, gaze=_gaze(pose))
   camera = _Camera(size, zoom)
   image = camera.cut(Renderer(person, camera.rendered)(face, pose))
   return image, camera.see(face_box(face, pose))

@@ -18,6 +18,16 @@ def gelu(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
   return jax.nn.gelu(x, approximate=False)
 
 
+class PReLU(nnx.Module):
+  """Rectifier with one learned slope per channel for negative values."""
+
+  def __init__(self, channels: int):
+    self.negative_slope = nnx.Param(jnp.full(channels, 0.25, jnp.float32))
+
+  def __call__(self, x: Float[Array, '*shape C']) -> Float[Array, '*shape C']:
+    return jnp.where(x >= 0, x, self.negative_slope[...].astype(x.dtype) * x)
+
+
 class GroupNorm(nnx.GroupNorm):
   """Group normalisation with two-pass statistics in float32.
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from dicetalk_jax.models.layers import PReLU
 from dicetalk_jax.models.parameters import ModelConfig
 
 SCALES = (4, 2, 1)  # of the blocks, coarse to fine
@@ -33,16 +34,6 @@ class RIFEConfig(ModelConfig):
   """
 
   c: int = 90
-
-
-class PReLU(nnx.Module):
-  """Rectifier with one learned slope per channel for negative values."""
-
-  def __init__(self, channels: int):
-    self.negative_slope = nnx.Param(jnp.full(channels, 0.25, jnp.float32))
-
-  def __call__(self, x: Float[Array, '*shape C']) -> Float[Array, '*shape C']:
-    return jnp.where(x >= 0, x, self.negative_slope[...].astype(x.dtype) * x)
 
 
 def _conv(
