@@ -31,6 +31,7 @@ OPTIONS = {
   'whisper': 'whisper',
   'rife': 'flownet',
   'priors': 'emotion priors',
+  'face_detector': 'face_detector (MTCNN finds faces instead)',
 }
 _ADAPTER = re.compile(r'processor\.to_([kv])_ip\.\d+')
 

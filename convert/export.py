@@ -18,7 +18,14 @@ from safetensors.torch import save_file
 import torch
 from tqdm import tqdm
 
-from convert import naming, priors, published_layouts, summary, torch_files
+from convert import (
+  face_detector,
+  naming,
+  priors,
+  published_layouts,
+  summary,
+  torch_files,
+)
 from dicetalk_jax import bundle, published_priors
 from dicetalk_jax.files import atomic_folder, refuse_existing, require_room
 
@@ -34,13 +41,15 @@ Writes what the model has of:
       diffusers folders; the UNet without adapters
   whisper-tiny                 a transformers folder
   RIFE/flownet.pkl             the frame interpolation
+  yoloface_v5m.pt              the face detector, as a state dict without code
   priors/*.npy                 emotion priors
   dicetalk.json or sonic.json  sizes and settings, which the way back needs
 
 The way back, for Sonic without --priors:
   python -m convert dicetalk exported DST \\
       --svd exported/stable-video-diffusion-img2vid-xt \\
-      --whisper exported/whisper-tiny --rife exported/RIFE --priors exported/priors"""
+      --whisper exported/whisper-tiny --rife exported/RIFE --priors exported/priors \\
+      --face_detector exported/yoloface_v5m.pt"""
 
 SVD_FOLDER = 'stable-video-diffusion-img2vid-xt'
 WHISPER_FOLDER = 'whisper-tiny'
@@ -123,7 +132,7 @@ def _own_config(
   settings: dict[str, Any],
 ) -> dict[str, Any]:
   """Makes the configuration that published folders lack: sizes, settings, embedder."""
-  without_config = (*release.files, 'flownet')
+  without_config = (*release.files, 'flownet', face_detector.COMPONENT)
   own: dict[str, Any] = {
     'components': {
       name: entry['config'] for name, entry in known.items() if name in without_config
@@ -275,6 +284,21 @@ def _write_flownet(
   _save_pickled(prefixed, place / published_layouts.FLOWNET)
 
 
+def _write_face_detector(
+  folder: pathlib.Path,
+  name: str,
+  config: dict[str, Any],
+  tensors: torch_files.StateDict,
+) -> None:
+  """Writes a state dict with the names of the published file, and with its anchors.
+
+  The published file also holds code, which the reference implementation runs.
+  """
+  grid = torch.tensor(config['anchors'], dtype=torch.float32)
+  anchors = {'model.23.anchor_grid': grid.reshape(len(grid), 1, -1, 1, 1, 2)}
+  _save_pickled(tensors | anchors, folder / face_detector.FILE)
+
+
 def _save_pickled(tensors: torch_files.StateDict, path: pathlib.Path) -> None:
   """Saves a state dict through a Python file, whose errors name the system's reason.
 
@@ -293,6 +317,7 @@ WRITERS: dict[str, Writer] = {
   'image_encoder': _write_folder,
   'whisper': _write_whisper,
   'flownet': _write_flownet,
+  face_detector.COMPONENT: _write_face_detector,
 }
 
 

@@ -3,7 +3,7 @@
 Source: the published folders.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import pathlib
 from typing import Any, NamedTuple
 
@@ -102,6 +102,7 @@ LICENCES = dict(
   sonic='CC BY-NC-SA 4.0',
   whisper='MIT (see the model card)',
   rife='MIT (see the code it was published with)',
+  face_detector='GPL-3.0 (YOLOv5-face) and the terms of the DICE-Talk release',
 )
 
 
@@ -136,6 +137,7 @@ def file_part(
   path: pathlib.Path,
   licence: str,
   config: dict[str, Any] | None = None,
+  load: Callable[[pathlib.Path], torch_files.StateDict] = torch_files.load,
   **options,
 ) -> Part:
   """Reads a component from one file without a configuration.
@@ -145,13 +147,14 @@ def file_part(
     path: of the file.
     licence: a key of `LICENCES`.
     config: values that replace the defaults of the class.
+    load: reads the file.
     **options: further attributes of `Part`.
   """
   defaults = registry.COMPONENTS[name][0]().to_json()
   return Part(
     name,
     config=defaults | (config or {}),
-    tensors=torch_files.load(path),
+    tensors=load(path),
     files=(path,),
     licence=LICENCES[licence],
     **options,

@@ -9,8 +9,9 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from convert import model_folder, published_layouts, torch_files, whisper
+from convert import face_detector, model_folder, published_layouts, torch_files, whisper
 from convert.component_check import Part, fit
+from dicetalk_jax.detect.yolo_face import COMPONENT
 from dicetalk_jax.errors import InputError
 
 
@@ -76,12 +77,15 @@ def part(
 
 
 def companions(args: argparse.Namespace, own: Mapping[str, Any]) -> list[Part]:
-  """Reads Whisper and RIFE, if they are given."""
+  """Reads Whisper, RIFE and the face detector, if they are given."""
   parts = []
   if args.whisper:
     parts += whisper.parts(args.whisper)
   if args.rife:
     parts.append(_flownet(args.rife, own))
+  if args.face_detector:
+    sizes = own['components'].get(COMPONENT)
+    parts.append(face_detector.part(args.face_detector, sizes))
   return parts
 
 
@@ -132,4 +136,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='PATH',
     type=pathlib.Path,
     help='flownet.pkl, or the folder that holds it',
+  )
+  parser.add_argument(
+    '--face_detector',
+    metavar='PATH',
+    type=pathlib.Path,
+    help='yoloface_v5m.pt, the face detector of the reference implementation; without '
+    'it, MTCNN finds the face',
   )

@@ -18,7 +18,12 @@ Because unet.pth is a whole UNet, only the autoencoder, the image encoder and th
 scheduler of --svd are read. The resulting model makes videos without --emotion."""
 
 # Options that may be left out, and what the model lacks then.
-OPTIONS = {'svd': 'vae, image_encoder', 'whisper': 'whisper', 'rife': 'flownet'}
+OPTIONS = {
+  'svd': 'vae, image_encoder',
+  'whisper': 'whisper',
+  'rife': 'flownet',
+  'face_detector': 'face_detector (MTCNN finds faces instead)',
+}
 
 # Where Sonic's reference implementation differs from DICE-Talk's.
 SETTINGS = {'kind': 'sonic', 'decode_chunk': 8, 'upcast_vae': False}

@@ -43,6 +43,15 @@ def inputs(meta: Mapping[str, Any]) -> dict[str, np.ndarray]:
   return tensors
 
 
+def tensors(meta: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Makes all tensors that a description names, by published key, in float32."""
+  made = {}
+  for key, (seed, base, amp) in meta['weights_seed_base_amp'].items():
+    value = base + amp * _symmetric(seed, meta['weights_shape'][key])
+    made[key] = value.astype(np.float32)
+  return made
+
+
 def params(meta: Mapping[str, Any], target: Abstract) -> Params:
   """Makes the parameters of `target`.
 

@@ -129,7 +129,7 @@ class Golden:
 
   @property
   def constructor(self) -> dict[str, Any]:
-    return self.meta['constructor']
+    return self.meta.get('constructor', {})  # published sizes have none
 
   def small_signal(self) -> dict[str, np.ndarray]:
     """Scales some weights down, which makes the epsilons of the norms visible."""

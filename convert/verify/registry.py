@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from convert.torch_files import read_json
-from convert.verify import full_size_cases, module_cases, pipeline_cases
+from convert.verify import face_cases, full_size_cases, module_cases, pipeline_cases
 from convert.verify.golden import Case, Golden
 from dicetalk_jax.errors import InputError
 
@@ -58,6 +58,10 @@ KINDS = {
   ),
   'pipeline': Kind('ip_scale', pipeline_cases.pipeline, _WHOLE),
   'end_to_end': Kind('process_arguments', pipeline_cases.end_to_end, _WHOLE),
+  'face_detector': Kind('outputs.raw_p3', face_cases.network, _NEXT_TO),
+  'face_detector_wrapper': Kind(
+    'network_size_h_w_for_image_h_w', face_cases.wrapper, _NEXT_TO
+  ),
   'full_audio_linear': Kind(
     'inputs.audio_embeds.amp', full_size_cases.audio_linear, _NEXT_TO
   ),

@@ -19,6 +19,7 @@ from dicetalk_jax.models.rife import IFNet, RIFEConfig
 from dicetalk_jax.models.unet import UNet, UNetConfig
 from dicetalk_jax.models.vae import VAE, VAEConfig
 from dicetalk_jax.models.whisper import WhisperConfig, WhisperEncoder
+from dicetalk_jax.models.yolo_face import YoloFace, YoloFaceConfig
 
 # Name -> the classes of its configuration and its module.
 COMPONENTS: dict[str, tuple[type[ModelConfig], Callable[..., nnx.Module]]] = {
@@ -31,6 +32,7 @@ COMPONENTS: dict[str, tuple[type[ModelConfig], Callable[..., nnx.Module]]] = {
   'pose_guider': (PoseGuiderConfig, PoseGuider),
   'emo_model': (EmotionConfig, EmotionModel),
   'flownet': (RIFEConfig, IFNet),
+  'face_detector': (YoloFaceConfig, YoloFace),
   'embedder': (EmbedderConfig, Embedder),
 }
 

@@ -27,6 +27,7 @@ FOLDERS = {
   'preprocess': 78,
   'fullsize_seeded/pose_guider': 1,
   'fullsize_seeded/rife': 2,
+  'face_detector/yoloface_wrapper': 10,
 }
 # Minutes and gigabytes: `make verify` checks them, with all the others.
 LARGE = (
@@ -34,6 +35,8 @@ LARGE = (
   'vae',
   'pipeline',
   'end_to_end',
+  'face_detector/yolov5m_face',
+  'face_detector/yolov5m_face_fused',
   *(
     f'fullsize_seeded/{name}'
     for name in ('audio_linear', 'emo_model', 'vae', 'whisper_encoder', 'clip_vision')
