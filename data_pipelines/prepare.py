@@ -167,7 +167,7 @@ def _add_real(parser: argparse.ArgumentParser, default: CorpusConfig) -> None:
   add(
     '--detector',
     default=default.detector,
-    help='face detector: haar, or package.module:function',
+    help='face detector: mtcnn, or package.module:function',
   )
   add(
     '--detect_every',

@@ -17,8 +17,9 @@ from PIL import Image
 from data_pipelines.corpora.clip_file import UNEXPECTED, ClipFile, Skipped
 from data_pipelines.corpora.file_tree import Tree
 from dicetalk_jax.data import clip_record, expression_files
+from dicetalk_jax.detect.mtcnn import largest_faces
 from dicetalk_jax.errors import ConfigError, DataError, InputError, UserError
-from dicetalk_jax.media import audio, face, face_tracking, video_reader
+from dicetalk_jax.media import audio, face_tracking, video_reader
 from dicetalk_jax.media.face_tracking import Detector, Track
 from dicetalk_jax.media.image import crop_square
 from dicetalk_jax.media.video import fit_length
@@ -27,6 +28,7 @@ from dicetalk_jax.media.video import fit_length
 # slightly different times.
 _LATE = 0.2
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # a disk is full, or a user's share of it
+MTCNN = 'mtcnn'  # the detector that comes with the library
 # Corpora whose videos may contain cuts between shots.
 WILD = ('hdtf', 'voxceleb2', 'folder')
 
@@ -46,7 +48,7 @@ class CorpusConfig:
     max_seconds: longer clips are cut into equal pieces. At most 60.
     expand: how far the crop reaches beyond the face on every side, in sides of the
       face.
-    detector: 'haar', or 'package.module:function'. The function returns a detector: a
+    detector: 'mtcnn', or 'package.module:function'. The function returns a detector: a
       function from an image, uint8 [H,W,3], to (left, top, width, height) of its
       largest face, or None.
     detect_every: faces are detected in every n-th frame, and interpolated in between.
@@ -63,7 +65,7 @@ class CorpusConfig:
   min_seconds: float = 0.0
   max_seconds: float = 20.0
   expand: float = 0.5
-  detector: str = 'haar'
+  detector: str = MTCNN
   detect_every: int = 1
   expression_key: str = ''
   expression_columns: tuple[int, int] | None = None
@@ -124,21 +126,22 @@ def make_detector(name: str) -> Detector:
   """Makes a face detector.
 
   Args:
-    name: 'haar', or 'package.module:function' for what the function returns.
+    name: 'mtcnn', or 'package.module:function' for what the function returns.
 
   Raises:
     ConfigError: the function cannot be imported.
   """
-  if name == 'haar':
-    return face.haar_detector()
+  if name == MTCNN:
+    return largest_faces
   module, _, function = name.partition(':')
   try:
-    return getattr(importlib.import_module(module), function)()
+    find = getattr(importlib.import_module(module), function)()
   except (ImportError, AttributeError, ValueError) as error:
     raise ConfigError(
-      f'detector={name} cannot be imported ({error}); use haar or '
-      'package.module:function'
+      f'detector={name} cannot be imported ({error}); use {MTCNN} '
+      'or package.module:function'
     ) from error
+  return face_tracking.one_by_one(find)
 
 
 class _Unusable(DataError):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dicetalk_jax import cli, parallel
 from dicetalk_jax.bundle import ModelFolder
+from dicetalk_jax.detect.choice import parse_face_index
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.job import Job
 from dicetalk_jax.media.audio import load_audio
@@ -67,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     '--face_box',
     metavar='x0,y0,x1,y1',
     help='corners of the face in pixels, if it is not found',
+  )
+  add(
+    '--face_index',
+    metavar='N',
+    help='which of several faces, counted from left to right from 1 on (default: the '
+    'largest); published: the choice of the reference implementation',
   )
   add('--seed', type=int, default=0, help='random seed: another one, another video')
   add(
@@ -148,6 +155,10 @@ def _job(flags: argparse.Namespace, model: ModelFolder, settings: Settings) -> J
   image = load_image(flags.image)
   height, width = image.shape[:2]
   face_box = None
+  if flags.face_box and flags.face_index:
+    raise InputError(
+      '--face_box and --face_index both say where the face is; leave one of them out'
+    )
   if flags.face_box:
     face_box = parse_face_box(flags.face_box, (width, height))
   return Job.check(
@@ -157,6 +168,7 @@ def _job(flags: argparse.Namespace, model: ModelFolder, settings: Settings) -> J
     load_audio(flags.audio),
     flags.emotion,
     face_box=face_box,
+    face_index=parse_face_index(flags.face_index),
     seed=flags.seed,
     noise=_load_noise(flags.noise) if flags.noise else None,
     interpolate=flags.interpolate,

@@ -11,8 +11,8 @@ import numpy as np
 
 from dicetalk_jax import bundle
 from dicetalk_jax.bundle import ModelFolder
+from dicetalk_jax.detect.choice import FaceIndex, detector_of, find_face
 from dicetalk_jax.errors import InputError, WeightsError
-from dicetalk_jax.media.face import find_face
 from dicetalk_jax.media.image import Box, target_size
 from dicetalk_jax.models.emotion import EmotionConfig
 from dicetalk_jax.models.vae import VAEConfig
@@ -52,6 +52,7 @@ class Job:
     *,
     prior: np.ndarray | None = None,
     face_box: Box | None = None,
+    face_index: FaceIndex = None,
     seed: int = 0,
     noise: np.ndarray | None = None,
     interpolate: bool | None = None,
@@ -65,14 +66,18 @@ class Job:
       emotion: one of the model folder's, unless `prior` is given; a Sonic model takes
         neither.
       prior: an emotion as a vector, `[256]`.
-      face_box: see `Job`; None looks for the face.
+      face_box: see `Job`; None looks for the face, with the detector that the model
+        folder has, or else with MTCNN.
+      face_index: which of several faces, see `detect.choice.FaceIndex`; the largest by
+        default.
       noise: standard normal, see `Job`. That of the reference implementation gives its
         video.
       interpolate: double the frame rate; None: if the model has what it takes.
 
     Raises:
-      InputError: no face was found, the recording is shorter than one frame, the noise
-        has another shape, or the model needs an emotion or has none.
+      InputError: no face was found, or fewer than `face_index`; the recording is
+        shorter than one frame, the noise has another shape, or the model needs an
+        emotion or has none.
       WeightsError: the model has no such emotion or cannot read it, or it cannot
         interpolate.
     """
@@ -90,10 +95,12 @@ class Job:
       interpolate = INTERPOLATION in model.components
     elif interpolate:
       model.require(INTERPOLATION)
+    if face_box is None:
+      face_box = find_face(image, detector_of(model), face_index)
     return cls(
       image=image,
       wave=wave,
-      face_box=face_box or find_face(image),
+      face_box=face_box,
       prior=prior,
       seed=seed,
       noise=noise,

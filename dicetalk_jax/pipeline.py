@@ -151,7 +151,8 @@ class Pipeline:
       wave: the speech, float32 `[samples]`, 16 kHz mono.
       emotion: one of the model folder's; a Sonic model takes none.
       progress: called with (stage, done, total) while sampling and decoding.
-      **options: `prior`, `face_box`, `seed`, `noise`, `interpolate`; see `Job.check`.
+      **options: `prior`, `face_box`, `face_index`, `seed`, `noise`, `interpolate`; see
+        `Job.check`.
 
     Returns:
       See `run`.

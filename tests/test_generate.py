@@ -238,6 +238,8 @@ def test_bad_files(inputs, tmp_path, monkeypatch, capsys, flag, make, name, sent
     (dict(emotion='../unet'), 'it has: happy, sad'),
     (dict(emotion=None), '--emotion'),
     (dict(face_box=None), 'no face was found'),
+    (dict(face_index='1'), 'leave one of them out'),
+    (dict(face_box=None, face_index='second'), 'face_index=second is not understood'),
     (dict(face_box='1,2,3'), 'four numbers'),
     (dict(face_box='10,10,900,900'), 'within the image'),
     (dict(steps=0), 'at least one step'),

@@ -161,10 +161,14 @@ def _in_pool(
 def _start_process() -> None:
   """Prepares a worker process.
 
-  Its threads must not compete with the other processes for cores, and Ctrl-C is for
-  the process that started it.
+  Its threads must not compete with the other processes for cores, it must not take an
+  accelerator for itself, and Ctrl-C is for the process that started it.
   """
   import cv2
+  import jax
 
   cv2.setNumThreads(1)
+  jax.config.update('jax_platforms', 'cpu')
+  flags = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'--xla_cpu_multi_thread_eigen=false {flags}'
   signal.signal(signal.SIGINT, signal.SIG_IGN)

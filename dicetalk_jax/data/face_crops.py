@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from dicetalk_jax.data import clip_record
+from dicetalk_jax.detect.mtcnn import largest_faces
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.media import face, face_tracking, video_reader
+from dicetalk_jax.media import face_tracking, video_reader
 from dicetalk_jax.models.embedder import EmbedderConfig
 
 # Side of the crop in longer sides of the face box. The box ends at brows and chin or a
@@ -93,11 +94,11 @@ def of_video(path: str | os.PathLike, size: int) -> tuple[np.ndarray, int]:
     InputError: the video cannot be read, or shows no face.
   """
   frames = video_reader.frames(path, clip_record.FPS)
-  boxes, cuts = face_tracking.detect(frames, face.haar_detector())
+  boxes, cuts = face_tracking.detect(frames, largest_faces)
   tracks = face_tracking.tracks(boxes, cuts)
   if not tracks:
     raise InputError(
-      f'no face was found in {path}; give a video of one person seen from the front'
+      f'no face was found in {path}; give a video of one person with the face in view'
     )
   longest = max(tracks, key=lambda track: len(track.boxes))
   start = longest.first / clip_record.FPS

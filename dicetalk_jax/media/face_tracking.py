@@ -13,8 +13,10 @@ GAP = 25  # most frames without a find
 _MEDIAN = 13  # frames of the filter over time
 _CUT = 0.5  # share of the colours that change from one shot to the next
 
-# Maps a frame uint8 [H,W,3] to its largest face.
-Detector = Callable[[np.ndarray], Box | None]
+BATCH = 8  # frames that the detector gets at once
+
+# Maps frames, uint8 [H,W,3], to the largest face of each.
+Detector = Callable[[Sequence[np.ndarray]], Sequence[Box | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +54,36 @@ class _Find(NamedTuple):
 def detect(
   frames: Iterable[np.ndarray], detector: Detector, every: int = 1, shots: bool = True
 ) -> Detections:
-  """Looks for a face in every n-th frame and for cuts, if `shots`, in all of them."""
+  """Looks for a face in every n-th frame and for cuts, if `shots`, in all of them.
+
+  No more than a batch of frames is in memory.
+  """
   boxes: list[Box | None] = []
   cuts = []
+  waiting: dict[int, np.ndarray] = {}
   begins_shot = ShotDetector()
+
+  def search() -> None:
+    for i, box in zip(waiting, detector([*waiting.values()])):
+      boxes[i] = box
+    waiting.clear()
+
   for i, frame in enumerate(frames):
     if shots and begins_shot(frame):
       cuts.append(i)
-    boxes.append(detector(frame) if i % every == 0 else None)
+    boxes.append(None)
+    if i % every == 0:
+      waiting[i] = frame
+    if len(waiting) == BATCH:
+      search()
+  if waiting:
+    search()
   return Detections(boxes, cuts)
+
+
+def one_by_one(find: Callable[[np.ndarray], Box | None]) -> Detector:
+  """Makes a detector of a function that takes one frame at a time."""
+  return lambda frames: [find(frame) for frame in frames]
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:

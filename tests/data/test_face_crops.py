@@ -5,7 +5,7 @@ import pytest
 
 from dicetalk_jax.data import clip_record, face_crops
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.media import face
+from dicetalk_jax.media.face_tracking import one_by_one
 from dicetalk_jax.models.embedder import EmbedderConfig
 from tests.data_pipelines import made_clips
 
@@ -64,7 +64,7 @@ def test_crops_of_a_record_follow_its_boxes():
 
 
 def test_crops_of_a_video_follow_the_face(tmp_path, monkeypatch):
-  monkeypatch.setattr(face, 'haar_detector', made_clips.red)
+  monkeypatch.setattr(face_crops, 'largest_faces', one_by_one(made_clips.red()))
   moving = made_clips.write(tmp_path / 'a.mp4', 0.8, fps=50, face=(10, 20), step=0.5)
   found, first = face_crops.of_video(moving, 24)
   assert found.shape == (20, 24, 24, 3) and first == 0
@@ -73,13 +73,13 @@ def test_crops_of_a_video_follow_the_face(tmp_path, monkeypatch):
     np.testing.assert_allclose([left, top, width, height], [2, 2, 20, 20], atol=1)
   without_face = made_clips.write(tmp_path / 'b.mp4', 0.2, side=0)
   with pytest.raises(
-    InputError, match='no face was found in .*one person seen from the front'
+    InputError, match='no face was found in .*one person with the face in view'
   ):
     face_crops.of_video(without_face, 24)
 
 
 def test_of_several_shots_the_longest_counts(tmp_path, monkeypatch):
-  monkeypatch.setattr(face, 'haar_detector', made_clips.red)
+  monkeypatch.setattr(face_crops, 'largest_faces', one_by_one(made_clips.red()))
   short = made_clips.pictures(6)
   long = made_clips.pictures(15, light=150, face=(50, 30))
   frames = np.concatenate([short, long])

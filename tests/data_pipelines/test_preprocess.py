@@ -17,7 +17,8 @@ from data_pipelines.corpora.file_tree import Tree
 from data_pipelines.preprocess import CorpusConfig
 from dicetalk_jax.data import clip_record
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.media import audio, face, video, video_reader
+from dicetalk_jax.media import audio, video, video_reader
+from dicetalk_jax.media.face_tracking import one_by_one
 from dicetalk_jax.media.image import crop_square
 from tests.data_pipelines import made_clips
 from tests.data_pipelines.made_clips import pictures, tone
@@ -42,7 +43,7 @@ def _records(root, config=CONFIG, expressions=None, detector=None, **clip):
       config,
       Tree(root),
       expressions and Tree(expressions),
-      detector or made_clips.red(),
+      detector or one_by_one(made_clips.red()),
     )
   )
   return (
@@ -97,7 +98,7 @@ def test_the_crop_is_that_of_the_reference_implementation(tmp_path):
   assert np.ptp(wide['bbox'][5, ::2]) < np.ptp(clip['bbox'][5, ::2])
 
 
-def test_a_photograph_is_found_by_the_cascade(tmp_path):
+def test_a_photograph_is_found_by_the_detector_that_comes_along(tmp_path):
   image = data.astronaut()
   video.write_video(
     tmp_path / 'a.mp4',
@@ -106,7 +107,9 @@ def test_a_photograph_is_found_by_the_cascade(tmp_path):
     tone(0.4),
   )
   ((_, clip),) = _records(
-    tmp_path, dataclasses.replace(CONFIG, detect_every=5), detector=face.haar_detector()
+    tmp_path,
+    dataclasses.replace(CONFIG, detect_every=5),
+    detector=preprocess.make_detector('mtcnn'),
   )[0]
   left, top, right, bottom = clip['bbox'][0]
   assert (

@@ -63,8 +63,22 @@ def test_faces_and_cuts_of_a_video():
   with_face = made_clips.pictures(6, step=3.0)
   without = made_clips.pictures(3, light=150, side=0)
   frames = [*with_face, *without]
-  boxes, cuts = face_tracking.detect(frames, made_clips.red(), every=2)
+  red = face_tracking.one_by_one(made_clips.red())
+  boxes, cuts = face_tracking.detect(frames, red, every=2)
   assert [i for i, box in enumerate(boxes) if box is not None] == [0, 2, 4]
   assert len(boxes) == 9
   assert cuts == [6]
-  assert face_tracking.detect(frames, made_clips.red(), shots=False).cuts == []
+  assert face_tracking.detect(frames, red, shots=False).cuts == []
+
+
+def test_the_detector_gets_batches_of_frames():
+  given = []
+
+  def detector(frames):
+    given.append(len(frames))
+    return [(float(frame[0, 0, 0]), 0.0, 1.0, 1.0) for frame in frames]
+
+  frames = np.arange(20, dtype=np.uint8)[:, None, None, None] * np.ones((4, 4, 3))
+  boxes, _ = face_tracking.detect(frames, detector, shots=False)
+  assert given == [8, 8, 4]
+  assert [box[0] for box in boxes] == [*range(20)]
