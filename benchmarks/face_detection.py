@@ -169,6 +169,8 @@ def print_table(matched: Sequence[tuple[Scene, Face | None]]) -> None:
     for low, high in zip(edges, edges[1:]):
       group = [(s, f) for s, f in matched if low <= of(s) < high]
       seen = [(s, f) for s, f in group if f]
+      if not seen:
+        continue
       spread = np.sqrt(np.square(errors(seen)).mean(axis=0))
       numbers = '  '.join(f'{x:.3f}' for x in spread)
       rate = len(seen) / len(group)
