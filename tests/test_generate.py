@@ -9,11 +9,14 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from data_pipelines.synthetic.clip import make_portrait
 from dicetalk_jax import bundle, generate
+from dicetalk_jax.bundle import ModelFolder
 from dicetalk_jax.diffusion.sampler import draw_noise
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media.video import read_video
 from dicetalk_jax.pipeline import Pipeline
+from dicetalk_jax.settings import Settings
 from tests import tiny
 
 
@@ -48,6 +51,26 @@ def command(monkeypatch, **flags):
   argv = [spelled(*flag) for flag in flags.items() if flag[1] is not None]
   monkeypatch.setattr(sys, 'argv', ['generate', *argv])
   generate.run()
+
+
+def test_which_of_several_faces(inputs, tmp_path):
+  """The number of the flag counts from left to right; the largest is the default."""
+  image = np.full((128, 256, 3), 110, np.uint8)
+  image[:100, :100] = make_portrait(1, 100)[0]
+  image[:128, 128:] = make_portrait(2, 128)[0]
+  Image.fromarray(image).save(tmp_path / 'two.png')
+
+  def box(**flags):
+    flags = {**inputs, 'face_box': None, 'image': tmp_path / 'two.png', **flags}
+    argv = [f'--{name}={value}' for name, value in flags.items() if value is not None]
+    parsed = generate._parser().parse_args([*argv, '--output=a.mp4'])
+    model = ModelFolder.open(parsed.model)
+    return generate._job(parsed, model, Settings.of(model)).face_box
+
+  assert box()[0] > 128 and box() == box(face_index=2) == box(face_index='published')
+  assert box(face_index=1)[0] < 100
+  with pytest.raises(InputError, match='--face_index=3, but 2 faces were found'):
+    box(face_index=3)
 
 
 def test_writes_a_video_with_audio(inputs, tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@ import numpy as np
 
 from dicetalk_jax.bundle import ModelFolder
 from dicetalk_jax.detect import mtcnn, yolo_face
-from dicetalk_jax.detect.faces import Detector, Face, area, centre
+from dicetalk_jax.detect.faces import FaceDetector, Face, area, centre
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media.image import Box
 
@@ -16,7 +16,7 @@ PUBLISHED = 'published'
 FaceIndex = int | str | None
 
 
-def detector_of(model: ModelFolder) -> Detector:
+def detector_of(model: ModelFolder) -> FaceDetector:
   """The detector of a model folder, or MTCNN where it has none.
 
   Raises:
@@ -29,7 +29,7 @@ def detector_of(model: ModelFolder) -> Detector:
 
 
 def find_face(
-  image: np.ndarray, detector: Detector | None = None, index: FaceIndex = None
+  image: np.ndarray, detector: FaceDetector | None = None, index: FaceIndex = None
 ) -> Box:
   """Finds one face in an image.
 

@@ -23,7 +23,7 @@ class Face(NamedTuple):
   score: float
 
 
-class Detector(Protocol):
+class FaceDetector(Protocol):
   """Finds faces. Programs are compiled once for a handful of image sizes."""
 
   def find_faces(self, images: Sequence[np.ndarray]) -> list[list[Face]]:

@@ -69,7 +69,7 @@ class MTCNNDetector:
     self._look = jax.jit(self._run_later, static_argnums=3)
 
   def find_faces(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
-    """See `Detector`; boxes are outlines of faces without hair."""
+    """See `FaceDetector`; boxes are outlines of faces without hair."""
     return [[outlined(face) for face in faces] for faces in self.find_raw(images)]
 
   def find_raw(self, images: Sequence[np.ndarray]) -> list[list[Face]]:

@@ -41,7 +41,7 @@ class YoloFaceDetector:
     return cls(Component.load(folder, COMPONENT))
 
   def find_faces(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
-    """See `Detector`."""
+    """See `FaceDetector`."""
     found: list[list[Face]] = [[] for _ in images]
     by_size: dict[tuple[int, int], list[int]] = {}
     for i, image in enumerate(images):

@@ -116,16 +116,13 @@ def test_images_in_batches_of_other_sizes_give_the_same_faces(model, monkeypatch
   monkeypatch.setattr(yolo_face, '_SURE', 0.2)
   draw = np.random.default_rng(0).integers
   images = [
-    draw(0, 255, (height, width, 3), np.uint8)
-    for height, width in ((40, 48), (40, 56), (40, 40), (60, 40))
+    draw(0, 255, (height, width, 3), np.uint8) for height, width in ((40, 48), (40, 52))
   ]
   detector = choice.detector_of(model)
   together = detector.find_faces(images)
   assert [yolo_face.network_size(*x.shape[:2]) for x in images] == [
     (416, 512),
-    (416, 608),
-    (416, 416),
-    (640, 416),
+    (416, 544),
   ]
   for image, faces in zip(images, together):
     (alone,) = detector.find_faces([image])

@@ -68,6 +68,19 @@ def test_faces_equal_those_of_the_package(images, found, package):
   assert counts == [1, 1, 1, 3, 0, 0]
 
 
+def test_photographs_of_many_people():
+  """100 tiny photographs of faces and 100 of other things (Labeled Faces in the Wild),
+  enlarged to 64 pixels.
+  """
+  scenes = np.full((200, 128, 128, 3), 128, np.uint8)
+  for scene, photograph in zip(scenes, data.lfw_subset()):
+    grey = Image.fromarray((255 * photograph).astype(np.uint8)).resize((64, 64))
+    scene[32:96, 32:96] = np.asarray(grey)[..., None]
+  found = [bool(faces) for faces in mtcnn.shared().find_raw([*scenes])]
+  assert np.mean(found[:100]) > 0.95
+  assert np.mean(found[100:]) < 0.02
+
+
 def test_one_image_alone_or_in_a_batch_gives_the_same(images, found):
   for image, faces in zip(images[:3], found):
     ((alone,),) = mtcnn.shared().find_raw([image])

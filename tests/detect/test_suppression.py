@@ -11,11 +11,11 @@ SCORES = np.array([0.6, 0.9, 0.8, 0.7])
 
 
 def test_overlaps():
-  shared = suppression.overlaps(ROW)
+  shared = suppression.overlaps(ROW, ROW)
   assert shared[0, 0] == 1 and shared[0, 2] == 0
   assert shared[0, 1] == pytest.approx(1 / 3)
   inner = np.array([[0.0, 0, 20, 20], [5, 5, 10, 10]])
-  assert suppression.overlaps(inner, of_smaller=True)[0, 1] == 1
+  assert suppression.overlaps(inner, inner, of_smaller=True)[0, 1] == 1
 
 
 def test_what_a_suppressed_box_overlaps_stays_if_greedy():
