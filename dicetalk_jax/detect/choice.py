@@ -6,7 +6,7 @@ import numpy as np
 
 from dicetalk_jax.bundle import ModelFolder
 from dicetalk_jax.detect import mtcnn, yolo_face
-from dicetalk_jax.detect.faces import FaceDetector, Face, area, centre
+from dicetalk_jax.detect.faces import Face, FaceDetector, area, centre
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media.image import Box
 

@@ -113,7 +113,7 @@ def test_images_in_batches_of_other_sizes_give_the_same_faces(model, monkeypatch
 
   The untrained network finds faces everywhere if little confidence is enough.
   """
-  monkeypatch.setattr(yolo_face, '_SURE', 0.2)
+  monkeypatch.setattr(yolo_face, '_SURE', 0.3)
   draw = np.random.default_rng(0).integers
   images = [
     draw(0, 255, (height, width, 3), np.uint8) for height, width in ((40, 48), (40, 52))
