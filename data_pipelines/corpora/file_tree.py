@@ -7,9 +7,9 @@ import os
 import posixpath
 import tempfile
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from data_pipelines import filesystems
 from dicetalk_jax.errors import InputError
 
 
@@ -27,7 +27,7 @@ class Tree:
       InputError: there is no such folder.
     """
     try:
-      self.fs, self.root = fsspec.core.url_to_fs(os.fspath(root))
+      self.fs, self.root = filesystems.open_folder(root)
       found = self.fs.isdir(self.root)
     except (ImportError, ValueError) as error:
       raise InputError(
@@ -38,8 +38,7 @@ class Tree:
     self.address = os.fspath(root)
 
   def __reduce__(self):
-    # As a whole address, because workers may run in another folder.
-    return Tree, (self.fs.unstrip_protocol(self.root),)
+    return Tree, (filesystems.address_of(self.fs, self.root),)
 
   def __contains__(self, path: str) -> bool:
     return path in self._sizes
