@@ -10,6 +10,7 @@ import tempfile
 from fsspec.implementations.local import LocalFileSystem
 
 from data_pipelines import filesystems
+from dicetalk_jax import text_files
 from dicetalk_jax.errors import InputError
 
 
@@ -101,10 +102,12 @@ class Tree:
     return int(self.fs.size(posixpath.join(self.root, path)))
 
   def read_text(self, path: str) -> str:
-    """Reads a text file without its byte-order mark."""
-    return self.fs.cat_file(posixpath.join(self.root, path)).decode(
-      'utf-8-sig', errors='replace'
-    )
+    """Reads a text file in any usual encoding; lines end with a line feed."""
+    return text_files.decode(self.read_bytes(path))
+
+  def read_bytes(self, path: str) -> bytes:
+    """Reads a file."""
+    return self.fs.cat_file(posixpath.join(self.root, path))
 
   @contextlib.contextmanager
   def local(self, path: str) -> Iterator[str]:
