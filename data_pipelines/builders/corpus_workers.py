@@ -19,7 +19,7 @@ from data_pipelines.clip_cache import ClipCache, Outcome
 from data_pipelines.corpora.clip_file import ClipFile, Skipped
 from data_pipelines.corpora.file_tree import Tree
 from data_pipelines.preprocess import CorpusConfig
-from dicetalk_jax.errors import InputError
+from dicetalk_jax.errors import InputError, shorten_notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,5 +166,6 @@ def _start_process() -> None:
   """
   import cv2
 
+  shorten_notes()
   cv2.setNumThreads(1)
   signal.signal(signal.SIGINT, signal.SIG_IGN)
