@@ -2,12 +2,17 @@
 exit code 2 for each bad one.
 """
 
+import os
+import shutil
 import sys
 
+import av
 import jax
+import librosa
 import numpy as np
 from PIL import Image
 import pytest
+import soundfile
 
 from dicetalk_jax import bundle, generate
 from dicetalk_jax.diffusion.sampler import draw_noise
@@ -66,6 +71,31 @@ def test_writes_a_video_with_audio(inputs, tmp_path, monkeypatch, capsys):
   assert video.frames.shape == (19, 20, 16, 3) and video.fps == 25
   wave = video.audio  # ends with the last frame, half a frame before the recording
   assert np.corrcoef(wave, tiny.speech()[: len(wave)])[0, 1] > 0.9
+
+
+def test_relative_names_with_colons_and_the_sound_of_the_recording(
+  inputs, tmp_path, monkeypatch, capsys
+):
+  """In stereo at 48 kHz, channels of opposite sign too: that is said, in one line."""
+  monkeypatch.setattr(generate, '_mesh', lambda: None)
+  monkeypatch.chdir(tmp_path)
+  shutil.copy(inputs['image'], 'face:1.png')
+  left = librosa.resample(tiny.speech(), orig_sr=16000, target_sr=48000)
+  (tmp_path / 'model:1').symlink_to(inputs['model'])
+  flags = {**inputs, 'image': 'face:1.png', 'model': 'model:1', 'audio': 'rec:1.flac'}
+  notes = {0.5: '', -1: 'note: the channels of rec:1.flac cancel each other out'}
+  for gain, note in notes.items():
+    soundfile.write('rec:1.flac', np.stack([left, gain * left], axis=1), 48000)
+    command(monkeypatch, **flags, output='12:30.mp4')
+    captured = capsys.readouterr()
+    assert captured.out.startswith('12:30.mp4: 0.8 s, ')
+    assert captured.err.startswith(note) and captured.err.count('\n') == 3 + bool(note)
+    with av.open(str(tmp_path / '12:30.mp4')) as container:
+      track = container.streams.audio[0]
+      layout = 'mono' if note else 'stereo'
+      assert (track.rate, track.layout.name) == (48000, layout)
+      assert float(track.duration * track.time_base) == pytest.approx(0.76, abs=1e-3)
+  assert not [name for name in os.listdir() if name.endswith('.part')]
 
 
 @pytest.mark.parametrize(
