@@ -175,7 +175,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     InputError: the file is missing or damaged.
   """
   try:
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_bytes())
   except FileNotFoundError:
     raise InputError(f'{path} does not exist; download the whole folder') from None
   except (OSError, ValueError) as error:

@@ -10,10 +10,10 @@ import os
 import posixpath
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 import numpy as np
 
+from data_pipelines import filesystems
 from data_pipelines.corpora.clip_file import UNEXPECTED, Skipped
 from dicetalk_jax.files import atomic_file
 
@@ -52,11 +52,10 @@ class ClipCache:
 
   def __init__(self, folder: str | os.PathLike):
     """Opens a folder on a disk, or an fsspec address, that all workers share."""
-    self.fs, self._root = fsspec.core.url_to_fs(os.fspath(folder))
+    self.fs, self._root = filesystems.open_folder(folder)
 
   def __reduce__(self):
-    # As a whole address, because workers may run in another folder.
-    return ClipCache, (self.fs.unstrip_protocol(self._root),)
+    return ClipCache, (filesystems.address_of(self.fs, self._root),)
 
   def outcome(self, name: str) -> Outcome | None:
     """Reads the outcome of a clip; None if the clip is not done."""

@@ -6,6 +6,7 @@ Each of them ends a command with one sentence and exit code 2.
 from collections.abc import Iterator
 import contextlib
 import sys
+import warnings
 
 
 class UserError(Exception):
@@ -32,11 +33,33 @@ class MeshError(UserError):
   """Devices, batch and parameters do not divide as asked."""
 
 
+class Note(UserWarning):
+  """Something that a user should know, though nothing is wrong."""
+
+
 @contextlib.contextmanager
 def one_sentence() -> Iterator[None]:
-  """Turns a UserError into one line on stderr and exit code 2, for console entries."""
+  """Turns a UserError into one line on stderr and exit code 2, for console entries.
+
+  A Note is one line on stderr as well.
+  """
   try:
-    yield
+    with warnings.catch_warnings():
+      shorten_notes()
+      yield
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
+
+
+def shorten_notes() -> None:
+  """Shows notes without the place in the code that warnings have, in this process."""
+  show_other = warnings.showwarning
+
+  def show(message, category, *place, **options) -> None:
+    if issubclass(category, Note):
+      print(f'note: {message}', file=sys.stderr)
+    else:
+      show_other(message, category, *place, **options)
+
+  warnings.showwarning = show

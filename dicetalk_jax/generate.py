@@ -20,9 +20,10 @@ from dicetalk_jax.bundle import ModelFolder
 from dicetalk_jax.detect.choice import parse_face_index
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.job import Job
-from dicetalk_jax.media.audio import load_audio
+from dicetalk_jax.media.audio import load_recording
 from dicetalk_jax.media.face import parse_face_box
 from dicetalk_jax.media.image import load_image
+from dicetalk_jax.media.soundtrack import Soundtrack
 from dicetalk_jax.media.video import write_video
 from dicetalk_jax.pipeline import Pipeline
 from dicetalk_jax.progress import Progress
@@ -119,7 +120,9 @@ def main(argv: list[str]) -> None:
   model = ModelFolder.open(flags.model)
   settings = Settings.of(model, **sampling)
   model.require(*settings.components)
-  job = _job(flags, model, settings)
+  recording = load_recording(flags.audio)
+  sound = Soundtrack(flags.audio, recording.loudest)
+  job = _job(flags, model, settings, recording.wave)
   _check_writable(flags.output)
 
   # 2. Generate.
@@ -130,7 +133,7 @@ def main(argv: list[str]) -> None:
   frames, fps = pipe.run(job, progress)
 
   # 3. Write the video.
-  write_video(flags.output, frames, fps, audio=job.wave)
+  write_video(flags.output, frames, fps, audio=sound)
   count, height, width, _ = frames.shape
   print(
     f'{flags.output}: {count / fps:.1f} s, {width}x{height}, {count} frames at {fps:g} '
@@ -150,7 +153,9 @@ def _sampling(flags: argparse.Namespace) -> dict[str, Any]:
   return {name: value for name, value in changes.items() if value is not None}
 
 
-def _job(flags: argparse.Namespace, model: ModelFolder, settings: Settings) -> Job:
+def _job(
+  flags: argparse.Namespace, model: ModelFolder, settings: Settings, wave: np.ndarray
+) -> Job:
   """Reads the files, and checks them with the other flags."""
   image = load_image(flags.image)
   height, width = image.shape[:2]
@@ -165,7 +170,7 @@ def _job(flags: argparse.Namespace, model: ModelFolder, settings: Settings) -> J
     model,
     settings,
     image,
-    load_audio(flags.audio),
+    wave,
     flags.emotion,
     face_box=face_box,
     face_index=parse_face_index(flags.face_index),

@@ -4,7 +4,8 @@
 that below `runs/try [1]` it finds nothing. Orbax and TFDS search their folders with it
 and continue without what they miss: a checkpoint never gets its index, and cannot be
 read. Both make their paths themselves, so they cannot be given another kind of path.
-Therefore the method is replaced in this process, for local paths alone.
+Therefore the method is replaced in this process, for local paths alone; in etils 1.15
+nothing else helps.
 """
 
 from collections.abc import Iterator

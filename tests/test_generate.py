@@ -2,12 +2,17 @@
 exit code 2 for each bad one.
 """
 
+import os
+import shutil
 import sys
 
+import av
 import jax
+import librosa
 import numpy as np
 from PIL import Image
 import pytest
+import soundfile
 
 from data_pipelines.synthetic.clip import make_portrait
 from dicetalk_jax import bundle, generate
@@ -74,21 +79,45 @@ def test_which_of_several_faces(inputs, tmp_path):
 
 
 def test_writes_a_video_with_audio(inputs, tmp_path, monkeypatch, capsys):
+  """With the sound of the recording, from and to relative names that hold colons."""
   assert generate._mesh().size == 8  # all devices
   # Here one, whose programs other tests have compiled.
   monkeypatch.setattr(generate, '_mesh', lambda: None)
-  output = tmp_path / 'new' / 'out.mp4'
-  command(monkeypatch, **inputs, output=output, seed=3)
+  monkeypatch.chdir(tmp_path)
+  shutil.copy(inputs['image'], 'face:1.png')
+  shutil.copytree(inputs['model'], 'model:1')
+  left = librosa.resample(tiny.speech(), orig_sr=16000, target_sr=48000)
+  soundfile.write('rec:1.flac', np.stack([left, 0.5 * left], axis=1), 48000)
+  named = dict(image='face:1.png', model='model:1', audio='rec:1.flac')
+  output = 'new:1/12:30.mp4'
+  command(monkeypatch, **{**inputs, **named}, output=output, seed=3)
   captured = capsys.readouterr()
   assert captured.out == f'{output}: 0.8 s, 16x20, 19 frames at 25 per second\n'
   for stage in ('loading', 'sampling', 'decoding'):
     assert f'{stage}: 100%' in captured.err
   assert captured.err.count('\n') == 3  # a bar each
-  assert [p.name for p in output.parent.iterdir()] == ['out.mp4']
+  assert os.listdir('new:1') == ['12:30.mp4']
+  with av.open(os.path.abspath(output)) as container:
+    track = container.streams.audio[0]
+    assert (track.rate, track.layout.name) == (48000, 'stereo')
+    assert float(track.duration * track.time_base) == pytest.approx(0.76, abs=1e-3)
   video = read_video(output)
   assert video.frames.shape == (19, 20, 16, 3) and video.fps == 25
   wave = video.audio  # ends with the last frame, half a frame before the recording
   assert np.corrcoef(wave, tiny.speech()[: len(wave)])[0, 1] > 0.9
+
+
+def test_what_is_done_about_channels_that_cancel_is_said_in_a_line(
+  inputs, tmp_path, monkeypatch, capsys
+):
+  wave = tiny.speech()
+  soundfile.write(tmp_path / 'x.flac', np.stack([wave, -wave], axis=1), 16000)
+  flags = {**inputs, 'audio': tmp_path / 'x.flac', 'emotion': 'hungry'}
+  with pytest.raises(SystemExit):
+    command(monkeypatch, **flags, output=tmp_path / 'out.mp4')
+  note, error = capsys.readouterr().err.splitlines()
+  assert note.startswith(f'note: the channels of {tmp_path}/x.flac cancel each other')
+  assert error.startswith('error: ')
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,20 @@ import soundfile
 import tensorflow_datasets as tfds
 
 from convert import __main__ as convert
+from data_pipelines import filesystems
 from data_pipelines.builders import corpus
 from data_pipelines.builders.corpus_plan import make_plan
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from data_pipelines.preprocess import CorpusConfig
-from dicetalk_jax import bundle, literal_glob, orbax_paths, parallel, published_priors
+from dicetalk_jax import (
+  bundle,
+  literal_glob,
+  orbax_paths,
+  pack,
+  parallel,
+  published_priors,
+)
 from dicetalk_jax.data.autoencoder_loader import frames_loader
 from dicetalk_jax.data.clip_source import ClipSource, data_sets
 from dicetalk_jax.data.feature_store import FeatureStore
@@ -269,6 +277,51 @@ def test_corpora(deep):
     not report.skipped and sum(part['clips'] for part in report.splits.values()) == 4
   )
   assert len(ClipSource(folder, 'train')) == report.splits['train']['clips']
+
+
+@pytest.mark.parametrize('name', ['12:30', 'file:x', 'a::b', 'data:,y'])
+def test_relative_folders_whose_names_look_like_addresses(tmp_path, monkeypatch, name):
+  """In all that reads or writes a folder, worker processes included."""
+  monkeypatch.chdir(tmp_path)
+  corpus_root, out, model = f'{name}.corpus', f'{name}.out', f'{name}.model'
+  for person in ('p:1', 'q::2'):
+    made_clips.write(pathlib.Path(corpus_root) / person / 'a:b.mp4', 0.6)
+  config = CorpusConfig(
+    'folder', size=32, min_seconds=0.4, detector='tests.data_pipelines.made_clips:red'
+  )
+  workers = 2 if name == 'a::b' else 1  # the former takes seconds
+  folder, report = corpus.prepare_corpus(
+    make_plan(config, corpus_root), out, workers=workers
+  )
+  assert not report.skipped
+  assert len(ClipSource(folder, 'train')) == 1
+  tiny.save_model(model, {'emo_model': tiny.CONFIGS['emo_model']})
+  assert call('export', model, f'{name}.exported') == 0
+  pack.main([f'--model={model}', f'--output={name}.packed'])
+  assert bundle.emotions(f'{name}.packed') == ['happy', 'sad']
+  writer = tensorboard_writer(epath.Path(f'{name}.events'))
+  writer.write_scalars(1, {'loss': 1.0})
+  writer.close()
+  made = {'corpus', 'out', 'model', 'exported', 'packed', 'events'}
+  assert {path.name for path in tmp_path.iterdir()} == {f'{name}.{end}' for end in made}
+
+
+def test_a_run_in_a_relative_folder_with_a_colon(tmp_path, monkeypatch, whole):
+  monkeypatch.chdir(tmp_path)
+  train(toy.ToyTask, toy_config(4), 'run:1', mesh=ONE)
+  assert all_losses(tmp_path / 'run:1') == all_losses(whole)
+  assert [path.name for path in tmp_path.iterdir()] == ['run:1']
+
+
+def test_home_and_addresses_are_known(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'a').mkdir()
+  for folder in ('~/a', f'file://{tmp_path}/a'):
+    fs, path = filesystems.open_folder(folder)
+    assert fs.isdir(path)
+    assert filesystems.address_of(fs, path) == str(tmp_path / 'a')
+  fs, path = filesystems.open_folder('memory://bucket/a')
+  assert filesystems.address_of(fs, path) == 'memory:///bucket/a'
 
 
 def test_a_data_set_whose_name_is_read_as_a_list_is_refused(deep):

@@ -19,7 +19,7 @@ from data_pipelines.clip_cache import ClipCache, Outcome
 from data_pipelines.corpora.clip_file import ClipFile, Skipped
 from data_pipelines.corpora.file_tree import Tree
 from data_pipelines.preprocess import CorpusConfig
-from dicetalk_jax.errors import InputError
+from dicetalk_jax.errors import InputError, shorten_notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +167,7 @@ def _start_process() -> None:
   import cv2
   import jax
 
+  shorten_notes()
   cv2.setNumThreads(1)
   jax.config.update('jax_platforms', 'cpu')
   flags = os.environ.get('XLA_FLAGS', '')

@@ -7,9 +7,10 @@ import os
 import posixpath
 import tempfile
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from data_pipelines import filesystems
+from dicetalk_jax import text_files
 from dicetalk_jax.errors import InputError
 
 
@@ -27,7 +28,7 @@ class Tree:
       InputError: there is no such folder.
     """
     try:
-      self.fs, self.root = fsspec.core.url_to_fs(os.fspath(root))
+      self.fs, self.root = filesystems.open_folder(root)
       found = self.fs.isdir(self.root)
     except (ImportError, ValueError) as error:
       raise InputError(
@@ -38,8 +39,7 @@ class Tree:
     self.address = os.fspath(root)
 
   def __reduce__(self):
-    # As a whole address, because workers may run in another folder.
-    return Tree, (self.fs.unstrip_protocol(self.root),)
+    return Tree, (filesystems.address_of(self.fs, self.root),)
 
   def __contains__(self, path: str) -> bool:
     return path in self._sizes
@@ -102,10 +102,12 @@ class Tree:
     return int(self.fs.size(posixpath.join(self.root, path)))
 
   def read_text(self, path: str) -> str:
-    """Reads a text file without its byte-order mark."""
-    return self.fs.cat_file(posixpath.join(self.root, path)).decode(
-      'utf-8-sig', errors='replace'
-    )
+    """Reads a text file in any usual encoding; lines end with a line feed."""
+    return text_files.decode(self.read_bytes(path))
+
+  def read_bytes(self, path: str) -> bytes:
+    """Reads a file."""
+    return self.fs.cat_file(posixpath.join(self.root, path))
 
   @contextlib.contextmanager
   def local(self, path: str) -> Iterator[str]:

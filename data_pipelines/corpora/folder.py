@@ -7,8 +7,6 @@ the person that its folder is named after.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import csv
-import io
 import math
 import posixpath
 from typing import NoReturn
@@ -17,6 +15,7 @@ from data_pipelines.corpora import file_tree
 from data_pipelines.corpora.clip_file import AUDIO, FEATURES, VIDEO, ClipFile, Skipped
 from data_pipelines.corpora.file_tree import Tree
 from data_pipelines.splits import SPLITS
+from dicetalk_jax import text_files
 from dicetalk_jax.data.clip_record import EMOTIONS, LEVELS, UNKNOWN
 from dicetalk_jax.errors import InputError
 
@@ -82,8 +81,11 @@ def walk(
 
 def _read_rows(tree: Tree, labels: str) -> list[dict[str, str]]:
   """Reads the CSV, without empty cells."""
-  reader = csv.DictReader(io.StringIO(tree.read_text(labels)), skipinitialspace=True)
-  names = reader.fieldnames or ()
+  try:
+    lines = [*text_files.read_csv(tree.read_bytes(labels))]
+  except ValueError as error:
+    raise InputError(f'{labels}: {error}; save it as CSV in UTF-8') from error
+  names = lines[0] if lines else []
   unknown = sorted(set(names) - set(COLUMNS))
   wrong = ''
   if 'file' not in names:
@@ -93,11 +95,8 @@ def _read_rows(tree: Tree, labels: str) -> list[dict[str, str]]:
   if wrong:
     raise InputError(f'{labels}: {wrong}; columns are {", ".join(COLUMNS)}')
   rows = []
-  for cells in reader:
-    row = {}
-    for name, value in cells.items():
-      if name and value and value.strip():
-        row[name] = value.strip()
+  for cells in lines[1:]:
+    row = {name: cell for name, cell in zip(names, cells) if cell}
     for name in PATHS & row.keys():
       if row[name] not in tree:  # the table may come from Windows
         row[name] = row[name].replace('\\', '/')

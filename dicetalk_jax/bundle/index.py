@@ -188,7 +188,7 @@ def read_index(folder: epath.Path) -> dict[str, Any]:
   if not exists(path):
     return {'format': FORMAT, 'components': {}, 'settings': {}}
   try:
-    index = json.loads(path.read_text())
+    index = json.loads(path.read_bytes())
     version = index['format']
     index['components'], index['settings']  # both are part of the format
   except (ValueError, KeyError, TypeError) as error:

@@ -5,12 +5,13 @@ of Deep3DFaceRecon), 50 of FLAME, 52 blendshapes of MediaPipe, 17 action units o
 OpenFace, ...
 """
 
-import csv
+import io
 import os
 import re
 
 import numpy as np
 
+from dicetalk_jax import text_files
 from dicetalk_jax.data.clip_record import FPS
 from dicetalk_jax.errors import DataError
 
@@ -85,7 +86,7 @@ def _read_matrix(path: str | os.PathLike, key: str) -> np.ndarray:
 
     return _choose(path, scipy.io.loadmat(path), key)
   if ending == '.txt':
-    return np.loadtxt(path, ndmin=2)
+    return np.loadtxt(io.StringIO(text_files.decode(_read_bytes(path))), ndmin=2)
   if ending == '.csv':
     return _read_csv(path)
   raise DataError(
@@ -114,14 +115,14 @@ def _choose(
   return matrices[0]
 
 
+def _read_bytes(path: str | os.PathLike) -> bytes:
+  with open(path, 'rb') as file:
+    return file.read()
+
+
 def _read_csv(path: str | os.PathLike) -> np.ndarray:
   """All columns, or of those with names only the action units if there are any."""
-  lines = []
-  with open(path, newline='', encoding='utf-8-sig') as file:
-    for line in csv.reader(file):
-      cells = [cell.strip() for cell in line]
-      if any(cells):
-        lines.append(cells)
+  lines = [*text_files.read_csv(_read_bytes(path))]
   names: list[str] = []
   if lines and not _is_numbers(lines[0]):
     names = lines.pop(0)

@@ -12,13 +12,15 @@ import operator
 import os
 import sys
 import threading
-from typing import Any
+import types
+from typing import NamedTuple
+import warnings
 
 import numpy as np
-import soxr
 
-from dicetalk_jax.errors import InputError
-from dicetalk_jax.media.audio_blocks import mono_blocks
+from dicetalk_jax.errors import InputError, Note
+from dicetalk_jax.media.audio_blocks import Block, open_recording, read_blocks
+from dicetalk_jax.media.mixdown import Mixdown
 
 RATE = 16000  # samples per second
 WINDOW = 30 * RATE  # samples per Whisper window
@@ -27,19 +29,37 @@ FFT = 400  # samples per analysis window of the STFT
 MEL_SHAPE = (WINDOW // HOP, 80)  # mel frames of a Whisper window, and bands
 UNIT = 640  # samples per unit of `audio_len`
 CLIP = 10  # Whisper positions around a video frame, see `window_positions`
+LONGEST = 3 * 3600  # seconds that are held in memory at most, 0.7 GB
 SILENCE = 1e-3  # peak (-60 dB) below which a recording counts as silent
+
+_PIECE = 8.0  # seconds that are resampled at a time
+_MARGIN = 0.1  # seconds around them, far more than the filter sees
 
 
 class SilentError(InputError):
   """A recording is silent from beginning to end."""
 
 
+class Recording(NamedTuple):
+  """A recording as the networks hear it.
+
+  Attributes:
+    wave: float32 `[samples]` in [-1,1], 16 kHz mono.
+    loudest: the channel that was taken where channels cancel each other out, by number
+      of channels; empty for usual recordings.
+  """
+
+  wave: np.ndarray
+  loudest: dict[int, int]
+
+
 def load_audio(path: str | os.PathLike) -> np.ndarray:
   """Reads the audio of an audio or video file.
 
-  The samples equal librosa's, which the reference implementation uses: channels are
-  averaged, and soxr resamples at high quality. Files that hold more than their header
-  says are read whole: joined recordings one after another, each at its own rate.
+  The samples equal those of `librosa.load`, which the reference implementation uses, to
+  rounding. Channels are averaged; where that would cancel them out, the loudest is
+  taken, and a `Note` says so. Files that hold more than their header says are read
+  whole: joined recordings one after another, each at its own rate.
 
   Args:
     path: anything libsndfile or FFmpeg decodes (wav, flac, ogg, mp3, m4a, mp4, ...). Of
@@ -49,15 +69,25 @@ def load_audio(path: str | os.PathLike) -> np.ndarray:
     float32 `[samples]` in [-1,1], 16 kHz mono.
 
   Raises:
-    InputError: the file is missing, its audio cannot be decoded, is empty, holds
-      numbers that are not finite or (SilentError) is silent.
+    InputError: the file is missing, its audio cannot be decoded, is empty, is longer
+      than `LONGEST`, holds numbers that are not finite or (SilentError) is silent.
   """
-  wave = load_span(path)
+  return load_recording(path).wave
+
+
+def load_recording(path: str | os.PathLike) -> Recording:
+  """Reads as `load_audio` does, and says which channels were used."""
+  recording = _load(path, 0.0, LONGEST + 1)
+  wave = recording.wave
   if not wave.size:
     raise InputError(f'the recording {path} is empty; give one with speech')
+  if len(wave) > LONGEST * RATE:
+    raise InputError(
+      f'the recording {path} is longer than {LONGEST / 3600:g} hours; cut it into parts'
+    )
   if np.abs(wave).max() < SILENCE:
     raise SilentError(f'the recording {path} is silent; give one with speech')
-  return wave
+  return recording
 
 
 def load_span(
@@ -65,8 +95,9 @@ def load_span(
 ) -> np.ndarray:
   """Reads from `start` to `end` seconds and keeps nothing else in memory.
 
-  The samples equal those of `load_audio`. Decoding always begins with the file, since
-  few codecs give the same samples after a jump.
+  The samples equal those of `load_audio`. (Whether channels cancel each other out is
+  judged by what comes before `end`.) Decoding always begins with the file, since few
+  codecs give the same samples after a jump.
 
   Returns:
     float32 `[samples]` in [-1,1], 16 kHz mono; fewer where the recording ends before.
@@ -76,24 +107,49 @@ def load_span(
     InputError: the file is missing, or its audio cannot be decoded or holds numbers
       that are not finite.
   """
+  return _load(path, start, end).wave
+
+
+def _load(path: str | os.PathLike, start: float, end: float) -> Recording:
+  """See `load_span`."""
+  mixdown = Mixdown()
+  wave = _cut(path, mixdown, start, end)
+  loudest = mixdown.cancelled()
+  if loudest:
+    numbers = ' and '.join(str(channel + 1) for channel in loudest.values())
+    warnings.warn(
+      f'the channels of {path} cancel each other out; only the loudest is used, '
+      f'channel {numbers}',
+      Note,
+      stacklevel=3,
+    )
+    wave = _cut(path, Mixdown(loudest), start, end)
+  return Recording(wave, loudest)
+
+
+def _cut(
+  path: str | os.PathLike, mixdown: Mixdown, start: float, end: float
+) -> np.ndarray:
+  """The samples from `start` to `end`, 16 kHz."""
   first = round(start * RATE)
   last = sys.maxsize if math.isinf(end) else round(end * RATE)
   kept = [np.zeros(0, np.float32)]
   done = 0
-  for wave in _waves(path):
-    part = wave[max(0, first - done) : max(0, last - done)]
-    if len(part):
-      kept.append(part.copy())  # a view would keep the whole block
-    done += len(wave)
-    if done >= last:
-      break
+  with open_recording(path) as file:
+    for wave in _waves(read_blocks(file, path), mixdown):
+      part = wave[max(0, first - done) : max(0, last - done)]
+      if len(part):
+        kept.append(part.copy())  # a view would keep the whole block
+      done += len(wave)
+      if done >= last:
+        break
   return np.concatenate(kept)
 
 
-def _waves(path: str | os.PathLike) -> Iterator[np.ndarray]:
+def _waves(blocks: Iterator[Block], mixdown: Mixdown) -> Iterator[np.ndarray]:
   """The recording in blocks: float32 `[samples]`, 16 kHz mono."""
-  for rate, blocks in itertools.groupby(mono_blocks(path), operator.itemgetter(1)):
-    waves = (wave for wave, _ in blocks)
+  for rate, group in itertools.groupby(blocks, operator.attrgetter('rate')):
+    waves = (mixdown(block.samples) for block in group)
     if rate == RATE:
       yield from waves
     else:
@@ -101,18 +157,35 @@ def _waves(path: str | os.PathLike) -> Iterator[np.ndarray]:
 
 
 def _resampled(waves: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:
-  """Blocks at 16 kHz from blocks at `rate`, with as many samples as librosa gives."""
-  stream = soxr.ResampleStream(rate, RATE, 1, dtype='float32', quality='HQ')
-  samples_in = 0
-  samples_out = 0
+  """Blocks at 16 kHz from blocks at `rate`, by librosa.
+
+  A long recording is resampled in pieces, so that it need not be in memory. They begin
+  where a sample of one rate coincides with one of the other, and the filter sees what
+  lies around them: the result is that of the whole, to rounding.
+  """
+  import librosa  # the import takes seconds
+
+  common = math.gcd(rate, RATE)
+  period, period_out = rate // common, RATE // common
+
+  def whole_periods(seconds: float) -> int:
+    return math.ceil(seconds * rate / period)
+
+  def resample(wave: np.ndarray) -> np.ndarray:
+    return librosa.resample(wave, orig_sr=rate, target_sr=RATE, res_type='soxr_hq')
+
+  piece, margin = whole_periods(_PIECE), whole_periods(_MARGIN)
+  before = 0  # periods of `held` that came out already
+  held = np.zeros(0, np.float32)
   for wave in waves:
-    samples_in += len(wave)
-    resampled = stream.resample_chunk(wave)
-    samples_out += len(resampled)
-    yield resampled
-  rest = -(-samples_in * RATE // rate) - samples_out
-  resampled = stream.resample_chunk(np.zeros(0, np.float32), last=True)[:rest]
-  yield np.pad(resampled, (0, rest - len(resampled)))
+    held = np.concatenate([held, wave])
+    while len(held) >= (before + piece + margin) * period:
+      out = resample(held[: (before + piece + margin) * period])
+      yield out[before * period_out : (before + piece) * period_out]
+      held = held[(before + piece - margin) * period :]
+      before = margin
+  if len(held) > before * period:
+    yield resample(held)[before * period_out :]
 
 
 def begin_at(wave: np.ndarray, seconds: float) -> np.ndarray:
@@ -134,10 +207,23 @@ _importing = threading.Lock()
 
 
 @functools.cache
-def _extractor() -> Any:
+def _mel_filters() -> np.ndarray:
+  """Whisper's filters, `[201,80]`."""
+  return _audio_utils().mel_filter_bank(
+    num_frequency_bins=FFT // 2 + 1,
+    num_mel_filters=MEL_SHAPE[1],
+    min_frequency=0.0,
+    max_frequency=RATE / 2,
+    sampling_rate=RATE,
+    norm='slaney',
+    mel_scale='slaney',
+  )
+
+
+def _audio_utils() -> types.ModuleType:
   with _importing:
-    from transformers import WhisperFeatureExtractor  # the import takes seconds
-  return WhisperFeatureExtractor()
+    from transformers import audio_utils  # the import takes seconds
+  return audio_utils
 
 
 def log_mel(wave: np.ndarray) -> np.ndarray:
@@ -155,12 +241,21 @@ def log_mel(wave: np.ndarray) -> np.ndarray:
 
 
 def _log_mel_window(wave: np.ndarray) -> np.ndarray:
-  # All columns of pure padding are equal: compute one of them and repeat it. The
-  # extractor's NumPy path is named because its public call switches to torch where that
-  # is installed, with slightly other results.
+  """`[3000,80]`; the arithmetic is that of `WhisperFeatureExtractor` without torch."""
+  # All columns of pure padding are equal: compute one of them and repeat it.
   samples = min(WINDOW, HOP * -(-(len(wave) + FFT) // HOP))
-  padded = np.pad(wave, (0, samples - len(wave)))
-  mel = _extractor()._np_extract_fbank_features([padded], device='cpu')[0].T
+  mel = _audio_utils().spectrogram(
+    np.pad(wave, (0, samples - len(wave))),
+    _audio_utils().window_function(FFT, 'hann'),
+    frame_length=FFT,
+    hop_length=HOP,
+    power=2.0,
+    mel_filters=_mel_filters(),
+    log_mel='log10',
+  )
+  mel = mel[:, :-1].T  # Whisper leaves out the last
+  mel = np.maximum(mel, mel.max() - 8)  # 80 dB below the loudest
+  mel = (mel + 4) / 4
   return np.pad(mel, ((0, WINDOW // HOP - len(mel)), (0, 0)), mode='edge')
 
 

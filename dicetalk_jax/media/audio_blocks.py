@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 import itertools
 import os
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import av
 import numpy as np
@@ -13,44 +13,79 @@ from dicetalk_jax.errors import InputError
 from dicetalk_jax.media import joined
 from dicetalk_jax.media.file_part import FilePart, open_container
 
-_BLOCK = 1 << 16  # samples
+_BLOCK = 1 << 16  # samples of all channels
+_RATES = range(1000, 1_000_001)  # Hz; others are damage, or meant to fill the memory
 
 
-def mono_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
-  """Decodes a file in small blocks, and averages the channels.
+class Block(NamedTuple):
+  """A stretch of a recording.
 
-  Recordings that were joined into one file come one after another.
+  Attributes:
+    samples: float32 `[samples,channels]`.
+    rate: in Hz.
+  """
 
-  Yields:
-    float32 `[samples]` and their rate, which may change from block to block.
+  samples: np.ndarray
+  rate: int
+
+
+def open_recording(path: str | os.PathLike) -> BinaryIO:
+  """Opens a file for `read_blocks`.
 
   Raises:
-    InputError: the file is missing, or its audio cannot be decoded or holds numbers
-      that are not finite.
+    InputError: the file is missing or cannot be read.
   """
   if not os.path.isfile(path):
     raise InputError(f'there is no recording at {path}; check the path')
   try:
-    with open(path, 'rb') as file:
-      for part in joined.parts(file):
-        yield from _mono(part, path)
-        if part.error:
-          raise part.error
+    return open(path, 'rb')
   except OSError as error:
-    raise InputError(
-      f'{path} cannot be read ({error.strerror}); check its permissions and the disk'
-    ) from error
+    raise _unreadable(path, error) from error
 
 
-def _mono(part: FilePart, path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
-  """(float32 `[samples]`, rate) of one recording."""
+def read_blocks(file: BinaryIO, path: str | os.PathLike) -> Iterator[Block]:
+  """Decodes a file in small blocks.
+
+  Recordings that were joined into one file come one after another. Rate and channels
+  may change from block to block.
+
+  Args:
+    file: from `open_recording`.
+    path: its name, for messages.
+
+  Raises:
+    InputError: the audio cannot be read or decoded or holds numbers that are not
+      finite.
+  """
   try:
-    for block, rate in _decoded(part, path):
-      if not np.isfinite(block).all():
+    for part in joined.parts(file):
+      yield from _checked(part, path)
+      if part.error:
+        raise part.error
+  except OSError as error:
+    raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | os.PathLike, error: OSError) -> InputError:
+  return InputError(
+    f'{path} cannot be read ({error.strerror}); check its permissions and the disk'
+  )
+
+
+def _checked(part: FilePart, path: str | os.PathLike) -> Iterator[Block]:
+  """The blocks of one recording."""
+  try:
+    for block in _decoded(part, path):
+      if not np.isfinite(block.samples).all():
         raise InputError(
           f'the recording {path} holds samples that are not numbers; export it again'
         )
-      yield block.mean(axis=1), rate
+      if block.rate not in _RATES:
+        raise InputError(
+          f'the recording {path} claims {block.rate} samples per second; export it at '
+          '48000'
+        )
+      yield block
   except (soundfile.LibsndfileError, av.FFmpegError) as error:
     raise InputError(
       f'{path} cannot be decoded as audio; '
@@ -69,10 +104,12 @@ class _ForwardReader(soundfile.SoundFile):
     return False
 
 
-def _decoded(
-  part: FilePart, path: str | os.PathLike
-) -> Iterator[tuple[np.ndarray, int]]:
-  """(float32 `[samples,channels]`, rate) by libsndfile, or else by FFmpeg."""
+def _decoded(part: FilePart, path: str | os.PathLike) -> Iterator[Block]:
+  """The blocks of one recording by libsndfile, or else by FFmpeg.
+
+  librosa reads with the same library. Its `load` holds all of a recording, and its
+  `stream` repeats samples where the end of a file is missing.
+  """
   try:
     file = _ForwardReader(part)
   except soundfile.LibsndfileError:
@@ -81,17 +118,16 @@ def _decoded(
     return
   with file:
     rest = file.frames  # bytes after them may be a tag: do not decode it
+    size = max(1, _BLOCK // file.channels)
     while rest > 0:
-      block = file.read(min(rest, _BLOCK), dtype='float32', always_2d=True)
+      block = file.read(min(rest, size), dtype='float32', always_2d=True)
       if not len(block):
         return  # the end of the file is missing
-      yield block, file.samplerate
+      yield Block(block, file.samplerate)
       rest -= len(block)
 
 
-def _by_ffmpeg(
-  part: FilePart, path: str | os.PathLike
-) -> Iterator[tuple[np.ndarray, int]]:
+def _by_ffmpeg(part: FilePart, path: str | os.PathLike) -> Iterator[Block]:
   """The first audio track of a container (mp4, m4a, mkv, ...) or stream (aac)."""
   with open_container(part) as container:
     if not container.streams.audio:
@@ -101,7 +137,7 @@ def _by_ffmpeg(
       to_planar_float = av.AudioResampler(format='fltp')
       for frame in itertools.chain(frames, [None]):  # None gives the rest
         for out in to_planar_float.resample(frame):
-          yield out.to_ndarray().T, audio_format.rate
+          yield Block(out.to_ndarray().T, audio_format.rate)
 
 
 class _Format(NamedTuple):

@@ -7,6 +7,19 @@ from typing import BinaryIO, Self
 
 import av
 
+# Containers and streams of audio and video, by FFmpeg's names. Playlists (hls, dash,
+# concat, sdp, vobsub) and drawings are not among them.
+_FORMATS = (
+  'mov,mp4,matroska,webm,avi,asf,flv,ogg,mpeg,mpegts,mpegvideo,mxf,rm,dv,nut,gif,ivf,'
+  'h264,hevc,m4v,mp3,aac,loas,ac3,eac3,dts,truehd,wav,w64,aiff,au,caf,flac,amr,ape,'
+  'wv,tta,voc,ircam,sox,dsf,tak,mpc,mpc8,shn,gsm,qcp,spdif,amrnb,amrwb,av1,obu,vvc'
+)
+_OPTIONS = {
+  # Or a playlist would open what it names.
+  'protocol_whitelist': 'none',
+  'format_whitelist': _FORMATS,
+}
+
 
 class FilePart(io.RawIOBase):
   """`head`, then the bytes from `start` to `end` of a file.
@@ -70,13 +83,15 @@ class FilePart(io.RawIOBase):
 def open_container(part: FilePart) -> Iterator[av.container.InputContainer]:
   """Opens a media file with FFmpeg, which cannot open addresses or other files for it.
 
+  Of the formats that FFmpeg knows, only those that hold audio or video themselves are
+  opened.
+
   Raises:
     av.FFmpegError: it is damaged or not a media file.
     OSError: it could not be read to its end.
   """
-  options = {'protocol_whitelist': 'none'}  # or a playlist would open what it names
   try:
-    with av.open(part, 'r', options=options, metadata_errors='ignore') as container:
+    with av.open(part, 'r', options=_OPTIONS, metadata_errors='ignore') as container:
       yield container
   except av.FFmpegError as error:
     raise part.error or error from None

@@ -5,7 +5,9 @@ the same image gives the same pixels.
 """
 
 import dataclasses
+import math
 import os
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -16,6 +18,13 @@ Box = tuple[float, float, float, float]  # left, top, width, height in pixels
 Corners = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 
 MIN_SIDE = 64
+# Larger images are refused, since small files may unpack to gigabytes. Cameras have up
+# to 100 million pixels.
+MAX_PIXELS = 1 << 27
+# Formats that Pillow reads by itself. For others (EPS) it starts another program.
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'AVIF', 'BMP', 'GIF', 'JPEG2000', 'PPM')
+_WHITE = [2**bits - 1 for bits in (8, 10, 12, 14, 16)]  # bit depths of cameras
+_SAMPLED = 1_000_000  # pixels at most that percentiles are computed from
 _CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 _CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
@@ -39,20 +48,23 @@ class Portrait:
 def load_image(path: str | os.PathLike, min_side: int = MIN_SIDE) -> np.ndarray:
   """Reads an image upright (EXIF orientation) as uint8 RGB [H,W,3].
 
+  Transparency is ignored, as the reference implementation does. Grey images of more
+  than 8 bits and of floats are scaled to their range, see `_scaled`.
+
   Raises:
-    InputError: the file is missing, damaged or not an image, or a side is shorter than
-      `min_side` pixels.
+    InputError: the file is missing, damaged or not an image, has more than
+      `MAX_PIXELS`, or a side is shorter than `min_side` pixels.
   """
   if not os.path.isfile(path):
     raise InputError(f'image {path} does not exist; check the path')
   try:
-    with Image.open(path) as file:
-      pixels = np.asarray(ImageOps.exif_transpose(file).convert('RGB'))
+    pixels = _read_pixels(path)
   except Image.DecompressionBombError as error:
     raise InputError(
       f'image {path} is too large; scale it down to a few thousand pixels a side'
     ) from error
-  except (OSError, SyntaxError, ValueError) as error:  # all raised for broken files
+  # All of these are raised for broken files.
+  except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:
     raise InputError(
       f'image {path} cannot be read; give a whole JPEG, PNG or WebP file'
     ) from error
@@ -63,6 +75,56 @@ def load_image(path: str | os.PathLike, min_side: int = MIN_SIDE) -> np.ndarray:
       f'{min_side}'
     )
   return pixels
+
+
+def _read_pixels(path: str | os.PathLike) -> np.ndarray:
+  """uint8 RGB [H,W,3]; Pillow raises an error of one of many kinds."""
+  Image.init()
+  known = [name for name in _FORMATS if name in Image.OPEN]
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # see MAX_PIXELS
+    file = Image.open(path, formats=known)
+  with file:
+    # The size is in the header: nothing has been unpacked yet.
+    if file.width * file.height > MAX_PIXELS:
+      raise Image.DecompressionBombError(f'{file.width}x{file.height} pixels')
+    image = ImageOps.exif_transpose(file)
+  if image.mode == 'F' or image.mode.startswith('I'):
+    return np.stack([_scaled(np.asarray(image))] * 3, axis=-1)
+  if image.mode == 'P':
+    image = image.convert('RGBA')  # the way to RGB on which Pillow does not warn
+  return np.asarray(image.convert('RGB'))
+
+
+def _scaled(grey: np.ndarray) -> np.ndarray:
+  """Scales grey values to 8 bits.
+
+  White is the largest value of the bit depth that the values need. Floats from 0 to 1
+  keep that range. All others, and negative numbers, have no known range; black and
+  white are percentiles then, so that a few highlights do not darken all the rest.
+
+  Args:
+    grey: integers of 16 or 32 bits, or float32 [H,W]; NaN becomes black.
+
+  Returns:
+    uint8 [H,W].
+
+  Raises:
+    ValueError: no value is a finite number.
+  """
+  known = grey[np.isfinite(grey)]
+  if not known.size:
+    raise ValueError('there are no numbers')
+  low, high = float(known.min()), float(known.max())
+  if grey.dtype.kind in 'iu' and low >= 0 and high <= _WHITE[-1]:
+    low, high = 0, next(white for white in _WHITE if white >= high)
+  elif low >= 0 and high <= 1:
+    low, high = 0, 1
+  else:
+    sample = known[:: math.ceil(known.size / _SAMPLED)]
+    low, high = np.percentile(sample, (0.1, 99.9))
+  scaled = (grey.astype(np.float32) - low) * (255 / max(high - low, 1e-30))
+  return np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8)
 
 
 def prepare_portrait(

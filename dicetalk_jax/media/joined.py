@@ -69,7 +69,8 @@ def _starts(file: BinaryIO) -> Iterator[int]:
   if pattern is None:
     return
   last = tags
-  position = tags + 1
+  # Nothing can begin within the length that the header states.
+  position = max(tags + 1, _stated_end(file, tags, file.seek(0, 2)))
   while chunk := _read_at(file, position, _CHUNK + _LONGEST):
     for match in pattern.finditer(chunk):
       if match.start() >= _CHUNK:

@@ -5,6 +5,9 @@ that was joined or extended later, this is only the beginning. Without a header 
 or with Fraunhofer's (VBRI), which it reads as a frame of silence, it guesses the length
 from the first frame. That fails at variable bit rates. Here all frames are counted, and
 each recording in the file gets a header frame that claims them all if it has none.
+
+FFmpeg does not replace this. Of two joined files it decodes the second header frame and
+the encoder's delay as sound (0.06 s), or stops with an error at it.
 """
 
 from collections.abc import Iterator

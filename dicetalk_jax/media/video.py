@@ -12,9 +12,9 @@ import numpy as np
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.files import atomic_file
+from dicetalk_jax.media import video_reader
 from dicetalk_jax.media.audio import RATE, begin_at, load_span
-from dicetalk_jax.media.file_part import FilePart, open_container
-from dicetalk_jax.media.video_reader import probe
+from dicetalk_jax.media.soundtrack import Soundtrack
 
 # Where a video comes from, noted in every file by default.
 AI_GENERATED = {'comment': 'AI-generated', 'ai_generated': 'true'}
@@ -46,7 +46,7 @@ def write_video(
   path: str | os.PathLike,
   frames: np.ndarray,
   fps: float,
-  audio: np.ndarray | None = None,
+  audio: np.ndarray | Soundtrack | None = None,
   *,
   sample_rate: int = RATE,
   crf: int = 18,
@@ -59,14 +59,14 @@ def write_video(
     frames: uint8 [N,H,W,3]. Odd sizes grow by one repeated row or column, as 4:2:0
       chroma wants.
     fps: frames per second; frame i is shown from i / fps on.
-    audio: float [samples] in [-1,1], mono; cut or padded with silence to the length of
-      the frames.
-    sample_rate: of `audio`, in Hz; one that AAC knows (8000 ... 96000).
+    audio: float [samples] in [-1,1], mono, or a recording with its own rate and
+      channels; cut or padded with silence to the length of the frames.
+    sample_rate: of an array, in Hz; one that AAC knows (8000 ... 96000).
     crf: H.264 quality; smaller is better and larger on disk. 18 is visually lossless.
     metadata: tags of the file; by default they say that it was generated.
 
   Raises:
-    InputError: the path cannot be written.
+    InputError: the path cannot be written, or the recording cannot be read.
   """
   if not str(path).lower().endswith('.mp4'):
     raise InputError(f'{path}: videos are written as MP4; end the name in .mp4')
@@ -93,51 +93,37 @@ def write_video(
     container.metadata.update(metadata)
     tracks = [_encode_frames(container, frames, rate, crf)]
     if audio is not None:
-      samples = round(len(frames) / rate * sample_rate)
-      wave = fit_length(np.asarray(audio, np.float32), samples).clip(-1, 1)
-      tracks.append(_encode_audio(container, wave, sample_rate))
+      tracks.append(_encode_audio(container, audio, sample_rate, len(frames) / rate))
     container.start_encoding()
     for packet in heapq.merge(*tracks, key=_decoding_time):
       container.mux(packet)
 
 
 def read_video(path: str | os.PathLike) -> Video:
-  """Reads all frames, and the first audio track as 16 kHz mono.
+  """Reads all frames as they are shown, and the first audio track as 16 kHz mono.
 
   The audio is cut or padded with silence to the length of the frames.
 
   Raises:
     InputError: the file is missing, damaged or not a video.
   """
-  if not os.path.isfile(path):
-    raise InputError(f'video {path} does not exist; check the path')
-  decoded: list[np.ndarray] = []
-  try:
-    with open(path, 'rb') as file, open_container(FilePart.whole(file)) as container:
-      if not container.streams.video:
-        raise InputError(f'{path} holds no frames; give a video file')
-      stream = container.streams.video[0]
-      stream.thread_type = 'AUTO'
-      rate = stream.average_rate or stream.guessed_rate
-      for packet in container.demux(stream):
-        if packet.is_corrupt:
-          raise InputError(
-            f'{path} breaks off in the middle; copy or download it again'
-          )
-        decoded += [frame.to_ndarray(format='rgb24') for frame in packet.decode()]
-  except (av.error.FFmpegError, OSError) as error:
-    raise InputError(
-      f'{path} cannot be read as a video ({error.strerror}); is it whole?'
-    ) from error
+  with video_reader.open_video(path) as (container, stream):
+    stream.thread_type = 'AUTO'
+    rate = stream.average_rate or stream.guessed_rate
+    decoded = [
+      video_reader.shown(frame, stream)
+      for frame in video_reader.decoded(path, container, stream)
+    ]
   if not decoded or not rate:
     raise InputError(f'{path} holds no frames; give a video file')
 
   frames = np.stack(decoded)
-  delay = probe(path).sound_delay
+  delay = video_reader.probe(path).sound_delay
   if delay is None:
     return Video(frames, float(rate), None)
-  wave = begin_at(load_span(path), -delay)
-  return Video(frames, float(rate), fit_length(wave, round(len(frames) / rate * RATE)))
+  seconds = len(frames) / rate
+  wave = begin_at(load_span(path, end=max(0, seconds - delay)), -delay)
+  return Video(frames, float(rate), fit_length(wave, round(seconds * RATE)))
 
 
 def _decoding_time(packet: av.Packet) -> fractions.Fraction:
@@ -174,15 +160,24 @@ def _encode_frames(
 
 
 def _encode_audio(
-  container: av.container.OutputContainer, audio: np.ndarray, sample_rate: int
+  container: av.container.OutputContainer,
+  audio: np.ndarray | Soundtrack,
+  sample_rate: int,
+  seconds: fractions.Fraction,
 ) -> Iterator[av.Packet]:
   """Adds the track at once; the packets come as they are asked for."""
-  stream = container.add_stream('aac', rate=sample_rate, layout='mono')
+  layout = 'mono'
+  if isinstance(audio, Soundtrack):
+    sample_rate, layout = audio.rate, audio.layout
+    chunks = audio.chunks()
+  else:
+    chunks = iter([np.asarray(audio, np.float32)[None]])
+  stream = container.add_stream('aac', rate=sample_rate, layout=layout)
+  count = round(seconds * sample_rate)
 
   def packets():
-    for start in range(0, len(audio), _AAC_CHUNK):
-      samples = audio[None, start : start + _AAC_CHUNK]
-      chunk = av.AudioFrame.from_ndarray(samples, format='fltp', layout='mono')
+    for start, samples in _equal_chunks(chunks, count, stream.channels):
+      chunk = av.AudioFrame.from_ndarray(samples.clip(-1, 1), 'fltp', layout)
       chunk.sample_rate = sample_rate
       chunk.pts = start
       chunk.time_base = fractions.Fraction(1, sample_rate)
@@ -190,3 +185,26 @@ def _encode_audio(
     yield from stream.encode(None)
 
   return packets()
+
+
+def _equal_chunks(
+  chunks: Iterator[np.ndarray], count: int, channels: int
+) -> Iterator[tuple[int, np.ndarray]]:
+  """Cuts sound to `count` samples, or adds silence, in chunks as AAC wants them.
+
+  Args:
+    chunks: float32 `[channels,n]`, of any length.
+    count: samples in all.
+    channels: of the sound.
+
+  Yields:
+    the number of the first sample, and float32 `[channels,1024]`; the last is shorter.
+  """
+  held = np.zeros((channels, 0), np.float32)
+  for start in range(0, count, _AAC_CHUNK):
+    size = min(_AAC_CHUNK, count - start)
+    while held.shape[1] < size:
+      silence = np.zeros((channels, size - held.shape[1]), np.float32)
+      held = np.concatenate([held, next(chunks, silence)], axis=1)
+    yield start, np.ascontiguousarray(held[:, :size])
+    held = held[:, size:]

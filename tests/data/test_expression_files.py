@@ -38,6 +38,17 @@ def test_every_format(tmp_path, ending):
     expression_files.read_expression(path, columns=(3, 9))
 
 
+@pytest.mark.parametrize('ending', ['.txt', '.csv'])
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-be', 'utf-8-sig'])
+@pytest.mark.parametrize('line_end', ['\r', '\r\n'])
+def test_text_of_other_systems(tmp_path, ending, encoding, line_end):
+  path = _save(tmp_path, ending)
+  text = path.read_text().replace('\n', line_end)
+  path.write_bytes(text.encode(encoding))
+  rows = expression_files.read_expression(path)
+  np.testing.assert_allclose(rows, ROWS, rtol=1e-6)
+
+
 def test_named_arrays(tmp_path):
   np.savez(tmp_path / 'a.npz', first=ROWS, second=2 * ROWS)
   with pytest.raises(DataError, match='first, second; say which with --expression_key'):

@@ -1,16 +1,22 @@
 """`python -m data_pipelines.prepare` on small trees like the real corpora."""
 
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
+import soundfile
 
 from data_pipelines import prepare
 from dicetalk_jax.data import clip_record
 from dicetalk_jax.data.clip_source import ClipSource
-from dicetalk_jax.errors import one_sentence
+from dicetalk_jax.errors import Note, one_sentence
+from dicetalk_jax.media import video_reader
 from tests.data_pipelines import made_clips
 from tests.data_pipelines.made_clips import FLAGS
+
+FIELD_INPUTS = pathlib.Path(__file__).parents[1] / 'field_inputs'
+QUARTER = 'tests.data_pipelines.test_prepare_command:quarter'
 
 
 def test_hdtf_and_voxceleb2_by_command(tmp_path, capsys):
@@ -54,6 +60,43 @@ def test_hdtf_and_voxceleb2_by_command(tmp_path, capsys):
   assert (
     clip_record.decode_text(ClipSource(folder, 'test')[0], 'identity') == 'vox2/id00003'
   )
+
+
+def quarter():
+  """Makes a detector whose face is the quarter in the middle, for --detector."""
+  return lambda image: (
+    image.shape[1] / 4,
+    image.shape[0] / 4,
+    image.shape[1] / 2,
+    image.shape[0] / 2,
+  )
+
+
+def test_squeezed_pixels_opposite_channels_and_labels_of_windows(tmp_path, capsys):
+  root = tmp_path / 'mine'
+  (root / 'anna').mkdir(parents=True)
+  shutil.copy(FIELD_INPUTS / 'anamorphic.mp4', root / 'anna' / 'a1.mp4')
+  shutil.copy(FIELD_INPUTS / 'antiphase.wav', root / 'a1.wav')
+  (root / 'labels.csv').write_bytes(
+    'file\temotion\taudio\tend\ranna/a1.mp4\thappy\ta1.wav\t1.2\r'.encode('utf-16')
+  )
+  flags = ['--size=64', '--min_seconds=1', '--expand=0.5', '--workers=1']
+  with pytest.warns(Note, match='cancel each other out'):
+    prepare.main(
+      ['folder', f'--root={root}', f'--out={tmp_path}', f'--detector={QUARTER}', *flags]
+    )
+  folder = pathlib.Path(capsys.readouterr().out.splitlines()[-1])
+  (clip,) = ClipSource(folder, 'train')
+  assert clip_record.decode_emotion(clip) == 'happy'
+  # The square around the quarter is the whole frame, in the shape that players show.
+  np.testing.assert_allclose(clip['bbox'], [[0.25, 0.25, 0.75, 0.75]] * 30, atol=0.01)
+  shown = next(video_reader.frames(root / 'anna' / 'a1.mp4'))
+  assert shown.shape == (256, 256, 3)
+  small = shown.reshape(64, 4, 64, 4, 3).mean(axis=(1, 3))
+  assert np.abs(clip_record.decode_frames(clip, [0])[0] - small).mean() < 4
+  own, _ = soundfile.read(root / 'a1.wav')
+  heard = clip_record.decode_audio(clip)
+  np.testing.assert_allclose(heard, own[: len(heard), 0], atol=1e-4)
 
 
 def test_a_folder_with_labels_by_command(tmp_path, capsys):

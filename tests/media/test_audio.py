@@ -1,6 +1,9 @@
 """Recordings as waves, log-mel windows, and the positions around each frame."""
 
+import pathlib
+import struct
 import tracemalloc
+import warnings
 import wave as wave_file
 
 import av
@@ -9,8 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from dicetalk_jax.errors import InputError
+from dicetalk_jax.errors import InputError, Note
 from dicetalk_jax.media import audio
+
+FIELD_INPUTS = pathlib.Path(__file__).parents[1] / 'field_inputs'
 
 
 def tone(seconds=0.5, rate=16000, hertz=440.0):
@@ -125,19 +130,138 @@ def test_bad_recordings_end_in_one_sentence(tmp_path, write, sentence):
   assert message[0].islower() or message.startswith(str(path))
 
 
+@pytest.mark.parametrize('rate', [8000, 44099, 44100, 48000])
+def test_a_long_recording_is_resampled_in_pieces(tmp_path, rate):
+  """Where they meet, the result is that of librosa for the whole, to rounding."""
+  wave = np.random.default_rng(0).normal(scale=0.1, size=round(19.3 * rate))
+  soundfile.write(tmp_path / 'x.wav', wave, rate)
+  expected, _ = librosa.load(tmp_path / 'x.wav', sr=16000)
+  ours = audio.load_audio(tmp_path / 'x.wav')
+  # Rates without a common divisor make soxr interpolate its filter.
+  atol = 2e-6 if rate == 44099 else 3e-7
+  np.testing.assert_allclose(ours, expected, rtol=0, atol=atol)
+
+
 @pytest.mark.parametrize('samples', [100, 16000, 479_600, 480_000, 480_001])
-def test_log_mel_equals_the_extractor(samples):
+def test_log_mel_equals_the_extractor(samples, monkeypatch):
   """The shortcut over padding changes nothing: ends near, at and beyond a window."""
   import transformers
+  from transformers.models.whisper import feature_extraction_whisper
 
+  # With torch, its results differ by rounding.
+  monkeypatch.setattr(feature_extraction_whisper, 'is_torch_available', lambda: False)
   wave = np.random.default_rng(0).normal(scale=0.1, size=samples).astype(np.float32)
-  extractor = transformers.WhisperFeatureExtractor()
-  windows = [
-    np.pad(w, (0, audio.WINDOW - len(w)))
-    for w in np.split(wave, range(audio.WINDOW, samples, audio.WINDOW))
-  ]
-  expected = extractor._np_extract_fbank_features(windows, device='cpu').swapaxes(1, 2)
-  np.testing.assert_array_equal(audio.log_mel(wave), expected)
+  extract = transformers.WhisperFeatureExtractor()
+  windows = [*np.split(wave, range(audio.WINDOW, samples, audio.WINDOW))]
+  mel = extract(windows, sampling_rate=16000, return_tensors='np').input_features
+  np.testing.assert_array_equal(audio.log_mel(wave), mel.swapaxes(1, 2))
+
+
+def test_the_loudest_of_channels_of_opposite_sign_is_heard():
+  """This file holds speech, and the same speech with its sign turned around."""
+  path = FIELD_INPUTS / 'antiphase.wav'
+  channels, _ = soundfile.read(path, dtype='float32')
+  assert not channels.mean(axis=1).any()
+  sentence = 'the channels of .*antiphase.wav cancel each other out; .* channel 1'
+  with pytest.warns(Note, match=sentence):
+    recording = audio.load_recording(path)
+  np.testing.assert_array_equal(recording.wave, channels[:, 0])
+  assert recording.loudest == {2: 0}
+  with pytest.warns(Note, match=sentence):
+    np.testing.assert_array_equal(
+      audio.load_span(path, 0.5, 1), channels[8000:16000, 0]
+    )
+
+
+def write_gains(path, gains, rate=16000):
+  """Writes a tone to several channels, at a gain for each."""
+  tones = [gain * tone(1.0, rate) for gain in gains]
+  soundfile.write(path, np.stack(tones, axis=1), rate, subtype='FLOAT')
+
+
+@pytest.mark.parametrize(
+  ('gains', 'loudest'),
+  [([-0.9, 1], 1), ([1, -1, 1e-3], 0), ([0.2, -0.5, 0.5, -0.2, 0, 0], 1)],
+)
+@pytest.mark.parametrize('rate', [16000, 48000])
+def test_channels_that_cancel(tmp_path, gains, loudest, rate):
+  path = tmp_path / 'x.wav'
+  write_gains(path, gains, rate)
+  with pytest.warns(Note, match=f'channel {loudest + 1}$'):
+    wave = audio.load_audio(path)
+  expected = gains[loudest] * tone(1.0)
+  np.testing.assert_allclose(wave[500:-500], expected[500:-500], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  'gains', [[1], [1, 1], [1, 0], [1, -0.4], [0, 0, 0, 0, 0, 0, 0, 1], [1, -1, 1]]
+)
+def test_other_channels_are_averaged(tmp_path, gains):
+  path = tmp_path / 'x.wav'
+  write_gains(path, gains)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    wave = audio.load_audio(path)
+  np.testing.assert_allclose(wave, np.mean(gains) * tone(1.0), atol=1e-6)
+
+
+def test_only_that_recording_of_a_joined_file_counts_whose_channels_cancel(tmp_path):
+  files = []
+  for gains in ([0.5], [1, -1]):
+    write_gains(tmp_path / 'x.wav', gains)
+    files.append((tmp_path / 'x.wav').read_bytes())
+  (tmp_path / 'x.wav').write_bytes(b''.join(files))
+  with pytest.warns(Note):
+    wave = audio.load_audio(tmp_path / 'x.wav')
+  np.testing.assert_array_equal(wave, np.concatenate([0.5 * tone(1.0), tone(1.0)]))
+
+
+def write_days(path, days=2.0):
+  """A file of silence that takes no room on the disk."""
+  size = round(days * 86400 * 8000)
+  form = struct.pack('<IHHIIHH', 16, 1, 1, 8000, 8000, 1, 8)
+  with open(path, 'wb') as file:
+    file.write(b'RIFF' + struct.pack('<I', size + 36) + b'WAVEfmt ' + form)
+    file.write(b'data' + struct.pack('<I', size))
+    file.truncate(44 + size)
+
+
+def test_audio_of_days_is_refused(tmp_path, monkeypatch):
+  """After as much of it as is allowed; no more is read or held."""
+  write_days(tmp_path / 'x.wav')
+  monkeypatch.setattr(audio, 'LONGEST', 60)
+  librosa.resample(tone(0.1), orig_sr=8000, target_sr=16000)  # imports
+  tracemalloc.start()
+  with pytest.raises(InputError, match='x.wav is longer than .* hours; cut it into'):
+    audio.load_audio(tmp_path / 'x.wav')
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 15e6
+  assert len(audio.load_span(tmp_path / 'x.wav', 1.0, 2.0)) == 16000
+
+
+@pytest.mark.parametrize('rate', [1, 999, 1_000_001, 2**31 - 1])
+def test_rates_that_no_recorder_has_are_refused(tmp_path, rate):
+  """A piece of a second would fill the memory, or a second take days."""
+  soundfile.write(tmp_path / 'x.wav', tone(1.0), rate)
+  with pytest.raises(InputError, match=f'x.wav claims {rate} samples per second'):
+    audio.load_audio(tmp_path / 'x.wav')
+
+
+def test_a_thousand_channels_are_read_in_small_blocks(tmp_path):
+  wave = np.repeat(tone(1.0, 8000)[:, None], 1000, axis=1)
+  soundfile.write(tmp_path / 'x.wav', wave, 8000, subtype='PCM_U8')
+  del wave
+  librosa.resample(tone(0.1), orig_sr=8000, target_sr=16000)  # imports
+  tracemalloc.start()
+  assert len(audio.load_audio(tmp_path / 'x.wav')) == 16000
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 5e6
+
+
+def test_three_hours_are_held():
+  assert audio.LONGEST * audio.RATE * 4 < 0.7e9
 
 
 def test_audio_len_counts_25_per_second():

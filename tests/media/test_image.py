@@ -1,15 +1,23 @@
 """Images, face masks and crops equal those of the reference implementation."""
 
 import json
+import os
+import pathlib
+import struct
+import tracemalloc
+import warnings
+import zlib
 
+import cv2
 import numpy as np
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 import pytest
 from safetensors.numpy import load_file
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media import image
 
+FIELD_INPUTS = pathlib.Path(__file__).parents[1] / 'field_inputs'
 SQUARES = 30
 
 
@@ -99,6 +107,152 @@ def test_images_load_upright_as_rgb(tmp_path):
   np.testing.assert_array_equal(image.load_image(tmp_path / 'turned.png'), pixels)
   Image.fromarray(pixels).convert('L').save(tmp_path / 'grey.png')
   assert image.load_image(tmp_path / 'grey.png').shape == (100, 80, 3)
+
+
+@pytest.mark.parametrize('name', ['grey16.png', 'float.tif'])
+def test_grey_of_16_bits_and_floats_keeps_its_shades(name):
+  """These files hold a portrait that 8 bits would show from black to white."""
+  values = np.asarray(Image.open(FIELD_INPUTS / name), np.float64)
+  white = 65535 if name == 'grey16.png' else 1.0
+  pixels = image.load_image(FIELD_INPUTS / name)
+  assert pixels.dtype == np.uint8 and pixels.shape == (*values.shape, 3)
+  for channel in range(3):
+    np.testing.assert_allclose(pixels[..., channel], values * 255 / white, atol=0.5001)
+
+
+@pytest.mark.parametrize('bits', [8, 10, 12, 14, 16])
+@pytest.mark.parametrize('dtype', ['uint16', '>u2', 'int32'])
+def test_white_is_that_of_the_bit_depth_that_values_need(tmp_path, bits, dtype):
+  ramp = np.linspace(0, 2**bits - 1, 80 * 80).reshape(80, 80).round()
+  Image.fromarray(ramp.astype(dtype)).save(tmp_path / 'x.tif')
+  pixels = image.load_image(tmp_path / 'x.tif')
+  np.testing.assert_allclose(pixels[..., 0], ramp * 255 / (2**bits - 1), atol=0.5001)
+
+
+@pytest.mark.parametrize('scale, shift', [(1000, 0), (2, -1), (1e-3, 5), (255, 0)])
+def test_floats_of_any_range_are_stretched(tmp_path, scale, shift):
+  """With holes, and with highlights that would leave all the rest black."""
+  ramp = np.linspace(0, 1, 128 * 128, dtype=np.float32).reshape(128, 128)
+  values = ramp * scale + shift
+  values[64, 10:13] = np.nan, np.inf, -np.inf
+  values[64, 20:24] = 1e6
+  Image.fromarray(values).save(tmp_path / 'x.tif')
+  pixels = image.load_image(tmp_path / 'x.tif')[..., 0]
+  assert pixels[64, 10:13].tolist() == [0, 255, 0]
+  assert pixels[64, 20:24].tolist() == [255] * 4
+  usual = np.isfinite(values) & (values < 1e6)
+  np.testing.assert_allclose(pixels[usual], 255 * ramp[usual], atol=1)
+
+
+def test_an_even_float_image_is_read(tmp_path):
+  for value in (0, 0.5, 7):
+    Image.fromarray(np.full((70, 70), value, np.float32)).save(tmp_path / 'x.tif')
+    assert image.load_image(tmp_path / 'x.tif').shape == (70, 70, 3)
+  Image.fromarray(np.full((70, 70), np.nan, np.float32)).save(tmp_path / 'x.tif')
+  with pytest.raises(InputError, match='cannot be read'):
+    image.load_image(tmp_path / 'x.tif')
+
+
+MODES = ['1', 'L', 'LA', 'RGB', 'RGBA', 'CMYK', 'P', 'PA', 'YCbCr']
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_images_of_every_mode_show_the_same(tmp_path, mode):
+  """And nothing is printed about it."""
+  blocks = np.array([[0, 255], [255, 0]], np.uint8).repeat(40, 0).repeat(40, 1)
+  pixels = np.stack([blocks, blocks, blocks], axis=-1)
+  picture = Image.fromarray(pixels)
+  options = {}
+  if mode in ('P', 'PA'):
+    picture = picture.quantize(2)
+    if mode == 'PA':
+      options = dict(transparency=bytes([0, 128]))
+  else:
+    picture = picture.convert(mode)
+  if mode in ('LA', 'RGBA'):
+    picture.putalpha(Image.fromarray(np.tile(np.arange(80, dtype=np.uint8), (80, 1))))
+  ending = 'tif' if mode in ('CMYK', 'YCbCr') else 'png'
+  picture.save(tmp_path / f'x.{ending}', **options)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    np.testing.assert_array_equal(image.load_image(tmp_path / f'x.{ending}'), pixels)
+
+
+@pytest.mark.parametrize('ending', ['png', 'tif'])
+@pytest.mark.parametrize('channels', [3, 4])
+def test_colour_of_16_bits(tmp_path, ending, channels):
+  pixels = _pattern(80, 70)
+  wide = pixels[..., ::-1].astype(np.uint16) * 257
+  if channels == 4:
+    wide = np.dstack([wide, np.full((70, 80), 30000, np.uint16)])
+  assert cv2.imwrite(str(tmp_path / f'x.{ending}'), wide)
+  np.testing.assert_array_equal(image.load_image(tmp_path / f'x.{ending}'), pixels)
+
+
+def test_an_image_that_unpacks_to_gigabytes_is_refused(tmp_path):
+  """Before its pixels are unpacked: PNG, and formats with other ways to begin."""
+  side = 30_000
+  header = struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)
+  chunks = b''
+  for name, content in [(b'IHDR', header), (b'IDAT', zlib.compress(bytes(10**6)))]:
+    check = struct.pack('>I', zlib.crc32(name + content))
+    chunks += struct.pack('>I', len(content)) + name + content + check
+  (tmp_path / 'x.png').write_bytes(b'\x89PNG\r\n\x1a\n' + chunks)
+  # Beyond our limit, yet within Pillow's own.
+  Image.new('1', (12_000, 12_000)).save(tmp_path / 'x.tif', compression='group4')
+  Image.new('P', (12_000, 12_000)).save(tmp_path / 'x.gif')
+  for name in ('x.png', 'x.tif', 'x.gif'):
+    assert (tmp_path / name).stat().st_size < 1e6
+    tracemalloc.start()
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')
+      with pytest.raises(InputError, match='is too large; scale it down'):
+        image.load_image(tmp_path / name)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5e6
+
+
+def test_text_that_unpacks_to_gigabytes_is_refused(tmp_path):
+  Image.fromarray(_pattern(80, 80)).save(tmp_path / 'x.png')
+  data = (tmp_path / 'x.png').read_bytes()
+  text = b'note\0\0' + zlib.compress(bytes(10**8), 9)
+  check = struct.pack('>I', zlib.crc32(b'zTXt' + text))
+  chunk = struct.pack('>I', len(text)) + b'zTXt' + text + check
+  (tmp_path / 'x.png').write_bytes(data[:33] + chunk + data[33:])
+  with pytest.raises(InputError, match='cannot be read'):
+    image.load_image(tmp_path / 'x.png')
+
+
+@pytest.mark.parametrize('name', ['x.eps', 'x.png'])
+def test_no_other_program_is_started(tmp_path, monkeypatch, name):
+  """Pillow has PostScript drawn by Ghostscript, whatever the name of the file."""
+  (tmp_path / 'bin').mkdir()
+  (tmp_path / 'bin' / 'gs').write_text(f'#!/bin/sh\necho > {tmp_path}/started\n')
+  (tmp_path / 'bin' / 'gs').chmod(0o755)
+  monkeypatch.setenv('PATH', f'{tmp_path}/bin:{os.environ["PATH"]}')
+  monkeypatch.setattr(EpsImagePlugin, 'gs_binary', None)
+  (tmp_path / name).write_text(
+    '%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n'
+  )
+  with pytest.raises(InputError, match='cannot be read'):
+    image.load_image(tmp_path / name)
+  assert not (tmp_path / 'started').exists()
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '<svg xmlns="http://www.w3.org/2000/svg" width="99" height="99">'
+    '<image href="file:///etc/passwd" width="99" height="99"/></svg>',
+    '#EXTM3U\nhttp://127.0.0.1/x.png\n',
+    'ffconcat version 1.0\nfile x.png\n',
+  ],
+)
+def test_files_that_name_others_are_no_images(tmp_path, text):
+  (tmp_path / 'face.png').write_text(text)
+  with pytest.raises(InputError, match='cannot be read'):
+    image.load_image(tmp_path / 'face.png')
 
 
 def test_bad_images_are_refused(tmp_path):

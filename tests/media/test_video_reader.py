@@ -1,11 +1,16 @@
 """Reading at a constant rate: which frame is shown when."""
 
+import fractions
+import pathlib
+
 import av
 import numpy as np
 import pytest
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media import video, video_reader
+
+FIELD_INPUTS = pathlib.Path(__file__).parents[1] / 'field_inputs'
 
 
 def _numbered(path, count, fps, audio=None):
@@ -59,8 +64,69 @@ def test_the_rotation_of_phones_is_applied(tmp_path):
     container.mux(track.encode(None))
   info = video_reader.probe(tmp_path / 'a.mp4')
   first = next(video_reader.frames(tmp_path / 'a.mp4'))
-  assert (info.height, info.width) == first.shape[:2] == (64, 32)
+  whole = video.read_video(tmp_path / 'a.mp4').frames
+  assert (info.height, info.width) == first.shape[:2] == whole.shape[1:3] == (64, 32)
   assert first[:12].mean() > 150 and first[20:].mean() < 50
+  np.testing.assert_array_equal(whole[0], first)
+
+
+def test_pixels_that_are_not_square_are_stretched():
+  """128x256 pixels that are twice as wide as high: of a square picture."""
+  path = FIELD_INPUTS / 'anamorphic.mp4'
+  info = video_reader.probe(path)
+  assert (info.height, info.width) == (256, 256)
+  first = next(video_reader.frames(path))
+  assert first.shape == (256, 256, 3)
+  with av.open(str(path)) as container:
+    squeezed = next(container.decode(video=0)).to_ndarray(format='rgb24')
+  assert squeezed.shape == (256, 128, 3)
+  again = first.reshape(256, 128, 2, 3).mean(axis=2)
+  assert np.abs(again - squeezed).mean() < 2
+
+
+@pytest.mark.parametrize(
+  ('aspect', 'turned', 'shape'),
+  [
+    ((8, 9), False, (36, 48)),
+    ((16, 15), False, (32, 51)),
+    ((2, 1), True, (96, 32)),
+    ((1, 1), False, (32, 48)),
+  ],
+)
+def test_every_reader_gives_the_shape_that_players_show(
+  tmp_path, aspect, turned, shape
+):
+  with av.open(str(tmp_path / 'a.mp4'), 'w') as container:
+    track = container.add_stream('libx264', rate=25)
+    track.width, track.height, track.pix_fmt = 48, 32, 'yuv420p'
+    track.sample_aspect_ratio = fractions.Fraction(*aspect)
+    if turned:
+      track.set_display_rotation(90)
+    for value in (60, 120):
+      grey = np.full((32, 48, 3), value, np.uint8)
+      container.mux(track.encode(av.VideoFrame.from_ndarray(grey, format='rgb24')))
+    container.mux(track.encode(None))
+  info = video_reader.probe(tmp_path / 'a.mp4')
+  assert (info.height, info.width) == shape
+  for frames in (
+    [*video_reader.frames(tmp_path / 'a.mp4')],
+    video.read_video(tmp_path / 'a.mp4').frames,
+  ):
+    assert [frame.shape for frame in frames] == [(*shape, 3)] * 2
+    np.testing.assert_allclose([f.mean() for f in frames], [60, 120], atol=4)
+
+
+def test_frames_of_too_many_pixels_are_refused(tmp_path, monkeypatch):
+  """Whether the header says so, or only the frames."""
+  path = _numbered(tmp_path / 'a.mp4', 5, 25)
+  monkeypatch.setattr(video_reader, 'MAX_PIXELS', 1000)
+  for read in (video_reader.probe, video.read_video):
+    with pytest.raises(InputError, match='a.mp4 has frames of 48x32 pixels; scale it'):
+      read(path)
+  monkeypatch.setattr(video_reader, '_square_pixels', lambda *_: (1, 1))
+  for read in (video_reader.probe, video.read_video):
+    with pytest.raises(InputError, match='cannot be read'):
+      read(path)
 
 
 def test_audio_tracks_are_noticed(tmp_path):
@@ -89,27 +155,3 @@ def test_a_name_is_never_interpreted(tmp_path, monkeypatch):
     _numbered(tmp_path / 'this.mp4', 5, 25).rename(name)
     assert _numbers(video_reader.frames(name)) == [0, 1, 2, 3, 4]
     assert len(video.read_video(name).frames) == 5
-
-
-@pytest.mark.parametrize(
-  'text',
-  [
-    'ffconcat version 1.0\nfile other.mp4\n',
-    '#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.ts\n#EXT-X-ENDLIST\n',
-  ],
-)
-def test_a_playlist_opens_no_other_file(tmp_path, text):
-  _numbered(tmp_path / 'other.mp4', 20, 25)
-  with (
-    av.open(str(tmp_path / 'other.mp4')) as source,
-    av.open(str(tmp_path / 'other.ts'), 'w') as copy,
-  ):
-    track = copy.add_stream_from_template(source.streams.video[0])
-    for packet in source.demux(source.streams.video[0]):
-      if packet.dts is not None:
-        packet.stream = track
-        copy.mux(packet)
-  (tmp_path / 'list.m3u8').write_text(text)
-  for read in (video_reader.probe, video.read_video):
-    with pytest.raises(InputError, match='cannot be read as a video'):
-      read(tmp_path / 'list.m3u8')

@@ -1,6 +1,7 @@
 """A user's folder, with labels and without; and trees that are not on a disk."""
 
 import pathlib
+import shutil
 
 import fsspec
 import pytest
@@ -10,6 +11,8 @@ from data_pipelines.corpora.clip_file import ClipFile, Skipped
 from data_pipelines.corpora.file_tree import Tree
 from dicetalk_jax.errors import InputError
 from tests.data_pipelines.made_clips import touch
+
+FIELD_INPUTS = pathlib.Path(__file__).parents[2] / 'field_inputs'
 
 
 def test_without_labels_the_folder_names_the_person(tmp_path):
@@ -59,6 +62,31 @@ def test_labels(tmp_path):
   )
   assert (gone.clip, gone.reason) == ('gone', 'file missing')
   assert (unlisted.clip, unlisted.reason) == ('c.mp4', 'not in the labels')
+
+
+@pytest.mark.parametrize('name', ['labels_utf16.csv', 'labels_cr.csv'])
+def test_labels_of_other_systems(tmp_path, name):
+  touch(tmp_path, 'anna/a1.mp4')
+  shutil.copy(FIELD_INPUTS / name, tmp_path / 'labels.csv')
+  (clip,) = folder.walk(Tree(tmp_path))
+  assert (clip.video, clip.emotion) == ('anna/a1.mp4', 'happy')
+
+
+@pytest.mark.parametrize(
+  'content', [b'', b'\n\n', b'\xff\xfe', bytes(100), b'file,"' * 2]
+)
+def test_labels_that_hold_no_table_are_refused(tmp_path, content):
+  touch(tmp_path, 'a.mp4')
+  (tmp_path / 'labels.csv').write_bytes(content)
+  with pytest.raises(InputError, match='labels.csv: '):
+    list(folder.walk(Tree(tmp_path)))
+
+
+def test_a_cell_that_never_ends_is_refused(tmp_path):
+  touch(tmp_path, 'a.mp4')
+  (tmp_path / 'labels.csv').write_text('file,text\na.mp4,"' + 'x' * 200_000)
+  with pytest.raises(InputError, match='labels.csv: line .*; save it as CSV in UTF-8'):
+    list(folder.walk(Tree(tmp_path)))
 
 
 @pytest.mark.parametrize(
