@@ -278,6 +278,27 @@ def test_half_precision_over_a_mesh(folder, video):
   assert pipe.sample(conditions, [length], jax.random.key(3)[None]).dtype == jnp.float32
 
 
+def test_a_job_takes_the_size_of_the_file_from_the_portrait_or_its_crop(pipe):
+  """Rounded down to even numbers; the portrait here is 79x65 pixels."""
+  image = np.pad(tiny.portrait(), ((0, 0), (0, 1), (0, 0)))[:79]
+
+  def job(**options):
+    return pipe.job(image, tiny.speech(), 'sad', face_box=tiny.FACE_BOX, **options)
+
+  assert job().video_size is None
+  assert job(keep_resolution=True).video_size == (64, 78)
+  assert job(keep_resolution=True, crop=True).video_size == (64, 64)
+  assert job().image_size == 16  # that of the model
+
+
+def test_the_image_size_of_a_job_is_that_of_its_latents(pipe):
+  options = dict(face_box=tiny.FACE_BOX, crop=True, image_size=24)
+  job = pipe.job(tiny.portrait(), tiny.speech(), 'sad', **options)
+  conditions, _ = pipe.conditions(job)
+  assert conditions.reference_latents.shape == (1, 12, 12, 4)
+  assert conditions.spatial.shape[1:3] == (12, 12)
+
+
 def test_refusals(pipe, folder, tmp_path):
   with pytest.raises(WeightsError, match='it has: happy, sad'):
     pipe.generate(tiny.portrait(), tiny.speech(), emotion='bored')
