@@ -117,7 +117,7 @@ def test_a_faithful_run_is_reproduced(dump, accept):
     'frames, end to end',
   ]
   assert all(row.endswith('pass') for row in rows)
-  assert verdict == 'this program reproduces the run: 16 of 16 stages pass'
+  assert verdict == 'this program reproduces the run: 17 of 17 stages pass'
   relative = [float(row[26:].split()[2]) for row in rows]
   assert max(relative) < 1e-4  # rounding; it was 2.4e-5
 
@@ -143,7 +143,7 @@ def test_the_stages_that_depart_are_named(
   assert departing(lines) == stages
   assert lines[-1] == (
     f'this program departs from the run, first at: {stages[0]} '
-    f'({len(stages)} of 16 stages depart)'
+    f'({len(stages)} of 17 stages depart)'
   )
 
 
@@ -162,7 +162,7 @@ def test_a_run_in_16_bits_without_noise(checkpoints, accept, tmp_path):
   save_file(tensors, tmp_path / TENSORS)
   code, lines = accept(tmp_path)
   assert code == 0, lines
-  assert lines[-1] == 'this program reproduces the run: 14 of 14 stages pass'
+  assert lines[-1] == 'this program reproduces the run: 15 of 15 stages pass'
   limits = {line[:26].rstrip(): line[56:66].strip() for line in lines}
   assert limits['CLIP token'] == '5e-02' and limits['audio tokens'] == '2e-04'
   assert limits['latents after step 1'] == '1e-01'
@@ -206,7 +206,7 @@ def test_what_a_dump_holds(dump):
   assert settings['num_steps'] == settings['steps_run'] == twin_program.STEPS
   assert settings['decode_chunk'] == twin_program.CHUNK
   tensors = load_file(dump / TENSORS)
-  assert tensors['latents'].shape == (3, 6, 4, 16, 24)
+  assert tensors['latents'].shape == (4, 6, 4, 16, 24)
   assert tensors['noise'].shape == (6, 4, 16, 24)
   assert tensors['frames'].shape == (3, 3, 32, 48)
   assert tensors['audio_windows'].shape == (3, 10, 3, 8)

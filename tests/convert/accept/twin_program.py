@@ -25,7 +25,7 @@ from tests.models import emotion_twin
 
 FRAMES = 3  # of the clip
 WINDOW = 3
-STEPS = 2
+STEPS = 3
 SHIFT = 2
 CHUNK = 2
 HEIGHT, WIDTH = 32, 48
