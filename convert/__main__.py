@@ -31,6 +31,7 @@ def load_commands() -> tuple[ModuleType, ...]:
   """
   try:
     from convert import dicetalk, export, inspect_files, priors, sonic, svd, whisper
+    from convert.accept import command as accept
     from convert.verify import command as verify
   except ModuleNotFoundError as missing:
     if missing.name != 'torch':
@@ -38,7 +39,7 @@ def load_commands() -> tuple[ModuleType, ...]:
     raise InputError(
       "PyTorch is missing; pip install 'dicetalk-jax[convert]' adds it"
     ) from missing
-  return dicetalk, sonic, svd, whisper, priors, export, inspect_files, verify
+  return dicetalk, sonic, svd, whisper, priors, export, inspect_files, verify, accept
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -68,7 +68,7 @@ class ConditionEncoder:
     portrait = prepare_portrait(
       job.image,
       job.face_box,
-      image_size=self.settings.image_size,
+      image_size=job.image_size or self.settings.image_size,
       area=self.settings.area,
       multiple=self.settings.multiple,
       clip_size=self.networks['image_encoder'].config.image_size,

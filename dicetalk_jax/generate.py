@@ -24,7 +24,7 @@ from dicetalk_jax.media.audio import load_recording
 from dicetalk_jax.media.face import parse_face_box
 from dicetalk_jax.media.image import load_image
 from dicetalk_jax.media.soundtrack import Soundtrack
-from dicetalk_jax.media.video import write_video
+from dicetalk_jax.media.video import CRF, write_video
 from dicetalk_jax.pipeline import Pipeline
 from dicetalk_jax.progress import Progress
 from dicetalk_jax.settings import INTERPOLATION, Settings
@@ -75,6 +75,30 @@ def _parser() -> argparse.ArgumentParser:
     metavar='N',
     help='which of several faces, counted from left to right from 1 on (default: the '
     'largest); published: the choice of the reference implementation',
+  )
+  add(
+    '--crop',
+    action='store_true',
+    help='use only a square around the face, grown by half its size on every side',
+  )
+  add(
+    '--image_size',
+    type=int,
+    metavar='PIXELS',
+    help="shorter side of the generated frames (default: the model's, 512 as "
+    'published); both sides become multiples of 64',
+  )
+  add(
+    '--keep_resolution',
+    action='store_true',
+    help='scale the video to the size of the image, or of the crop',
+  )
+  add(
+    '--crf',
+    type=int,
+    default=CRF,
+    metavar='0-51',
+    help='quality of the video file; smaller is better and larger',
   )
   add('--seed', type=int, default=0, help='random seed: another one, another video')
   add(
@@ -133,8 +157,10 @@ def main(argv: list[str]) -> None:
   frames, fps = pipe.run(job, progress)
 
   # 3. Write the video.
-  write_video(flags.output, frames, fps, audio=sound)
   count, height, width, _ = frames.shape
+  if job.video_size:
+    width, height = job.video_size
+  write_video(flags.output, frames, fps, audio=sound, size=job.video_size, crf=job.crf)
   print(
     f'{flags.output}: {count / fps:.1f} s, {width}x{height}, {count} frames at {fps:g} '
     'per second'
@@ -177,6 +203,10 @@ def _job(
     seed=flags.seed,
     noise=_load_noise(flags.noise) if flags.noise else None,
     interpolate=flags.interpolate,
+    crop=flags.crop,
+    image_size=flags.image_size,
+    keep_resolution=flags.keep_resolution,
+    crf=flags.crf,
   )
 
 

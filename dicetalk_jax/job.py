@@ -13,7 +13,8 @@ from dicetalk_jax import bundle
 from dicetalk_jax.bundle import ModelFolder
 from dicetalk_jax.detect.choice import FaceIndex, detector_of, find_face
 from dicetalk_jax.errors import InputError, WeightsError
-from dicetalk_jax.media.image import Box, target_size
+from dicetalk_jax.media.image import Box, crop_around_face, target_size
+from dicetalk_jax.media.video import CRF, MAX_CRF
 from dicetalk_jax.models.emotion import EmotionConfig
 from dicetalk_jax.models.vae import VAEConfig
 from dicetalk_jax.settings import INTERPOLATION, Settings
@@ -24,13 +25,16 @@ class Job:
   """The checked inputs of one video. Make it with `Job.check`.
 
   Attributes:
-    image: the portrait, uint8 RGB `[H0, W0, 3]`.
+    image: the portrait, uint8 RGB `[H0, W0, 3]`, cropped if asked.
     wave: the speech, float32 `[samples]`, 16 kHz mono.
     face_box: (left, top, width, height) of the face, in pixels of `image`.
     prior: mean of an emotion, `[256]`; None for a model without emotions.
     seed: the same seed gives the same video.
     noise: start noise in place of the seed's, `[N + padding_frames, h, w, C]`.
     interpolate: whether to put a frame between every two.
+    image_size: shorter side of the generated frames; None: as in the model's settings.
+    video_size: (width, height) of the file, if frames are to be scaled for it.
+    crf: H.264 quality of the file; see `write_video`.
   """
 
   image: np.ndarray
@@ -40,6 +44,9 @@ class Job:
   seed: int = 0
   noise: np.ndarray | None = None
   interpolate: bool = False
+  image_size: int | None = None
+  video_size: tuple[int, int] | None = None
+  crf: int = CRF
 
   @classmethod
   def check(
@@ -56,6 +63,10 @@ class Job:
     seed: int = 0,
     noise: np.ndarray | None = None,
     interpolate: bool | None = None,
+    crop: bool = False,
+    image_size: int | None = None,
+    keep_resolution: bool = False,
+    crf: int = CRF,
   ) -> 'Job':
     """Makes a job, if the model can do it.
 
@@ -73,11 +84,17 @@ class Job:
       noise: standard normal, see `Job`. That of the reference implementation gives its
         video.
       interpolate: double the frame rate; None: if the model has what it takes.
+      crop: use only a square around the face, as the reference implementation may.
+      image_size: see `Job`.
+      keep_resolution: scale the video to the size of the portrait (of the crop, if
+        cropped), each side rounded down to an even number.
+      crf: see `Job`.
 
     Raises:
-      InputError: no face was found, or fewer than `face_index`; the recording is
-        shorter than one frame, the noise has another shape, or the model needs an
-        emotion or has none.
+      InputError: no face was found, or fewer than `face_index`; the crop or the image
+        size is too small, the recording is shorter than one frame, the noise has
+        another shape, the quality is out of range, or the model needs an emotion or has
+        none.
       WeightsError: the model has no such emotion or cannot read it, or it cannot
         interpolate.
     """
@@ -89,14 +106,24 @@ class Job:
     if prior is not None:
       _check_width(model, prior)
     length = settings.count_frames(wave)
-    if noise is not None:
-      _check_noise(model, settings, image, length, noise)
+    if not 0 <= crf <= MAX_CRF:
+      raise InputError(
+        f'a quality of {crf} does not exist; give --crf from 0, the best, to {MAX_CRF}'
+      )
     if interpolate is None:
       interpolate = INTERPOLATION in model.components
     elif interpolate:
       model.require(INTERPOLATION)
     if face_box is None:
       face_box = find_face(image, detector_of(model), face_index)
+    if crop:
+      image, face_box = crop_around_face(image, face_box)
+    height, width = image.shape[:2]
+    if image_size is None:
+      image_size = settings.image_size
+    size = target_size(width, height, image_size, settings.multiple)
+    if noise is not None:
+      _check_noise(model, settings, size, length, noise)
     return cls(
       image=image,
       wave=wave,
@@ -105,7 +132,15 @@ class Job:
       seed=seed,
       noise=noise,
       interpolate=interpolate,
+      image_size=image_size,
+      video_size=_even(width, height) if keep_resolution else None,
+      crf=crf,
     )
+
+
+def _even(width: int, height: int) -> tuple[int, int]:
+  """Rounds down to even numbers, as 4:2:0 chroma wants."""
+  return width // 2 * 2, height // 2 * 2
 
 
 def _check_emotion(settings: Settings, given: bool) -> None:
@@ -131,15 +166,16 @@ def _check_width(model: ModelFolder, prior: np.ndarray) -> None:
 def _check_noise(
   model: ModelFolder,
   settings: Settings,
-  image: np.ndarray,
+  size: tuple[int, int],
   length: int,
   noise: np.ndarray,
 ) -> None:
-  """Compares the shape with that of the latents of a clip of `length` frames."""
+  """Compares the shape with that of the latents of `length` frames of (width, height)
+  `size`.
+  """
   vae = VAEConfig.from_json(model.components['vae']['config'])
   downsampling = 2 ** (len(vae.block_out_channels) - 1)
-  height, width = image.shape[:2]
-  width, height = target_size(width, height, settings.image_size, settings.multiple)
+  width, height = size
   wanted = (
     length + settings.sampler.padding_frames,
     height // downsampling,

@@ -18,6 +18,7 @@ FOLDERS = (
   'dicetalk_jax',
   'examples',
   'tests',
+  'tools',
 )
 SOURCES = [
   path.as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob('*.py')

@@ -70,7 +70,8 @@ def test_which_of_several_faces(inputs, tmp_path):
     argv = [f'--{name}={value}' for name, value in flags.items() if value is not None]
     parsed = generate._parser().parse_args([*argv, '--output=a.mp4'])
     model = ModelFolder.open(parsed.model)
-    return generate._job(parsed, model, Settings.of(model)).face_box
+    wave = tiny.speech()
+    return generate._job(parsed, model, Settings.of(model), wave).face_box
 
   assert box()[0] > 128 and box() == box(face_index=2) == box(face_index='published')
   assert box(face_index=1)[0] < 100
@@ -118,6 +119,35 @@ def test_what_is_done_about_channels_that_cancel_is_said_in_a_line(
   note, error = capsys.readouterr().err.splitlines()
   assert note.startswith(f'note: the channels of {tmp_path}/x.flac cancel each other')
   assert error.startswith('error: ')
+
+
+def test_crop_image_size_and_the_settings_of_the_file(
+  inputs, tmp_path, monkeypatch, capsys
+):
+  """The crop of this face is 64x64 pixels; 24 of them are generated, 64 written."""
+  monkeypatch.setattr(generate, '_mesh', lambda: None)
+  ramp = np.linspace(30, 220, 24).astype(np.uint8)
+  frames = np.broadcast_to(ramp[:, None], (10, 24, 24, 3))
+  jobs = []
+
+  def run(self, job, progress):
+    jobs.append(job)
+    return frames, 12.5
+
+  monkeypatch.setattr(Pipeline, 'run', run)
+  output = tmp_path / 'out.mp4'
+  flags = dict(crop=True, image_size=24, keep_resolution=True, crf=9)
+  command(monkeypatch, **inputs, **flags, output=output)
+  np.testing.assert_array_equal(jobs[0].image, tiny.portrait()[:64])
+  assert jobs[0].face_box == tiny.FACE_BOX  # in the square, which is at the top left
+  assert jobs[0].image_size == 24
+
+  assert ' 64x64, 10 frames at 12.5 per second\n' in capsys.readouterr().out
+  assert b'crf=9.0' in output.read_bytes()  # x264 notes its options in the file
+  video = read_video(output)
+  assert video.frames.shape == (10, 64, 64, 3) and video.fps == 12.5
+  expected = np.interp((np.arange(64) + 0.5) * 24 / 64 - 0.5, np.arange(24), ramp)
+  assert np.abs(video.frames - expected[:, None]).max() <= 5
 
 
 @pytest.mark.parametrize(
@@ -296,6 +326,12 @@ def test_bad_files(inputs, tmp_path, monkeypatch, capsys, flag, make, name, sent
     (dict(face_box='10,10,900,900'), 'within the image'),
     (dict(steps=0), 'at least one step'),
     (dict(steps='many'), '--steps'),
+    (dict(image_size=0), 'an image size of 0 is too small; use a multiple of 2'),
+    (dict(image_size=-64), 'an image size of -64 is too small'),
+    (dict(image_size='big'), '--image_size'),
+    (dict(crop=True, face_box='30,30,50,50'), 'has only 40x40 pixels, each side needs'),
+    (dict(crf=52), 'give --crf from 0, the best, to 51'),
+    (dict(crf=-1), 'give --crf from 0, the best, to 51'),
     (dict(stepz=5), '--stepz'),
   ],
 )

@@ -8,15 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
+from convert import naming
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.component import Component
+from dicetalk_jax.conditioning import ConditionEncoder
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.models import parameters, registry, rife
 from dicetalk_jax.pipeline import Pipeline
 from dicetalk_jax.settings import Settings
 from tests import tiny
 from tests.diffusion import reference_sampler
+from tests.models import emotion_twin
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -123,6 +127,34 @@ def test_conditions_follow_the_settings(pipe):
   assert conditions.added_time_ids.tolist() == [[12.5, 8, 16]]
   assert conditions.reference_latents.shape == (1, 10, 8, 4)
   assert [mask.shape for mask in conditions.masks] == [(1, 80)]
+
+
+def test_with_retrieval_no_emotion_is_looked_up_like_any_emotion(pipe, folder):
+  """Tokens, and so the video, are those of a PyTorch twin that is called on the prior
+  and on a zero prior; nothing is masked.
+  """
+  settings = dataclasses.replace(pipe.settings, retrieval=True)
+  encoder = ConditionEncoder(pipe.networks, settings)
+  job = pipe.job(tiny.portrait(), tiny.speech(), 'sad', face_box=tiny.FACE_BOX)
+  conditions, length = encoder.encode(job)
+
+  emo_model = pipe.networks['emo_model']
+  twin = emotion_twin.Twin(emo_model.config)
+  weights = naming.to_torch(emo_model.params)
+  twin.load_state_dict({key: torch.tensor(np.array(x)) for key, x in weights.items()})
+  prior = torch.tensor(np.float32(job.prior))
+  with torch.no_grad():
+    priors = torch.stack([prior, torch.zeros_like(prior)])
+    tokens, _ = twin(priors, retrieval=True, drop=torch.zeros(2, dtype=torch.bool))
+  expected = conditions.replace(
+    emotion_tokens=tokens[:1].numpy(), null_emotion=tokens[1].numpy()
+  )
+
+  def sample(conditions):
+    return np.asarray(pipe.sample(conditions, [length], jax.random.key(0)[None]))
+
+  rounding = np.spacing(np.float32(700 * 4))  # at the first noise level
+  np.testing.assert_allclose(sample(conditions), sample(expected), atol=rounding)
 
 
 def test_settings_are_those_of_the_folder(pipe, folder):
@@ -244,6 +276,27 @@ def test_half_precision_over_a_mesh(folder, video):
   assert psnr.min() > 36  # dB; measured 37.9, and 39.5 over all frames
   conditions, length = conditions_of(pipe, emotion='happy')
   assert pipe.sample(conditions, [length], jax.random.key(3)[None]).dtype == jnp.float32
+
+
+def test_a_job_takes_the_size_of_the_file_from_the_portrait_or_its_crop(pipe):
+  """Rounded down to even numbers; the portrait here is 79x65 pixels."""
+  image = np.pad(tiny.portrait(), ((0, 0), (0, 1), (0, 0)))[:79]
+
+  def job(**options):
+    return pipe.job(image, tiny.speech(), 'sad', face_box=tiny.FACE_BOX, **options)
+
+  assert job().video_size is None
+  assert job(keep_resolution=True).video_size == (64, 78)
+  assert job(keep_resolution=True, crop=True).video_size == (64, 64)
+  assert job().image_size == 16  # that of the model
+
+
+def test_the_image_size_of_a_job_is_that_of_its_latents(pipe):
+  options = dict(face_box=tiny.FACE_BOX, crop=True, image_size=24)
+  job = pipe.job(tiny.portrait(), tiny.speech(), 'sad', **options)
+  conditions, _ = pipe.conditions(job)
+  assert conditions.reference_latents.shape == (1, 12, 12, 4)
+  assert conditions.spatial.shape[1:3] == (12, 12)
 
 
 def test_refusals(pipe, folder, tmp_path):

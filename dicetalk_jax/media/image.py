@@ -192,7 +192,7 @@ def target_size(
     round(width * scale / multiple) * multiple,
     round(height * scale / multiple) * multiple,
   )
-  if not min(size):
+  if min(size) < 1:
     raise InputError(
       f'an image size of {image_size} is too small; use a multiple of {multiple}'
     )
@@ -244,6 +244,35 @@ def crop_square(
   crop_x0, crop_x1 = _place_span(left, right, side, (x0 + x1) / 2)
   crop_y0, crop_y1 = _place_span(top, bottom, side, (y0 + y1) / 2)
   return crop_x0, crop_y0, crop_x1, crop_y1
+
+
+def crop_around_face(
+  image: np.ndarray, face_box: Box, expand: float = 0.5
+) -> tuple[np.ndarray, Box]:
+  """Cuts the square of `crop_square` out of an image.
+
+  Args:
+    image: uint8 [H0,W0,3].
+    face_box: of the face, in pixels of `image`.
+    expand: see `crop_square`.
+
+  Returns:
+    The square, and the same box in pixels of it.
+
+  Raises:
+    InputError: the square is smaller than the smallest image.
+  """
+  left, top, box_width, box_height = face_box
+  corners = (left, top, left + box_width, top + box_height)
+  height, width = image.shape[:2]
+  x0, y0, x1, y1 = crop_square(corners, width, height, expand)
+  square = image[y0:y1, x0:x1]
+  if min(square.shape[:2]) < MIN_SIDE:
+    raise InputError(
+      f'the crop around the face has only {x1 - x0}x{y1 - y0} pixels, each side needs '
+      f'at least {MIN_SIDE}; use a larger image, or leave out --crop'
+    )
+  return square, (left - x0, top - y0, box_width, box_height)
 
 
 def _place_span(

@@ -7,7 +7,7 @@ import os
 from typing import NamedTuple
 
 import av
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
 import numpy as np
 
 from dicetalk_jax.errors import InputError
@@ -18,6 +18,10 @@ from dicetalk_jax.media.soundtrack import Soundtrack
 
 # Where a video comes from, noted in every file by default.
 AI_GENERATED = {'comment': 'AI-generated', 'ai_generated': 'true'}
+
+# H.264 quality: that of the reference implementation's last encoding, and the worst.
+CRF = 18
+MAX_CRF = 51
 
 _BT709 = 1  # the code point of BT.709 for matrix, primaries and transfer alike
 _AAC_CHUNK = 1024
@@ -49,7 +53,8 @@ def write_video(
   audio: np.ndarray | Soundtrack | None = None,
   *,
   sample_rate: int = RATE,
-  crf: int = 18,
+  size: tuple[int, int] | None = None,
+  crf: int = CRF,
   metadata: Mapping[str, str] = AI_GENERATED,
 ) -> None:
   """Writes an MP4 with constant frame rate; the file appears only when it is whole.
@@ -62,7 +67,9 @@ def write_video(
     audio: float [samples] in [-1,1], mono, or a recording with its own rate and
       channels; cut or padded with silence to the length of the frames.
     sample_rate: of an array, in Hz; one that AAC knows (8000 ... 96000).
-    crf: H.264 quality; smaller is better and larger on disk. 18 is visually lossless.
+    size: (width, height) to scale the frames to, bicubic, both even; None: their own.
+    crf: H.264 quality, 0 ... 51; smaller is better and larger on disk. 18 is visually
+      lossless.
     metadata: tags of the file; by default they say that it was generated.
 
   Raises:
@@ -91,7 +98,7 @@ def write_video(
     ) as container,
   ):
     container.metadata.update(metadata)
-    tracks = [_encode_frames(container, frames, rate, crf)]
+    tracks = [_encode_frames(container, frames, rate, size, crf)]
     if audio is not None:
       tracks.append(_encode_audio(container, audio, sample_rate, len(frames) / rate))
     container.start_encoding()
@@ -136,11 +143,13 @@ def _encode_frames(
   container: av.container.OutputContainer,
   frames: np.ndarray,
   rate: fractions.Fraction,
+  size: tuple[int, int] | None,
   crf: int,
 ) -> Iterator[av.Packet]:
   """Adds the track at once; the packets come as they are asked for."""
   stream = container.add_stream('libx264', rate=rate, options={'crf': str(crf)})
-  stream.height, stream.width = frames.shape[1:3]
+  height, width = frames.shape[1:3]
+  stream.width, stream.height = size or (width, height)
   stream.pix_fmt = 'yuv420p'
   context = stream.codec_context
   context.time_base = 1 / rate
@@ -150,7 +159,13 @@ def _encode_frames(
   def packets():
     for i, pixels in enumerate(frames):
       rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format='rgb24')
-      frame = rgb.reformat(format='yuv420p', dst_colorspace=Colorspace.ITU709)
+      frame = rgb.reformat(
+        stream.width,
+        stream.height,
+        'yuv420p',
+        dst_colorspace=Colorspace.ITU709,
+        interpolation=Interpolation.BICUBIC if size else None,
+      )
       frame.pts = i
       frame.time_base = 1 / rate
       yield from stream.encode(frame)

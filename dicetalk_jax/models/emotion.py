@@ -50,7 +50,8 @@ class EmotionConfig(ModelConfig):
     stop_fc_grad: the commitment term does not move the projection of priors (it shrinks
       them towards small codes).
     null_kv: what "no emotion" attends to: 'zeros', the tokens of a zero code; 'bank',
-      the whole bank; 'released', zeros in training and the bank in sampling.
+      the whole bank; 'released', zeros in training, and in sampling what any prior
+      would, see `EmotionModel.null_tokens`.
   """
 
   prior_dim: int = 256
@@ -328,16 +329,19 @@ class EmotionModel(nnx.Module):
     return None, nothing
 
   def null_tokens(self, retrieval: bool = False) -> Float[Array, 'tokens dim']:
-    """Computes the tokens of "no emotion", a constant of the weights.
+    """Computes the tokens of "no emotion" in sampling, a constant of the weights.
 
-    Queries are those of a zero prior. By default they attend to the whole bank, as in
-    the released sampler; with `retrieval` to the zero code, which is what training puts
-    in place of a dropped emotion. `null_kv` may ask for one of the two everywhere.
+    The reference implementation calls the model on a zero prior, as on any other. With
+    `retrieval` it attends to the code nearest to the projection of zero, otherwise to
+    the whole bank. Nothing is masked, unlike in training, where a dropped emotion has a
+    zero code (`drop`). `null_kv` may ask for one of the two everywhere.
     """
-    attend_to_zeros = {'released': retrieval, 'zeros': True, 'bank': False}
-    zeros = attend_to_zeros[self.config.null_kv]
     zero_prior = jnp.zeros((1, self.config.prior_dim))
-    tokens, _ = self(zero_prior, zeros, drop=jnp.ones(1, bool))
+    if self.config.null_kv == 'zeros':
+      tokens, _ = self(zero_prior, retrieval=True, drop=jnp.ones(1, bool))
+    else:
+      looked_up = retrieval and self.config.null_kv == 'released'
+      tokens, _ = self(zero_prior, looked_up)
     return tokens[0]
 
   def classify(

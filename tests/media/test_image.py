@@ -88,9 +88,25 @@ def test_sizes_round_halves_to_even(size, want):
   assert image.target_size(*size) == want
 
 
-def test_too_small_a_size_is_refused():
+@pytest.mark.parametrize('size', [16, 0, -512])
+def test_too_small_a_size_is_refused(size):
   with pytest.raises(InputError, match='multiple of 64'):
-    image.target_size(512, 512, 16)
+    image.target_size(512, 512, size)
+
+
+def test_the_crop_moves_the_face_box_along():
+  pixels = _pattern(400, 300)
+  square, (left, top, width, height) = image.crop_around_face(pixels, (200, 90, 60, 80))
+  x0, y0, x1, y1 = image.crop_square((200, 90, 260, 170), 400, 300)
+  np.testing.assert_array_equal(square, pixels[y0:y1, x0:x1])
+  face = pixels[90:170, 200:260]
+  in_square = square[top : top + height, left : left + width]
+  np.testing.assert_array_equal(in_square, face)
+
+
+def test_too_small_a_crop_is_refused():
+  with pytest.raises(InputError, match='only 40x40 pixels.*leave out --crop'):
+    image.crop_around_face(_pattern(400, 300), (200, 90, 20, 20))
 
 
 def test_a_box_outside_is_refused():

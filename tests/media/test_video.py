@@ -64,6 +64,20 @@ def test_colours_survive_and_odd_sizes_grow(tmp_path):
   assert error[:, :, inside].max() <= 4
 
 
+def test_frames_are_scaled_to_the_size_of_the_file(tmp_path):
+  """Bicubic, which keeps a ramp a ramp; the default quality is that of the reference
+  implementation.
+  """
+  ramp = np.linspace(30, 220, 64).astype(np.uint8)
+  frames = np.broadcast_to(ramp[:, None], (3, 48, 64, 3))
+  video.write_video(tmp_path / 'a.mp4', frames, 25, size=(128, 70))
+  seen = video.read_video(tmp_path / 'a.mp4').frames
+  assert seen.shape == (3, 70, 128, 3)
+  expected = np.interp(np.arange(128), 2 * np.arange(64) + 0.5, ramp)
+  assert np.abs(seen - expected[:, None]).max() <= 4
+  assert b'crf=18.0' in (tmp_path / 'a.mp4').read_bytes()
+
+
 def test_files_say_that_they_are_generated(tmp_path):
   frames, _ = _flash_and_beep(25, 3, 1)
   video.write_video(tmp_path / 'a.mp4', frames, 25)

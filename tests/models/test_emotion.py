@@ -2,19 +2,20 @@
 of the bank, ablations.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from convert import naming
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models import parameters
 from dicetalk_jax.models.emotion import EmotionConfig, EmotionModel
 from tests.models import parity
+from tests.models.emotion_twin import Twin
 
 TINY = EmotionConfig(
   prior_dim=12,
@@ -97,97 +98,29 @@ def test_golden_codebook_and_classifier(golden):
   assert_near(logits, outputs['classifier_logits'])
 
 
-def test_null_tokens(golden):
-  """Two kinds of "no emotion".
+@pytest.mark.parametrize('retrieval', [True, False])
+def test_no_emotion_in_sampling_is_an_ordinary_zero_prior(golden, retrieval):
+  model, _, outputs = golden
+  tokens = model(lambda m: m.null_tokens(retrieval=retrieval))
+  name = f'retrieval_{"on" if retrieval else "off"}_zero'
+  assert_near(tokens, outputs[f'{name}/tokens'])
 
-  That of the sampler attends to the bank, that of training to the tokens of a zero
-  code.
-  """
+
+def test_a_dropped_emotion_in_training_attends_to_a_zero_code(golden):
+  """Whatever the prior was; kept rows do not change."""
   model, inputs, outputs = golden
-  assert_near(model(lambda m: m.null_tokens()), outputs['retrieval_off_zero/tokens'])
   prior, everyone = inputs['emo_prompts'].reshape(-1, 256), np.ones(6, bool)
   dropped, kept, half = (
     model(RETRIEVE[True], prior, drop)[0]
     for drop in (everyone, ~everyone, np.arange(6) < 3)
   )
-  trained = model(lambda m: m.null_tokens(retrieval=True))
   np.testing.assert_allclose(
-    dropped, np.broadcast_to(trained, dropped.shape), atol=1e-6
+    dropped, np.broadcast_to(dropped[0], dropped.shape), atol=1e-6
   )
+  masked = outputs['retrieval_on_masked/tokens'].reshape(kept.shape)
+  assert_near(dropped[0], masked[inputs['emo_prompt_mask'].ravel()][0])
   np.testing.assert_array_equal(half, np.concatenate([dropped[:3], kept[3:]]))
   np.testing.assert_array_equal(kept, model(lambda m, x: m(x, True)[0], prior))
-
-
-class Tokens(nn.Module):
-  def __init__(self, width, config):
-    super().__init__()
-    self.proj1 = nn.Linear(width, config.intermediate_dim)
-    self.proj2 = nn.Linear(config.intermediate_dim, config.intermediate_dim)
-    self.proj3 = nn.Linear(config.intermediate_dim, config.tokens * config.dim)
-    self.norm = nn.LayerNorm(config.dim)
-
-  def forward(self, x):
-    x = self.proj3(F.relu(self.proj2(F.relu(self.proj1(x)))))
-    return self.norm(x.unflatten(-1, (-1, len(self.norm.weight))))
-
-
-class Twin(nn.Module):
-  """The same mathematics in PyTorch, for its gradients."""
-
-  def __init__(self, config):
-    super().__init__()
-
-    def linear():
-      return nn.Linear(config.dim, config.dim)
-
-    self.config = config
-    self.emo_linear = Tokens(config.prior_dim, config)
-    self.kv_tokens_linear = Tokens(config.dim, config)
-    self.codebook = nn.ModuleDict(
-      {
-        'fc': nn.Linear(config.prior_dim, config.dim),
-        'codebook': nn.Embedding(config.codebook_size, config.dim),
-      }
-    )
-    self.attention = nn.ModuleDict(
-      {'fc_q': linear(), 'fc_k': linear(), 'fc_v': linear()}
-    )
-    widths = (config.classifier_in, *config.classifier_hidden, config.num_classes)
-    self.classifier = nn.ModuleDict(
-      {f'fc{i + 1}': nn.Linear(*widths[i : i + 2]) for i in range(3)}
-    )
-
-  def forward(self, prior, retrieval, drop):
-    z, table = self.codebook['fc'](prior), self.codebook['codebook'].weight
-    nearest = table[torch.cdist(z, table).argmin(1)]
-    loss = F.mse_loss(nearest, z.detach()) + self.config.commitment * F.mse_loss(
-      z, nearest.detach()
-    )
-    code = z + (nearest - z).detach()
-    keep = (~drop).float()[:, None]
-    q = self.attention['fc_q'](self.emo_linear(prior * keep))
-    context = (
-      self.kv_tokens_linear(code * keep)
-      if retrieval
-      else self.kv_tokens_linear(table).flatten(0, 1)[None]
-    )
-
-    def heads(y):
-      return y.unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2)
-
-    y = F.scaled_dot_product_attention(
-      heads(q),
-      *(
-        heads(self.attention[name](context)).expand(len(q), -1, -1, -1)
-        for name in ('fc_k', 'fc_v')
-      ),
-    )
-    return y.transpose(1, 2).flatten(2), loss
-
-  def classify(self, features):
-    x = F.adaptive_avg_pool2d(features, 1).flatten(1)
-    x = F.relu(self.classifier['fc2'](F.relu(self.classifier['fc1'](x))))
-    return self.classifier['fc3'](x)
 
 
 @pytest.mark.parametrize('retrieval', [True, False])
@@ -354,31 +287,27 @@ class TestBank:
 def test_null_keys_can_be_the_same_in_training_and_sampling():
   """Dropped emotions become what sampling uses for none; kept ones do not change."""
   params = parameters.numpy_params(parity.abstract(TINY, EmotionModel)[1])
-  prior, drop = (
-    np.random.default_rng(1).normal(size=(4, 12)).astype(np.float32),
-    np.arange(4) < 2,
-  )
+  prior = np.random.default_rng(1).normal(size=(4, 12)).astype(np.float32)
+  drop = np.arange(4) < 2
 
   def both(m, *args):
-    return (
-      m(args[0], True, args[1])[0],
-      (m.null_tokens(), m.null_tokens(retrieval=True)),
-    )
+    sampled = m.null_tokens(), m.null_tokens(retrieval=True)
+    return m(args[0], True, args[1])[0], sampled
 
-  results = {
-    name: run(variant(null_kv=name), params)(both, prior, drop)
-    for name in ('released', 'zeros', 'bank')
-  }
-  tokens, nothing = (
-    {name: result[i] for name, result in results.items()} for i in (0, 1)
-  )
-  sampled, trained = nothing['released']
-  assert not np.allclose(sampled, trained, atol=1e-3)
-  for name, null in (('zeros', trained), ('bank', sampled)):
-    np.testing.assert_array_equal(nothing[name][0], nothing[name][1])
-    np.testing.assert_allclose(nothing[name][0], null, atol=1e-6)
-    np.testing.assert_allclose(tokens[name][:2], np.stack([null] * 2), atol=1e-6)
-    np.testing.assert_allclose(tokens[name][2:], tokens['released'][2:], atol=1e-6)
+  def of(null_kv):
+    """Tokens in training, and of no emotion in sampling, without and with look-up."""
+    return run(variant(null_kv=null_kv), params)(both, prior, drop)
+
+  trained, (whole_bank, nearest) = of('released')
+  zero_code = trained[0]
+  for one, other in itertools.combinations((zero_code, whole_bank, nearest), 2):
+    assert not np.allclose(one, other, atol=1e-3)
+  for null_kv, null in (('zeros', zero_code), ('bank', whole_bank)):
+    tokens, sampled = of(null_kv)
+    np.testing.assert_array_equal(*sampled)
+    np.testing.assert_allclose(sampled[0], null, atol=1e-6)
+    np.testing.assert_allclose(tokens[:2], np.stack([null] * 2), atol=1e-6)
+    np.testing.assert_allclose(tokens[2:], trained[2:], atol=1e-6)
 
 
 def test_shared_bank_equals_a_bank_per_row():

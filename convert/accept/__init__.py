@@ -1,0 +1,1 @@
+"""Acceptance: does this program reproduce a recorded run of the release?"""
