@@ -25,8 +25,8 @@ from etils import epath
 import jax
 from ml_collections import config_flags
 
-from dicetalk_jax import parallel
-from dicetalk_jax.errors import ConfigError, InputError, one_sentence
+from dicetalk_jax import cli, parallel
+from dicetalk_jax.errors import ConfigError, InputError
 from dicetalk_jax.training.profile import parse_span
 
 # Imported when they are needed.
@@ -192,7 +192,7 @@ def run() -> None:
   if len(sys.argv) == 1:
     app.usage(shorthelp=True, exitcode=2)
   jax.config.config_with_absl()
-  with one_sentence():
+  with cli.console():
     app.run(main, flags_parser=parse_flags)
 
 

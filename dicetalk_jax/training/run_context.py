@@ -123,8 +123,10 @@ def _stop_requests() -> Iterator[StopRequested]:
   requested = threading.Event()
 
   def handle(number, frame):
+    if requested.is_set():  # a second signal acts at once
+      signal.signal(number, previous[number])
+      signal.raise_signal(number)
     requested.set()
-    signal.signal(number, previous[number])  # a second signal acts at once
 
   previous = {
     number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)
