@@ -7,7 +7,7 @@ by the process that writes it: `new` in it becomes the folder, `old` is what tha
 replaces. The system drops the lock of a killed process; the next run to NAME clears up.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import fcntl
 import os
@@ -161,6 +161,45 @@ def _restore(part: pathlib.Path, path: pathlib.Path) -> None:
   old = part / 'old'
   if old.exists() and not path.exists():
     old.rename(path)
+
+
+def walk(
+  root: str | os.PathLike, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+  """Walks a folder as `os.walk` does, and follows links to folders.
+
+  A link to a folder that it lies in is left out: it would never end.
+
+  Args:
+    root: a local folder.
+    onerror: takes what a folder that cannot be listed raised.
+  """
+  root = os.fspath(root)
+  above = {root: frozenset({_place(root)})}  # a folder and all that it lies in
+  for folder, folders, names in os.walk(root, onerror=onerror, followlinks=True):
+    places = above.pop(folder)
+    for name in [*folders]:
+      path = os.path.join(folder, name)
+      place = _place(path)
+      if place in places:
+        folders.remove(name)
+      else:
+        above[path] = places | {place}
+    yield folder, folders, names
+
+
+def _place(folder: str) -> tuple[int, int] | None:
+  """What is the same for all names of a folder; None if it cannot be reached."""
+  try:
+    facts = os.stat(folder)
+  except OSError:
+    return None
+  return facts.st_dev, facts.st_ino
+
+
+def printable(path: str | os.PathLike) -> str:
+  r"""A path for people: bytes that are not UTF-8 are escaped, as in `caf\xe9.mp4`."""
+  return os.fsencode(path).decode('utf-8', 'backslashreplace')
 
 
 def require_room(path: pathlib.Path, size: int) -> None:

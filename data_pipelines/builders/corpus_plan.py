@@ -108,6 +108,9 @@ def make_plan(
   expressions = Tree(expression_root, '--expression') if expression_root else None
   walker = WALKERS[config.corpus]
   clips, skipped = _unique(walker.walk, tree, expressions, **walk)
+  skipped += tree.left_out
+  if expressions:
+    skipped += expressions.left_out
   if not clips:
     first = ''
     if skipped:

@@ -245,6 +245,13 @@ def test_a_damaged_description_of_an_export(release, tmp_path, refused, content)
   )
 
 
+def test_inspect_follows_linked_folders(release, tmp_path, capsys):
+  (tmp_path / 'downloads').mkdir()
+  (tmp_path / 'downloads' / 'DICE-Talk').symlink_to(release)
+  assert run_convert('inspect', tmp_path / 'downloads') == 0
+  assert 'pose_guider' in capsys.readouterr().out
+
+
 def test_broken_shards(svd, tmp_path, refused):
   copy = pathlib.Path(shutil.copytree(svd, tmp_path / 'svd'))
   vae = copy / 'vae'
