@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import tempfile
 
 from dicetalk_jax.errors import InputError, UserError
@@ -126,20 +127,61 @@ def _refusal(error: Exception) -> str | None:
 
 
 @contextlib.contextmanager
-def _lock(folder: pathlib.Path) -> Iterator[bool]:
+def lock_folder(folder: str | os.PathLike, waiting: str) -> Iterator[bool]:
+  """Holds a folder while the context lasts, and waits for another process that does.
+
+  The system frees the folder of a process that ends, however it ends.
+
+  Args:
+    folder: made if it does not exist.
+    waiting: printed if another process holds it.
+
+  Gives whether it is held: not every file system has locks.
+  """
+  while True:
+    os.makedirs(folder, exist_ok=True)
+    with _lock(folder, waiting) as handle:
+      # Whoever held it may have removed it: then this lock is on no folder.
+      if handle is None or _is_open_at(handle, folder):
+        yield handle is not None
+        return
+
+
+@contextlib.contextmanager
+def _lock(folder: str | os.PathLike, waiting: str = '') -> Iterator[int | None]:
   """Marks a folder as in use while this process lives.
 
-  Gives whether that worked: not every file system has locks.
+  Args:
+    folder: the folder.
+    waiting: printed before waiting for another process; '' does not wait.
+
+  Gives the open folder; None if it is not locked, as not every file system has locks.
   """
   handle = os.open(folder, os.O_RDONLY)
-  locked = False
   try:
-    with contextlib.suppress(OSError):
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      locked = True
-    yield locked
+    yield handle if _flock(handle, waiting) else None
   finally:
     os.close(handle)
+
+
+def _is_open_at(handle: int, folder: str | os.PathLike) -> bool:
+  try:
+    return os.path.samestat(os.fstat(handle), os.stat(folder))
+  except FileNotFoundError:
+    return False
+
+
+def _flock(handle: int, waiting: str) -> bool:
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    if not waiting:
+      return False
+    print(waiting, file=sys.stderr, flush=True)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+  except OSError:
+    return False
+  return True
 
 
 def _clear_up(path: pathlib.Path) -> None:
@@ -150,8 +192,8 @@ def _clear_up(path: pathlib.Path) -> None:
   name = re.compile(rf'\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.part')
   left = [part for part in path.parent.glob('.*.part') if name.fullmatch(part.name)]
   for part in left:
-    with contextlib.suppress(OSError), _lock(part) as locked:
-      if locked:
+    with contextlib.suppress(OSError), _lock(part) as handle:
+      if handle is not None:
         _restore(part, path)
         shutil.rmtree(part)
 
