@@ -8,7 +8,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from convert import torch_files
-from convert.component_check import Part
+from convert.component_check import Part, without_wrapper
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.models import registry
 
@@ -105,13 +105,16 @@ LICENCES = dict(
 )
 
 
-def folder_part(name: str, folder: pathlib.Path, licence: str, **config: Any) -> Part:
+def folder_part(
+  name: str, folder: pathlib.Path, licence: str, prefix: str = '', **config: Any
+) -> Part:
   """Reads a component from a diffusers or transformers folder.
 
   Args:
     name: of the component.
     folder: of the component, with `config.json` next to the weights.
     licence: a key of `LICENCES`.
+    prefix: that the published keys may have.
     **config: values that the published configuration lacks.
 
   Raises:
@@ -122,13 +125,16 @@ def folder_part(name: str, folder: pathlib.Path, licence: str, **config: Any) ->
       f'{folder} is not a folder; give the downloaded folder of the model'
     )
   path = torch_files.weights_in(folder)
-  return Part(
+  weights = torch_files.read(path)
+  part = Part(
     name,
     config=torch_files.read_json(folder / 'config.json') | config,
-    tensors=torch_files.load(path),
+    tensors=weights.tensors,
     files=torch_files.files_of(path),
     licence=LICENCES[licence],
+    notes=weights.notes,
   )
+  return without_wrapper(part, prefix)
 
 
 def file_part(
@@ -136,6 +142,7 @@ def file_part(
   path: pathlib.Path,
   licence: str,
   config: dict[str, Any] | None = None,
+  prefix: str = '',
   **options,
 ) -> Part:
   """Reads a component from one file without a configuration.
@@ -145,17 +152,21 @@ def file_part(
     path: of the file.
     licence: a key of `LICENCES`.
     config: values that replace the defaults of the class.
+    prefix: that the published keys have.
     **options: further attributes of `Part`.
   """
   defaults = registry.COMPONENTS[name][0]().to_json()
-  return Part(
+  weights = torch_files.read(path)
+  part = Part(
     name,
     config=defaults | (config or {}),
-    tensors=torch_files.load(path),
+    tensors=weights.tensors,
     files=(path,),
     licence=LICENCES[licence],
+    notes=weights.notes,
     **options,
   )
+  return without_wrapper(part, prefix)
 
 
 def without_prefix(

@@ -240,7 +240,7 @@ def _place(folder: str) -> tuple[int, int] | None:
 
 
 def printable(path: str | os.PathLike) -> str:
-  r"""A path for people: bytes that are not UTF-8 are escaped, as in `caf\xe9.mp4`."""
+  r"""A path for people: bytes that are not UTF-8 are escaped, as in `rom\xe9.mp4`."""
   return os.fsencode(path).decode('utf-8', 'backslashreplace')
 
 

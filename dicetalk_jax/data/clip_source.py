@@ -12,7 +12,7 @@ import numpy as np
 
 from dicetalk_jax.data import clip_record
 from dicetalk_jax.errors import DataError
-from dicetalk_jax.files import atomic_file, walk
+from dicetalk_jax.files import atomic_file, printable, walk
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,6 +86,11 @@ class ClipSource:
       raise DataError(
         f'{folder} holds no prepared data set; make one with python -m '
         'data_pipelines.prepare'
+      )
+    if printable(self.folder.absolute()) != str(self.folder.absolute()):
+      raise DataError(
+        f'{folder} has a name that is not UTF-8, from which records cannot be read; '
+        'rename it'
       )
     if split not in self._builder.info.splits:
       raise DataError(

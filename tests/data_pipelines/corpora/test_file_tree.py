@@ -40,14 +40,14 @@ def test_a_link_to_nowhere_is_a_file_that_is_missing(tmp_path):
 
 def test_names_that_are_not_utf8_are_named(tmp_path):
   made_clips.touch(tmp_path, 'anna/a.mp4')
-  os.makedirs(os.fsencode(tmp_path) + b'/caf\xe9')
-  for name in (b'caf\xe9/b.mp4', b'anna/\xff.mp4', b'.hidden\xff'):
+  os.makedirs(os.fsencode(tmp_path) + b'/rom\xe9')
+  for name in (b'rom\xe9/b.mp4', b'anna/\xff.mp4', b'.hidden\xff'):
     pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b'/' + name)).touch()
   tree = Tree(tmp_path)
   assert tree.files == ('anna/a.mp4',)
   assert tree.left_out == (
     Skipped(r'anna/\xff.mp4', 'name is not UTF-8'),
-    Skipped(r'caf\xe9', 'name is not UTF-8'),
+    Skipped(r'rom\xe9', 'name is not UTF-8'),
   )
 
 
