@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from types import FrameType
+from types import FrameType, TracebackType
 
 # Exit codes as shells give them, and how the line begins.
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -55,6 +55,25 @@ def ends_with_one_line() -> Iterator[None]:
     for number, handler in previous.items():
       signal.signal(number, handler)
     os.close(write)
+
+
+def watch_imports() -> None:
+  """Prints the line, and no traceback, if Ctrl-C comes before a command runs.
+
+  Importing its libraries takes seconds. Does nothing but where `python -m` has just
+  begun: then the command's package is imported, and the name of its file is not known.
+  """
+  if sys.argv[:1] == ['-m']:
+    sys.excepthook = _print_error
+
+
+def _print_error(
+  kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+  if issubclass(kind, KeyboardInterrupt):
+    _print(signal.SIGINT)
+  else:
+    sys.__excepthook__(kind, error, trace)
 
 
 @contextlib.contextmanager

@@ -189,6 +189,29 @@ def test_stopped_commands_leave_nothing_half_written(outcomes):
   assert left == set()
 
 
+@pytest.mark.parametrize(
+  'module', ['dicetalk_jax.generate', 'data_pipelines.prepare', 'convert']
+)
+def test_imports_are_interrupted_in_one_line(tmp_path, module):
+  slow = 'import time; print("waiting", flush=True); time.sleep(600)'
+  for name in ('jax', 'numpy'):
+    (tmp_path / f'{name}.py').write_text(slow)
+  process = subprocess.Popen(
+    [sys.executable, '-m', module],
+    text=True,
+    cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+  assert process.stdout.readline() == 'waiting\n'
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate()
+  assert err == f'{LINE}\n'
+  # Python may end itself by the signal, which a shell reports as 130.
+  assert process.returncode in (130, -signal.SIGINT)
+
+
 @pytest.fixture
 def in_one_step():
   """Starts a process whose main thread never returns to Python, with other times."""
