@@ -32,7 +32,8 @@ def ends_with_one_line() -> Iterator[None]:
   process after `GRACE` seconds, or at a second signal.
 
   Code that treats a signal in its own way for a while, as training does, replaces the
-  handler for that time.
+  handler for that time. A signal that is ignored, as in the background of a script,
+  stays ignored.
   """
   if threading.current_thread() is not threading.main_thread():
     yield  # only the main thread may set handlers
@@ -40,7 +41,11 @@ def ends_with_one_line() -> Iterator[None]:
   stop = _Stop()
   read, write = os.pipe()
   os.set_blocking(write, False)
-  previous = {number: signal.signal(number, stop.handle) for number in CODES}
+  previous = {
+    number: signal.signal(number, stop.handle)
+    for number in CODES
+    if signal.getsignal(number) != signal.SIG_IGN
+  }
   previous_write = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
   threading.Thread(target=stop.watch, args=(read,), daemon=True).start()
   try:

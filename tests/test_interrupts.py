@@ -250,6 +250,21 @@ def test_a_step_that_takes_long_is_not_waited_for(in_one_step):
   assert process.returncode == 130
 
 
+def test_an_ignored_signal_stays_ignored():
+  script = (
+    'import signal\n'
+    'from dicetalk_jax import interrupt\n'
+    'signal.signal(signal.SIGINT, signal.SIG_IGN)\n'
+    'with interrupt.ends_with_one_line():\n'
+    '  signal.raise_signal(signal.SIGINT)\n'
+    '  print("goes on")'
+  )
+  result = subprocess.run(
+    [sys.executable, '-c', script], cwd=ROOT, text=True, capture_output=True
+  )
+  assert (result.returncode, result.stdout, result.stderr) == (0, 'goes on\n', '')
+
+
 def test_a_second_signal_ends_a_process_that_is_cleaning_up(in_one_step):
   process = in_one_step(grace=600.0, same=0.0)
   process.send_signal(signal.SIGTERM)
