@@ -33,7 +33,8 @@ def training(task: str) -> ml_collections.ConfigDict:
     sequence=1,  # devices that split the image height of every frame
   )
   config.multihost = False  # True on pods and clusters: jax.distributed.initialize()
-  config.dtype = 'bfloat16'  # of the computation; parameters stay float32
+  # Of the computation; parameters stay float32.
+  config.dtype = 'bfloat16'  # 'bfloat16' | 'float32' | 'float16'
 
   # What is trained: sets ('all'; diffusion also 'adapters', 'adapters_temporal'), or
   # regular expressions on dotted parameter names.

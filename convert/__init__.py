@@ -1,0 +1,3 @@
+from dicetalk_jax import interrupt
+
+interrupt.watch_imports()

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Sequence
 import logging
 import os
-import signal
 import sys
 from types import ModuleType
 from typing import Any
@@ -19,8 +18,6 @@ EXAMPLE = """examples:
   python -m convert inspect models/dicetalk
   python -m convert export models/dicetalk exported
   python -m convert verify tests/goldens/audio_proj tests/goldens/vae"""
-
-INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 
 
 def load_commands() -> tuple[ModuleType, ...]:
@@ -85,14 +82,14 @@ def main() -> None:
   """Runs a command in a process of its own, which ends at once if something fails.
 
   Threads of Orbax may still write then. Nothing else stops them, and they would print
-  tracebacks because their folder is gone. A write that is interrupted leaves a hidden
-  folder next to its destination; the next run to that destination removes it.
+  tracebacks because their folder is gone. If that folder comes back through them, it is
+  a hidden one next to the destination; the next run to that destination removes it.
   """
-  signal.signal(signal.SIGINT, _interrupted)
   sys.unraisablehook = _report_unraisable
   logging.getLogger('absl').addFilter(_says_more)
   try:
-    run_command()
+    with cli.console():
+      run_command()
   except SystemExit as stop:
     if not isinstance(stop.code, int) or stop.code == 0:
       raise
@@ -112,12 +109,6 @@ def _report_unraisable(failure: Any) -> None:
   """Reports what threads raise, except the consequences of an error that is known."""
   if str(failure.exc_value) != 'Event loop is closed':
     sys.__unraisablehook__(failure)
-
-
-def _interrupted(*_) -> None:
-  """Ends the process with one line, whatever it is doing."""
-  os.write(sys.stderr.fileno(), b'interrupted; run the same command again\n')
-  os._exit(INTERRUPTED)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """One component on its way into a model folder: first checked, then written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import dataclasses
 import functools
 import pathlib
@@ -91,6 +91,43 @@ def check(part: Part, dtype: str, done: Callable[[], object]) -> Checked:
       problems.append(f'{part.name}: {problem}: {key}')
     done()
   return fitted._replace(problems=problems)
+
+
+def without_wrapper(part: Part, prefix: str = '') -> Part:
+  """Removes what a wrapper of the model put in front of all keys, and says so.
+
+  `DataParallel` adds `module.`, `torch.compile` adds `_orig_mod.`, and others add the
+  name that the model has in them. Whatever all keys share is removed if the rest are
+  the keys of the component.
+
+  Args:
+    part: the component.
+    prefix: that its published keys have themselves.
+  """
+  wanted = {naming.torch_name(name) for name in model(part)[1]}
+  wanted |= {f'{prefix}{key}' for key in wanted}
+
+  def hits(start: str) -> int:
+    return sum(key.removeprefix(start) in wanted for key in part.tensors)
+
+  starts = ['', *_shared_starts(part.tensors)]
+  best = max(starts, key=hits)  # the shortest of equal ones
+  if not best:
+    return part
+  tensors = {key.removeprefix(best): x for key, x in part.tensors.items()}
+  note = f'{part.name}: all keys of {part.files[-1].name} begin with {best}, removed'
+  return dataclasses.replace(part, tensors=tensors, notes=(*part.notes, note))
+
+
+def _shared_starts(keys: Iterable[str]) -> list[str]:
+  """Lists the dotted beginnings that all keys share, shortest first."""
+  paths = [key.split('.')[:-1] for key in keys]
+  shared: list[str] = []
+  for names in zip(*paths):
+    if len(set(names)) > 1:
+      break
+    shared.append(names[0])
+  return [f'{".".join(shared[:count])}.' for count in range(1, len(shared) + 1)]
 
 
 def fit(part: Part) -> Checked:

@@ -81,7 +81,7 @@ def _unet(folder: pathlib.Path, own: dict[str, Any], base: list[Part]) -> Part:
     licence=f'{part.licence}; {below.licence}',
   )
   copies = _adapter_copies(part, below.tensors)
-  notes = []
+  notes = [*below.notes, *part.notes]
   for origin, tensors in (
     ('the base', below.tensors),
     ("copies of the base's keys and values", copies),
@@ -124,7 +124,9 @@ def _emotion_model(folder: pathlib.Path, own: dict[str, Any]) -> Part:
     f'emo_model: not in emo_model.pth, drawn at random: {len(initial)} '
     f'({", ".join(initial)})'
   )
-  return dataclasses.replace(part, tensors=initial | part.tensors, notes=(note,))
+  return dataclasses.replace(
+    part, tensors=initial | part.tensors, notes=(*part.notes, note)
+  )
 
 
 def add_parser(commands) -> None:

@@ -16,7 +16,7 @@ import torch
 from convert import published_layouts, torch_files, torchscript
 from convert.component_check import Part, model
 from convert.naming import torch_name, torch_shape
-from convert.torch_files import StateDict
+from convert.torch_files import StateDict, Weights
 from dicetalk_jax.detect.yolo_face import COMPONENT
 from dicetalk_jax.errors import WeightsError
 
@@ -46,7 +46,7 @@ def part(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> Part:
     path,
     'face_detector',
     dict(config or {}),
-    load=load,
+    read=read,
   )
   keys = [torch_name(name) for name in model(out)[1]]
   shapes = {
@@ -68,15 +68,15 @@ def part(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> Part:
     out,
     config=out.config | _anchors(named),
     tensors={key: x for key, x in folded.items() if key not in ignored},
-    notes=tuple(notes),
+    notes=(*out.notes, *notes),
   )
 
 
-def load(path: pathlib.Path) -> StateDict:
+def read(path: pathlib.Path) -> Weights:
   """Reads TorchScript or a state dict."""
   if torchscript.is_torchscript(path):
-    return torchscript.load(path)
-  return torch_files.load(path)
+    return Weights(torchscript.load(path))
+  return torch_files.read(path)
 
 
 def fold(tensors: StateDict) -> StateDict:

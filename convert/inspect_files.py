@@ -6,6 +6,7 @@ import pathlib
 from convert import summary, torch_files
 from dicetalk_jax import bundle, published_priors
 from dicetalk_jax.errors import InputError, WeightsError
+from dicetalk_jax.files import walk
 
 EXAMPLE = """examples:
   components of a model folder, their dtypes and origin, settings, emotions:
@@ -103,11 +104,12 @@ def _readable_files(path: pathlib.Path) -> list[pathlib.Path]:
   if not path.is_dir():
     return [path]
   suffixes = (*torch_files.SUFFIXES, '.npy')
-  found = [
-    file
-    for file in sorted(path.rglob('*'))
-    if file.suffix in suffixes and file.is_file()
-  ]
+  found = sorted(
+    pathlib.Path(folder, name)
+    for folder, _, names in walk(path)
+    for name in names
+    if name.endswith(suffixes)
+  )
   if not found:
     raise InputError(
       f'{path} has neither a model nor files that end in {", ".join(suffixes)}; check '

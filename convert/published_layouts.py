@@ -8,7 +8,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from convert import torch_files
-from convert.component_check import Part
+from convert.component_check import Part, without_wrapper
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.models import registry
 
@@ -106,13 +106,16 @@ LICENCES = dict(
 )
 
 
-def folder_part(name: str, folder: pathlib.Path, licence: str, **config: Any) -> Part:
+def folder_part(
+  name: str, folder: pathlib.Path, licence: str, prefix: str = '', **config: Any
+) -> Part:
   """Reads a component from a diffusers or transformers folder.
 
   Args:
     name: of the component.
     folder: of the component, with `config.json` next to the weights.
     licence: a key of `LICENCES`.
+    prefix: that the published keys may have.
     **config: values that the published configuration lacks.
 
   Raises:
@@ -123,13 +126,16 @@ def folder_part(name: str, folder: pathlib.Path, licence: str, **config: Any) ->
       f'{folder} is not a folder; give the downloaded folder of the model'
     )
   path = torch_files.weights_in(folder)
-  return Part(
+  weights = torch_files.read(path)
+  part = Part(
     name,
     config=torch_files.read_json(folder / 'config.json') | config,
-    tensors=torch_files.load(path),
+    tensors=weights.tensors,
     files=torch_files.files_of(path),
     licence=LICENCES[licence],
+    notes=weights.notes,
   )
+  return without_wrapper(part, prefix)
 
 
 def file_part(
@@ -137,7 +143,8 @@ def file_part(
   path: pathlib.Path,
   licence: str,
   config: dict[str, Any] | None = None,
-  load: Callable[[pathlib.Path], torch_files.StateDict] = torch_files.load,
+  prefix: str = '',
+  read: Callable[[pathlib.Path], torch_files.Weights] = torch_files.read,
   **options,
 ) -> Part:
   """Reads a component from one file without a configuration.
@@ -147,18 +154,22 @@ def file_part(
     path: of the file.
     licence: a key of `LICENCES`.
     config: values that replace the defaults of the class.
-    load: reads the file.
+    prefix: that the published keys have.
+    read: reads the file.
     **options: further attributes of `Part`.
   """
   defaults = registry.COMPONENTS[name][0]().to_json()
-  return Part(
+  weights = read(path)
+  part = Part(
     name,
     config=defaults | (config or {}),
-    tensors=load(path),
+    tensors=weights.tensors,
     files=(path,),
     licence=LICENCES[licence],
+    notes=weights.notes,
     **options,
   )
+  return without_wrapper(part, prefix)
 
 
 def without_prefix(

@@ -90,14 +90,16 @@ def companions(args: argparse.Namespace, own: Mapping[str, Any]) -> list[Part]:
 
 
 def _flownet(path: pathlib.Path, own: Mapping[str, Any]) -> Part:
-  """Reads RIFE. Only keys with the prefix belong to the network."""
+  """Reads RIFE. If keys have the prefix, only these belong to the network."""
   if path.is_dir():
     path = path / published_layouts.FLOWNET
-  out = published_layouts.file_part(
-    'flownet', path, 'rife', own['components'].get('flownet')
-  )
   prefix = published_layouts.FLOWNET_PREFIX
+  out = published_layouts.file_part(
+    'flownet', path, 'rife', own['components'].get('flownet'), prefix
+  )
   network = {key: x for key, x in out.tensors.items() if key.startswith(prefix)}
+  if not network:
+    return out
   return dataclasses.replace(
     out,
     tensors=published_layouts.without_prefix(network, prefix),

@@ -6,9 +6,10 @@ Tensors stay in their file, mapped into memory, until they are used.
 from collections.abc import Iterable, Mapping
 import hashlib
 import json
+import os
 import pathlib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 import warnings
 import zipfile
 
@@ -17,12 +18,35 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 import torch
 
+from dicetalk_jax import orbax_paths
 from dicetalk_jax.errors import InputError, WeightsError
 
 StateDict = dict[str, torch.Tensor]
 
+
+class Weights(NamedTuple):
+  """The content of a weight file, and what a user should know about reading it."""
+
+  tensors: StateDict
+  notes: tuple[str, ...] = ()
+
+
 PICKLED = ('.pth', '.pt', '.bin', '.pkl', '.ckpt')
 SUFFIXES = ('.safetensors', *PICKLED)
+MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+# Where training programs put the state dict of a checkpoint. Averages come first, since
+# they are what is meant for use.
+ENTRIES = (
+  'params_ema',
+  'ema_state_dict',
+  'ema',
+  'state_dict',
+  'model_state_dict',
+  'model',
+  'module',
+  'params',
+  'net',
+)
 INDEX = re.compile(r'\.index(\.\w+)?\.json$')
 
 # Where diffusers and transformers keep the weights of a module, full precision first.
@@ -74,39 +98,50 @@ def files_of(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
 
 
 def load(path: pathlib.Path) -> StateDict:
-  """Reads the state dict of a file or of an index of shards.
+  """Reads the state dict of a file or of an index of shards; see `read`."""
+  return read(path).tensors
 
-  Tensors are mapped into memory, so each is read from disk only when it is used.
+
+def read(path: pathlib.Path) -> Weights:
+  """Reads the weights of a file or of an index of shards.
+
+  Tensors are mapped into memory, so each is read from disk only when it is used. The
+  content decides the format, not the name. A checkpoint may hold the state dict one
+  level down.
 
   Raises:
     InputError: a file is missing, damaged, or not a weight file.
     WeightsError: a file holds other things than tensors.
   """
   state: StateDict = {}
+  notes: list[str] = []
   for file in files_of(path):
-    state |= _load_file(file)
-  return state
+    weights = _read_file(file)
+    state |= weights.tensors
+    notes += weights.notes
+  return Weights(state, tuple(notes))
 
 
-def _load_file(path: pathlib.Path) -> StateDict:
+def _read_file(path: pathlib.Path) -> Weights:
   if path.suffix not in SUFFIXES:
     raise InputError(
       f'{path} is not a weight file; give one that ends in {", ".join(SUFFIXES)}'
     )
   try:
-    with path.open('rb'):
-      pass
+    with path.open('rb') as file:
+      start = file.read(9)
   except OSError as error:
     raise InputError(
       f'cannot read {path}: {error.strerror}; check the path and its permissions'
     ) from None
-  if path.suffix == '.safetensors':
-    state = _load_safetensors(path)
+  is_safetensors = path.suffix == '.safetensors' and not _is_pickled(start)
+  if is_safetensors or _is_safetensors(start):
+    weights = Weights(_load_safetensors(path))
   else:
-    state = _load_pickled(path)
+    weights = _load_pickled(path)
   bad = [
     key
-    for key, x in state.items()
+    for key, x in weights.tensors.items()
     if x.layout != torch.strided or x.is_quantized or x.is_complex()
   ]
   if bad:
@@ -114,12 +149,28 @@ def _load_file(path: pathlib.Path) -> StateDict:
       f'{path} holds sparse, quantised or complex tensors ({", ".join(bad[:3])}); '
       'only plain ones can be converted'
     )
-  return state
+  return weights
+
+
+def _is_safetensors(start: bytes) -> bool:
+  """Whether a file begins with the size of a header, and the JSON of that header."""
+  size = int.from_bytes(start[:8], 'little')
+  return start[8:9] == b'{' and size <= MAX_HEADER
+
+
+def _is_pickled(start: bytes) -> bool:
+  """Whether a file begins as an archive of PyTorch, or as a bare pickle."""
+  return start.startswith((b'PK\x03\x04', b'\x80'))
+
+
+def _plain(path: pathlib.Path) -> str:
+  """The file under a name that the libraries read: theirs must be UTF-8."""
+  return os.fspath(orbax_paths.plain(path.absolute()))
 
 
 def _load_safetensors(path: pathlib.Path) -> StateDict:
   try:
-    with safe_open(path, 'pt') as file:
+    with safe_open(_plain(path), 'pt') as file:
       return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
   except (OSError, SafetensorError) as error:
     raise InputError(
@@ -127,12 +178,15 @@ def _load_safetensors(path: pathlib.Path) -> StateDict:
     ) from None
 
 
-def _load_pickled(path: pathlib.Path) -> StateDict:
+def _load_pickled(path: pathlib.Path) -> Weights:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # about old protocols
       content = torch.load(
-        path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
+        _plain(path),
+        map_location='cpu',
+        weights_only=True,
+        mmap=zipfile.is_zipfile(path),
       )
   # PyTorch raises almost any exception for damaged files.
   except Exception as error:
@@ -144,14 +198,42 @@ def _load_pickled(path: pathlib.Path) -> StateDict:
     raise InputError(
       f'{path} cannot be read as PyTorch weights; download it again'
     ) from None
-  plain = isinstance(content, Mapping) and all(
+  notes = []
+  if not _is_state_dict(content):
+    entry = _entry(content, path)
+    content = content[entry]
+    notes.append(f'{path.name}: read from its entry {entry!r}')
+  return Weights({key: x.detach() for key, x in content.items()}, tuple(notes))
+
+
+def _is_state_dict(content: Any) -> bool:
+  return isinstance(content, Mapping) and all(
     isinstance(key, str) and isinstance(x, torch.Tensor) for key, x in content.items()
   )
-  if not plain:
+
+
+def _entry(content: Any, path: pathlib.Path) -> str:
+  """Names the entry of a checkpoint that holds the state dict.
+
+  Raises:
+    WeightsError: there is none, or nobody can say which of several it is.
+  """
+  found = []
+  if isinstance(content, Mapping):
+    found = [key for key, value in content.items() if value and _is_state_dict(value)]
+  known = [name for name in ENTRIES if name in found]
+  if known:
+    return known[0]
+  if not found:
     raise WeightsError(
       f'{path} is not a state dict (tensors by name); use the published file'
     )
-  return {key: x.detach() for key, x in content.items()}
+  if len(found) > 1:
+    raise WeightsError(
+      f'{path} holds several state dicts ({", ".join(map(str, found))}); save the one '
+      'of the model alone'
+    )
+  return found[0]
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -22,10 +22,9 @@ def parts(folder: pathlib.Path) -> list[Part]:
 
   Published files were saved from two classes: one with, one without the prefix.
   """
-  whole = published_layouts.folder_part('whisper', folder, 'whisper')
-  tensors = published_layouts.without_prefix(
-    whole.tensors, published_layouts.WHISPER_PREFIX
-  )
+  prefix = published_layouts.WHISPER_PREFIX
+  whole = published_layouts.folder_part('whisper', folder, 'whisper', prefix)
+  tensors = published_layouts.without_prefix(whole.tensors, prefix)
   encoder: torch_files.StateDict = {}
   rest: torch_files.StateDict = {}
   for key, x in tensors.items():
@@ -33,9 +32,8 @@ def parts(folder: pathlib.Path) -> list[Part]:
     group[key] = x
   found = [dataclasses.replace(whole, tensors=encoder)]
   if rest:
-    found.append(
-      dataclasses.replace(whole, name=published_layouts.WHISPER_DECODER, tensors=rest)
-    )
+    name = published_layouts.WHISPER_DECODER
+    found.append(dataclasses.replace(whole, name=name, tensors=rest, notes=()))
   return found
 
 

@@ -17,7 +17,6 @@ import argparse
 from collections.abc import Sequence
 import itertools
 import pathlib
-import sys
 
 import jax
 
@@ -26,7 +25,7 @@ from dicetalk_jax.component import Component
 from dicetalk_jax.data import face_crops, feature_extraction
 from dicetalk_jax.data.clip_source import ClipSource, data_sets
 from dicetalk_jax.data.feature_extraction import FeatureExtractor
-from dicetalk_jax.errors import ConfigError, WeightsError, one_sentence
+from dicetalk_jax.errors import ConfigError, WeightsError
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -244,6 +243,10 @@ def _networks(
   }
 
 
+def run() -> None:
+  """Console entry."""
+  cli.run(main, _parser())
+
+
 if __name__ == '__main__':
-  with one_sentence():
-    main(sys.argv[1:])
+  run()

@@ -6,7 +6,6 @@ The corpus is synthetic, mead, hdtf, voxceleb2 or folder (your own clips).
 import argparse
 from collections.abc import Sequence
 import dataclasses
-import sys
 from typing import Any
 
 from data_pipelines.builders.synthetic_clips import TINY, SyntheticConfig
@@ -14,7 +13,7 @@ from data_pipelines.corpora import folder, mead
 from data_pipelines.preprocess import CorpusConfig
 from dicetalk_jax import cli
 from dicetalk_jax.data.expression_files import parse_columns
-from dicetalk_jax.errors import ConfigError, one_sentence
+from dicetalk_jax.errors import ConfigError
 
 SYNTHETIC = 'synthetic'
 CORPORA = {
@@ -268,6 +267,10 @@ def _settings(args: argparse.Namespace, config: type) -> dict[str, Any]:
   return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
+def run() -> None:
+  """Console entry."""
+  cli.run(main, _parser(tiny=False))
+
+
 if __name__ == '__main__':
-  with one_sentence():
-    main(sys.argv[1:])
+  run()

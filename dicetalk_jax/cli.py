@@ -1,10 +1,13 @@
 """Shared parts of the commands: flags with help, and the console entry."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
+import io
 import sys
 from typing import NoReturn
 
+from dicetalk_jax import interrupt
 from dicetalk_jax.errors import ConfigError, one_sentence
 
 
@@ -35,6 +38,19 @@ class HelpFormatter(argparse.HelpFormatter):
     return text
 
 
+@contextlib.contextmanager
+def console() -> Iterator[None]:
+  """What all commands share, around everything that they do.
+
+  A mistake of the user is one sentence and exit code 2, Ctrl-C is one line and exit
+  code 130. Names of files that are not UTF-8 are printed byte for byte.
+  """
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='surrogateescape')
+  with interrupt.ends_with_one_line(), one_sentence():
+    yield
+
+
 def run(main: Callable[[list[str]], None], parser: argparse.ArgumentParser) -> None:
   """Console entry: a mistake of the user is one sentence, and exit code 2.
 
@@ -43,5 +59,5 @@ def run(main: Callable[[list[str]], None], parser: argparse.ArgumentParser) -> N
   if len(sys.argv) == 1:
     parser.print_help(sys.stderr)
     sys.exit(2)
-  with one_sentence():
+  with console():
     main(sys.argv[1:])

@@ -7,13 +7,14 @@ by the process that writes it: `new` in it becomes the folder, `old` is what tha
 replaces. The system drops the lock of a killed process; the next run to NAME clears up.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import fcntl
 import os
 import pathlib
 import re
 import shutil
+import sys
 import tempfile
 
 from dicetalk_jax.errors import InputError, UserError
@@ -126,20 +127,61 @@ def _refusal(error: Exception) -> str | None:
 
 
 @contextlib.contextmanager
-def _lock(folder: pathlib.Path) -> Iterator[bool]:
+def lock_folder(folder: str | os.PathLike, waiting: str) -> Iterator[bool]:
+  """Holds a folder while the context lasts, and waits for another process that does.
+
+  The system frees the folder of a process that ends, however it ends.
+
+  Args:
+    folder: made if it does not exist.
+    waiting: printed if another process holds it.
+
+  Gives whether it is held: not every file system has locks.
+  """
+  while True:
+    os.makedirs(folder, exist_ok=True)
+    with _lock(folder, waiting) as handle:
+      # Whoever held it may have removed it: then this lock is on no folder.
+      if handle is None or _is_open_at(handle, folder):
+        yield handle is not None
+        return
+
+
+@contextlib.contextmanager
+def _lock(folder: str | os.PathLike, waiting: str = '') -> Iterator[int | None]:
   """Marks a folder as in use while this process lives.
 
-  Gives whether that worked: not every file system has locks.
+  Args:
+    folder: the folder.
+    waiting: printed before waiting for another process; '' does not wait.
+
+  Gives the open folder; None if it is not locked, as not every file system has locks.
   """
   handle = os.open(folder, os.O_RDONLY)
-  locked = False
   try:
-    with contextlib.suppress(OSError):
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      locked = True
-    yield locked
+    yield handle if _flock(handle, waiting) else None
   finally:
     os.close(handle)
+
+
+def _is_open_at(handle: int, folder: str | os.PathLike) -> bool:
+  try:
+    return os.path.samestat(os.fstat(handle), os.stat(folder))
+  except FileNotFoundError:
+    return False
+
+
+def _flock(handle: int, waiting: str) -> bool:
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    if not waiting:
+      return False
+    print(waiting, file=sys.stderr, flush=True)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+  except OSError:
+    return False
+  return True
 
 
 def _clear_up(path: pathlib.Path) -> None:
@@ -150,8 +192,8 @@ def _clear_up(path: pathlib.Path) -> None:
   name = re.compile(rf'\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.part')
   left = [part for part in path.parent.glob('.*.part') if name.fullmatch(part.name)]
   for part in left:
-    with contextlib.suppress(OSError), _lock(part) as locked:
-      if locked:
+    with contextlib.suppress(OSError), _lock(part) as handle:
+      if handle is not None:
         _restore(part, path)
         shutil.rmtree(part)
 
@@ -161,6 +203,45 @@ def _restore(part: pathlib.Path, path: pathlib.Path) -> None:
   old = part / 'old'
   if old.exists() and not path.exists():
     old.rename(path)
+
+
+def walk(
+  root: str | os.PathLike, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+  """Walks a folder as `os.walk` does, and follows links to folders.
+
+  A link to a folder that it lies in is left out: it would never end.
+
+  Args:
+    root: a local folder.
+    onerror: takes what a folder that cannot be listed raised.
+  """
+  root = os.fspath(root)
+  above = {root: frozenset({_place(root)})}  # a folder and all that it lies in
+  for folder, folders, names in os.walk(root, onerror=onerror, followlinks=True):
+    places = above.pop(folder)
+    for name in [*folders]:
+      path = os.path.join(folder, name)
+      place = _place(path)
+      if place in places:
+        folders.remove(name)
+      else:
+        above[path] = places | {place}
+    yield folder, folders, names
+
+
+def _place(folder: str) -> tuple[int, int] | None:
+  """What is the same for all names of a folder; None if it cannot be reached."""
+  try:
+    facts = os.stat(folder)
+  except OSError:
+    return None
+  return facts.st_dev, facts.st_ino
+
+
+def printable(path: str | os.PathLike) -> str:
+  r"""A path for people: bytes that are not UTF-8 are escaped, as in `rom\xe9.mp4`."""
+  return os.fsencode(path).decode('utf-8', 'backslashreplace')
 
 
 def require_room(path: pathlib.Path, size: int) -> None:

@@ -25,8 +25,8 @@ from etils import epath
 import jax
 from ml_collections import config_flags
 
-from dicetalk_jax import parallel
-from dicetalk_jax.errors import ConfigError, InputError, one_sentence
+from dicetalk_jax import cli, orbax_paths, parallel
+from dicetalk_jax.errors import ConfigError, InputError
 from dicetalk_jax.training.profile import parse_span
 
 # Imported when they are needed.
@@ -143,7 +143,9 @@ def tensorboard_writer(workdir: epath.Path) -> Any:
       "pip install 'dicetalk-jax[train]', or add --notensorboard"
     ) from error
   tf.config.set_visible_devices([], 'GPU')
-  return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
+  return metric_writers.AsyncWriter(
+    metric_writers.SummaryWriter(str(orbax_paths.plain(workdir)))
+  )
 
 
 def main(argv: list[str]) -> None:
@@ -192,7 +194,7 @@ def run() -> None:
   if len(sys.argv) == 1:
     app.usage(shorthelp=True, exitcode=2)
   jax.config.config_with_absl()
-  with one_sentence():
+  with cli.console():
     app.run(main, flags_parser=parse_flags)
 
 

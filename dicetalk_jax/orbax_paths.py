@@ -2,7 +2,7 @@
 
 Orbax writes arrays through TensorStore, which turns a backslash in a file name into a
 slash and so writes into another folder. There is no way to quote it, so Orbax is given
-a symbolic link to the folder.
+a symbolic link to the folder. The same serves libraries that read UTF-8 names only.
 
 Before `literal_glob` and this link, checkpoints below folders with `[`, `*`, `?` or a
 backslash in their names were left without the index of their arrays. The arrays are
@@ -20,6 +20,8 @@ import uuid
 from etils import epath
 import tensorstore as ts
 
+from dicetalk_jax.files import printable
+
 INDEX = 'manifest.ocdbt'
 PARTS = 'ocdbt.process_*'  # what each process wrote; the index joins them
 _UNFINISHED = '.orbax-checkpoint-tmp'
@@ -28,17 +30,24 @@ _CONFIG = {'max_inline_value_bytes': 1024, 'max_decoded_node_bytes': 100_000_000
 
 
 def plain(path: os.PathLike | str) -> epath.Path:
-  """The same place under a name that TensorStore keeps.
+  """The same place under a name that every library reads.
 
   Args:
     path: absolute, or an address (`gs://`), which is returned as it is. The folder
-      whose name has the last backslash must exist.
+      with the last name that is not plain must exist.
   """
-  folder, backslash, rest = os.fspath(path).rpartition('\\')
-  if not backslash or '://' in folder:
+  if '://' in os.fspath(path):
     return epath.Path(path)
-  name, *below = rest.split('/')
-  return epath.Path(_link(f'{folder}\\{name}'), *below)
+  parts = pathlib.PurePath(path).parts
+  odd = [i for i, name in enumerate(parts) if not _is_plain(name)]
+  if not odd:
+    return epath.Path(path)
+  end = odd[-1] + 1
+  return epath.Path(_link(os.path.join(*parts[:end])), *parts[end:])
+
+
+def _is_plain(name: str) -> bool:
+  return '\\' not in name and printable(name) == name
 
 
 @functools.cache

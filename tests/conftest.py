@@ -15,6 +15,7 @@ os.environ.setdefault(
 )
 
 import pathlib
+import signal
 
 from absl import flags
 import jax
@@ -45,6 +46,9 @@ jax.config.update('jax_threefry_partitionable', True)
 
 
 def pytest_configure(config):
+  # Scripts ignore Ctrl-C in their background; tests that send it start from here.
+  if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
   jax.config.update('jax_compilation_cache_dir', str(config.cache.mkdir('jax')))

@@ -4,6 +4,8 @@ import os
 import pathlib
 import pickle
 import shutil
+import subprocess
+import sys
 
 from etils import epath
 from etils.epath import gpath
@@ -12,10 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
+from safetensors.torch import save_file
 import soundfile
 import tensorflow_datasets as tfds
+import torch
 
 from convert import __main__ as convert
+from convert import torch_files
 from data_pipelines import filesystems
 from data_pipelines.builders import corpus
 from data_pipelines.builders.corpus_plan import make_plan
@@ -34,7 +39,7 @@ from dicetalk_jax.data.autoencoder_loader import frames_loader
 from dicetalk_jax.data.clip_source import ClipSource, data_sets
 from dicetalk_jax.data.feature_store import FeatureStore
 from dicetalk_jax.data.mixture import DatasetPart
-from dicetalk_jax.errors import ConfigError, WeightsError
+from dicetalk_jax.errors import ConfigError, DataError, InputError, WeightsError
 from dicetalk_jax.main import tensorboard_writer
 from dicetalk_jax.media import audio, image, video, video_reader
 from dicetalk_jax.training.datasets import open_train_and_val
@@ -386,3 +391,62 @@ def test_logs_profiles_and_compiled_programs(deep):
   jax.block_until_ready(jnp.ones(3) + 1)
   jax.profiler.stop_trace()
   assert [*pathlib.Path(deep / 'profile').rglob('*.xplane.pb')]
+
+
+@pytest.fixture
+def latin(tmp_path):
+  """A folder whose name is not UTF-8, as old archives have them."""
+  (folder := tmp_path / os.fsdecode(b'rom\xe9')).mkdir()
+  return folder
+
+
+def test_model_folders_and_runs_whose_names_are_not_utf8(latin, whole):
+  model = latin / 'model'
+  bundle.save_component(model, 'vae', {'a': 1}, PARAMS, {})
+  assert_same(bundle.load_component(model, 'vae')[1], PARAMS)
+  train(toy.ToyTask, toy_config(2), latin / 'run', mesh=ONE)
+  train(toy.ToyTask, toy_config(2), latin / 'run', mesh=ONE)  # reads the checkpoint
+  assert bundle.components(latin / 'run/model').keys() == {'run'}
+  writer = tensorboard_writer(epath.Path(latin / 'run'))
+  writer.write_scalars(1, {'loss': 1.0})
+  writer.close()
+  assert list(latin.glob('run/events.out*'))
+
+
+def test_weight_files_and_media_whose_names_are_not_utf8(latin, monkeypatch):
+  monkeypatch.chdir(latin)
+  name = os.fsdecode(b'x\xff')
+  torch.save({'a': torch.ones(3)}, 'plain.pth')
+  save_file({'a': torch.ones(3)}, 'plain.safetensors')
+  for ending in ('.pth', '.safetensors'):
+    os.rename(f'plain{ending}', f'{name}{ending}')
+    assert torch_files.load(pathlib.Path(f'{name}{ending}')).keys() == {'a'}
+  published_priors.write(pathlib.Path(f'{name}.npy'), (np.zeros(4), np.ones(4)))
+  published_priors.read(pathlib.Path(f'{name}.npy'))
+  frames = made_clips.pictures(5)
+  video.write_video(f'{name}.mp4', frames, 25.0, made_clips.tone(0.2))
+  assert len([*video_reader.frames(f'{name}.mp4')]) == 5
+  assert len(audio.load_audio(f'{name}.mp4'))
+  Image.fromarray(frames[0]).save('plain.png')
+  os.rename('plain.png', f'{name}.png')
+  assert image.load_image(f'{name}.png').shape == (72, 96, 3)
+
+
+def test_data_sets_whose_names_are_not_utf8_are_refused(latin):
+  config = SyntheticConfig(size=16, train=1, val=1, test=0, clips=1, seconds=0.2)
+  with pytest.raises(InputError, match='not UTF-8.*choose another folder'):
+    prepare_synthetic(latin, config, workers=1)
+  (latin / 'dataset_info.json').touch()
+  with pytest.raises(DataError, match='not UTF-8.*rename it'):
+    ClipSource(latin)
+
+
+def test_names_that_are_not_utf8_are_printed_byte_for_byte(latin):
+  code = (
+    'import sys\n'
+    'from dicetalk_jax import cli\n'
+    'with cli.console():\n'
+    '  print(sys.argv[1])'
+  )
+  out = subprocess.run([sys.executable, '-c', code, latin], capture_output=True)
+  assert out.stdout == os.fsencode(latin) + b'\n' and not out.stderr

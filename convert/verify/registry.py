@@ -13,6 +13,7 @@ from convert.torch_files import read_json
 from convert.verify import face_cases, full_size_cases, module_cases, pipeline_cases
 from convert.verify.golden import Case, Golden
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.files import walk
 
 # File names by what they hold, as `Golden` takes them.
 _STANDARD = {'weights': 'weights', 'inputs': 'inputs', 'outputs': 'outputs'}
@@ -101,8 +102,14 @@ def descriptions(place: pathlib.Path) -> list[pathlib.Path]:
     InputError: there are none.
   """
   if place.is_dir():
-    if found := sorted(place.rglob('*.json')):
-      return found
+    found = [
+      pathlib.Path(folder, name)
+      for folder, _, names in walk(place)
+      for name in names
+      if name.endswith('.json')
+    ]
+    if found:
+      return sorted(found)
     raise InputError(
       f'{place} has no config.json or other description; give folders that hold golden '
       'files'

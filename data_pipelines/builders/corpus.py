@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.writer import ExampleWriter
 import tqdm
 
-from data_pipelines.builders import corpus_workers, tfds_writer
+from data_pipelines.builders import corpus_plan, corpus_workers, tfds_writer
 from data_pipelines.builders.corpus_plan import Plan
 from data_pipelines.builders.corpus_report import Report
 from data_pipelines.builders.corpus_workers import Worker
@@ -172,7 +172,8 @@ def prepare_corpus(
   """Prepares a corpus as ArrayRecord files, unless it has been prepared before.
 
   A killed run resumes: clips that are done lie in `<data_dir>/<corpus>/work` until the
-  data set is whole.
+  data set is whole. While another process prepares the corpus with the same settings,
+  this one waits, and finds what is done.
 
   Args:
     plan: which clips, and how.
@@ -201,34 +202,45 @@ def prepare_corpus(
     file_format='array_record',
   )
   folder = epath.Path(builder.data_dir)
-  if (folder / 'dataset_info.json').exists() and (folder / 'report.json').exists():
-    report = Report.load(folder)
-    note = (
-      'this data set was prepared before; files that changed without changing their '
-      f'size are not noticed: to prepare it again, delete {folder}'
-    )
-    return folder, dataclasses.replace(report, notes=(*report.notes, note))
-  leftovers = f'{plan.name}/incomplete.*_{builder.version}'
-  with (
-    _refuse_full_disk(data_dir),
-    tfds_writer.locked(f'{data_dir}/{corpus}', leftovers),
-  ):
+  work = f'{data_dir}/{corpus}/work/{plan.work_name}'
+  prepared = _prepared(folder)
+  if prepared:
+    return folder, prepared
+  described = f'{corpus} with these settings in {data_dir}'
+  with _refuse_full_disk(data_dir), tfds_writer.locked(work, described):
+    prepared = _prepared(folder)  # by another process meanwhile
+    if prepared:
+      with contextlib.suppress(OSError):
+        os.rmdir(work)  # it is empty, if it was made for the lock
+      return folder, prepared
+    cache = ClipCache(work)
     return folder, _prepare(
-      builder, plan, data_dir, workers, beam_runner, beam_options, keep_work
+      builder, plan, cache, workers, beam_runner, beam_options, keep_work
     )
+
+
+def _prepared(folder: epath.Path) -> Report | None:
+  """The report of a data set that is whole; None if it is not."""
+  if not all((folder / name).exists() for name in ('dataset_info.json', 'report.json')):
+    return None
+  report = Report.load(folder)
+  note = (
+    'this data set was prepared before; files that changed without changing their '
+    f'size are not noticed: to prepare it again, delete {folder}'
+  )
+  return dataclasses.replace(report, notes=(*report.notes, note))
 
 
 def _prepare(
   builder: Corpus,
   plan: Plan,
-  data_dir: str,
+  cache: ClipCache,
   workers: int | None,
   beam_runner: str,
   beam_options: str,
   keep_work: bool,
 ) -> Report:
   corpus = plan.config.corpus
-  cache = ClipCache(f'{data_dir}/{corpus}/work/{plan.work_name}')
   worker = Worker(plan.config, plan.tree, plan.expressions, cache)
 
   # 1. Prepare the clips
@@ -239,7 +251,9 @@ def _prepare(
   else:
     prepare_clips = functools.partial(corpus_workers.prepare_clips, processes=workers)
   outcomes = dict(_prepare_all(worker, plan, prepare_clips))
-  report = Report.of(plan, outcomes)
+  usable = {clip_id for clip_id, outcome in outcomes.items() if outcome.keys}
+  by_split, notes = corpus_plan.prepared_splits(plan, usable)
+  report = Report.of(plan, outcomes, by_split, notes)
   if 'train' not in report.splits:
     path = cache.write_text('skipped.csv', report.csv())
     raise DataError(
@@ -249,10 +263,7 @@ def _prepare(
 
   # 2. Write their records
   builder.worker = worker
-  builder.clips = {
-    split: [clip for clip in plan.clips[split] if outcomes[clip.clip_id].keys]
-    for split in report.splits
-  }
+  builder.clips = by_split
   builder.counts = {split: counts['clips'] for split, counts in report.splits.items()}
   if beam_config:
     builder.manifests = {

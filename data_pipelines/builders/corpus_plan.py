@@ -4,7 +4,7 @@ It states which clips will be prepared, in which split, and the name of the data
 """
 
 import collections
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -108,6 +108,9 @@ def make_plan(
   expressions = Tree(expression_root, '--expression') if expression_root else None
   walker = WALKERS[config.corpus]
   clips, skipped = _unique(walker.walk, tree, expressions, **walk)
+  skipped += tree.left_out
+  if expressions:
+    skipped += expressions.left_out
   if not clips:
     first = ''
     if skipped:
@@ -144,6 +147,52 @@ def make_plan(
   return Plan(config, tree, expressions, by_split, tuple(skipped), tuple(notes))
 
 
+def prepared_splits(
+  plan: Plan, clip_ids: Collection[str]
+) -> tuple[dict[str, list[ClipFile]], list[str]]:
+  """Gives the clips that could be prepared by split, and notes for the user.
+
+  They stay in the splits of the plan. If one of these lost all its clips, the splits
+  are drawn again among the clips that are left.
+
+  Args:
+    plan: the plan.
+    clip_ids: of the clips that could be prepared.
+  """
+  by_split = {
+    split: [clip for clip in clips if clip.clip_id in clip_ids]
+    for split, clips in plan.clips.items()
+  }
+  lost = [split for split, clips in by_split.items() if not clips]
+  if not lost:
+    return by_split, []
+  left = [clip for clips in by_split.values() for clip in clips]
+  by_split = _grouped(left, splits.assign(plan.config.corpus, left))
+  notes = [
+    f'all clips of the split {" and ".join(lost)} were left out, so the splits were '
+    'drawn again among the others'
+  ]
+  missing = [split for split in plan.clips if split not in by_split]
+  if missing:
+    notes.append(
+      f'the people that are left do not make the split {" and ".join(missing)}; add '
+      'people'
+    )
+  return by_split, notes
+
+
+def _grouped(
+  clips: Sequence[ClipFile], split: Mapping[str, str]
+) -> dict[str, list[ClipFile]]:
+  """Gives the clips by split, without empty splits."""
+  by_split = {}
+  for name in splits.SPLITS:
+    chosen = [clip for clip in clips if split[clip.clip_id] == name]
+    if chosen:
+      by_split[name] = chosen
+  return by_split
+
+
 def _split(
   corpus: str, clips: Sequence[ClipFile], root: str
 ) -> tuple[dict[str, list[ClipFile]], list[str]]:
@@ -155,11 +204,7 @@ def _split(
     notes.append(
       f'{len(shared)} people are in more than one split: {", ".join(shared[:3])}'
     )
-  by_split = {}
-  for name in splits.SPLITS:
-    chosen = [clip for clip in clips if split[clip.clip_id] == name]
-    if chosen:
-      by_split[name] = chosen
+  by_split = _grouped(clips, split)
   if 'train' not in by_split:
     raise InputError(
       f'all {len(clips)} clips in {root} belong to {" and ".join(by_split)}, none to '

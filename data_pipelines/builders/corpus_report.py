@@ -33,17 +33,27 @@ class Report:
   notes: tuple[str, ...]
 
   @classmethod
-  def of(cls, plan: Plan, outcomes: Mapping[str, Outcome]) -> Self:
-    """Sums up the outcomes, by clip id, of a plan."""
+  def of(
+    cls,
+    plan: Plan,
+    outcomes: Mapping[str, Outcome],
+    prepared: Mapping[str, Sequence[ClipFile]],
+    notes: Sequence[str] = (),
+  ) -> Self:
+    """Sums up a preparation.
+
+    Args:
+      plan: the plan.
+      outcomes: by clip id.
+      prepared: the clips with records, by split.
+      notes: what the user should know besides the notes of the plan.
+    """
     skipped = list(plan.skipped)
-    splits = {}
-    for split, clips in plan.clips.items():
+    for clips in plan.clips.values():
       for clip in clips:
         skipped += outcomes[clip.clip_id].skipped
-      prepared = [clip for clip in clips if outcomes[clip.clip_id].keys]
-      if prepared:
-        splits[split] = _count(prepared, outcomes)
-    notes = list(plan.notes)
+    splits = {split: _count(clips, outcomes) for split, clips in prepared.items()}
+    notes = [*plan.notes, *notes]
     failed = sum(skip.reason == UNEXPECTED for skip in skipped)
     if failed:
       notes.append(

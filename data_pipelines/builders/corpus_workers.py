@@ -11,7 +11,6 @@ import functools
 import json
 import multiprocessing
 import os
-import signal
 from typing import Any
 
 from data_pipelines import preprocess
@@ -19,6 +18,7 @@ from data_pipelines.clip_cache import ClipCache, Outcome
 from data_pipelines.corpora.clip_file import ClipFile, Skipped
 from data_pipelines.corpora.file_tree import Tree
 from data_pipelines.preprocess import CorpusConfig
+from dicetalk_jax import interrupt
 from dicetalk_jax.errors import InputError, shorten_notes
 
 
@@ -142,7 +142,8 @@ def _in_pool(
     while waiting or running:
       while waiting and len(running) < 2 * processes:
         clip = waiting.popleft()
-        running[pool.schedule(worker, (clip,))] = clip
+        with interrupt.shielded():  # the first call starts the processes
+          running[pool.schedule(worker, (clip,))] = clip
       done, _ = concurrent.futures.wait(
         running, return_when=concurrent.futures.FIRST_COMPLETED
       )
@@ -161,8 +162,8 @@ def _in_pool(
 def _start_process() -> None:
   """Prepares a worker process.
 
-  Its threads must not compete with the other processes for cores, it must not take an
-  accelerator for itself, and Ctrl-C is for the process that started it.
+  Its threads must not compete with the other processes for cores, and it must not take
+  an accelerator for itself.
   """
   import cv2
   import jax
@@ -172,4 +173,3 @@ def _start_process() -> None:
   jax.config.update('jax_platforms', 'cpu')
   flags = os.environ.get('XLA_FLAGS', '')
   os.environ['XLA_FLAGS'] = f'--xla_cpu_multi_thread_eigen=false {flags}'
-  signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -12,6 +12,7 @@ import tqdm
 
 from data_pipelines.builders import synthetic_clips, tfds_writer
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
+from dicetalk_jax import interrupt
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -67,7 +68,9 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
         return
       chunk = max(1, min(8, len(jobs) // (4 * workers)))
       # spawn, since forking a process that runs JAX's threads may hang
-      with multiprocessing.get_context('spawn').Pool(workers) as pool:
+      with interrupt.shielded():
+        pool = multiprocessing.get_context('spawn').Pool(workers)
+      with pool:
         for example in pool.imap(synthetic_clips.render, jobs, chunk):
           bar.update()
           yield example

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import functools
 import os
 import posixpath
@@ -10,8 +11,10 @@ import tempfile
 from fsspec.implementations.local import LocalFileSystem
 
 from data_pipelines import filesystems
+from data_pipelines.corpora.clip_file import Skipped
 from dicetalk_jax import text_files
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.files import printable, walk
 
 
 class Tree:
@@ -49,9 +52,20 @@ class Tree:
     """All files in sorted order, without hidden ones."""
     return tuple(sorted(self._sizes))
 
-  @functools.cached_property
+  @property
+  def left_out(self) -> tuple[Skipped, ...]:
+    """What no walker sees: names that are not UTF-8, folders that cannot be listed."""
+    return self._listing[1]
+
+  @property
   def _sizes(self) -> dict[str, int | None]:
-    """Bytes of all files by path; listings may include them."""
+    """Bytes of all files by path; None where the listing does not say."""
+    return self._listing[0]
+
+  @functools.cached_property
+  def _listing(self) -> tuple[dict[str, int | None], tuple[Skipped, ...]]:
+    if isinstance(self.fs, LocalFileSystem):
+      return _list_disk(self.root)
     sizes: dict[str, int | None] = {}
     for folder, folders, files in self.fs.walk(self.root, detail=True):
       for name in list(folders):
@@ -62,7 +76,7 @@ class Tree:
         if name and not name.startswith('.'):
           path = posixpath.normpath(posixpath.join(inside, name))
           sizes[path] = facts.get('size')
-    return sizes
+    return sizes, ()
 
   @functools.cached_property
   def by_stem(self) -> dict[str, list[str]]:
@@ -94,7 +108,7 @@ class Tree:
     Raises:
       FileNotFoundError: there is no such file.
     """
-    is_listed = '_sizes' in vars(self)
+    is_listed = '_listing' in vars(self)
     if is_listed:
       size = self._sizes.get(path)
       if size is not None:
@@ -128,6 +142,46 @@ class Tree:
       copy = os.path.join(folder, posixpath.basename(path))
       self.fs.get_file(full, copy)
       yield copy
+
+
+def _list_disk(root: str) -> tuple[dict[str, int | None], tuple[Skipped, ...]]:
+  """Lists the files of a folder on a disk, also behind links."""
+  sizes: dict[str, int | None] = {}
+  left_out: list[Skipped] = []
+
+  def relative(path: str) -> str:
+    return printable(os.path.relpath(path, root))
+
+  def note_folder(error: OSError) -> None:
+    reason = 'folder cannot be read'
+    left_out.append(Skipped(relative(error.filename), reason, error.strerror or ''))
+
+  def is_readable(folder: str, name: str) -> bool:
+    """Whether a name is that of a visible file or folder, and in UTF-8."""
+    if name.startswith('.'):
+      return False
+    try:
+      name.encode()
+    except UnicodeEncodeError:
+      path = relative(os.path.join(folder, name))
+      left_out.append(Skipped(path, 'name is not UTF-8'))
+      return False
+    return True
+
+  for folder, folders, names in walk(root, onerror=note_folder):
+    folders[:] = [name for name in folders if is_readable(folder, name)]
+    for name in names:
+      if is_readable(folder, name):
+        path = os.path.join(folder, name)
+        sizes[os.path.relpath(path, root)] = _size(path)
+  return sizes, tuple(sorted(left_out, key=dataclasses.astuple))
+
+
+def _size(path: str) -> int | None:
+  try:
+    return os.stat(path).st_size
+  except OSError:
+    return None  # a link to nowhere; whoever opens it says so
 
 
 def extension(path: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from dicetalk_jax.data import clip_record
 from dicetalk_jax.errors import DataError
-from dicetalk_jax.files import atomic_file
+from dicetalk_jax.files import atomic_file, printable, walk
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,6 +86,11 @@ class ClipSource:
       raise DataError(
         f'{folder} holds no prepared data set; make one with python -m '
         'data_pipelines.prepare'
+      )
+    if printable(self.folder.absolute()) != str(self.folder.absolute()):
+      raise DataError(
+        f'{folder} has a name that is not UTF-8, from which records cannot be read; '
+        'rename it'
       )
     if split not in self._builder.info.splits:
       raise DataError(
@@ -185,7 +190,11 @@ def data_sets(root: pathlib.Path) -> list[pathlib.Path]:
   Raises:
     DataError: there is none, or `root` is one.
   """
-  folders = sorted(path.parent for path in root.rglob('dataset_info.json'))
+  folders = sorted(
+    pathlib.Path(folder)
+    for folder, _, names in walk(root)
+    if 'dataset_info.json' in names
+  )
   # TFDS writes into folders of this name.
   found = [path for path in folders if not path.name.startswith('incomplete.')]
   if not found:

@@ -10,6 +10,7 @@ part of the state.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import os
 from typing import Any
 
 from absl import flags
@@ -21,6 +22,8 @@ from dicetalk_jax.data.clip_source import ClipSource
 from dicetalk_jax.data.feature_store import Feature
 from dicetalk_jax.data.process_shard import ProcessShard
 from dicetalk_jax.errors import DataError
+
+_FREED = 'ignore::UserWarning:multiprocessing.resource_tracker'
 
 Batch = dict[str, np.ndarray]
 
@@ -166,6 +169,8 @@ def read_ahead(
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
   dataset = batches.to_iter_dataset(options)
   if workers:
+    # Workers that end early leave memory behind. Python frees it, and warns of it.
+    os.environ.setdefault('PYTHONWARNINGS', _FREED)
     # Grain's workers read absl flags, which not every program parses.
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()

@@ -15,10 +15,10 @@ from dicetalk_jax import bundle, parallel
 from dicetalk_jax.data.autoencoder_loader import frames_loader
 from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.media.contact_sheet import grid
-from dicetalk_jax.models import parameters, registry
+from dicetalk_jax.models import parameters
 from dicetalk_jax.models.parameters import Params
 from dicetalk_jax.models.vae import VAEConfig
-from dicetalk_jax.training import datasets, init_from
+from dicetalk_jax.training import config_checks, datasets, init_from
 from dicetalk_jax.training.run_log import Picture
 from dicetalk_jax.training.task import Task
 
@@ -32,8 +32,7 @@ class AutoencoderTask(Task):
 
   def __init__(self, config: Any, mesh: Mesh, workdir: os.PathLike | str):
     super().__init__(config, mesh, workdir)
-    self.build = registry.builder('vae', config.vae.to_dict(), config.dtype)
-    self.graphdef, self.target = parameters.abstract(self.build)
+    self.build, self.graphdef, self.target = config_checks.structure(config, 'vae')
     self.train, self.val = datasets.open_train_and_val(config, self.data_dir)
     self.reconstruct = jax.jit(self._reconstruct)
 

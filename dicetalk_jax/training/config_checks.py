@@ -5,8 +5,10 @@ They run before anything is computed. What depends on data or on a model folder 
 checked by the tasks.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
+
+from flax import nnx
 
 from dicetalk_jax.data import diffusion_loader
 from dicetalk_jax.data.clip_record import CLASSES
@@ -14,11 +16,13 @@ from dicetalk_jax.diffusion.condition_dropout import CASES
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models import embedder as embedder_model
 from dicetalk_jax.models import emotion as emotion_model
+from dicetalk_jax.models import parameters, registry
 from dicetalk_jax.models.unet import REMAT
-from dicetalk_jax.training import contrastive, optimizer
+from dicetalk_jax.training import config_ranges, contrastive, optimizer
 
 # Legal values by dotted key. The comments in configs/ repeat them for the reader.
 CHOICES: dict[str, tuple[str, ...]] = {
+  'dtype': ('bfloat16', 'float32', 'float16'),
   'optim.name': optimizer.NAMES,
   'optim.schedule': optimizer.SCHEDULES,
 }
@@ -48,12 +52,39 @@ def loop(config: Any) -> None:
     ConfigError: a count is not positive, or a value is unknown.
   """
   _check_choices(config, CHOICES)
+  config_ranges.check(config)
   for key in ('total_steps', 'log_every', 'eval_every', 'checkpoint_every', 'keep'):
     _check_positive(config, key)
   if config.lora.rank < 0:
     raise ConfigError(
       f'config.lora.rank={config.lora.rank} must be at least 1, or 0 for no factors'
     )
+
+
+def structure(
+  config: Any, name: str
+) -> tuple[Callable[..., nnx.Module], nnx.GraphDef, parameters.Abstract]:
+  """Builds a component in the abstract.
+
+  Args:
+    config: the whole configuration.
+    name: of the component.
+
+  Returns:
+    The function that builds it, and its structure and parameters.
+
+  Raises:
+    ConfigError: its configuration does not make a model.
+  """
+  try:
+    build = registry.builder(name, config[name].to_dict(), config.dtype)
+    return build, *parameters.abstract(build)
+  except (TypeError, ValueError, IndexError, ArithmeticError) as error:
+    cause = str(error).partition('\n')[0]
+    raise ConfigError(
+      f'config.{name} does not make a model ({cause}); start from the values in '
+      'configs/'
+    ) from error
 
 
 def diffusion(config: Any) -> None:

@@ -1,9 +1,11 @@
 """The data sets that a task trains and validates on (`config.data`)."""
 
+from collections.abc import Sequence
 import os
 from typing import Any
 
 from etils import epath
+import jax
 
 from dicetalk_jax.data.clip_source import ClipSource
 from dicetalk_jax.data.mixture import DatasetPart
@@ -33,6 +35,25 @@ def open_train_and_val(
     train.append(DatasetPart(ClipSource(folder, 'train'), weight=weight))
     val.append(DatasetPart(ClipSource(folder, 'val'), weight=weight))
   return train, val
+
+
+def announce_unlabelled(config: Any, parts: Sequence[DatasetPart]) -> None:
+  """Says what it means for the diffusion model that no clip has an emotion label.
+
+  Args:
+    config: with `emo_model`.
+    parts: the data sets to train on.
+  """
+  if not config.loss.lambda_cls or any(part.labelled for part in parts):
+    return
+  if jax.process_index() == 0:
+    print(
+      f'no training clip of {config.data.dataset} has an emotion label: the emotion '
+      'classifier learns nothing, its loss stays 0, and emotions are learned from the '
+      'priors of the clips alone; add a data set with labels to config.data.dataset, '
+      'or set config.loss.lambda_cls=0',
+      flush=True,
+    )
 
 
 def _weights(dataset: str) -> dict[str, float]:

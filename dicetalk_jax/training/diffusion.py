@@ -75,14 +75,13 @@ class DiffusionTask(Task):
     self.has_emotion = 'emo_model' in config
 
     # Structure of the trained components.
-    self.builds = {
-      name: registry.builder(name, config[name].to_dict(), config.dtype)
-      for name in self.trained()
-    }
+    self.builds = {}
     graphs = {}
     self.targets = {}
-    for name, build in self.builds.items():
-      graphs[name], self.targets[name] = parameters.abstract(build)
+    for name in self.trained():
+      self.builds[name], graphs[name], self.targets[name] = config_checks.structure(
+        config, name
+      )
     self._check_frozen()
     self._check_model()
 
@@ -101,6 +100,8 @@ class DiffusionTask(Task):
       self.embedder = Component.load(self.model_dir, 'embedder')
     self._check_fit()
     self._check_priors()
+    if self.has_emotion:
+      datasets.announce_unlabelled(config, self.train)
     self.parts = {
       'train': [self._with_features(part) for part in self.train],
       'val': [self._with_features(part) for part in self.val],

@@ -21,7 +21,7 @@ from dicetalk_jax.data.embedder_loader import embedder_loader
 from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import ConfigError, DataError
 from dicetalk_jax.metrics import clustering, tsne
-from dicetalk_jax.models import parameters, registry
+from dicetalk_jax.models import parameters
 from dicetalk_jax.models.embedder import EmbedderConfig
 from dicetalk_jax.models.parameters import Params
 from dicetalk_jax.models.whisper import WhisperConfig
@@ -59,8 +59,7 @@ class EmbedderTask(Task):
     config_checks.embedder(config)
     super().__init__(config, mesh, workdir)
     self.model_config = EmbedderConfig.from_json(config.embedder.to_dict())
-    self.build = registry.builder('embedder', config.embedder.to_dict(), config.dtype)
-    self.graphdef, self.target = parameters.abstract(self.build)
+    self.build, self.graphdef, self.target = config_checks.structure(config, 'embedder')
     self.visual = face_crops.input_name(self.model_config)
 
     # Data.

@@ -5,7 +5,7 @@ from typing import Any
 import grain
 from jax.sharding import Mesh
 
-from dicetalk_jax import parallel
+from dicetalk_jax import interrupt, parallel
 
 AHEAD = 2  # batches on the devices, besides the one in use
 
@@ -23,7 +23,9 @@ class _OnMesh:
     return self
 
   def __next__(self) -> Any:
-    return parallel.put_batch(next(self.batches), self.mesh)
+    with interrupt.shielded():  # the first call starts the processes that read
+      batch = next(self.batches)
+    return parallel.put_batch(batch, self.mesh)
 
 
 def prefetched(batches: grain.DatasetIterator, mesh: Mesh) -> grain.DatasetIterator:

@@ -92,9 +92,11 @@ def open_run(
   Leaving the context closes them in reverse order, and waits for the last save.
   """
   with contextlib.ExitStack() as stack:
+    # The loader first, since it may refuse: checkpoints are cleaned up in a background
+    # thread, which would add its traceback.
+    batches = stack.enter_context(contextlib.closing(task.batches()))
     checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints', config.keep))
     done = checkpoints.latest or 0
-    batches = stack.enter_context(contextlib.closing(task.batches()))
     data = stack.enter_context(contextlib.closing(prefetched(batches, mesh)))
     stop_requested = stack.enter_context(_stop_requests())
     run = RunContext(
@@ -123,8 +125,10 @@ def _stop_requests() -> Iterator[StopRequested]:
   requested = threading.Event()
 
   def handle(number, frame):
+    if requested.is_set():  # a second signal acts at once
+      signal.signal(number, previous[number])
+      signal.raise_signal(number)
     requested.set()
-    signal.signal(number, previous[number])  # a second signal acts at once
 
   previous = {
     number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)

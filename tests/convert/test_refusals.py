@@ -245,6 +245,13 @@ def test_a_damaged_description_of_an_export(release, tmp_path, refused, content)
   )
 
 
+def test_inspect_follows_linked_folders(release, tmp_path, capsys):
+  (tmp_path / 'downloads').mkdir()
+  (tmp_path / 'downloads' / 'DICE-Talk').symlink_to(release)
+  assert run_convert('inspect', tmp_path / 'downloads') == 0
+  assert 'pose_guider' in capsys.readouterr().out
+
+
 def test_broken_shards(svd, tmp_path, refused):
   copy = pathlib.Path(shutil.copytree(svd, tmp_path / 'svd'))
   vae = copy / 'vae'
@@ -448,7 +455,7 @@ def test_ctrl_c_ends_a_process_with_one_line(waiting, whisper, tmp_path):
   waiting.send_signal(signal.SIGINT)
   assert waiting.communicate(timeout=500) == ('', INTERRUPTED)
   assert waiting.returncode == 130
-  assert not (tmp_path / 'model').exists()
+  assert [path.name for path in tmp_path.iterdir()] == ['whisper']
   assert run_convert('whisper', whisper, tmp_path / 'model') == 0
   assert sorted(path.name for path in tmp_path.iterdir()) == ['model', 'whisper']
 

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
-from dicetalk_jax.data.clip_source import ClipSource, ClipTable
+from dicetalk_jax.data.clip_source import ClipSource, ClipTable, data_sets
 
 
 @pytest.fixture
@@ -70,3 +70,12 @@ def test_only_measured_clips_count_in_the_motion_medians(folder):
   source = moving(ClipSource(folder), [0, 0.25, 0, 0.75], [0, 0, 3, 0])
   assert source.motion_medians == ClipSource(folder, 'val').motion_medians == (0.5, 3)
   assert moving(source, np.zeros(4), np.arange(4)).motion_medians == (0, 2)
+
+
+def test_linked_data_sets_are_found(folder, tmp_path):
+  root = tmp_path / 'root'
+  root.mkdir()
+  (root / 'synthetic').symlink_to(folder.parents[1])
+  (root / 'again').symlink_to(root)  # leads back
+  name = folder.relative_to(folder.parents[1])
+  assert data_sets(root) == [root / 'synthetic' / name]

@@ -3,11 +3,13 @@ whole or not at all.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import itertools
 import pickle
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from data_pipelines.synthetic import phonemes
 from data_pipelines.synthetic.clip import make_clip
+from dicetalk_jax import files
 from dicetalk_jax.data import clip_record
 from dicetalk_jax.data.autoencoder_loader import frames_loader
 from dicetalk_jax.data.clip_source import ClipSource
@@ -239,3 +242,29 @@ def test_rendering_processes_do_not_load_heavy_libraries():
     ).stdout
     == '[]\n'
   )
+
+
+def test_a_second_preparation_waits_for_the_first(tmp_path, monkeypatch):
+  config = dataclasses.replace(TINY, train=1, clips=1, content='embedder')
+  begun = threading.Event()
+  says_so = threading.Event()
+  real = synthetic_clips.render
+  rendered = []
+
+  def render(job):
+    begun.set()
+    assert says_so.wait(timeout=100)
+    rendered.append(job.key)
+    return real(job)
+
+  monkeypatch.setattr(synthetic_clips, 'render', render)
+  monkeypatch.setattr(
+    files, 'print', lambda *args, **kwargs: says_so.set(), raising=False
+  )
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    first = pool.submit(prepare_synthetic, tmp_path, config, workers=1)
+    assert begun.wait(timeout=100)
+    second = pool.submit(prepare_synthetic, tmp_path, config, workers=1)
+  assert first.result() == second.result()
+  assert len(rendered) == len(set(rendered)) == 3
+  assert len(ClipSource(second.result(), 'train')) == 1

@@ -1,14 +1,13 @@
 """Small trees like the real corpora become data sets, and killed runs resume."""
 
-import contextlib
+import concurrent.futures
 import csv
 import dataclasses
 import errno
-import fcntl
 import json
-import os
 import pathlib
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from data_pipelines.builders import corpus, corpus_workers
 from data_pipelines.builders.corpus_plan import make_plan
 from data_pipelines.corpora.clip_file import Skipped
 from data_pipelines.preprocess import CorpusConfig
+from dicetalk_jax import files
 from dicetalk_jax.data import clip_record
 from dicetalk_jax.data.autoencoder_loader import frames_loader
 from dicetalk_jax.data.clip_source import ClipSource
@@ -55,15 +55,6 @@ def prepared(mead, tmp_path_factory):
   out = tmp_path_factory.mktemp('out')
   config = CorpusConfig('mead', size=32, min_seconds=0.4, detector=RED)
   return corpus.prepare_corpus(make_plan(config, str(mead)), out, workers=2)
-
-
-@contextlib.contextmanager
-def _opened(path):
-  handle = os.open(path, os.O_RDONLY)
-  try:
-    yield handle
-  finally:
-    os.close(handle)
 
 
 def _forbid(monkeypatch):
@@ -210,7 +201,7 @@ def test_every_part_of_the_work_has_a_bar(tmp_path, capsys):
   assert '4/4' in bars.split('records of train: 100%')[1].splitlines()[0]
 
 
-def test_leftovers_of_killed_runs_are_removed_unless_another_run_works_there(tmp_path):
+def test_leftovers_of_killed_runs_are_removed(tmp_path):
   for name in ('p', 'q'):
     made_clips.write(tmp_path / 'in' / name / 'a.mp4', 0.6)
   plan = make_plan(
@@ -226,13 +217,50 @@ def test_leftovers_of_killed_runs_are_removed_unless_another_run_works_there(tmp
   for folder in (ours, other):
     folder.mkdir(parents=True)
     (folder / 'shard').write_text('half')
-  with _opened(tmp_path / 'folder') as handle:
-    fcntl.flock(handle, fcntl.LOCK_SH)  # as another run does
-    folder, _ = corpus.prepare_corpus(plan, tmp_path, workers=1)
-    assert ours.exists()
-  shutil.rmtree(folder)
-  corpus.prepare_corpus(plan, tmp_path, workers=1)
+  folder, _ = corpus.prepare_corpus(plan, tmp_path, workers=1)
   assert not ours.exists() and other.exists() and folder.exists()
+
+
+@pytest.mark.parametrize('keep_work', [False, True])
+def test_a_second_preparation_waits_for_the_first(tmp_path, monkeypatch, keep_work):
+  for name in ('p', 'q'):
+    made_clips.write(tmp_path / 'in' / name / 'a.mp4', 0.6)
+  config = CorpusConfig('folder', size=32, min_seconds=0.4, detector=RED)
+  begun = threading.Event()
+  says_so = threading.Event()
+  real = preprocess.records
+  read = []
+  said = []
+
+  def records(clip, *args):
+    begun.set()
+    assert says_so.wait(timeout=100)
+    read.append(clip.clip_id)
+    return real(clip, *args)
+
+  def note(text, **kwargs):
+    said.append(text)
+    says_so.set()
+
+  def prepare_once():
+    plan = make_plan(config, str(tmp_path / 'in'))
+    return corpus.prepare_corpus(plan, tmp_path, workers=1, keep_work=keep_work)
+
+  monkeypatch.setattr(preprocess, 'records', records)
+  monkeypatch.setattr(files, 'print', note, raising=False)
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    first = pool.submit(prepare_once)
+    assert begun.wait(timeout=100)
+    second = pool.submit(prepare_once)
+  folder, report = first.result()
+  assert second.result()[0] == folder
+  assert second.result()[1].splits == report.splits
+  assert sorted(read) == ['p_a', 'q_a']
+  assert said == [
+    f'another process is preparing folder with these settings in {tmp_path}; waiting '
+    'until it ends'
+  ]
+  assert bool(list((tmp_path / 'folder' / 'work').iterdir())) is keep_work
 
 
 def test_a_repaired_file_is_read_again_and_all_others_are_kept(tmp_path, monkeypatch):
@@ -371,7 +399,7 @@ def test_the_last_clip_may_end_its_process_too(tmp_path):
   ]
 
 
-def test_a_split_whose_clips_are_all_left_out_does_not_exist(tmp_path, monkeypatch):
+def test_a_split_whose_clips_are_all_left_out_is_drawn_again(tmp_path, monkeypatch):
   for i in range(4):
     made_clips.write(tmp_path / 'in' / f'p{i}' / 'a.mp4', 0.6)
   config = CorpusConfig('folder', size=32, min_seconds=0.4, detector=RED)
@@ -379,7 +407,18 @@ def test_a_split_whose_clips_are_all_left_out_does_not_exist(tmp_path, monkeypat
   (tmp_path / 'in' / bad.video).write_text('404')
   plan = make_plan(config, str(tmp_path / 'in'))
   folder, report = corpus.prepare_corpus(plan, tmp_path / 'a', workers=1)
-  assert set(report.splits) == {'train'} and len(ClipSource(folder)) == 3
+  people = {
+    split: set(ClipSource(folder, split).table.identity) for split in report.splits
+  }
+  assert people.keys() == {'train', 'val'} and not people['train'] & people['val']
+  assert people['train'] | people['val'] == {
+    f'folder/p{i}' for i in range(4) if f'folder/p{i}' != bad.identity
+  }
+  assert report.notes == (
+    'all clips of the split val were left out, so the splits were drawn again among '
+    'the others',
+  )
+  assert corpus.prepare_corpus(plan, tmp_path / 'a')[0] == folder  # found again
 
   # With Beam the same clips go to the pipeline that writes. Beam itself is not
   # installed next to this project.
@@ -413,7 +452,9 @@ def test_a_split_whose_clips_are_all_left_out_does_not_exist(tmp_path, monkeypat
     ),
   )
   _, with_beam = corpus.prepare_corpus(plan, tmp_path / 'b', beam_runner='a runner')
-  assert pipelines[0][0] == {'train': plan.clips['train']}
+  assert {
+    split: {clip.identity for clip in clips} for split, clips in pipelines[0][0].items()
+  } == people
   assert with_beam == report
   for path in (tmp_path / 'in').rglob('*.mp4'):
     path.write_text('404')
@@ -422,3 +463,21 @@ def test_a_split_whose_clips_are_all_left_out_does_not_exist(tmp_path, monkeypat
       make_plan(config, str(tmp_path / 'in')), tmp_path / 'c', beam_runner='a runner'
     )
   assert len(pipelines) == 1
+
+
+def test_a_split_that_the_others_cannot_make_is_missed_in_one_sentence(tmp_path):
+  for i in range(2):
+    made_clips.write(tmp_path / 'in' / f'p{i}' / 'a.mp4', 0.6)
+  config = CorpusConfig('folder', size=32, min_seconds=0.4, detector=RED)
+  for split in ('train', 'val'):
+    plan = make_plan(config, str(tmp_path / 'in'))
+    (bad,) = plan.clips[split]
+    whole = (tmp_path / 'in' / bad.video).read_bytes()
+    (tmp_path / 'in' / bad.video).write_text('404')
+    plan = make_plan(config, str(tmp_path / 'in'))
+    folder, report = corpus.prepare_corpus(plan, tmp_path, workers=1)
+    (tmp_path / 'in' / bad.video).write_bytes(whole)
+    assert set(report.splits) == {'train'} and len(ClipSource(folder)) == 1
+    assert report.notes[-1] == (
+      'the people that are left do not make the split val; add people'
+    )

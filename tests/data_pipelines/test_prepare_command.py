@@ -1,5 +1,6 @@
 """`python -m data_pipelines.prepare` on small trees like the real corpora."""
 
+import os
 import pathlib
 import shutil
 
@@ -198,3 +199,47 @@ def test_mistakes_end_with_one_sentence(make, flags, sentence, tmp_path, capsys)
   line = capsys.readouterr().err.splitlines()[-1]
   assert line.startswith('error: ') and sentence.format(root=root) in line
   assert not list(tmp_path.rglob('dataset_info.json'))
+
+
+def test_linked_people_are_prepared_and_odd_names_are_reported(tmp_path, capsys):
+  for name in ('p', 'q', 'disk/r'):
+    made_clips.write(tmp_path / name / 'a.mp4', 0.6)
+  root = tmp_path / 'corpus'
+  root.mkdir()
+  for name in ('p', 'q', 'disk'):
+    (root / name).symlink_to(tmp_path / name)
+  odd = os.fsdecode(b'rom\xe9.mp4')
+  shutil.copy(tmp_path / 'p' / 'a.mp4', tmp_path / 'p' / odd)
+  prepare.main(['folder', f'--root={root}', f'--out={tmp_path}/out', *FLAGS])
+  lines = capsys.readouterr().out.splitlines()
+  assert 'left out: 1 x name is not UTF-8' in lines
+  folder = pathlib.Path(lines[-1])
+  assert r'p/rom\xe9.mp4,name is not UTF-8,' in (folder / 'skipped.csv').read_text()
+  people = {
+    person
+    for split in ('train', 'val')
+    for person in ClipSource(folder, split).table.identity.tolist()
+  }
+  assert people == {'folder/p', 'folder/q', 'folder/r'}
+
+
+def test_linked_features_are_found(tmp_path, capsys):
+  for name in ('p', 'q'):
+    made_clips.write(tmp_path / 'corpus' / name / 'a.mp4', 0.6)
+    (tmp_path / 'disk' / name).mkdir(parents=True)
+    np.save(tmp_path / 'disk' / name / 'a.npy', np.ones((15, 3)))
+  features = tmp_path / 'features'
+  features.mkdir()
+  for name in ('p', 'q'):
+    (features / name).symlink_to(tmp_path / 'disk' / name)
+  prepare.main(
+    [
+      'folder',
+      f'--root={tmp_path}/corpus',
+      f'--expression={features}',
+      f'--out={tmp_path}/out',
+      '--dry_run',
+      *FLAGS,
+    ]
+  )
+  assert 'no expression features' not in capsys.readouterr().out

@@ -1,5 +1,8 @@
 """The data sets of a configuration and their weights."""
 
+import importlib
+import types
+
 import ml_collections
 import pytest
 
@@ -64,3 +67,19 @@ def test_the_synthetic_data_set_is_found_and_must_be_the_only_one(
       assert part.source == (folder, 'train') and part.weight == 2
   with pytest.raises(ConfigError, match='could be any of .*first.*, .*second.*; name'):
     datasets.open_train_and_val(config, tmp_path)
+
+
+def test_training_without_a_single_label_is_announced(capsys):
+  config = importlib.import_module('configs.diffusion').get_config('tiny')
+  labelled = types.SimpleNamespace(labelled=True)
+  regular = types.SimpleNamespace(labelled=False)
+  datasets.announce_unlabelled(config, [regular, labelled])
+  assert capsys.readouterr().out == ''
+  datasets.announce_unlabelled(config, [regular, regular])
+  assert capsys.readouterr().out.startswith(
+    'no training clip of synthetic has an emotion label: the emotion classifier learns '
+    'nothing'
+  )
+  config.loss.lambda_cls = 0.0
+  datasets.announce_unlabelled(config, [regular])
+  assert capsys.readouterr().out == ''

@@ -4,6 +4,12 @@ exact resume.
 
 import contextlib
 import itertools
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
 import time
 
 import grain
@@ -12,9 +18,13 @@ import pytest
 
 from dicetalk_jax import parallel
 from dicetalk_jax.data.mixture import read_ahead
-from dicetalk_jax.errors import MeshError
+from dicetalk_jax.errors import DataError, MeshError
+from dicetalk_jax.training import run_context
+from dicetalk_jax.training.loop import train
 from dicetalk_jax.training.prefetch import AHEAD, prefetched
+from tests.training import refusing, toy
 
+ROOT = pathlib.Path(__file__).parents[2]
 MESH = parallel.make_mesh(data=-1, fsdp=1)
 
 
@@ -88,3 +98,44 @@ def test_mistakes_in_the_thread_reach_the_loop():
     pytest.raises(MeshError, match='batch_size=6'),
   ):
     next(data)
+
+
+def start(workers, first_damaged):
+  return subprocess.Popen(
+    [sys.executable, '-m', refusing.__name__, str(workers), str(first_damaged)],
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    start_new_session=True,  # with a group of its own, as in a terminal
+  )
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_refusal_while_reading_is_one_sentence(workers):
+  process = start(workers, first_damaged=80)
+  out, err = process.communicate()
+  assert (process.returncode, out) == (2, 'training\n')
+  assert re.fullmatch(r'error: clip \d+ is damaged; delete it\n', err)
+
+
+def test_ctrl_c_reaches_processes_that_read_as_one_line():
+  process = start(workers=2, first_damaged=1 << 20)
+  assert process.stdout.readline() == 'training\n'
+  os.killpg(process.pid, signal.SIGINT)
+  _, err = process.communicate()
+  assert (process.returncode, err) == (130, 'interrupted; run the same command again\n')
+
+
+def test_a_loader_that_refuses_leaves_no_checkpoint_threads(tmp_path, monkeypatch):
+  """They clean up in the background, and would be cut off."""
+
+  class Refusing(toy.ToyTask):
+    def batches(self):
+      raise DataError('clip 3 is damaged; delete it')
+
+  opened = []
+  monkeypatch.setattr(run_context, 'Checkpoints', lambda *args: opened.append(args))
+  with pytest.raises(DataError, match='clip 3'):
+    train(Refusing, toy.get_config(), tmp_path, mesh=MESH)
+  assert not opened

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from dicetalk_jax import bundle, main, model_references
-from dicetalk_jax.errors import ConfigError, WeightsError
+from dicetalk_jax.data.feature_extraction import FeatureExtractor
+from dicetalk_jax.data.mixture import DatasetPart
+from dicetalk_jax.errors import ConfigError, DataError, WeightsError
 from dicetalk_jax.models import parameters
 from tests.training import micro
 
@@ -155,3 +157,19 @@ def test_starts_of_other_sizes_are_refused(trained, tmp_path, task, changes, sen
   config[name].update(changes)
   with pytest.raises(WeightsError, match=sentence):
     make().init(jax.random.key(0))
+
+
+def test_clips_without_labels_are_announced_before_anything_is_computed(
+  trained, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(DatasetPart, 'labelled', False)
+
+  def compute(*args):
+    raise AssertionError('announced too late')
+
+  monkeypatch.setattr(FeatureExtractor, 'load_or_compute', compute)
+  with pytest.raises(AssertionError, match='announced too late'):
+    micro.diffusion_task(trained, micro.config_of('diffusion'), tmp_path / 'run')
+  assert 'has an emotion label: the emotion classifier' in capsys.readouterr().out
+  with pytest.raises(DataError, match='the embedder learns from labels'):
+    fine_tuning('embedder', trained, tmp_path)[2]()
