@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from configs import diffusion
+from dicetalk_jax.data import clip_record
 from dicetalk_jax.diffusion import edm, guidance, sampler, schedule
 from dicetalk_jax.diffusion.condition_dropout import Dropped
 from dicetalk_jax.models import parameters, registry
 from dicetalk_jax.models.attention import KeyValue
-from dicetalk_jax.training.diffusion_loss import DiffusionLoss
+from dicetalk_jax.training.diffusion_loss import DiffusionLoss, emotion_discrimination
 from tests import tiny
 
 B, F, H, C, D = 4, 3, 4, 2, 8
@@ -276,9 +277,9 @@ def test_classification_of_clips():
   )
 
 
-def test_evaluation_leaves_nothing_to_chance():
-  """The classifier has no dropout, and the whole bank is seen where training sees it
-  at all.
+def test_evaluation_measures_what_sampling_does():
+  """The whole bank, the mean of each prior and a clean reference, even where training
+  sees none of them; and no dropout.
   """
 
   def judged(**changes):
@@ -291,14 +292,41 @@ def test_evaluation_leaves_nothing_to_chance():
       **{k: float(v) for k, v in parts.items() if '/' not in k and k != 'per_row'},
     }
 
-  plain, dropping = (run(emo_model__dropout=rate) for rate in (0.0, 0.5))
-  assert dropping[1]['cls'] != near(plain[1]['cls'])
-  assert judged(emo_model__dropout=0.5) == near(
-    {'total': plain[0], **without(plain[1])}
-  )
-  whole, retrieved = (run(emotion__p_whole_bank=p)[1]['denoise'] for p in (1.0, 0.0))
-  assert whole != near(retrieved)
-  assert judged(emotion__p_whole_bank=0.01)['denoise'] == near(whole)
+  as_sampled = {'emotion__p_whole_bank': 1.0, 'emotion__sample': False}
+  total, parts = run(**as_sampled)
+  expected = near({'total': total, **without(parts)})
+  training_only = {'emo_model__dropout': 0.5, 'noise__ref_aug': 'lognormal'}
+  for setting in ({}, as_sampled, training_only):
+    assert judged(**setting) == expected
+    assert (run(**setting)[0] == near(total)) == (setting == as_sampled)
+
+
+def test_the_frame_rate_follows_the_step():
+  for step, fps in ((1, 25.0), (2, 12.5), (5, 5.0)):
+    loss, params, _ = make(data__step=step)
+    face = loss.face_conditions(loss.models(params), batch(), (H, H))
+    np.testing.assert_array_equal(face.time_ids, [[fps, 1, 1]] * B)
+
+
+def test_an_emotion_of_unknown_level_is_right_at_any_level():
+  logits = np.random.default_rng(0).normal(size=(1, F, 22)).astype(np.float32)
+  none_dropped = np.zeros(1, bool)
+
+  def judged(emotion, level):
+    label = np.array([clip_record.emotion_class(emotion, level)], np.int32)
+    loss, accuracy = emotion_discrimination(logits, label, none_dropped)
+    return float(loss), float(accuracy)
+
+  probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  first = clip_record.emotion_class('sad', 1)
+  of_sad = probability[..., first : first + 3].sum(-1)
+  loss, accuracy = judged('sad', 0)
+  assert loss == near(-np.log(of_sad).mean())
+  assert accuracy == near(sum(judged('sad', level)[1] for level in (1, 2, 3)))
+  exact = -np.log(probability[..., first + 1]).mean()
+  assert judged('sad', 2)[0] == near(exact)
+  # Without a label nothing is learned.
+  assert judged('unknown', 0) == (0.0, 0.0)
 
 
 def test_noise_on_the_reference():

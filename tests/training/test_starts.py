@@ -1,5 +1,7 @@
 """Where the weights of a run come from: `init_from`, adapters, what stays frozen."""
 
+import importlib
+
 import jax
 import numpy as np
 import pytest
@@ -81,7 +83,7 @@ def test_starts_that_cannot_be(tmp_path, trained, changes, error, sentence):
   config = micro.config_of('diffusion')
   plain_svd(tmp_path / 'plain', trained / 'diffusion/model')
   config.trainable = changes.get('trainable', config.trainable)
-  config.init_from = str(tmp_path / 'plain') if 'init_from' in changes else ''
+  config.init_from = str(tmp_path / 'plain') if 'init_from' in changes else 'random'
   if 'wide' in changes:
     (
       config.unet.addition_time_embed_dim,
@@ -89,6 +91,32 @@ def test_starts_that_cannot_be(tmp_path, trained, changes, error, sentence):
     ) = 64, 192
   with pytest.raises(error, match=sentence):
     micro.diffusion_task(trained, config, tmp_path / 'run').init(jax.random.key(0))
+
+
+@pytest.mark.parametrize('task', ['autoencoder', 'embedder', 'diffusion'])
+def test_random_weights_must_be_asked_for_by_name(trained, tmp_path, task):
+  config = micro.config_of(task)
+  config.model = str(trained / 'embedder/model')
+  config.data.dir = str(trained / 'data')
+  make = lambda: main.task_class(task)(config, micro.ONE, tmp_path / task)  # noqa: E731
+  config.init_from = ''
+  with pytest.raises(
+    ConfigError, match='convert svd .*, or ask for random weights by .*init_from=random'
+  ):
+    make()
+  if task != 'embedder':
+    # A folder without the component would leave it at random values.
+    config.init_from = str(tmp_path / 'other')
+    bundle.save_settings(config.init_from, {})
+    with pytest.raises(WeightsError, match='other has no (vae|unet)'):
+      make()
+  config.init_from = 'random'
+  assert make().init(jax.random.key(0))
+
+
+@pytest.mark.parametrize('task', ['autoencoder', 'diffusion'])
+def test_full_size_starts_from_nothing_of_its_own(task):
+  assert importlib.import_module(f'configs.{task}').get_config().init_from == ''
 
 
 def fine_tuning(task, trained, tmp_path):
@@ -130,7 +158,8 @@ def test_a_fine_tuned_autoencoder_keeps_its_scaling_factor(trained, tmp_path):
     == 0.18215
     != factor(trained / 'autoencoder/model')
   )
-  config.init_from = ''
+  config.init_from = 'random'
+  task = make()
   task.export(task.init(jax.random.key(0)))
   assert factor(tmp_path / 'autoencoder/model') != 0.18215
 
