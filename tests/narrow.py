@@ -39,7 +39,7 @@ def _embedder(config: ml_collections.ConfigDict) -> None:
 
 
 def few_people(config: ml_collections.ConfigDict) -> None:
-  """Draws groups that `tests.imitated_corpora` has."""
+  """Draws groups that `benchmarks.imitated_corpora` has."""
   config.data.update(identities=2, emotions=2, clips=2, videos=2, max_len=50)
   config.batch_size = 12
 

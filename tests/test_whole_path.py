@@ -11,9 +11,9 @@ import sys
 
 import pytest
 
+from benchmarks import imitated_corpora
 from dicetalk_jax import bundle
 from dicetalk_jax.media.video import read_video
-from tests import imitated_corpora
 from tests.convert import published_folders
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from dicetalk_jax.data.clip_record import SAMPLE_RATE
 from dicetalk_jax.media import video
 
 SIZE = 96  # side of the frames in pixels
-DETECTOR = 'tests.imitated_corpora:rendered_face'  # for --detector
+DETECTOR = 'benchmarks.imitated_corpora:rendered_face'  # for --detector
 # Left, top, width and height of a face that does not move, in sides of the frame.
 FACE = (0.2, 0.1, 0.63, 0.82)
 
@@ -42,7 +42,7 @@ def rendered_face():
 # What `prepare` needs to take clips that are so small and short.
 FLAGS = (
   '--min_face=1',
-  '--min_seconds=1.9',
+  '--min_seconds=0.9',
   '--workers=1',
   f'--detector={DETECTOR}',
 )
