@@ -24,10 +24,6 @@ DIRECT: common.Variant = {
 # and regular clips are mixed 1 : 1 (section 4.1), as data sets without weights are.
 PAPER: common.Variant = {
   'optim.name': 'adam',  # section 4.1
-  # The paper trains in one stage and freezes nothing of these by name; the release has
-  # a whole UNet, so more than adapters was trained.
-  'trainable': ('all',),
-  'lora.rank': 0,
   # Equation 14: adapters for audio and emotion.
   'unet.adapters': 2,
   # Equations 9 to 13: training retrieves the nearest code, sampling sees the whole bank
@@ -51,8 +47,10 @@ PAPER: common.Variant = {
   'loss.face_weight': 0.0,
   'loss.mouth_weight': 0.0,
   'sample.num_steps': 25,  # section 4.1, Euler steps
-  # Open, and not left to the default: initial codes, and codes that are hardly used, as
-  # in the release.
+  # Open, and as in the release: it has a whole UNet, so more than adapters was trained;
+  # and it draws the codes uniformly and moves them by gradients alone.
+  'trainable': ('all',),
+  'lora.rank': 0,
   'emotion.bank_init': 'uniform',
   'emotion.restart': 0,
   # open: batch_size, total_steps; all of optim but its name

@@ -492,8 +492,7 @@ def test_priors_of_several_data_sets(model, data, run, refuses, tmp_path):
   what was computed.
   """
   one = next(data.rglob('dataset_info.json')).parent
-  # Two are neutral.
-  assert 'wrote 8 priors of 9 clips' in run(
+  assert 'wrote 8 priors of 16 clips' in run(
     dataset_priors, model=model, data=tmp_path, datasets=one
   )
 
@@ -516,14 +515,14 @@ def test_priors_of_several_data_sets(model, data, run, refuses, tmp_path):
     workers=1,
   )
   shutil.copytree(data / 'synthetic', tmp_path / 'synthetic', dirs_exist_ok=True)
-  assert 'wrote 8 priors of 25 clips' in run(dataset_priors, model=model, data=tmp_path)
+  assert 'wrote 8 priors of 32 clips' in run(dataset_priors, model=model, data=tmp_path)
   merged = sad()
   run(dataset_priors, model=model, data=tmp_path, datasets=other)
-  np.testing.assert_allclose(merged, (alone + 2 * sad()) / 3, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(merged, (alone + sad()) / 2, rtol=1e-5, atol=1e-6)
   table = ClipSource(other).table
   unlabelled = dataclasses.replace(table, emotion=np.full(len(table), UNKNOWN))
   unlabelled.save(other / 'clips-train.npz')
-  assert 'wrote 8 priors of 9 clips' in run(dataset_priors, model=model, data=tmp_path)
+  assert 'wrote 8 priors of 16 clips' in run(dataset_priors, model=model, data=tmp_path)
   refuses(
     'has an emotion label, which priors need',
     dataset_priors,

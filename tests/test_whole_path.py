@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import imitated_corpora
 from dicetalk_jax import bundle
+from dicetalk_jax.data.clip_source import ClipSource
 from dicetalk_jax.media.video import read_video
 from tests.convert import published_folders
 
@@ -172,6 +173,16 @@ def test_each_message_leads_to_the_next_step(place, name, next_step):
   lines = said(place, name).strip().splitlines()
   assert codes[name] == 2 and len(lines) == 1, lines
   assert lines[0].startswith('error: ') and next_step in lines[0]
+
+
+def test_the_prepared_data_set_knows_its_videos_on_youtube(place):
+  folder = (place / 'hdtf.out').read_text().split()[-1]
+  found = {name for split in ('train', 'val') for name in youtube_ids(folder, split)}
+  assert found == set(imitated_corpora.HDTF_VIDEOS.values())
+
+
+def youtube_ids(folder, split):
+  return ClipSource(folder, split).youtube_ids
 
 
 def test_the_path_ends_in_a_video(place):

@@ -15,6 +15,7 @@ from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import ConfigError, DataError
 
 SYNTHETIC = 'synthetic'
+YOUTUBE = {'hdtf', 'voxceleb2'}  # corpora that come from there
 
 
 def open_train_and_val(
@@ -85,9 +86,12 @@ def _test_videos(source: ClipSource) -> set[str]:
 
 
 def _report_unknown(parts: Sequence[DatasetPart]) -> None:
-  """Says of which data sets from YouTube the videos are not known."""
-  for part in parts:
-    if 'hdtf' in _corpora([part]) and not any(part.source.youtube_ids):
+  """Says of which data sets the videos are not known, if several come from YouTube."""
+  from_youtube = [part for part in parts if _corpora([part]) & YOUTUBE]
+  if len(from_youtube) < 2:
+    return
+  for part in from_youtube:
+    if not any(part.source.youtube_ids):
       _say(
         f'{part.source} does not say which YouTube videos it has, so those that are '
         'for test in one data set and for training in another cannot be left out; '

@@ -179,6 +179,7 @@ def test_the_records_are_those_of_the_other_set(nets, data, full, folder):
         getattr(have.table, name), getattr(want.table, name), err_msg=name
       )
     assert have.motion_medians == want.motion_medians and len(have) == len(want) > 0
+    assert have.metadata['settings'] == want.metadata['settings']
     for clip, (a, b) in enumerate(zip(have, want)):
       assert set(b) - set(a) == {'frames'} and set(a) < set(b)
       for name in a:

@@ -9,6 +9,7 @@ import pytest
 from dicetalk_jax import bundle, main, model_references
 from dicetalk_jax.errors import ConfigError, WeightsError
 from dicetalk_jax.models import parameters
+from dicetalk_jax.training import workdir
 from tests.training import micro
 
 
@@ -112,6 +113,15 @@ def test_random_weights_must_be_asked_for_by_name(trained, tmp_path, task):
       make()
   config.init_from = 'random'
   assert make().init(jax.random.key(0))
+
+
+def test_a_run_of_an_older_version_with_random_weights_is_resumed():
+  old = {'init_from': '', 'data': {}}
+  new = {'init_from': 'random', 'data': {'corpora': []}}
+  assert workdir._changes(old, new) == []
+  assert workdir._changes(old, new | {'init_from': 'models/svd'}) == [
+    'init_from (was random, now models/svd)'
+  ]
 
 
 @pytest.mark.parametrize('task', ['autoencoder', 'diffusion'])
