@@ -87,7 +87,8 @@ def main(argv: list[str]) -> None:
   if flags.output:
     published_priors.make_folder(flags.output)
   networks = {
-    name: Component.load(flags.model, name) for name in ('embedder', 'whisper')
+    'embedder': Component.load(flags.model, 'embedder'),
+    'whisper': Component.load_frozen(flags.model, 'whisper'),
   }
   embedder = networks['embedder'].fingerprint
   tables = [source.table for source in labelled]

@@ -91,7 +91,7 @@ class DiffusionTask(Task):
     # Data and frozen networks.
     self.train, self.val = datasets.open_train_and_val(config, self.data_dir)
     random = config.get('frozen', {})
-    self.vae: Component[VAEConfig] = Component.load(self.model_dir, 'vae')
+    self.vae: Component[VAEConfig] = Component.load_frozen(self.model_dir, 'vae')
     self.whisper: Component[WhisperConfig] = Component.load_or_random(
       self.model_dir, 'whisper', random.get('whisper'), seed=1
     )
