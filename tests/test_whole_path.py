@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from benchmarks import imitated_corpora
@@ -134,7 +135,12 @@ def place(tmp_path_factory):
   result = subprocess.run(
     [sys.executable, '-W', 'ignore', '-c', DRIVER, place, json.dumps(commands(place))],
     cwd=ROOT,
-    env={**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': os.environ['XLA_FLAGS']},
+    env=os.environ
+    | {
+      'PYTHONPATH': str(ROOT),
+      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # compiles in half the time
+      'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
+    },
     text=True,
     capture_output=True,
     timeout=600,
