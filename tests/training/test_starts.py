@@ -99,7 +99,10 @@ def test_random_weights_must_be_asked_for_by_name(trained, tmp_path, task):
   config = micro.config_of(task)
   config.model = str(trained / 'embedder/model')
   config.data.dir = str(trained / 'data')
-  make = lambda: main.task_class(task)(config, micro.ONE, tmp_path / task)  # noqa: E731
+
+  def make():
+    return main.task_class(task)(config, micro.ONE, tmp_path / task)
+
   config.init_from = ''
   with pytest.raises(
     ConfigError, match='convert svd .*, or ask for random weights by .*init_from=random'
