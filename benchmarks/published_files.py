@@ -59,14 +59,11 @@ def _random_tensor(key: str, shape: list[int], dtype: torch.dtype) -> torch.Tens
   return values + 1.0 if is_scale else values
 
 
-def write_downloads(folder: pathlib.Path, dtype: torch.dtype) -> None:
-  """Writes `svd`, `whisper`, `dicetalk`, `rife` and `emo` below `folder`.
-
-  One file after the other, since all of them together need much memory.
+def write_bases(folder: pathlib.Path, dtype: torch.dtype) -> None:
+  """Writes `svd` and `whisper` below `folder`: a folder per module, and the
+  scheduler.
   """
   configs = json.loads((MANIFESTS / 'configs.json').read_text())
-
-  # 1. Stable Video Diffusion and Whisper: folders of a module each, and the scheduler
   variant = '.fp16' if dtype == torch.float16 else ''
   for place, (manifest, config) in MODULES.items():
     _write_json(folder / place / 'config.json', configs[config]['value'])
@@ -74,6 +71,15 @@ def write_downloads(folder: pathlib.Path, dtype: torch.dtype) -> None:
     save_file(random_tensors(manifest, dtype), weights)
   scheduler = folder / 'svd' / published_layouts.SCHEDULER
   _write_json(scheduler, configs['scheduler_config']['value'])
+
+
+def write_downloads(folder: pathlib.Path, dtype: torch.dtype) -> None:
+  """Writes `svd`, `whisper`, `dicetalk`, `rife` and `emo` below `folder`.
+
+  One file after the other, since all of them together need much memory.
+  """
+  # 1. Stable Video Diffusion and Whisper
+  write_bases(folder, dtype)
 
   # 2. DICE-Talk: a state dict per component
   dicetalk = folder / 'dicetalk'

@@ -4,8 +4,8 @@ r"""The temporal autoencoder.
   python -m dicetalk_jax.main --config=configs/autoencoder.py --config.init_from=MODEL \
       --config.data.dataset=DATA --workdir=runs/vae
 
-DICE-Talk uses the published SVD autoencoder as it is. This task trains one where that
-is missing (the synthetic data set), or fine-tunes it.
+DICE-Talk uses the published SVD autoencoder as it is, so there is no 'paper_strict'.
+This task trains one where that is missing (the synthetic data set), or fine-tunes it.
 """
 
 import ml_collections

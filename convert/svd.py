@@ -1,20 +1,24 @@
-"""`python -m convert svd`: Stable Video Diffusion XT to a model folder."""
+"""`python -m convert svd`: Stable Video Diffusion XT to a model folder, with Whisper if
+training is to start from it.
+"""
 
 import argparse
 from collections.abc import Sequence
 import pathlib
 from typing import Any
 
-from convert import model_folder, published_layouts, torch_files
+from convert import model_folder, published_layouts, torch_files, whisper
 from convert.component_check import Part
 from dicetalk_jax.errors import WeightsError
 
 EXAMPLE = """example:
-  python -m convert svd downloads/stable-video-diffusion-img2vid-xt models/svd
+  python -m convert svd downloads/stable-video-diffusion-img2vid-xt-1-1 models/svd \\
+      --whisper downloads/whisper-tiny
 
 Reads unet, vae, image_encoder and scheduler, in full precision or the fp16 variant,
-whole or in shards (-xt-1-1 has the same layout). The resulting model has no emotion
-components: for DICE-Talk use `python -m convert dicetalk ... --svd`."""
+whole or in shards (-xt has the same layout). With --whisper, the model has all that
+training starts from. It has no emotion components: for the DICE-Talk release use
+`python -m convert dicetalk ... --svd`."""
 
 # The schedule that the sampler computes. Other values would need another sampler.
 SCHEDULE = {
@@ -59,7 +63,10 @@ def settings(folder: pathlib.Path) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
   model_folder.refuse(args)
-  model_folder.model_folder(args, parts(args.source), settings(args.source))
+  found = parts(args.source)
+  if args.whisper:
+    found += whisper.parts(args.whisper)
+  model_folder.model_folder(args, found, settings(args.source))
   return 0
 
 
@@ -72,4 +79,7 @@ def add_parser(commands) -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   model_folder.add_arguments(parser)
+  parser.add_argument(
+    '--whisper', metavar='DIR', type=pathlib.Path, help='folder of whisper-tiny'
+  )
   parser.set_defaults(run=run)

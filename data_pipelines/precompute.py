@@ -238,9 +238,12 @@ def _networks(
       f'{folder} has no {" and no ".join(missing)}; put it there with python -m '
       f'convert or by training, or leave out {",".join(features)} from --features'
     )
-  return {
-    component: Component.load(folder, component, mesh) for component in feature_of
-  }
+  networks = {}
+  for component in feature_of:
+    # Embedders are trained here, and saved in float32.
+    load = Component.load if component == 'embedder' else Component.load_frozen
+    networks[component] = load(folder, component, mesh)
+  return networks
 
 
 def run() -> None:

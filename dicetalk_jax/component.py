@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
@@ -79,6 +80,17 @@ class Component(Generic[Config]):
     )
 
   @classmethod
+  def load_frozen(
+    cls, folder: os.PathLike | str, name: str, mesh: Mesh | None = None
+  ) -> 'Component[Any]':
+    """Restores a published network that makes features, in float32 however it was
+    saved: in half precision SVD's autoencoder overflows, and CPUs lack it.
+
+    Arguments and errors as of `load`.
+    """
+    return cls.load(folder, name, mesh, param_dtype=jnp.float32)
+
+  @classmethod
   def load_or_random(
     cls,
     folder: os.PathLike | str,
@@ -86,7 +98,7 @@ class Component(Generic[Config]):
     random: Mapping[str, Any] | None,
     seed: int,
   ) -> 'Component[Any]':
-    """Restores a component, or puts a random one into a folder that has none.
+    """Restores a frozen component, or puts a random one into a folder that has none.
 
     Random components serve the tiny synthetic models only: no published weights exist
     at that size.
@@ -111,7 +123,7 @@ class Component(Generic[Config]):
       params = parameters.init_params(build, jax.random.key(seed))
       source = {'source': f'random, seed {seed}'}
       bundle.save_component(folder, name, config, params, source)
-    return cls.load(folder, name)
+    return cls.load_frozen(folder, name)
 
   def stage(self, function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles `function(model, *args)` and binds the parameters: call it with args.

@@ -2,8 +2,8 @@
 
     python -m dicetalk_jax.dataset_priors --model=DIR --data=DIR
 
-A prior is the mean Gaussian of an emotion over the clips that show it most strongly
-(paper section 4.1): weak levels of different emotions look alike.
+A prior is the mean Gaussian of an emotion over all its clips (paper section 4.1), or
+over those of one level.
 """
 
 import argparse
@@ -24,8 +24,7 @@ def _parser() -> argparse.ArgumentParser:
   parser = cli.OptionParser(
     prog='python -m dicetalk_jax.dataset_priors',
     description='Makes the emotion priors of a model folder from data sets: the mean '
-    'of the clips that show an emotion most strongly, as weak levels of different '
-    'emotions look alike.',
+    'of all clips that show an emotion.',
   )
   add = parser.add_argument
   add(
@@ -54,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
   add(
     '--by_intensity',
     action='store_true',
-    help='also make one prior for each level, such as happy_1',
+    help='also make one prior for each level, such as happy_3, which shows the '
+    'emotion more clearly than happy, the mean of all levels',
   )
   add(
     '--output',
@@ -87,7 +87,8 @@ def main(argv: list[str]) -> None:
   if flags.output:
     published_priors.make_folder(flags.output)
   networks = {
-    name: Component.load(flags.model, name) for name in ('embedder', 'whisper')
+    'embedder': Component.load(flags.model, 'embedder'),
+    'whisper': Component.load_frozen(flags.model, 'whisper'),
   }
   embedder = networks['embedder'].fingerprint
   tables = [source.table for source in labelled]

@@ -172,7 +172,7 @@ def main(argv: list[str]) -> None:
     parts.append('expressions' if config.visual == 'expression' else 'images')
   states = np.zeros((0, config.whisper_states, config.whisper_dim), np.float32)
   if clip.wave is not None:
-    whisper = Component.load(model, 'whisper')
+    whisper = Component.load_frozen(model, 'whisper')
     states = feature_extraction.speech_states(whisper, clip.wave, frames)
     parts.append('speech')
   mu, sigma = feature_extraction.gaussian(embedder, seen, states)

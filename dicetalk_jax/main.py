@@ -15,6 +15,7 @@ programs for the next run.
 """
 
 import importlib
+import importlib.util
 import os
 import re
 import sys
@@ -148,6 +149,18 @@ def tensorboard_writer(workdir: epath.Path) -> Any:
   )
 
 
+def check_tensorboard() -> None:
+  """Refuses a run that could not write its event files, before it computes anything.
+
+  Only looks whether TensorFlow is there: importing it takes seconds.
+  """
+  if importlib.util.find_spec('tensorflow') is None:
+    raise InputError(
+      'TensorBoard files need the train extra (tensorflow is missing); '
+      "pip install 'dicetalk-jax[train]', or add --notensorboard"
+    )
+
+
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise ConfigError(
@@ -155,8 +168,11 @@ def main(argv: list[str]) -> None:
     )
   if not _WORKDIR.value:
     raise ConfigError(
-      '--workdir is missing; name a directory for checkpoints, metrics and images'
+      '--workdir is missing; name a directory for checkpoints, metrics and images, '
+      f'such as --workdir=runs/{_CONFIG.value.task}'
     )
+  if _TENSORBOARD.value:
+    check_tensorboard()
   config = _CONFIG.value
   profile = parse_span(_PROFILE.value)
   parallel.initialize(

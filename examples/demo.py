@@ -158,7 +158,7 @@ def generate(folder: pathlib.Path) -> Scores:
     generated, fps = pipe.generate(
       portrait,
       truth.audio,
-      emotion=emotion,
+      emotion=f'{emotion}_{STRONGEST}',
       face_box=(left, top, right - left, bottom - top),
       seed=1,
       interpolate=False,

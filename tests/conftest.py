@@ -33,6 +33,7 @@ GOLDENS = TESTS / 'goldens'
 # three trained tasks and the others, so that no worker waits for the training.
 LONGEST = (
   'training/test_tasks.py',
+  'test_whole_path.py',
   'lowering/test_variants.py',
   'lowering/test_training.py',
   'training/test_equal_runs.py',

@@ -114,3 +114,13 @@ def test_no_arguments_show_the_help():
 def test_an_installed_script_shows_the_same_help():
   code = 'from dicetalk_jax import main; main.run()'
   assert '--[no]tensorboard' in run('-c', code).stderr
+
+
+def test_a_missing_extra_is_named_before_anything_is_computed(tmp_path):
+  code = "import sys; sys.modules['tensorflow'] = None; from dicetalk_jax import main; "
+  workdir = tmp_path / 'run'
+  result = run('-c', code + 'main.run()', TINY, f'--workdir={workdir}')
+  assert result.returncode == 2
+  assert "pip install 'dicetalk-jax[train]', or add --notensorboard" in result.stderr
+  assert len(result.stderr.splitlines()) == 1
+  assert not workdir.exists()

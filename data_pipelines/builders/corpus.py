@@ -26,6 +26,7 @@ from data_pipelines.builders.corpus_plan import Plan
 from data_pipelines.builders.corpus_report import Report
 from data_pipelines.builders.corpus_workers import Worker
 from data_pipelines.clip_cache import ClipCache, Outcome
+from data_pipelines.corpora import hdtf
 from data_pipelines.corpora.clip_file import ClipFile, reasons
 from data_pipelines.preprocess import NO_ROOM, CorpusConfig
 from dicetalk_jax.errors import ConfigError, DataError, InputError
@@ -33,9 +34,13 @@ from dicetalk_jax.errors import ConfigError, DataError, InputError
 
 @dataclasses.dataclass(eq=False, repr=False)
 class BuilderConfig(tfds.core.BuilderConfig):
-  """Carries the settings; a data set's folder is named after them and the clips."""
+  """Carries the settings; a data set's folder is named after them and the clips.
+
+  `youtube` gives the YouTube video by `video_id`, see `ClipSource.youtube_ids`.
+  """
 
   settings: CorpusConfig | None = None
+  youtube: Mapping[str, str] | None = None
 
   def __repr__(self) -> str:
     return self.name
@@ -82,10 +87,13 @@ class Corpus(  # type: ignore[call-arg]  # mypy does not see the parameter of TF
     return self.builder_config.settings
 
   def _info(self) -> tfds.core.DatasetInfo:
+    metadata = {'settings': dataclasses.asdict(self.settings)}
+    if self.builder_config.youtube is not None:
+      metadata['youtube'] = dict(self.builder_config.youtube)
     return tfds.core.DatasetInfo(
       builder=self,
       features=self.settings.spec.features(),
-      metadata=tfds.core.MetadataDict(settings=dataclasses.asdict(self.settings)),
+      metadata=tfds.core.MetadataDict(metadata),
     )
 
   def _example_writer(self) -> ExampleWriter:
@@ -196,9 +204,10 @@ def prepare_corpus(
   """
   data_dir = tfds_writer.make_root(data_dir)
   corpus = plan.config.corpus
+  youtube = hdtf.youtube_ids(plan.tree) if corpus == 'hdtf' else None
   builder = BUILDERS[corpus](
     data_dir=data_dir,
-    config=BuilderConfig(name=plan.name, settings=plan.config),
+    config=BuilderConfig(name=plan.name, settings=plan.config, youtube=youtube),
     file_format='array_record',
   )
   folder = epath.Path(builder.data_dir)

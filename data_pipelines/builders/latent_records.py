@@ -29,10 +29,13 @@ BLOCKS = ('latents', 'clip_embed', 'whisper')  # features that move into the rec
 
 @dataclasses.dataclass(eq=False, repr=False)
 class BuilderConfig(tfds.core.BuilderConfig):
-  """Sizes of the blocks, and the networks that made them (`ClipSource.made_by`)."""
+  """Sizes of the blocks, the networks that made them (`ClipSource.made_by`), and what
+  else is known of the clips (`ClipSource.metadata`).
+  """
 
   spec: RecordSpec = RecordSpec('latents')
   made_by: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __repr__(self) -> str:
     return self.name
@@ -47,10 +50,12 @@ class Packed(  # type: ignore[call-arg]  # mypy does not see the parameter of TF
   parts: Mapping[str, DatasetPart]  # by split
 
   def _info(self) -> tfds.core.DatasetInfo:
+    config = self.builder_config
+    metadata = dict(config.metadata) | {'made_by': dict(config.made_by)}
     return tfds.core.DatasetInfo(
       builder=self,
-      features=self.builder_config.spec.features(),
-      metadata=tfds.core.MetadataDict(made_by=dict(self.builder_config.made_by)),
+      features=config.spec.features(),
+      metadata=tfds.core.MetadataDict(metadata),
     )
 
   def _split_generators(
@@ -125,7 +130,10 @@ def prepare_packed(
   digest = hashlib.sha256(content.encode()).hexdigest()[:8]
   name = f'{tfds.builder_from_directory(jobs[0].source.folder).name}_{digest}'
   config = BuilderConfig(
-    name=name, spec=_spec(next(iter(parts.values()))), made_by=made_by
+    name=name,
+    spec=_spec(next(iter(parts.values()))),
+    made_by=made_by,
+    metadata=jobs[0].source.metadata,
   )
   builder = Packed(data_dir=root, config=config, file_format='array_record')
   builder.parts = parts

@@ -33,6 +33,7 @@ PUBLISHED = {
 }
 
 _START = re.compile(r'&t=.*')  # in an address: where in the video to start
+_YOUTUBE = re.compile(r'(?:[?&]v=|youtu\.be/|/shorts/|/embed/)([\w-]+)')
 _INTERVAL = re.compile(r'((?:\d+:)?\d+:\d+)-((?:\d+:)?\d+:\d+)')
 
 
@@ -105,6 +106,20 @@ def metadata(tree: Tree) -> tuple[list[Video], list[Counts]]:
       "of the corpus' repository next to the videos"
     )
   return videos, counts
+
+
+def youtube_ids(tree: Tree) -> dict[str, str]:
+  """Reads which YouTube video each video of the corpus is, by `video_id` of its clips.
+
+  Addresses of another form are left out.
+  """
+  found = {}
+  for subset in SUBSETS:
+    for name, words in _read_table(tree, subset, 'video_url').items():
+      video = _YOUTUBE.search(words[0])
+      if video:
+        found[f'{subset}_{name}'] = video[1]
+  return found
 
 
 def _read_subset(tree: Tree, subset: str) -> tuple[list[Video], int]:

@@ -41,17 +41,18 @@ _LEVELLED = tuple(emotion for emotion in EMOTIONS if emotion != 'neutral')
 
 
 def emotion_class(emotion: str, level: int) -> int:
-  """Index in the 22 classes of the emotion classifier.
+  """Label of a clip for the emotion classifier: one of its 22 classes, if the level is
+  known.
 
   Neutral is 0. The others are `1 + 3 e + (level - 1)`, with `e` counting the emotions
-  but neutral.
+  but neutral. At an unknown level they are `22 + e`, see `CLASSES_OF_LABEL`.
 
   Args:
     emotion: one of `EMOTIONS` or `UNKNOWN`.
     level: 1-3; 0 where it is unknown. Neutral has no levels.
 
   Returns:
-    0-21, or -1 for clips without a usable label.
+    0-28, or -1 where the emotion is unknown.
 
   Raises:
     ConfigError: no such emotion or level.
@@ -66,9 +67,26 @@ def emotion_class(emotion: str, level: int) -> int:
     )
   if emotion == 'neutral':
     return 0
-  if emotion == UNKNOWN or level == 0:
+  if emotion == UNKNOWN:
     return -1
-  return 1 + 3 * _LEVELLED.index(emotion) + level - 1
+  number = _LEVELLED.index(emotion)
+  if level == 0:
+    return CLASSES + number
+  return 1 + 3 * number + level - 1
+
+
+def _classes_of_label() -> np.ndarray:
+  right = np.zeros((CLASSES + len(_LEVELLED), CLASSES), bool)
+  right[:CLASSES] = np.eye(CLASSES, dtype=bool)
+  for number, emotion in enumerate(_LEVELLED):
+    for level in LEVELS:
+      right[CLASSES + number, emotion_class(emotion, level)] = True
+  return right
+
+
+# Label to the classes that it leaves possible, bool `[29, 22]`: one, or the three
+# levels of an emotion.
+CLASSES_OF_LABEL = _classes_of_label()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -159,13 +159,38 @@ class ClipSource:
       return 0  # though records without rows have a width too
     return self[0]['expression'].shape[1]
 
+  @property
+  def metadata(self) -> Mapping[str, Any]:
+    """What the preparation recorded besides the clips."""
+    return self._builder.info.metadata or {}
+
   @functools.cached_property
   def made_by(self) -> dict[str, str]:
     """Maps each feature block to the fingerprint of the network that produced it.
 
     Empty if the data set does not record it.
     """
-    return (self._builder.info.metadata or {}).get('made_by', {})
+    return self.metadata.get('made_by', {})
+
+  def other(self, split: str) -> Self | None:
+    """Another split of the same data set; None if it has no such split."""
+    if split not in self._builder.info.splits:
+      return None
+    return type(self)(self.folder, split)
+
+  @functools.cached_property
+  def youtube_ids(self) -> np.ndarray:
+    """The YouTube video of every clip, str `[n]`.
+
+    '' where it is not known: the corpus does not come from there or does not list it,
+    or an older version prepared it.
+    """
+    corpora = {clip_record.DATASETS[index] for index in np.unique(self.table.dataset)}
+    if corpora == {'voxceleb2'}:
+      # <person>/<video>, as its folders are named
+      return np.array([name.rpartition('/')[2] for name in self.table.video_id])
+    listed = self.metadata.get('youtube', {})
+    return np.array([listed.get(name, '') for name in self.table.video_id])
 
   @functools.cached_property
   def fingerprint(self) -> str:

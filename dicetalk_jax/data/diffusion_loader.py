@@ -205,8 +205,9 @@ def diffusion_loader(
     Batches of float32 unless noted: 'latents' [B,F,h,w,c] and 'reference' [B,h,w,c], a
     frame outside the window if the clip has one, both unscaled; 'image_token' [B,1,D]
     of the reference; 'audio' [B,F,10,S,D]; 'mu' and 'sigma' [B,256]; 'mask' [B,H,W] in
-    {0, 1}; 'emotion_class' int32 [B], -1 where unknown; 'buckets' [B,2] (head,
-    expression); 'drop' [B], uniform in [0, 1), decides which conditions are dropped.
+    {0, 1}; 'emotion_class' int32 [B], see `clip_record.emotion_class`; 'buckets' [B,2]
+    (head, expression); 'drop' [B], uniform in [0, 1), decides which conditions are
+    dropped.
 
   Raises:
     DataError: a clip is shorter than the window, or a feature is missing or does not

@@ -100,7 +100,7 @@ class EmbedderGroups:
       if not part.labelled:
         continue
       table = part.source.table
-      labelled = np.flatnonzero(table.emotion != clip_record.UNKNOWN)
+      labelled = part.clips[table.emotion[part.clips] != clip_record.UNKNOWN]
       for places in _grouped(table.identity[labelled]):
         clips = labelled[places]
         emotions = [clips[group] for group in _grouped(table.emotion[clips])]
@@ -111,10 +111,10 @@ class EmbedderGroups:
   def _find_recordings(self) -> list[_Recording]:
     """The recordings of regular data sets."""
     return [
-      _Recording(i, clips)
+      _Recording(i, part.clips[places])
       for i, part in enumerate(self._parts)
       if not part.labelled
-      for clips in _grouped(part.source.table.video_id)
+      for places in _grouped(part.source.table.video_id[part.clips])
     ]
 
   def _check_groups(self) -> None:
@@ -149,7 +149,8 @@ class EmbedderGroups:
     sizes = np.bincount(owners, minlength=len(self._parts))
     if np.count_nonzero(sizes) < 2:
       return None
-    odds = np.array([self._parts[owner].weight / sizes[owner] for owner in owners])
+    weights = mixture.weights(self._parts)
+    odds = np.array([weights[owner] / sizes[owner] for owner in owners])
     return odds / odds.sum()
 
   def plan(self, rng: np.random.Generator) -> list[Window]:

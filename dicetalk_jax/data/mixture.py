@@ -10,6 +10,7 @@ part of the state.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -36,12 +37,21 @@ class DatasetPart:
     source: its clips.
     features: stored features by name. They are looked up here first and in the records
       second, so a corpus may carry them either way.
-    weight: its share of the mixture, relative to the other parts.
+    weight: its share of the mixture, relative to the other parts; None where nobody
+      has chosen one, see `weights`.
+    left_out: clips that are not drawn, by index.
   """
 
   source: ClipSource
   features: Mapping[str, Feature] = dataclasses.field(default_factory=dict)
-  weight: float = 1.0
+  weight: float | None = None
+  left_out: frozenset[int] = frozenset()
+
+  @functools.cached_property
+  def clips(self) -> np.ndarray:
+    """The clips to draw from, by index, ascending."""
+    every = np.arange(len(self.source))
+    return every[~np.isin(every, list(self.left_out))]
 
   @property
   def labelled(self) -> bool:
@@ -120,6 +130,19 @@ DatasetParts = DatasetPart | Sequence[DatasetPart]
 Example = Callable[[int, np.random.Generator], dict[str, Any]]
 
 
+def weights(parts: Sequence[DatasetPart]) -> list[float]:
+  """Shares of the parts, relative to each other.
+
+  If no weight was chosen, emotional and regular data sets get half of the examples
+  each, whatever their sizes and numbers (paper section 4.1), in equal shares within
+  either half. If some were, the others count as 1.
+  """
+  if any(part.weight is not None for part in parts):
+    return [1.0 if part.weight is None else part.weight for part in parts]
+  labelled = [part.labelled for part in parts]
+  return [1 / labelled.count(kind) for kind in labelled]
+
+
 def as_list(parts: DatasetParts) -> list[DatasetPart]:
   """The parts of a mixture, which may be just one."""
   return [parts] if isinstance(parts, DatasetPart) else list(parts)
@@ -138,7 +161,7 @@ def example_batches(
   """Endless batches of shuffled examples, mixed by weight.
 
   Args:
-    parts: the mixture.
+    parts: the mixture; see `weights`.
     make_example: gives the function that makes the examples of a part.
     batch: examples per batch of this process.
     seed: of order and examples.
@@ -150,12 +173,13 @@ def example_batches(
   # on its place in the stream only, so on seed, step and row.
   streams = []
   for i, part in enumerate(parts):
-    clips = grain.MapDataset.range(len(part.source)).seed(seed + i).shuffle()
+    clips = grain.MapDataset.range(len(part.clips)).seed(seed + i).shuffle()
+    if part.left_out:
+      clips = clips.map(part.clips.__getitem__)
     streams.append(clips.random_map(make_example(part)).repeat())
   stream = streams[0]
   if len(streams) > 1:
-    weights = [part.weight for part in parts]
-    stream = grain.MapDataset.mix(streams, weights=weights)
+    stream = grain.MapDataset.mix(streams, weights=weights(parts))
 
   # 2. Those of this process. They were drawn before, so processes never draw alike.
   mine = ProcessShard(stream, batch, shard)

@@ -1,6 +1,7 @@
-"""Noise levels and steps of the Euler sampler.
+"""Noise levels and steps of the Euler sampler (paper section 4.1).
 
-The reference implementation uses EulerDiscreteScheduler with Karras sigmas.
+The reference implementation uses EulerDiscreteScheduler with Karras sigmas. EDM =
+Karras et al., arXiv 2206.00364.
 """
 
 from jaxtyping import Array, Float
@@ -12,7 +13,7 @@ from dicetalk_jax.diffusion import edm
 def karras_sigmas(
   steps: int, sigma_min: float = 0.002, sigma_max: float = 700.0, rho: float = 7.0
 ) -> Float[np.ndarray, '{steps}+1']:
-  """Computes falling noise levels with a final zero, EDM (arXiv 2206.00364) equation 5.
+  """Computes falling noise levels with a final zero, EDM equation 5.
 
   Returns:
     float32, computed in float64.
@@ -35,7 +36,8 @@ def euler_step(
   sigma: Float[Array, ''] | np.float32 | float,
   sigma_next: Float[Array, ''] | np.float32 | float,
 ) -> Float[Array, '*shape']:
-  """Takes one Euler step of the probability flow, EDM algorithm 1 without churn.
+  """Takes one Euler step of the probability flow: the first half of a step of EDM
+  algorithm 1, which adds Heun's correction.
 
   Args:
     z: noisy sample at level `sigma`.

@@ -1,4 +1,7 @@
-"""How often clips show the requested emotion: the paper's Emo-Score.
+"""How often clips show the requested emotion.
+
+This is not the paper's Emo-Score, which is the mean of a classifier's probabilities for
+four emotions, whatever the most probable one is.
 
 For the evaluation of generated videos, which does not call it yet. Training does not:
 `eval/emotion_accuracy` of the embedder's log is that of `clustering.summary`.

@@ -1,4 +1,4 @@
-"""An image of emotion priors by t-SNE (paper section 4.5).
+"""An image of emotion priors by t-SNE.
 
 It shows whether clips gather by emotion rather than by identity.
 """

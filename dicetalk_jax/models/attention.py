@@ -246,7 +246,7 @@ class CrossAttention(nnx.Module):
 
   All share their queries:
   u = SDPA(q, K_image, V_image) + sum_i M SDPA(q, K_i, V_i); output to_out(u). Adapter 0
-  is audio, adapter 1 is emotion (paper section 3.4; the scheme is IP-Adapter's). SDPA
+  is audio, adapter 1 is emotion (paper equation 14; the scheme is IP-Adapter's). SDPA
   is scaled dot-product attention (`attend`). M = `mask`; adapter scales are applied to
   the values by the UNet.
 

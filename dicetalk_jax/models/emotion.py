@@ -135,8 +135,9 @@ class Codebook(nnx.Module):
   def __call__(self, prior: Float[Array, 'B d_s']) -> tuple[Float[Array, 'B D'], VQ]:
     """Replaces priors by their nearest codes, straight through for the gradient.
 
-    The codes learn from the first term of the loss only; `fc` from the second, and from
-    whatever uses the result.
+    The codes learn from the first term of the loss only; with codebook_update='ema' not
+    from any gradient. `fc` learns from whatever uses the result, and from the second
+    term unless `stop_fc_grad` is set.
     """
     assert self.fc is not None, "only mode 'bank' looks priors up"
     config = self.config

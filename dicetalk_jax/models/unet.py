@@ -1,5 +1,5 @@
 """The denoiser: SVD's spatio-temporal UNet with decoupled audio and emotion adapters
-(paper section 3.4).
+(paper equation 14).
 
 Published as `UNetSpatioTemporalConditionModel` plus adapters. Without adapters it is
 stock SVD; with one, Sonic.

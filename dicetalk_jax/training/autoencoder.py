@@ -32,6 +32,7 @@ class AutoencoderTask(Task):
 
   def __init__(self, config: Any, mesh: Mesh, workdir: os.PathLike | str):
     super().__init__(config, mesh, workdir)
+    self.start = init_from.folder(config, 'vae')
     self.build, self.graphdef, self.target = config_checks.structure(config, 'vae')
     self.train, self.val = datasets.open_train_and_val(config, self.data_dir)
     self.reconstruct = jax.jit(self._reconstruct)
@@ -41,7 +42,7 @@ class AutoencoderTask(Task):
 
   def init(self, key: jax.Array) -> Params:
     """Returns parameters `vae.*`: from `init_from`, or drawn."""
-    if self.config.init_from:
+    if self.start:
       params = init_from.load_initial(self.config, 'vae', self.target)
       return parameters.add_prefix('vae', params)
     params = parameters.init_params(self.build, key)
@@ -109,8 +110,8 @@ class AutoencoderTask(Task):
     A fine-tuned autoencoder keeps that of `init_from`, which the denoisers trained on
     its latents expect. A new one gets the factor that gives its latents unit deviation.
     """
-    if self.config.init_from:
-      old = bundle.require(self.config.init_from, 'vae')['vae']['config']
+    if self.start:
+      old = bundle.require(self.start, 'vae')['vae']['config']
       scaling_factor = VAEConfig.from_json(old).scaling_factor
     else:
       video = _first_batch(self.train, batch=32, frames=1, step=1, seed=2)

@@ -12,6 +12,8 @@ import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from dicetalk_jax import parallel
+from dicetalk_jax.data import mixture
+from dicetalk_jax.data.clip_record import CLASSES, EMOTIONS
 from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.parameters import Params
@@ -42,12 +44,13 @@ def fit_codes(params: Params, parts: Sequence[DatasetPart], seed: int) -> Params
   rng = np.random.default_rng(seed)
 
   # 1. Draw clips, and a prior from the Gaussian of each
-  total_weight = sum(part.weight for part in parts)
+  weights = mixture.weights(parts)
   gaussians = []
-  for part in parts:
+  for part, weight in zip(parts, weights):
     priors = part.features['prior']
-    count = round(DRAWS * (part.weight / total_weight))
-    clips = rng.choice(np.flatnonzero(priors.lengths >= 0), count)
+    count = round(DRAWS * (weight / sum(weights)))
+    known = np.flatnonzero(priors.lengths >= 0)
+    clips = rng.choice(known[~np.isin(known, list(part.left_out))], count)
     gaussians += [priors(int(clip))[0] for clip in clips]
   mu, sigma = np.stack(gaussians, axis=1).astype(np.float32)
   draws = mu + sigma * rng.standard_normal(mu.shape, np.float32)
@@ -94,7 +97,7 @@ def extra_state(params: Params, config: Any) -> Params:
       )
     return {}
   size = emo_model.codebook_size
-  emotions = _emotion(emo_model.num_classes - 1) + 1
+  emotions = len(EMOTIONS)
   extra = {
     'bank.usage': jnp.full(size, 1 / size),
     'bank.labels': jnp.zeros((size, emotions)),
@@ -204,7 +207,8 @@ def _restart_rare(
 
 
 def _emotion(index: Any) -> Any:
-  """Maps a class to its emotion: levels of one emotion count alike
-  (`dicetalk_jax.data.clip_record.class_emotion`).
+  """Maps a label of `clip_record.emotion_class` to its emotion: levels of one emotion
+  count alike, and so does an unknown one.
   """
-  return (index + 2) // 3
+  at_unknown_level = index >= CLASSES
+  return jnp.where(at_unknown_level, index - CLASSES + 1, (index + 2) // 3)

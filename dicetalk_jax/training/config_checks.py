@@ -200,10 +200,10 @@ def _check_unet(config: Any) -> None:
 def _check_emotion(config: Any) -> None:
   emotion = config.emotion
   emo_model = config.emo_model
-  if config.loss.lambda_cls and emo_model.num_classes != CLASSES:
+  if emo_model.num_classes != CLASSES:
     raise ConfigError(
       f'config.emo_model.num_classes={emo_model.num_classes}, but clips are labelled '
-      f'with {CLASSES} classes; set it to that, or config.loss.lambda_cls to 0'
+      f'with {CLASSES} classes; set it to that'
     )
   if emotion.restart < 0:
     raise ConfigError(

@@ -15,7 +15,7 @@ import numpy as np
 
 from dicetalk_jax import bundle, parallel
 from dicetalk_jax.component import Component
-from dicetalk_jax.data import clip_record, feature_extraction
+from dicetalk_jax.data import clip_record, example_sampling, feature_extraction
 from dicetalk_jax.data.diffusion_loader import DiffusionExamples, diffusion_loader
 from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.diffusion import sampler
@@ -36,7 +36,7 @@ from dicetalk_jax.training import (
   init_from,
   metric_means,
 )
-from dicetalk_jax.training.diffusion_loss import MODEL_FPS, DiffusionLoss
+from dicetalk_jax.training.diffusion_loss import DiffusionLoss, model_fps
 from dicetalk_jax.training.run_log import Picture
 from dicetalk_jax.training.state import TrainState, partition
 from dicetalk_jax.training.task import Task
@@ -47,7 +47,7 @@ NEW = (r'^(audio_linear|pose_guider|emo_model)\.', r'\.to_[kv]_ip\.')
 EVAL_AREA = (1.1, 1.1)  # enlargement of the face box in evaluation
 EVAL_BATCHES = 4
 ALL_UPDATES = 10**9  # a step at which every warm-up is over
-SAMPLE_FRAMES = 50  # longest sample, 4 s
+SAMPLE_SECONDS = 4  # longest sample
 SHEET_COLUMNS = 8  # how many of its frames the contact sheet shows
 # What each window gets from another one, to see whether the model uses it.
 SWAPPED = {'audio_effect': ('audio',), 'emotion_effect': ('mu', 'sigma')}
@@ -74,6 +74,9 @@ class DiffusionTask(Task):
     super().__init__(config, mesh, workdir)
     self.has_emotion = 'emo_model' in config
 
+    self._check_model()
+    self.start = init_from.folder(config, 'unet')
+
     # Structure of the trained components.
     self.builds = {}
     graphs = {}
@@ -83,12 +86,11 @@ class DiffusionTask(Task):
         config, name
       )
     self._check_frozen()
-    self._check_model()
 
     # Data and frozen networks.
     self.train, self.val = datasets.open_train_and_val(config, self.data_dir)
     random = config.get('frozen', {})
-    self.vae: Component[VAEConfig] = Component.load(self.model_dir, 'vae')
+    self.vae: Component[VAEConfig] = Component.load_frozen(self.model_dir, 'vae')
     self.whisper: Component[WhisperConfig] = Component.load_or_random(
       self.model_dir, 'whisper', random.get('whisper'), seed=1
     )
@@ -141,15 +143,15 @@ class DiffusionTask(Task):
     if not self.config.model:
       raise ConfigError(
         'config.model is missing: the diffusion task needs the '
-        f'{" and the ".join(names)} of a model folder; name one, such as '
-        '--config.model=runs/embedder/model'
+        f'{" and the ".join(names)} of a model folder; name that of the run before '
+        '(configs/embedder.py), such as --config.model=runs/embedder/model'
       )
     bundle.require(self.config.model, *names)
 
   def _check_frozen(self) -> None:
     """Refuses to freeze parameters at random values."""
     config = self.config
-    known = bundle.components(config.init_from) if config.init_from else {}
+    known = bundle.components(self.start) if self.start else {}
     frozen = self._frozen_names()
     random = [name for name in frozen if name.partition('.')[0] not in known]
     if random:
@@ -189,7 +191,7 @@ class DiffusionTask(Task):
     emo_model = bundle.EMOTION_MODEL
     own = {f'{emo_model}.{key}' for key in self.targets[emo_model]}
     if own <= set(self._frozen_names()):
-      return bundle.learned_priors(self.config.init_from)
+      return bundle.learned_priors(self.start)
     return self.embedder.fingerprint if self.embedder is not None else ''
 
   def _check_fit(self) -> None:
@@ -264,7 +266,7 @@ class DiffusionTask(Task):
     only.
     """
     config = self.config
-    known = bundle.components(config.init_from) if config.init_from else {}
+    known = bundle.components(self.start) if self.start else {}
     shardings = functools.partial(parallel.shardings, mesh=self.mesh)
     params: Params = {}
     for i, name in enumerate(self.builds):
@@ -304,8 +306,8 @@ class DiffusionTask(Task):
     return codebook.after_update(state, rows, key, self.config)
 
   def evaluate(self, params: Params) -> tuple[dict[str, float], dict[str, Picture]]:
-    """Returns loss parts on unseen identities (fixed noise), and samples next to the
-    truth for two of their clips.
+    """Returns loss parts on unseen identities (fixed noise) under the conditions of
+    sampling, and samples next to the truth for two of their clips.
 
     `audio_effect` and `emotion_effect` are the increase of the denoising error, in
     percent, when each window gets the audio or the emotion of another: 0 if the model
@@ -346,7 +348,8 @@ class DiffusionTask(Task):
     last = self.parts['val'][-1]
     clips = [(first, 0), (last, len(last.source) - 1)]
     lengths = [part.source.table.num_frames[clip] for part, clip in clips]
-    frames = min(SAMPLE_FRAMES, *((length - 1) // step + 1 for length in lengths))
+    longest = clip_record.FPS * SAMPLE_SECONDS
+    frames = min((min(length, longest) - 1) // step + 1 for length in lengths)
 
     # 2. Sample
     rows = step * np.arange(frames)
@@ -373,7 +376,7 @@ class DiffusionTask(Task):
       sample = self._pixels(samples[i])
       pictures[f'sample_{i}'] = Video(
         contact_sheet.side_by_side([truth, sample], [caption, 'sample']),
-        MODEL_FPS,
+        model_fps(self.config),
         clip_record.decode_audio(record),
       )
       sheet += [(caption, truth[shown]), ('sample', sample[shown])]
@@ -429,6 +432,8 @@ class DiffusionTask(Task):
         'kind': 'dicetalk' if self.has_emotion else 'sonic',
         'image_size': config.data.size,
         'multiple': 2**halvings,
+        'frame_step': config.data.step,
+        'time_ids': (model_fps(config), *example_sampling.FALLBACK_BUCKETS),
         'sampler': config.sample.to_dict() | {'frames': config.data.frames},
       },
     )

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import optax
 
 from dicetalk_jax import parallel
+from dicetalk_jax.data import clip_record
 from dicetalk_jax.diffusion import edm, sampler
 from dicetalk_jax.diffusion.condition_dropout import Dropped, condition_dropout
 from dicetalk_jax.diffusion.face_mask import mask_pyramid
@@ -18,10 +18,6 @@ from dicetalk_jax.models import parameters
 from dicetalk_jax.models.emotion import VQ
 from dicetalk_jax.models.parameters import Params
 from dicetalk_jax.training import metric_means
-
-# Frames per second that the time ids state, as released. That is `clip_record.FPS` over
-# the default `config.data.step` of 2; another step does not change it.
-MODEL_FPS = 12.5
 
 # Logarithm of the strength of noise on reference latents, as common in training SVD.
 REF_NOISE_MEAN = -3.0
@@ -96,8 +92,9 @@ class DiffusionLoss:
       batch: of `data.diffusion_loader`.
       key: of noise levels, noise, priors, and of the choices that only training makes.
       step: updates made so far.
-      train: False turns off classifier dropout and always uses the whole bank if
-        `p_whole_bank` > 0.
+      train: False computes under the conditions of sampling: the mean of each prior,
+        the whole bank, no noise on the reference, no dropout in the classifier. The
+        look-up is still there to be logged.
 
     Returns:
       The loss, and its parts to log; see `Task.loss`.
@@ -117,7 +114,7 @@ class DiffusionLoss:
 
     # 2. Prepare the conditions; some are dropped, the face never
     dropped = condition_dropout(batch['drop'], config.drop)
-    if config.noise.ref_aug == 'lognormal':
+    if train and config.noise.ref_aug == 'lognormal':
       # `keys.noise` has drawn the noise already. Folding a number into it gives another
       # key, and leaves all other draws the same with and without `ref_aug`.
       reference_key = jax.random.fold_in(keys.noise, 1)
@@ -126,7 +123,7 @@ class DiffusionLoss:
     emotion = None
     vq = None
     if 'emo_model' in model:
-      prior = self._draw_prior(batch, keys.prior)
+      prior = self._draw_prior(batch, keys.prior) if train else batch['mu']
       emotion, vq = self._emotion_tokens(model['emo_model'], prior, dropped, keys.bank)
     height, width = x.shape[2:4]
     face = self.face_conditions(model, batch, (height, width))
@@ -211,11 +208,12 @@ class DiffusionLoss:
     """Computes emotion tokens [B,T,D], and the look-up.
 
     With probability `p_whole_bank` a step attends to the whole bank, as sampling does.
-    Without a key it always does, unless training never does.
+    Without a key it always does.
     """
     retrieved, vq = emo_model(prior, retrieval=True, drop=dropped.emotion)
     probability = self.config.emotion.p_whole_bank
-    if probability == 0:
+    has_bank = self.config.emo_model.mode == 'bank'
+    if not has_bank or (key is not None and probability == 0):
       return retrieved, vq
     # Dropped clips get what sampling uses for "no emotion".
     whole, _ = emo_model(prior, retrieval=False)
@@ -321,7 +319,7 @@ class DiffusionLoss:
       image = jnp.broadcast_to(mask[..., None], (*mask.shape, 3))
       spatial = model['pose_guider'](image)
     levels = len(self.config.unet.block_out_channels)
-    fps = jnp.full((len(mask), 1), MODEL_FPS)
+    fps = jnp.full((len(mask), 1), model_fps(self.config))
     return FaceConditions(
       spatial=spatial,
       masks=mask_pyramid(mask, latent_size, levels),
@@ -355,26 +353,37 @@ class DiffusionLoss:
     )
 
 
+def model_fps(config: Any) -> float:
+  """Returns the frames per second of the model, which the time ids state: 12.5 as
+  released, where `config.data.step` is 2.
+  """
+  return clip_record.FPS / config.data.step
+
+
 def emotion_discrimination(
   logits: jax.Array, label: jax.Array, dropped: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Computes L_cls (paper equation 16): cross-entropy per frame over clips with a label
   whose emotion was not dropped.
 
+  Where the emotion is known and its level is not, the probability is that of all
+  levels together.
+
   Args:
     logits: [B,F,classes].
-    label: int32 [B], -1 where unknown.
+    label: int32 [B], as of `clip_record.emotion_class`; -1 where unknown.
     dropped: bool [B]: the unconditional branch must stay free of emotion.
 
   Returns:
     Mean loss and accuracy over the counted clips; both 0 if there are none.
   """
   counted = (label >= 0) & ~dropped
-  target = jnp.broadcast_to(jnp.maximum(label, 0)[:, None], logits.shape[:2])
-  entropy = optax.softmax_cross_entropy_with_integer_labels(
-    logits.astype(jnp.float32), target
-  )
-  hit = logits.argmax(-1) == target
+  logits = logits.astype(jnp.float32)
+  right = jnp.asarray(clip_record.CLASSES_OF_LABEL)[jnp.maximum(label, 0)][:, None]
+  of_right = jax.nn.logsumexp(logits, axis=-1, where=right)
+  entropy = jax.nn.logsumexp(logits, axis=-1) - of_right
+  best = jax.nn.one_hot(logits.argmax(-1), clip_record.CLASSES, dtype=bool)
+  hit = (best & right).any(-1)
 
   def mean_over_counted(frames):
     clips = frames.mean(1)

@@ -58,6 +58,7 @@ class EmbedderTask(Task):
   def __init__(self, config: Any, mesh: Mesh, workdir: os.PathLike | str):
     config_checks.embedder(config)
     super().__init__(config, mesh, workdir)
+    self.start = init_from.folder(config, 'embedder')
     self.model_config = EmbedderConfig.from_json(config.embedder.to_dict())
     self.build, self.graphdef, self.target = config_checks.structure(config, 'embedder')
     self.visual = face_crops.input_name(self.model_config)
@@ -136,7 +137,7 @@ class EmbedderTask(Task):
 
   def init(self, key: jax.Array) -> Params:
     """Returns parameters `embedder.*`: from `init_from`, or drawn."""
-    if self.config.init_from:
+    if self.start:
       loaded = init_from.load_initial(self.config, 'embedder', self.target)
       return parameters.add_prefix('embedder', loaded)
     params: dict[str, Any] = dict(parameters.init_params(self.build, key))
@@ -289,8 +290,8 @@ class EmbedderTask(Task):
     )
 
   def export(self, params: Params) -> None:
-    """Writes `embedder`, and as priors the mean Gaussian of each emotion at its
-    strongest level in training.
+    """Writes `embedder`, and as priors the mean Gaussian of each emotion and of each of
+    its levels over the training clips.
     """
     bundle.save_component(
       self.model_dir,
@@ -307,7 +308,7 @@ class EmbedderTask(Task):
       features = self._extractor(part, networks).load_or_compute('prior')
       statistics.append(features['prior'])
       tables.append(part.source.table)
-    priors = mean_gaussians(statistics, tables)
+    priors = mean_gaussians(statistics, tables, by_intensity=True)
     bundle.save_priors(self.model_dir, priors, embedder.fingerprint, replace=True)
 
 

@@ -1,5 +1,5 @@
-"""Priors of data sets: the mean Gaussian of each emotion at its strongest level
-(paper section 4.1, the prompt).
+"""Priors of data sets: the mean Gaussian of each emotion (paper section 4.1, the
+prompt), and of each of its levels.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ def averaged_clips(
   clips = {}
   for emotion in map(str, np.unique(emotions[emotions != UNKNOWN])):
     own = emotions == emotion
-    levels = np.unique(intensity[own])
-    clips[emotion] = own & (intensity == levels[-1])
+    clips[emotion] = own
     if by_intensity and emotion != NEUTRAL:
+      levels = np.unique(intensity[own])
       for level in levels[levels > 0]:
         clips[f'{emotion}_{level}'] = own & (intensity == level)
   if not clips:
@@ -46,17 +46,14 @@ def averaged_clips(
 def mean_gaussians(
   statistics: Sequence[Feature], tables: Sequence[ClipTable], by_intensity: bool = False
 ) -> dict[str, Prior]:
-  """Averages means and standard deviations over the clips of each emotion at its
-  strongest level.
-
-  Weak levels are left out, as those of different emotions look alike: an emotion that
-  is asked for by its name should show clearly.
+  """Averages means and standard deviations over all clips of each emotion, as in the
+  paper.
 
   Args:
     statistics: the feature 'prior' of each data set (`data.feature_extraction`).
     tables: of the same clips.
-    by_intensity: adds one for each level, such as 'happy_3'; neutral and unlabelled
-      levels have none.
+    by_intensity: adds one for each level, such as 'happy_3', which shows an emotion
+      more clearly than its mean; neutral and unlabelled levels have none.
 
   Returns:
     Emotion to (mean, standard deviation), float32 `[256]`.

@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 
 from dicetalk_jax.errors import ConfigError, InputError
+from dicetalk_jax.training import init_from
 
 # How long, how often, where, and how much is kept in memory: keys that may change when
 # a run resumes. Not `accum`, since each micro-batch draws its own noise, nor
@@ -35,6 +36,12 @@ FREE = (
 
 # Sections of older versions. The data set itself records how it was made.
 GONE = ('data.synthetic.',)
+
+# Values that older versions recorded for what has another name, or had no name, now.
+RENAMED = {
+  ('init_from', ''): init_from.RANDOM,
+  ('data.corpora', 'absent'): [],
+}
 
 
 def open_workdir(path: os.PathLike | str) -> epath.Path:
@@ -115,11 +122,18 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   for key in sorted(old.keys() | new.keys()):
     if key in FREE or key.startswith(GONE):
       continue
-    was = old.get(key, 'absent')
-    now = new.get(key, 'absent')
+    was = _current_name(key, old.get(key, 'absent'))
+    now = _current_name(key, new.get(key, 'absent'))
     if was != now:
       changes.append(f'{key} (was {was}, now {now})')
   return changes
+
+
+def _current_name(key: str, value: Any) -> Any:
+  """A value as this version records it."""
+  if isinstance(value, str):
+    return RENAMED.get((key, value), value)
+  return value
 
 
 def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -17,8 +17,15 @@ def test_the_map_to_22_classes_is_a_bijection():
   assert clip_record.emotion_class('neutral', 3) == 0
   assert clip_record.emotion_class('angry', 1) == 1
   assert clip_record.emotion_class('surprised', 3) == 21
-  for unlabelled in (('unknown', 0), ('unknown', 2), ('sad', 0)):
+  for unlabelled in (('unknown', 0), ('unknown', 2)):
     assert clip_record.emotion_class(*unlabelled) == -1
+
+
+def test_a_label_without_a_level_leaves_all_levels_possible():
+  for emotion in clip_record.EMOTIONS:
+    label = clip_record.emotion_class(emotion, 0)
+    levels = {clip_record.emotion_class(emotion, level) for level in clip_record.LEVELS}
+    assert set(np.flatnonzero(clip_record.CLASSES_OF_LABEL[label])) == levels
 
 
 def test_unknown_labels_are_refused():

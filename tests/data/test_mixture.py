@@ -6,6 +6,7 @@ import functools
 import numpy as np
 import pytest
 
+from dicetalk_jax.data import mixture
 from dicetalk_jax.data.feature_store import FeatureStore
 from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import DataError
@@ -93,6 +94,31 @@ def test_a_mixture_by_weight(part, regular):
   parts = [dataclasses.replace(part, weight=3.0), regular]
   for batch in take(diffusion_batches(parts, batch=8), 6):
     assert (batch['emotion_class'] == -1).sum() == 2
+
+
+def test_without_weights_labelled_and_unlabelled_clips_are_one_to_one(part, regular):
+  """Whatever the sizes and the number of the data sets."""
+  emotional, other = (dataclasses.replace(x, weight=None) for x in (part, regular))
+  for parts in ([emotional, other, other, other], [emotional, emotional, other]):
+    labels = [
+      batch['emotion_class'] for batch in take(diffusion_batches(parts, batch=12), 4)
+    ]
+    assert (np.concatenate(labels) == -1).sum() == 24
+  assert mixture.weights([emotional, other, other]) == [1, 0.5, 0.5]
+  assert mixture.weights([other, other]) == [0.5, 0.5]
+  chosen = dataclasses.replace(emotional, weight=3.0)
+  assert mixture.weights([chosen, other, other]) == [3, 1, 1]
+
+
+def test_clips_that_are_left_out_are_not_drawn(part, regular):
+  less = dataclasses.replace(part, left_out=frozenset(range(0, 24, 3)))
+  drawn = np.concatenate([clip_of(b) for b in take(diffusion_batches(less), 8)])
+  assert sorted(set(drawn)) == [clip for clip in range(24) if clip % 3]
+  fewer = dataclasses.replace(regular, left_out=frozenset({0, 1, 4, 5}))
+  batches = embedder_batches([less, fewer], emotions=2, videos=2)
+  rows = np.concatenate([b['expr'][:, 0, 0][8:] for b in take(batches, 12)])
+  # Expressions name the clip.
+  assert set(rows) == {2, 3, 6, 7, 8, 9, 10, 11}
 
 
 def test_short_clips_are_refused_by_name(part):

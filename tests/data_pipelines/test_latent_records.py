@@ -176,6 +176,7 @@ def test_the_records_are_those_of_the_other_set_without_frames(
     have = ClipSource(packed, want.split)
     assert len(have) == len(want) > 0
     assert have.motion_medians == want.motion_medians
+    assert have.metadata['settings'] == want.metadata['settings']
     for name in vars(want.table):
       np.testing.assert_array_equal(
         getattr(have.table, name), getattr(want.table, name), err_msg=name

@@ -137,6 +137,29 @@ def test_each_feature_is_what_its_network_computes(networks, dataset, whole):
   np.testing.assert_allclose(features['prior'](clip)[0], prior, atol=1e-5)
 
 
+def test_networks_saved_in_half_precision_compute_in_full(
+  model, data, dataset, tmp_path_factory
+):
+  """On CPUs half precision ended in a traceback."""
+  half = tmp_path_factory.mktemp('half')
+  for name in ('vae', 'image_encoder'):
+    config, params = bundle.load_component(model, name)
+    params = {key: np.asarray(x, np.float16) for key, x in params.items()}
+    bundle.save_component(half, name, config, params, {'source': 'test'})
+  compute(half, data, '--features=latents,clip_embed', '--split=val')
+  source = ClipSource(dataset, 'val')
+  got = stored(data, source)
+  frames = decode_frames(source[0])
+
+  def encode(vae, pixels):
+    return vae.encode(pixels)[0]
+
+  vae = Component.load(half, 'vae', param_dtype=np.float32)
+  latents = vae.stage(encode)(frames / np.float32(127.5) - 1)
+  np.testing.assert_allclose(got['latents'](0), latents, atol=2e-3)
+  assert len(got['clip_embed_5'](0)) == -(-len(frames) // 5)
+
+
 def test_crops_are_stored_and_priors_are_made_from_them(
   networks, data, dataset, tmp_path, capsys
 ):

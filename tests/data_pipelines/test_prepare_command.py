@@ -58,9 +58,9 @@ def test_hdtf_and_voxceleb2_by_command(tmp_path, capsys):
     1,
     1,
   ]
-  assert (
-    clip_record.decode_text(ClipSource(folder, 'test')[0], 'identity') == 'vox2/id00003'
-  )
+  test = ClipSource(folder, 'test')
+  assert clip_record.decode_text(test[0], 'identity') == 'vox2/id00003'
+  assert list(test.youtube_ids) == ['x']
 
 
 def quarter():

@@ -26,7 +26,7 @@ def test_codes_begin_where_the_priors_are(tmp_path):
       for i in range(12)
     ),
   )
-  parts = [DatasetPart(None, {'prior': priors})]
+  parts = [DatasetPart(None, {'prior': priors}, weight=1.0)]
   params = {
     'codebook.fc.kernel': rng.normal(size=(6, 8)).astype(np.float32),
     'codebook.fc.bias': rng.normal(size=8).astype(np.float32),
@@ -110,8 +110,8 @@ def test_usage_and_purity_are_followed():
 def test_classes_are_counted_by_emotion():
   numbers = {
     emotion: {
-      codebook._emotion(clip_record.emotion_class(emotion, level))
-      for level in clip_record.LEVELS
+      int(codebook._emotion(clip_record.emotion_class(emotion, level)))
+      for level in (0, *clip_record.LEVELS)
     }
     for emotion in clip_record.EMOTIONS
   }

@@ -8,12 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dicetalk_jax.data import clip_record
+from dicetalk_jax.training.diffusion_loss import emotion_discrimination
 from tests import tiny
 from tests.training.toy_loss import (
   DROP_EMOTION,
   DROP_IMAGE,
   B,
   C,
+  F,
+  H,
   batch,
   make_loss,
   near,
@@ -202,19 +206,46 @@ def evaluated(**changes):
   return {'total': float(total), **without(whole_parts(parts))}
 
 
-def test_evaluation_has_no_dropout_in_the_classifier():
-  total, parts = loss_of()
-  _, dropped = loss_of(emo_model__dropout=0.5)
-  assert dropped['cls'] != near(parts['cls'])
-  expected = {'total': total, **without(parts)}
-  assert evaluated(emo_model__dropout=0.5) == near(expected)
+def test_evaluation_measures_what_sampling_does():
+  """The whole bank, the mean of each prior and a clean reference, even where training
+  sees none of them; and no dropout.
+  """
+  as_sampled = dict(emotion__p_whole_bank=1.0, emotion__sample=False)
+  training_only = dict(emo_model__dropout=0.5, noise__ref_aug='lognormal')
+  total, parts = loss_of(**as_sampled)
+  expected = near({'total': total, **without(parts)})
+  for setting in ({}, as_sampled, training_only):
+    assert evaluated(**setting) == expected
+    trained_total, _ = loss_of(**setting)
+    assert (trained_total == near(total)) == (setting == as_sampled)
 
 
-def test_evaluation_attends_to_the_whole_bank_if_training_ever_does():
-  _, whole = loss_of(emotion__p_whole_bank=1.0)
-  _, retrieved = loss_of(emotion__p_whole_bank=0.0)
-  assert whole['denoise'] != near(retrieved['denoise'])
-  assert evaluated(emotion__p_whole_bank=0.01)['denoise'] == near(whole['denoise'])
+def test_the_frame_rate_follows_the_step():
+  for step, fps in ((1, 25.0), (2, 12.5), (5, 5.0)):
+    loss, params, _ = make_loss(data__step=step)
+    face = loss.face_conditions(loss.models(params), batch(), (H, H))
+    np.testing.assert_array_equal(face.time_ids, [[fps, 1, 1]] * B)
+
+
+def test_an_emotion_of_unknown_level_is_right_at_any_level():
+  logits = np.random.default_rng(0).normal(size=(1, F, 22)).astype(np.float32)
+  none_dropped = np.zeros(1, bool)
+
+  def judged(emotion, level):
+    label = np.array([clip_record.emotion_class(emotion, level)], np.int32)
+    loss, accuracy = emotion_discrimination(logits, label, none_dropped)
+    return float(loss), float(accuracy)
+
+  probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  first = clip_record.emotion_class('sad', 1)
+  of_sad = probability[..., first : first + 3].sum(-1)
+  loss, accuracy = judged('sad', 0)
+  assert loss == near(-np.log(of_sad).mean())
+  assert accuracy == near(sum(judged('sad', level)[1] for level in (1, 2, 3)))
+  exact = -np.log(probability[..., first + 1]).mean()
+  assert judged('sad', 2)[0] == near(exact)
+  # Without a label nothing is learned.
+  assert judged('unknown', 0) == (0.0, 0.0)
 
 
 def test_noise_on_the_reference_changes_the_denoising():

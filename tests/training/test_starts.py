@@ -1,5 +1,7 @@
 """Where the weights of a run come from: `init_from`, adapters, what stays frozen."""
 
+import importlib
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from dicetalk_jax.data.feature_extraction import FeatureExtractor
 from dicetalk_jax.data.mixture import DatasetPart
 from dicetalk_jax.errors import ConfigError, DataError, WeightsError
 from dicetalk_jax.models import parameters
+from dicetalk_jax.training import workdir
 from tests.training import micro
 
 
@@ -83,7 +86,7 @@ def test_starts_that_cannot_be(tmp_path, trained, changes, error, sentence):
   config = micro.config_of('diffusion')
   plain_svd(tmp_path / 'plain', trained / 'diffusion/model')
   config.trainable = changes.get('trainable', config.trainable)
-  config.init_from = str(tmp_path / 'plain') if 'init_from' in changes else ''
+  config.init_from = str(tmp_path / 'plain') if 'init_from' in changes else 'random'
   if 'wide' in changes:
     (
       config.unet.addition_time_embed_dim,
@@ -91,6 +94,44 @@ def test_starts_that_cannot_be(tmp_path, trained, changes, error, sentence):
     ) = 64, 192
   with pytest.raises(error, match=sentence):
     micro.diffusion_task(trained, config, tmp_path / 'run').init(jax.random.key(0))
+
+
+@pytest.mark.parametrize('task', ['autoencoder', 'embedder', 'diffusion'])
+def test_random_weights_must_be_asked_for_by_name(trained, tmp_path, task):
+  config = micro.config_of(task)
+  config.model = str(trained / 'embedder/model')
+  config.data.dir = str(trained / 'data')
+
+  def make():
+    return main.task_class(task)(config, micro.ONE, tmp_path / task)
+
+  config.init_from = ''
+  with pytest.raises(
+    ConfigError, match='convert svd .*, or ask for random weights by .*init_from=random'
+  ):
+    make()
+  if task != 'embedder':
+    # A folder without the component would leave it at random values.
+    config.init_from = str(tmp_path / 'other')
+    bundle.save_settings(config.init_from, {})
+    with pytest.raises(WeightsError, match='other has no (vae|unet)'):
+      make()
+  config.init_from = 'random'
+  assert make().init(jax.random.key(0))
+
+
+def test_a_run_of_an_older_version_with_random_weights_is_resumed():
+  old = {'init_from': '', 'data': {}}
+  new = {'init_from': 'random', 'data': {'corpora': []}}
+  assert workdir._changes(old, new) == []
+  assert workdir._changes(old, new | {'init_from': 'models/svd'}) == [
+    'init_from (was random, now models/svd)'
+  ]
+
+
+@pytest.mark.parametrize('task', ['autoencoder', 'diffusion'])
+def test_full_size_starts_from_nothing_of_its_own(task):
+  assert importlib.import_module(f'configs.{task}').get_config().init_from == ''
 
 
 def fine_tuning(task, trained, tmp_path):
@@ -132,7 +173,8 @@ def test_a_fine_tuned_autoencoder_keeps_its_scaling_factor(trained, tmp_path):
     == 0.18215
     != factor(trained / 'autoencoder/model')
   )
-  config.init_from = ''
+  config.init_from = 'random'
+  task = make()
   task.export(task.init(jax.random.key(0)))
   assert factor(tmp_path / 'autoencoder/model') != 0.18215
 

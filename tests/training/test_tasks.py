@@ -30,7 +30,8 @@ def test_model_folder_is_complete_and_generates(trained):
     'pose_guider',
     'emo_model',
   }
-  assert len(bundle.emotions(model)) == 8
+  levels = {f'{emotion}_3' for emotion in clip_record.EMOTIONS} - {'neutral_3'}
+  assert {*clip_record.EMOTIONS, *levels} <= set(bundle.emotions(model))
   pipe = Pipeline.load(model)
   portrait = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
   wave = np.random.default_rng(1).normal(size=16_000 // 2).astype(np.float32) * 0.1
@@ -202,6 +203,22 @@ def test_the_loss_knows_evaluation_from_training(trained, tmp_path, monkeypatch)
   assert set(modes) == {False}
   task.loss({}, {}, jax.random.key(0), 0)
   assert modes[-1] is True
+
+
+def test_the_step_of_training_is_that_of_sampling(trained, tmp_path):
+  config = micro.config_of('diffusion')
+  config.data.step = 5
+  task = micro.diffusion_task(trained, config, tmp_path)
+  params = task.init(jax.random.key(0))
+  samples = task._samples(params)
+  assert samples['sample_0'].fps == 5
+  task.export(params)
+  pipe = Pipeline.load(task.model_dir)
+  assert pipe.settings.frame_step == 5 and pipe.settings.time_ids == (5.0, 8.0, 16.0)
+  portrait = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+  wave = np.random.default_rng(1).normal(size=16_000).astype(np.float32) * 0.1
+  frames, fps = pipe.generate(portrait, wave, emotion='sad', face_box=(16, 16, 32, 32))
+  assert len(frames) == 5 and fps == 5
 
 
 def test_parts_that_do_not_fit_are_refused(trained, tmp_path):

@@ -44,6 +44,29 @@ def _walk(root, expressions=None):
   )
 
 
+def test_videos_on_youtube(root):
+  ids = {'RD_Radio1': 'a', 'RD_Radio2': 'b', 'WDA_AdaLovelace0': 'c'}
+  assert hdtf.youtube_ids(Tree(root)) == ids
+  clips, _ = _walk(_with_videos(root))
+  assert {clip.video_id for clip in clips.values()} & ids.keys()
+  (root / 'HDTF_dataset/RD_video_url.txt').write_text(
+    'A https://youtu.be/x-_1?t=3\nB https://www.youtube.com/shorts/y\n'
+    'C https://youtube.com/watch?app=desktop&v=z&t=1s\nD https://vimeo.com/1\n'
+  )
+  found = hdtf.youtube_ids(Tree(root))
+  assert {name: found.get(f'RD_{name}') for name in 'ABCD'} == {
+    'A': 'x-_1',
+    'B': 'y',
+    'C': 'z',
+    'D': None,
+  }
+
+
+def _with_videos(root):
+  (root / 'WDA_AdaLovelace0.mp4').touch()
+  return root
+
+
 def test_counts(root):
   _, counts = hdtf.metadata(Tree(root))
   assert counts == [
