@@ -163,14 +163,10 @@ def _is_pickled(start: bytes) -> bool:
   return start.startswith((b'PK\x03\x04', b'\x80'))
 
 
-def _plain(path: pathlib.Path) -> str:
-  """The file under a name that the libraries read: theirs must be UTF-8."""
-  return os.fspath(orbax_paths.plain(path.absolute()))
-
-
 def _load_safetensors(path: pathlib.Path) -> StateDict:
   try:
-    with safe_open(_plain(path), 'pt') as file:
+    # The name must be UTF-8.
+    with safe_open(orbax_paths.plain(path.absolute()), 'pt') as file:
       return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
   except (OSError, SafetensorError) as error:
     raise InputError(
@@ -178,12 +174,20 @@ def _load_safetensors(path: pathlib.Path) -> StateDict:
     ) from None
 
 
+def _without_ending(path: pathlib.Path) -> str:
+  """The file under a name that PyTorch reads: it takes `.safetensors` at its word."""
+  whole = os.fspath(path.absolute())
+  if path.suffix == '.safetensors':
+    return orbax_paths.link(whole)
+  return os.fspath(orbax_paths.plain(whole))
+
+
 def _load_pickled(path: pathlib.Path) -> Weights:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # about old protocols
       content = torch.load(
-        _plain(path),
+        _without_ending(path),
         map_location='cpu',
         weights_only=True,
         mmap=zipfile.is_zipfile(path),

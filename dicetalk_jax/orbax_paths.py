@@ -43,7 +43,7 @@ def plain(path: os.PathLike | str) -> epath.Path:
   if not odd:
     return epath.Path(path)
   end = odd[-1] + 1
-  return epath.Path(_link(os.path.join(*parts[:end])), *parts[end:])
+  return epath.Path(link(os.path.join(*parts[:end])), *parts[end:])
 
 
 def _is_plain(name: str) -> bool:
@@ -57,10 +57,11 @@ def _links() -> tempfile.TemporaryDirectory:
 
 
 @functools.cache
-def _link(folder: str) -> str:
-  link = os.path.join(_links().name, uuid.uuid4().hex)
-  os.symlink(folder, link)
-  return link
+def link(path: str) -> str:
+  """A symbolic link to a file or folder, under a name without any ending."""
+  name = os.path.join(_links().name, uuid.uuid4().hex)
+  os.symlink(path, name)
+  return name
 
 
 def mend(checkpoint: os.PathLike | str) -> None:

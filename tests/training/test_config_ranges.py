@@ -72,18 +72,18 @@ def test_the_configurations_pass(task, preset):
 
 
 @pytest.mark.parametrize(
-  ('task', 'name', 'key', 'value'),
+  ('task', 'name', 'key', 'value', 'sentence'),
   [
-    ('autoencoder', 'vae', 'norm_num_groups', 3),
-    ('embedder', 'embedder', 'heads', 7),
-    ('diffusion', 'unet', 'in_channels', 0),
-    ('diffusion', 'unet', 'down_block_types', ('Nonsense',) * 3),
-    ('diffusion', 'emo_model', 'num_heads', 7),
+    ('autoencoder', 'vae', 'norm_num_groups', 3, 'config.vae does not make a model'),
+    ('embedder', 'embedder', 'heads', 7, 'a multiple of heads=7'),
+    ('diffusion', 'unet', 'in_channels', 0, 'config.unet does not make a model'),
+    ('diffusion', 'unet', 'down_block_types', ('X',) * 3, "'X', which is unknown"),
+    ('diffusion', 'emo_model', 'num_heads', 7, 'a multiple of num_heads=7'),
   ],
 )
-def test_sizes_that_make_no_model(task, name, key, value):
+def test_sizes_that_make_no_model(task, name, key, value, sentence):
   config = tiny(task, **{f'{name}.{key}': value})
-  with pytest.raises(ConfigError, match=f'config.{name}|width=64 of the embedder'):
+  with pytest.raises(ConfigError, match=sentence):
     config_checks.structure(config, name)
   _, _, target = config_checks.structure(tiny(task), name)
   assert all(isinstance(x, jax.ShapeDtypeStruct) for x in target.values())
