@@ -7,8 +7,8 @@ MEAD and HDTF, converts and prepares them, trains the embedder and then the adap
 the diffusion model for two steps each under `paper_strict`, and generates a video, all
 by the commands themselves. Prints time and peak memory of each. Images have 64 pixels,
 windows 4 frames, sampling takes 2 steps, and there is no EMA; all else has its full
-size. The result means nothing: no weight is a real one. Needs about 13 GB of disk.
-Linux only.
+size. The result means nothing: no weight is a real one. Needs about 20 GB of memory
+and of disk. Linux only.
 """
 
 import argparse
