@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/d
 VENV   := .venv
 PY     := $(VENV)/bin/python
 DEMO   ?= demo
-WORKERS ?= 2
+WORKERS ?= 3
 
 export JAX_PLATFORMS ?= cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 2

@@ -18,6 +18,8 @@ from dicetalk_jax.data.clip_source import ClipSource
 from dicetalk_jax.media.video import read_video
 from tests.convert import published_folders
 
+pytestmark = pytest.mark.slow  # see tests/durations.md
+
 ROOT = pathlib.Path(__file__).parents[1]
 SECONDS = 2.0
 SIZE = 32
@@ -143,7 +145,7 @@ def place(tmp_path_factory):
     },
     text=True,
     capture_output=True,
-    timeout=600,
+    timeout=3000,
   )
   codes = dict(map(json.loads, result.stdout.splitlines()))
   assert codes.keys() == commands(place).keys(), result.stderr

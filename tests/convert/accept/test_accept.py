@@ -129,7 +129,11 @@ def test_a_faithful_run_is_reproduced(dump, accept):
       ['face', 'no_emotion', 'decoder'],
       ['face mask features', 'tokens of no emotion', 'frames', 'frames, end to end'],
     ),
-    (['time_context'], [*STEPS, 'final latents', 'frames, end to end']),
+    pytest.param(
+      ['time_context'],
+      [*STEPS, 'final latents', 'frames, end to end'],
+      marks=pytest.mark.slow,  # see tests/durations.md
+    ),
   ],
 )
 def test_the_stages_that_depart_are_named(
