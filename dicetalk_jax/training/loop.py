@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import functools
+import signal
 from typing import Any
 
 from etils import epath
@@ -41,7 +42,7 @@ def train(
   up to rounding. (On GPUs add `--xla_gpu_deterministic_ops=true` to XLA_FLAGS.)
 
   SIGTERM and Ctrl-C end the run after the current step with a checkpoint; the same
-  command resumes it.
+  command resumes it. After Ctrl-C, KeyboardInterrupt is raised then.
 
   Args:
     task_class: constructed as `task_class(config, mesh, workdir)`.
@@ -134,6 +135,7 @@ def train(
 
         # The order matters: a state that diverged is not saved, and an evaluation that
         # fails loses no step.
+        stop_signal = None
         stopping = False
         for step in range(run.first_step, config.total_steps + 1):
           # 1. Step
@@ -146,7 +148,8 @@ def train(
           # The last step does all three. A run that was asked to stop saves but does
           # not evaluate: that could take too long.
           last = step == config.total_steps
-          stopping = run.stop_requested(step) and not last
+          stop_signal = run.stop_signal(step)
+          stopping = stop_signal is not None and not last
           save = stopping or last or step % config.checkpoint_every == 0
           evaluate = not stopping and (last or step % config.eval_every == 0)
           if not (save or evaluate or step % config.log_every == 0):
@@ -173,6 +176,9 @@ def train(
               f'stopped on request at step {step}; run the same command again to resume'
             )
             break
+
+      if stopping and stop_signal == signal.SIGINT:
+        raise KeyboardInterrupt
 
       # Export after the last checkpoint is on disk. The log is closed; `say` only
       # prints.

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import signal
-import threading
 
 from etils import epath
 import grain
@@ -20,7 +19,7 @@ from dicetalk_jax.training.profile import Profiler
 from dicetalk_jax.training.run_log import Meter, RunLog, Writer
 from dicetalk_jax.training.task import Task
 
-StopRequested = Callable[[int], bool]
+StopSignal = Callable[[int], signal.Signals | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +30,8 @@ class RunContext:
     first_step: the first step to make: 1, or the one after the latest checkpoint.
     checkpoints: restores and saves the state.
     data: batches on the devices.
-    stop_requested: takes a step, and returns whether the run is to stop after it; the
-      same on all processes.
+    stop_signal: takes a step, and returns the signal after which the run is to stop
+      behind that step, if there was one; the same on all processes.
     log: terminal, files, images.
     meter: means of the metrics of the steps.
     profiler: records the steps that a profile was asked for.
@@ -42,7 +41,7 @@ class RunContext:
   first_step: int
   checkpoints: Checkpoints
   data: grain.DatasetIterator
-  stop_requested: StopRequested
+  stop_signal: StopSignal
   log: RunLog
   meter: Meter
   profiler: Profiler
@@ -98,12 +97,12 @@ def open_run(
     checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints', config.keep))
     done = checkpoints.latest or 0
     data = stack.enter_context(contextlib.closing(prefetched(batches, mesh)))
-    stop_requested = stack.enter_context(_stop_requests())
+    stop_signal = stack.enter_context(_stop_signals())
     run = RunContext(
       first_step=done + 1,
       checkpoints=checkpoints,
       data=data,
-      stop_requested=stop_requested,
+      stop_signal=stop_signal,
       log=RunLog(workdir, make_writer, done, config.total_steps),
       meter=Meter(),
       profiler=Profiler(workdir / 'profile', profile, done + 1),
@@ -115,26 +114,30 @@ def open_run(
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[StopRequested]:
-  """Yields a function that returns whether SIGTERM or Ctrl-C asked to stop."""
+def _stop_signals() -> Iterator[StopSignal]:
+  """Yields a function that tells which signal, SIGTERM or Ctrl-C, asked to stop."""
   if jax.process_count() > 1:
     # jax.distributed listens for SIGTERM, and makes all processes agree on the step.
-    yield multihost_utils.reached_preemption_sync_point
+    def preempted(step: int) -> signal.Signals | None:
+      reached = multihost_utils.reached_preemption_sync_point(step)
+      return signal.SIGTERM if reached else None
+
+    yield preempted
     return
 
-  requested = threading.Event()
+  received: list[signal.Signals] = []
 
   def handle(number, frame):
-    if requested.is_set():  # a second signal acts at once
+    if received:  # a second signal acts at once
       signal.signal(number, previous[number])
       signal.raise_signal(number)
-    requested.set()
+    received.append(signal.Signals(number))
 
   previous = {
     number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)
   }
   try:
-    yield lambda step: requested.is_set()
+    yield lambda step: received[0] if received else None
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)

@@ -233,6 +233,23 @@ def test_what_a_run_leaves_behind(runs):
     assert checkpoints.steps == [20, 24]
 
 
+def test_ctrl_c_saves_the_state_and_interrupts(tmp_path):
+  config = toy.get_config(accum=1, total_steps=6)
+
+  def interrupt(step, scalars):
+    if step == 2:
+      signal.raise_signal(signal.SIGINT)
+
+  writer = mock.Mock(**{'write_scalars.side_effect': interrupt})
+  with pytest.raises(KeyboardInterrupt):
+    train(toy.ToyTask, config, tmp_path, mesh=ONE, make_writer=lambda _: writer)
+  with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+    assert checkpoints.latest == 3
+  assert not (tmp_path / 'model').exists()
+  train(toy.ToyTask, config, tmp_path, mesh=ONE)
+  assert list(losses(tmp_path)) == [1, 2, 3, 4, 5, 6]
+
+
 def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
   """The log keeps the steps that were good."""
   writers = []
