@@ -36,9 +36,7 @@ SIZES = (
   (640, 512),
   (640, 640),
 )
-SMALLEST = (
-  20  # side of the smallest face that is found, in pixels of the searched image
-)
+SMALLEST = 20  # pixels of the searched image: the side of the smallest face
 BATCH = 8  # images that are searched at once, if there are as many
 
 _CELL = 12  # pixels that the first network sees at once
