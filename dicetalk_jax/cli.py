@@ -45,10 +45,22 @@ def console() -> Iterator[None]:
   A mistake of the user is one sentence and exit code 2, Ctrl-C is one line and exit
   code 130. Names of files that are not UTF-8 are printed byte for byte.
   """
-  if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(errors='surrogateescape')
-  with interrupt.ends_with_one_line(), one_sentence():
+  with _any_name_printed(), interrupt.ends_with_one_line(), one_sentence():
     yield
+
+
+@contextlib.contextmanager
+def _any_name_printed() -> Iterator[None]:
+  stdout = sys.stdout
+  if not isinstance(stdout, io.TextIOWrapper):
+    yield
+    return
+  errors = stdout.errors
+  stdout.reconfigure(errors='surrogateescape')
+  try:
+    yield
+  finally:
+    stdout.reconfigure(errors=errors)
 
 
 def run(main: Callable[[list[str]], None], parser: argparse.ArgumentParser) -> None:

@@ -29,6 +29,7 @@ from data_pipelines.builders.synthetic_clips import SyntheticConfig
 from data_pipelines.preprocess import CorpusConfig
 from dicetalk_jax import (
   bundle,
+  cli,
   literal_glob,
   orbax_paths,
   pack,
@@ -439,6 +440,13 @@ def test_data_sets_whose_names_are_not_utf8_are_refused(latin):
   (latin / 'dataset_info.json').touch()
   with pytest.raises(DataError, match='not UTF-8.*rename it'):
     ClipSource(latin)
+
+
+def test_what_a_command_changes_about_its_output_ends_with_it(capfd):
+  before = sys.stdout.errors
+  with cli.console():
+    assert sys.stdout.errors == 'surrogateescape'
+  assert sys.stdout.errors == before != 'surrogateescape'
 
 
 def test_names_that_are_not_utf8_are_printed_byte_for_byte(latin):
