@@ -27,7 +27,7 @@ from tests import tiny
 
 @pytest.fixture(scope='module', autouse=True)
 def quick_compilation():
-  with tiny.quick_compilation():
+  with tiny.quick_compilation(), tiny.shared_programs():
     yield
 
 

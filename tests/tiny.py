@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import soundfile
 
-from dicetalk_jax import bundle
+from dicetalk_jax import bundle, pipeline
 from dicetalk_jax.component import Component
 from dicetalk_jax.models import parameters, registry
 
@@ -167,7 +167,7 @@ def quick_compilation():
 
 @contextlib.contextmanager
 def shared_programs():
-  """Lets equal components share their compiled programs.
+  """Lets equal components, and equal samplers, share their compiled programs.
 
   Every command loads its components again, and would compile the same programs again.
   """
@@ -179,7 +179,11 @@ def shared_programs():
     key = loaded.graphdef, loaded.mesh, loaded.fingerprint
     return known.setdefault(key, loaded)
 
-  with mock.patch.object(Component, 'load', load_or_known):
+  known_sampler = functools.cache(pipeline.make_sampler)
+  with (
+    mock.patch.object(Component, 'load', load_or_known),
+    mock.patch.object(pipeline, 'make_sampler', known_sampler),
+  ):
     yield
 
 
