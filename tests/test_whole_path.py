@@ -17,6 +17,7 @@ from dicetalk_jax import bundle
 from dicetalk_jax.data.clip_source import ClipSource
 from dicetalk_jax.media.video import read_video
 from tests.convert import published_folders
+from tests.training import micro
 
 pytestmark = pytest.mark.slow  # see tests/durations.md
 
@@ -134,6 +135,7 @@ def place(tmp_path_factory):
   imitated_corpora.write_portrait_and_speech(place, SECONDS)
   published_folders.save_svd(place / 'downloads/svd')
   published_folders.save_whisper(place / 'downloads/whisper')
+  before = micro.digests(place / 'downloads')
   result = subprocess.run(
     [sys.executable, '-W', 'ignore', '-c', DRIVER, place, json.dumps(commands(place))],
     cwd=ROOT,
@@ -149,6 +151,7 @@ def place(tmp_path_factory):
   )
   codes = dict(map(json.loads, result.stdout.splitlines()))
   assert codes.keys() == commands(place).keys(), result.stderr
+  assert micro.digests(place / 'downloads') == before  # as they were downloaded
   (place / 'codes.json').write_text(json.dumps(codes))
   return place
 
