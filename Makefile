@@ -16,7 +16,7 @@ LOCK := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platfo
 demo: $(VENV)/.demo            ## data, training and video from nothing; under 20 minutes on two cores
 	$(PY) -m examples.demo --folder=$(DEMO) $(DEMO_FLAGS)
 
-test: $(VENV)/.test            ## the test suite, no GPU and no network needed; a quarter of an hour on two cores
+test: $(VENV)/.test            ## the test suite, no GPU and no network needed; ten minutes on two cores
 	$(PY) -m pytest -q -n $(WORKERS) $(TEST_FLAGS)
 
 test-slow: $(VENV)/.test       ## what the test suite leaves out: see tests/durations.md
