@@ -144,7 +144,7 @@ def accuracy(count: int, print_fit: bool) -> None:
   found = mtcnn.shared().find_raw([scene.image for scene in drawn])
   matched = [match(scene, faces) for scene, faces in zip(drawn, found)]
   false = sum(len(faces) for faces in found) - sum(face is not None for face in matched)
-  print(f'{count} faces, {false} finds that are no face')
+  print(f'{count} faces, {false} false finds')
   if print_fit:
     for name, value in fit([(s, f) for s, f in zip(drawn, matched) if f]).items():
       print(f'{name} = {value:.3f}')

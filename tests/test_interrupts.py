@@ -14,8 +14,6 @@ import pytest
 
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import SyntheticConfig
-from dicetalk_jax import bundle
-from dicetalk_jax.models import parameters, registry
 from tests import interrupted, tiny
 from tests.convert import published_folders
 from tests.data_pipelines import made_clips
@@ -24,19 +22,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Bars, and what TFDS always says.
 PROGRESS = re.compile(r'\d+%\||it/s\]|Using custom data configuration')
 LINE = 'interrupted; run the same command again'
-EMBEDDER = dict(
-  expr_dim=64,
-  whisper_dim=8,
-  whisper_states=2,
-  width=6,
-  heads=2,
-  mlp_dim=8,
-  visual_layers=1,
-  audio_layers=1,
-  fusion_layers=1,
-  dropout=0.0,
-  max_len=12,
-)
 # What each command does when it is interrupted.
 CASES = {
   'generate': dict(
@@ -111,21 +96,13 @@ CASES = {
 CASES['pack, terminated'] = CASES['pack'] | dict(signal=signal.SIGTERM)
 
 
-def save_embedding_model(folder: pathlib.Path) -> None:
-  configs = {'embedder': EMBEDDER, 'whisper': tiny.CONFIGS['whisper']}
-  for name, config in configs.items():
-    _, shapes = parameters.abstract(registry.builder(name, config))
-    full_config = registry.config_of(name, config).to_json()
-    params = parameters.numpy_params(shapes)
-    bundle.save_component(folder, name, full_config, params, {})
-
-
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
   """Whatever the commands read."""
   root = tmp_path_factory.mktemp('root')
   tiny.save_model(root / 'model')
-  save_embedding_model(root / 'embedding')
+  embedding = {'embedder': tiny.EMBEDDER, 'whisper': tiny.CONFIGS['whisper']}
+  tiny.save_components(root / 'embedding', embedding)
   Image.fromarray(tiny.portrait()).save(root / 'face.png')
   tiny.write_speech(root / 'speech.wav')
   published_folders.save_whisper(root / 'whisper')

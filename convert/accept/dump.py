@@ -43,7 +43,7 @@ class Dump:
     """Reads a dump.
 
     Raises:
-      InputError: it is no dump, is damaged, or of another format.
+      InputError: it is not a dump, is damaged, or has another format.
     """
     if not (folder / SETTINGS).is_file():
       raise InputError(

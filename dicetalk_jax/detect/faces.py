@@ -1,4 +1,4 @@
-"""What detectors find."""
+"""Faces, and the interface of all detectors."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol

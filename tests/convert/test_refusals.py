@@ -502,7 +502,17 @@ def test_mistakes_on_the_command_line(refused, args):
 
 @pytest.mark.parametrize(
   'name',
-  ['svd', 'whisper', 'dicetalk', 'sonic', 'priors', 'export', 'inspect', 'verify'],
+  [
+    'accept',
+    'svd',
+    'whisper',
+    'dicetalk',
+    'sonic',
+    'priors',
+    'export',
+    'inspect',
+    'verify',
+  ],
 )
 def test_help_has_an_example(capsys, name):
   assert run_convert(name, '--help') == 0
