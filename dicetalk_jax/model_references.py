@@ -12,6 +12,7 @@ import pathlib
 from etils import epath
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 
 from dicetalk_jax import bundle
 from dicetalk_jax.bundle import Entry, Folder, ModelFolder
@@ -133,6 +134,7 @@ def pack(
   destination: str | os.PathLike[str],
   *,
   overwrite: bool = False,
+  half: bool = False,
   progress: Progress = silent,
 ) -> None:
   """Copies a model folder with everything that it refers to.
@@ -144,6 +146,8 @@ def pack(
     folder: the model folder, local or remote.
     destination: a local folder.
     overwrite: whether to replace a model folder that is there already.
+    half: whether to store parameters as float16. The embedder stays as it is: priors
+      name it by its values.
     progress: called with ('packing', files done, files in all) after every file.
 
   Raises:
@@ -163,11 +167,13 @@ def pack(
   _check_apart(destination, [model.path, *(place for place, _ in holders.values())])
   refuse_existing(destination, overwrite, bundle.INDEX)
 
-  # 2. List what is to be copied.
+  # 2. List what is to be copied, and what is to be written anew.
+  cast = set(holders) - {'embedder'} if half else set()
   files = {}
-  for place, entry in holders.values():
-    for path in _files_below(place / entry['checkpoint']):
-      files[path] = path.relative_to(place)
+  for name, (place, entry) in holders.items():
+    if name not in cast:
+      for path in _files_below(place / entry['checkpoint']):
+        files[path] = path.relative_to(place)
   for emotion in bundle.emotions(model):
     path = model.path / bundle.PRIORS / f'{emotion}.npz'
     files[path] = path.relative_to(model.path)
@@ -180,7 +186,15 @@ def pack(
       path.copy(part / name)
       progress('packing', done, len(files))
     bundle.save_settings(part, model.settings)
-    bundle.set_entries(part, {name: entry for name, (_, entry) in holders.items()})
+    copied = {name: entry for name, (_, entry) in holders.items() if name not in cast}
+    bundle.set_entries(part, copied)
+    for name in sorted(cast):
+      _, entry = holders[name]
+      config, params = bundle.load_component(model, name, dtype=jnp.float16)
+      provenance = entry['provenance'] | {'float16_of': entry['fingerprint']}
+      bundle.save_component(
+        part, name, config, params, provenance, entry.get('priors')
+      )
 
 
 def _check_apart(destination: pathlib.Path, sources: list[epath.Path]) -> None:

@@ -36,6 +36,11 @@ def _parser() -> argparse.ArgumentParser:
     action='store_true',
     help='replace a model folder that is there already',
   )
+  add(
+    '--half',
+    action='store_true',
+    help='store parameters as float16, in half the space (all but the embedder)',
+  )
   return parser
 
 
@@ -54,7 +59,11 @@ def main(argv: list[str]) -> None:
       bar.update(done - bar.n)
 
     model_references.pack(
-      flags.model, flags.output, overwrite=flags.overwrite, progress=progress
+      flags.model,
+      flags.output,
+      overwrite=flags.overwrite,
+      half=flags.half,
+      progress=progress,
     )
   components = ', '.join(sorted(bundle.components(flags.output)))
   print(f'wrote {flags.output}: {components}')

@@ -120,7 +120,10 @@ class Pipeline:
     networks = {}
     for done, name in enumerate(names):
       progress('loading', done, len(names))
-      types = {'dtype': dtype, 'param_dtype': dtype} if name in IN_COMPUTE_DTYPE else {}
+      if name in IN_COMPUTE_DTYPE and dtype is not None:
+        types = {'dtype': dtype, 'param_dtype': dtype}
+      else:
+        types = {'param_dtype': jnp.float32}
       networks[name] = Component.load(folder, name, mesh, **types)
     progress('loading', len(names), len(names))
     return cls(folder, networks, settings, mesh, dtype)

@@ -275,6 +275,21 @@ def test_a_packed_copy_needs_no_other_folder(
   assert [path.name for path in packed.parent.iterdir()] == []
 
 
+def test_a_packed_copy_in_half_precision_keeps_the_embedder(source, run, tmp_path):
+  save(source, 'emo_model', 3, priors='abc')
+  adopt(source, run)
+  save(run, 'unet', 1 / 3)
+  model_references.pack(run, tmp_path / 'packed', half=True)
+  unet = kernel(tmp_path / 'packed', 'unet')
+  assert unet.dtype == np.float16
+  np.testing.assert_array_equal(unet, kernel(run, 'unet').astype(np.float16))
+  entries = bundle.components(tmp_path / 'packed')
+  assert entries['embedder'] == bundle.components(source)['embedder']
+  assert entries['unet']['fingerprint'] != bundle.components(run)['unet']['fingerprint']
+  assert bundle.learned_priors(tmp_path / 'packed') == 'abc'
+  np.testing.assert_array_equal(bundle.load_prior(tmp_path / 'packed', 'happy'), PRIOR)
+
+
 def test_packing_replaces_a_model_folder_on_request_only(source, run, tmp_path):
   adopt(source, run)
   packed = tmp_path / 'packed'
