@@ -192,9 +192,7 @@ def pack(
       _, entry = holders[name]
       config, params = bundle.load_component(model, name, dtype=jnp.float16)
       provenance = entry['provenance'] | {'float16_of': entry['fingerprint']}
-      bundle.save_component(
-        part, name, config, params, provenance, entry.get('priors')
-      )
+      bundle.save_component(part, name, config, params, provenance, entry.get('priors'))
 
 
 def _check_apart(destination: pathlib.Path, sources: list[epath.Path]) -> None:

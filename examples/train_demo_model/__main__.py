@@ -22,15 +22,13 @@ import jax
 import ml_collections
 
 from data_pipelines.builders.synthetic import prepare_synthetic
-from examples import demo_data
-from examples.train_demo_model import settings
-from examples.train_demo_model.speech import SpeechTask
 from dicetalk_jax import cli, model_references
 from dicetalk_jax.main import task_class
 from dicetalk_jax.training import loop
+from examples import demo_data
+from examples.train_demo_model import settings
+from examples.train_demo_model.speech import SpeechTask
 
-# Seconds of each part on two cores with nothing else running, data included.
-EXPECTED = settings.EXPECTED_MINUTES
 RECORDS = ('config.json', 'metrics.jsonl', 'curves.png')  # of each run
 
 
@@ -69,7 +67,7 @@ def main(argv: list[str]) -> None:
   shards = 1 if flags.smallest else settings.SHARDS
   share_cores()
   if not flags.smallest:
-    total = sum(EXPECTED.values())
+    total = sum(settings.EXPECTED_MINUTES.values())
     print(f'about {total} minutes on two cores, if nothing else runs', flush=True)
 
   # 1. Data.

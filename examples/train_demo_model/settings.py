@@ -6,6 +6,15 @@ import ml_collections
 
 from configs import autoencoder, common, diffusion, embedder
 
+SHARDS = 8  # of the training set, see `demo_data.SHARD`
+# Of each part on two cores with nothing else running, its data or features included.
+EXPECTED_MINUTES = {
+  'data': 6,
+  'autoencoder': 16,
+  'speech': 6,
+  'embedder': 9,
+  'diffusion': 80,
+}
 SPEECH_WIDTH = 96
 SPEECH = dict(
   d_model=SPEECH_WIDTH,

@@ -116,9 +116,7 @@ class SpeechTask(Task):
       for record in part.source:
         (log_mel,) = audio.log_mel(clip_record.decode_audio(record))
         phoneme = np.repeat(record['phoneme'], 2)
-        label = np.pad(
-          phoneme, (0, POSITIONS - len(phoneme)), constant_values=UNKNOWN
-        )
+        label = np.pad(phoneme, (0, POSITIONS - len(phoneme)), constant_values=UNKNOWN)
         right += int(self._right(params, log_mel[None], label[None]))
         total += len(phoneme)
     return {'accuracy': right / total}, {}
