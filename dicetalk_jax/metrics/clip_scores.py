@@ -161,7 +161,7 @@ def summarise(scores: Sequence[ClipScores], seed: int = 0) -> dict[str, Estimate
     'all_right': (_always, lambda s: s.identity_counts and s.identity_right),
   }
   return {
-    name: _estimate(
+    name: estimate(
       np.array([float(value(s)) for s in scores if counts(s)]),
       np.array([s.person for s in scores if counts(s)]),
       seed,
@@ -223,7 +223,7 @@ def _always(scores: ClipScores) -> bool:
   return True
 
 
-def _estimate(values: np.ndarray, people: np.ndarray, seed: int) -> Estimate:
+def estimate(values: np.ndarray, people: np.ndarray, seed: int = 0) -> Estimate:
   """The mean, and its interval from resampled people."""
   if not len(values):
     return Estimate(float('nan'), float('nan'), float('nan'), 0)
