@@ -10,6 +10,7 @@ import os
 import numpy as np
 
 from data_pipelines.synthetic import phonemes, visemes
+from dicetalk_jax import interrupt
 from examples.demo_data import Case
 
 
@@ -82,7 +83,9 @@ def perform_all(cases: Iterable[Case], size: int, step: int) -> Iterator[Truth]:
   with concurrent.futures.ProcessPoolExecutor(
     os.cpu_count(), multiprocessing.get_context('spawn')
   ) as pool:
-    yield from pool.map(functools.partial(perform, size=size, step=step), cases)
+    with interrupt.shielded():  # this process ends the others
+      truths = pool.map(functools.partial(perform, size=size, step=step), cases)
+    yield from truths
 
 
 def psnr(frames: np.ndarray, truth: np.ndarray) -> float:

@@ -25,8 +25,8 @@ COLUMNS = {
 }
 _NOTHING = '-'
 _NOTES = """\
-{people} unseen people in {emotions} emotions, {clips} clips. In brackets: 95 %
-intervals from resampled people.
+{people} unseen people in {emotions} emotions of level {levels}, {clips} clips. In
+brackets: 95 % intervals from resampled people.
 
 - Emotion: share of clips in which the judges see what was asked for.
 - Lip-sync: correlation of the opening that the judges see with the true one. No offset:
@@ -63,6 +63,7 @@ def markdown(table: Table, cases: Sequence[Case], made_with: Facts) -> str:
   notes = _NOTES.format(
     people=people,
     emotions=len(EMOTIONS),
+    levels=' and '.join(str(level) for level in sorted({c.level for c in cases})),
     clips=len(cases),
     least=clip_scores.LEAST_SYNC,
     frames=frames,

@@ -132,7 +132,7 @@ class Conditions:
 
 def join_conditions(clips: Sequence[Conditions]) -> Conditions:
   """Makes one batch of the conditions of several clips, padded to the same bucket."""
-  joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *clips)
+  joined: Conditions = jax.tree.map(lambda *parts: jnp.concatenate(parts), *clips)
   one = clips[0]
   constants = {'null_audio': one.null_audio, 'null_emotion': one.null_emotion}
   return dataclasses.replace(joined, **constants)
