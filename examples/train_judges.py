@@ -55,9 +55,9 @@ def main() -> None:
     metavar='FILE',
     help='where the weights go',
   )
-  parser.add_argument('--people', default=192, type=int, help='to learn from')
+  parser.add_argument('--people', default=96, type=int, help='to learn from')
   parser.add_argument('--tested', default=24, type=int, help='people to test on')
-  parser.add_argument('--epochs', default=14, type=int, help='of each network')
+  parser.add_argument('--epochs', default=8, type=int, help='of each network')
   parser.add_argument('--seed', default=0, type=int, help='of weights and order')
   parser.add_argument(
     '--workers', default=os.cpu_count(), type=int, help='processes that render'
@@ -67,10 +67,9 @@ def main() -> None:
   started = time.monotonic()
   faces = judge_faces.learned(flags.people, flags.workers)
   print(f'{len(faces.clip)} faces: {time.monotonic() - started:.0f} s', flush=True)
-  params = {
-    **train('expression', faces, expression_loss, flags.epochs, flags.seed),
-    **train('identity', faces, identity_loss, flags.epochs, flags.seed),
-  }
+  params: dict[str, np.ndarray] = {}
+  for name, loss in LOSSES.items():
+    params |= train(name, faces, loss, flags.epochs, flags.seed)
   stored = {name: np.asarray(x, np.float16) for name, x in params.items()}
   print(f'trained: {time.monotonic() - started:.0f} s', flush=True)
 
@@ -202,6 +201,8 @@ def identity_loss(params: Params, x: jax.Array, batch: dict, key: jax.Array):
   scores = COSINE_SCALE * (cosines - MARGIN * one_hot)
   return optax.softmax_cross_entropy(scores, one_hot).mean()
 
+
+LOSSES = {'expression': expression_loss, 'identity': identity_loss}
 
 if __name__ == '__main__':
   with cli.console():

@@ -41,6 +41,11 @@ class Clip:
   blink: np.ndarray  # float32 [N]
   text: str
 
+  @property
+  def lips_touch(self) -> np.ndarray:
+    """bool [N]: frames of P, B and M."""
+    return np.isin(self.phoneme, [phonemes.INDEX[name] for name in visemes.BILABIALS])
+
 
 def make_clip(
   identity: int,

@@ -56,7 +56,8 @@ class FaceSpace:
   def distance(self, truth: np.ndarray, generated: np.ndarray) -> FaceDistance:
     """Fréchet distance of two sets of features, [N,D] and [M,D], in total variances."""
     distance = frechet_distance(self._reduce(truth), self._reduce(generated))
-    return FaceDistance(distance / self.variance, min(len(truth), len(generated)))
+    distance = max(distance, 0.0) / self.variance  # rounding may give less than nothing
+    return FaceDistance(distance, min(len(truth), len(generated)))
 
   def floor(self, truth: np.ndarray, clips: np.ndarray, seed: int = 0) -> FaceDistance:
     """What chance alone gives: the distance of two halves of the truth.
