@@ -29,7 +29,7 @@ from examples.demo_data import STRONGEST
 
 SOURCES = {work.GENERATED: work.GENERATED, work.TRUTH: work.RENDERING}
 PARTS = ('part_1', 'part_2')
-SEALED = 'blind_naming.json'  # in the folder of the table
+SEALED = 'blind_naming_{seed}.json'  # in the folder of the table
 FORM = 'answers.csv'
 HEADINGS = ('clip', 'emotion')
 SCALE = 4
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
   add('--output', type=pathlib.Path, metavar='DIR', help='the kit to be made')
   add('--answers', type=pathlib.Path, metavar='FILE', help='a form that is filled in')
   add('--clips', type=int, default=20, help='generated ones, and as many true ones')
-  add('--seed', type=int, default=0, help='another one draws other clips')
+  add('--seed', type=int, default=0, help='of the kit: another one draws other clips')
   return parser
 
 
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
   flags = _parser().parse_args(argv)
   if (flags.output is None) == (flags.answers is None):
     raise ConfigError('give either --output, to make a kit, or --answers, to score one')
-  sealed = flags.table / SEALED
+  sealed = flags.table / SEALED.format(seed=flags.seed)
   if flags.answers is None:
     make_kit(flags.table, flags.output, sealed, flags.clips, flags.seed)
     print(f'{flags.output}: name the clips in {FORM}; the key is {sealed}')
@@ -87,13 +87,17 @@ def make_kit(
     seed: of the draw.
 
   Raises:
-    InputError: the kit exists.
+    InputError: the kit exists, or the key of another one.
     DataError: the table has too few clips.
   """
   if kit.exists():
     raise InputError(f'{kit} exists; choose another place')
   journal = Journal.open(table)
   key = draw(journal.lines, clips, seed)
+  if sealed.exists() and _read_key(sealed) != key:
+    raise InputError(f'{sealed} is the key of another kit; give another --seed')
+  with atomic_file(sealed) as part:
+    part.write_text(json.dumps(key, indent=1) + '\n')
   with atomic_folder(kit) as folder:
     for name, drawn in key.items():
       arrays = journal.arrays(SOURCES[drawn['row']], drawn['clip'], 'frames')
@@ -106,8 +110,6 @@ def make_kit(
       f'Look at the frames of each clip and write its emotion into {FORM}, one of:\n'
       f'{", ".join(EMOTIONS)}\n'
     )
-  with atomic_file(sealed) as part:
-    part.write_text(json.dumps(key, indent=1) + '\n')
 
 
 def draw(lines: list[Facts], clips: int, seed: int) -> Key:

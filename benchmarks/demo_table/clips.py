@@ -9,7 +9,6 @@ import os
 
 import numpy as np
 
-from data_pipelines.synthetic import phonemes, visemes
 from dicetalk_jax import interrupt
 from examples.demo_data import Case
 
@@ -67,12 +66,11 @@ def other_words(cases: Sequence[Case]) -> list[Case]:
 def perform(case: Case, size: int, step: int) -> Truth:
   """Renders a case, and keeps every `step`-th frame."""
   clip = case.truth(size)
-  bilabials = [phonemes.INDEX[name] for name in visemes.BILABIALS]
   return Truth(
     frames=clip.frames[::step],
     audio=clip.audio,
     opening=clip.opening[::step],
-    closed=np.isin(clip.phoneme[::step], bilabials),
+    closed=clip.lips_touch[::step],
     box=clip.bbox[::step].mean(0),
     pose=clip.pose[::step],
   )

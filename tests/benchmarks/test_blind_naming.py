@@ -32,10 +32,10 @@ def table(tmp_path):
   return tmp_path / 'table'
 
 
-def make(table, kit, *flags):
-  flags = [f'--table={table}', f'--output={kit}', f'--clips={CLIPS}', *flags]
-  blind_naming.main(flags)
-  return json.loads((table / blind_naming.SEALED).read_text())
+def make(table, kit, *flags, seed=0):
+  flags = [f'--output={kit}', f'--clips={CLIPS}', f'--seed={seed}', *flags]
+  blind_naming.main([f'--table={table}', *flags])
+  return json.loads((table / f'blind_naming_{seed}.json').read_text())
 
 
 def fill_in(kit, answers):
@@ -72,7 +72,7 @@ def test_clips_are_strong_different_and_drawn_by_the_seed(table, tmp_path):
   rows = [drawn['row'] for drawn in key.values()]
   assert rows.count('generated') == rows.count('truth') == CLIPS
   assert make(table, tmp_path / 'again') == key
-  assert make(table, tmp_path / 'other', '--seed=1') != key
+  assert make(table, tmp_path / 'other', seed=1) != key
 
 
 def test_right_answers_are_counted(table, tmp_path, capsys):
@@ -110,5 +110,7 @@ def test_kits_that_cannot_be_made_are_refused(table, tmp_path):
   with pytest.raises(ConfigError, match='either --output'):
     blind_naming.main([f'--table={table}'])
   make(table, tmp_path / 'kit')
-  with pytest.raises(InputError, match='exists'):
+  with pytest.raises(InputError, match='kit exists'):
     make(table, tmp_path / 'kit')
+  with pytest.raises(InputError, match='key of another kit; give another --seed'):
+    make(table, tmp_path / 'larger', '--clips=6')
