@@ -133,9 +133,9 @@ class Conditions:
 def join_conditions(clips: Sequence[Conditions]) -> Conditions:
   """Makes one batch of the conditions of several clips, padded to the same bucket."""
   joined: Conditions = jax.tree.map(lambda *parts: jnp.concatenate(parts), *clips)
-  one = clips[0]
-  constants = {'null_audio': one.null_audio, 'null_emotion': one.null_emotion}
-  return dataclasses.replace(joined, **constants)
+  return dataclasses.replace(
+    joined, null_audio=clips[0].null_audio, null_emotion=clips[0].null_emotion
+  )
 
 
 def draw_noise(
