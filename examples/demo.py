@@ -26,12 +26,10 @@ from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.builders.synthetic_clips import TINY, SyntheticConfig, jobs
 from data_pipelines.synthetic.clip import Clip, make_clip, make_portrait
 from dicetalk_jax import cli, model_references
-from dicetalk_jax.data import clip_record
-from dicetalk_jax.data.clip_source import ClipSource
 from dicetalk_jax.errors import one_sentence
 from dicetalk_jax.main import task_class
 from dicetalk_jax.media import contact_sheet, video
-from dicetalk_jax.metrics.face_probe import FaceProbe, crop_faces
+from dicetalk_jax.metrics.judges import Judges
 from dicetalk_jax.metrics.lip_sync import lip_sync
 from dicetalk_jax.pipeline import Pipeline
 from dicetalk_jax.training import loop
@@ -149,8 +147,7 @@ def generate(folder: pathlib.Path) -> Scores:
   speech = truths[EMOTIONS[0]].audio
   soundfile.write(folder / 'speech.wav', speech, 16_000)
 
-  probe = fit_probe(folder)
-  neutral = crop_faces(portrait[None], box)
+  judges = Judges.load()
   scores: Scores = {}
   rows = []
   for emotion, truth in truths.items():
@@ -175,12 +172,11 @@ def generate(folder: pathlib.Path) -> Scores:
       'autoencoded truth': pipe.reconstruct(real),
     }
     for name, frames in videos.items():
-      faces = crop_faces(frames, face)
-      log_probabilities = probe.emotion(faces, neutral).mean(0)
-      sync = lip_sync(probe.opening(faces, neutral), opening, fps)
+      reading = judges.read(frames, face)
+      sync = lip_sync(reading.opening, opening, fps)
       measured = {
         'asked': emotion,
-        'recognised': clip_record.EMOTIONS[int(log_probabilities.argmax())],
+        'recognised': reading.recognised,
         'lip_sync': round(sync.correlation, 3),
       }
       for key, value in measured.items():
@@ -229,42 +225,6 @@ def perform(size: int) -> tuple[int, dict[str, Clip]]:
     for emotion in EMOTIONS
   }
   return job.identity, clips
-
-
-def fit_probe(folder: pathlib.Path) -> FaceProbe:
-  """A measuring device for emotions and mouth openings.
-
-  It is fitted to rendered training faces, and shares nothing with the models that it
-  judges.
-  """
-  info = next((folder / 'data').rglob('dataset_info.json'))
-  source = ClipSource(info.parent, 'train')
-  table = source.table
-
-  # Clips by identity, each identity's neutral ones first.
-  order = sorted(
-    range(len(source)), key=lambda i: (table.identity[i], table.emotion[i] != 'neutral')
-  )
-  neutral: dict[Any, np.ndarray] = {}  # a face with its mouth closed, by identity
-  crops, references, emotions, openings = [], [], [], []
-  for i in order:
-    identity = table.identity[i]
-    record = source[i]
-    face = record['bbox'].mean(0)
-    if identity not in neutral:
-      closed = int(record['opening'].argmin())
-      neutral[identity] = crop_faces(clip_record.decode_frames(record, [closed]), face)
-    shown = list(range(2, len(record['frames']), 6))
-    crops.append(crop_faces(clip_record.decode_frames(record, shown), face))
-    references.append(np.repeat(neutral[identity], len(shown), axis=0))
-    emotions += [clip_record.EMOTIONS.index(table.emotion[i])] * len(shown)
-    openings += list(record['opening'][shown])
-  return FaceProbe.fit(
-    np.concatenate(crops),
-    np.array(emotions),
-    np.array(openings),
-    np.concatenate(references),
-  )
 
 
 def enlarge(frames: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ motion) reach every branch.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 import numpy as np
 
 BRANCHES = 3
@@ -16,6 +16,11 @@ BRANCHES = 3
 HAS_IMAGE = np.array([0, 1, 1])
 # Which branches see audio and emotion; the others get the unconditional tokens.
 HAS_AUDIO_EMOTION = np.array([0, 0, 1])
+
+
+def needed(g_image: float | tuple[float, float]) -> Int[np.ndarray, ' branches']:
+  """Which branches must run: with an image weight of 1, the first one cancels out."""
+  return np.arange(1 if np.all(np.equal(g_image, 1)) else 0, BRANCHES)
 
 
 def combine(
@@ -28,13 +33,14 @@ def combine(
 
   Args:
     v: the network's output of the three branches: with none of these conditions, with
-      the image only, and with image, audio and emotion (full).
-    g_image: guidance weight of the image.
+      the image only, and with image, audio and emotion (full). Or of the last two.
+    g_image: guidance weight of the image; two branches stand for 1.
     g_condition: guidance weight of audio with emotion.
     axis: the axis of the branches; it disappears.
   """
-  none, image, full = jnp.moveaxis(v, axis, 0)
-  guided: Array = none + g_image * (image - none) + g_condition * (full - image)
+  *none, image, full = jnp.moveaxis(v, axis, 0)
+  start = none[0] + g_image * (image - none[0]) if none else image
+  guided: Array = start + g_condition * (full - image)
   return guided
 
 

@@ -130,6 +130,14 @@ class Conditions:
   added_time_ids: Float[Array, 'B 3'] | Float[Array, 'B N 3']
 
 
+def join_conditions(clips: Sequence[Conditions]) -> Conditions:
+  """Makes one batch of the conditions of several clips, padded to the same bucket."""
+  joined: Conditions = jax.tree.map(lambda *parts: jnp.concatenate(parts), *clips)
+  return dataclasses.replace(
+    joined, null_audio=clips[0].null_audio, null_emotion=clips[0].null_emotion
+  )
+
+
 def draw_noise(
   keys: Key[Array, ' B'], conditions: Conditions, padding: int
 ) -> Float[Array, 'B T h w C']:
@@ -264,7 +272,7 @@ def make_sampler(
         )(totals)
         z = jax.vmap(lambda clip, frames: clip[frames])(latents, index)
 
-        # 4b. Run the network on the three guidance branches, and combine them.
+        # 4b. Run the network on the guidance branches, and combine them.
         v = guided_output(
           unet, config, now, z, index, tables, conditions, lengths, mesh
         )
@@ -311,25 +319,29 @@ def guided_output(
     float32.
   """
   batch, count, frames, *size = z.shape
-  branches = (batch, count, guidance.BRANCHES, frames, *size)
+  needed = guidance.needed(config.g_image)
+  shape = (batch, count, len(needed), frames, *size)
 
-  # 1. Put three branches side by side: noisy latents, then reference latents.
+  # 1. Put the branches side by side: noisy latents, then reference latents.
   scaled = (z * edm.c_in(now.sigma))[:, :, None]
-  has_image = guidance.HAS_IMAGE[:, None, None, None, None]
+  has_image = guidance.HAS_IMAGE[needed, None, None, None, None]
   reference = conditions.reference_latents[:, None, None, None] * has_image
-  noisy = jnp.broadcast_to(scaled, branches)
-  sample = jnp.concatenate([noisy, jnp.broadcast_to(reference, branches)], axis=-1)
+  noisy = jnp.broadcast_to(scaled, shape)
+  sample = jnp.concatenate([noisy, jnp.broadcast_to(reference, shape)], axis=-1)
   sample = _spread(_rows(sample), mesh)
 
   # 2. Give each row the conditions of its frames and its branch.
-  kv = _spread(gather_contexts(tables, index, lengths), mesh)
-  ids = _spread(_time_ids(conditions.added_time_ids, index), mesh)
+  branches = len(needed)
+  kv = _spread(gather_contexts(tables, index, lengths, needed), mesh)
+  ids = _spread(_time_ids(conditions.added_time_ids, index, branches), mesh)
   spatial = None
   if conditions.spatial is not None:
-    spatial = _spread(_repeat(conditions.spatial[:, None], count), mesh)
+    spatial = _spread(_repeat(conditions.spatial[:, None], count, branches), mesh)
   masks = None
   if conditions.masks is not None:
-    masks = tuple(_spread(_repeat(mask, count), mesh) for mask in conditions.masks)
+    masks = tuple(
+      _spread(_repeat(mask, count, branches), mesh) for mask in conditions.masks
+    )
 
   # 3. Run the network.
   v, _ = unet(
@@ -343,7 +355,7 @@ def guided_output(
   )
 
   # 4. Combine the branches.
-  v = v.astype(jnp.float32).reshape(branches)
+  v = v.astype(jnp.float32).reshape(shape)
   return guidance.combine(v, now.g_image, now.g_condition, axis=2)
 
 
@@ -374,7 +386,10 @@ def context_tables(unet: Any, conditions: Conditions) -> Tables:
 
 
 def gather_contexts(
-  tables: Tables, index: Int[Array, 'B W F'], lengths: Int[Array, ' B']
+  tables: Tables,
+  index: Int[Array, 'B W F'],
+  lengths: Int[Array, ' B'],
+  branches: Sequence[int] | Int[np.ndarray, ' branches'] = range(guidance.BRANCHES),
 ) -> Tables:
   """Looks up the keys and values of each window's frames, for all branches.
 
@@ -382,16 +397,18 @@ def gather_contexts(
     tables: from `context_tables`.
     index: frames of each window.
     lengths: frames of each clip; later ones are padding.
+    branches: those that run, see `guidance.needed`.
 
   Returns:
     By layer, keys and values `[rows, F or 1, K, channels]` of each context.
   """
   batch, count, _ = index.shape
+  needed = np.asarray(branches)
   is_padding = (index >= lengths[:, None, None])[:, :, None]  # [B, W, 1, F]
-  has_no_audio_emotion = guidance.HAS_AUDIO_EMOTION[:, None] == 0
+  has_no_audio_emotion = guidance.HAS_AUDIO_EMOTION[needed, None] == 0
   unconditional = is_padding | has_no_audio_emotion  # [B, W, branch, F]
   image_variant = jnp.broadcast_to(
-    guidance.HAS_IMAGE[:, None], (batch, count, guidance.BRANCHES, 1)
+    guidance.HAS_IMAGE[needed, None], (batch, count, len(needed), 1)
   )
 
   def pick(table: Array, variant: Array) -> Array:
@@ -410,13 +427,15 @@ def gather_contexts(
   return {name: gather_layer(contexts) for name, contexts in tables.items()}
 
 
-def _time_ids(ids: Array, index: Int[Array, 'B W F']) -> Float[Array, 'rows 3']:
+def _time_ids(
+  ids: Array, index: Int[Array, 'B W F'], branches: int
+) -> Float[Array, 'rows 3']:
   """The time ids of each row; see `Conditions`."""
   if ids.ndim == 2:
-    return _repeat(ids, index.shape[1])
+    return _repeat(ids, index.shape[1], branches)
   means = jax.vmap(lambda clip, frames: clip[frames].mean(-2))(ids, index)  # [B, W, 3]
   batch, count, width = means.shape
-  shape = (batch, count, guidance.BRANCHES, width)
+  shape = (batch, count, branches, width)
   return _rows(jnp.broadcast_to(means[:, :, None], shape))
 
 
@@ -430,7 +449,8 @@ def _windows_per_call(
   count = windows.count(total, config.frames, config.overlap)
   if config.windows_per_call is not None:
     count = min(count, config.windows_per_call)
-  while count * batch * guidance.BRANCHES % devices:
+  branches = len(guidance.needed(config.g_image))
+  while count * batch * branches % devices:
     count += 1
   return count
 
@@ -440,9 +460,11 @@ def _rows(x: Float[Array, 'B W branch *shape']) -> Float[Array, 'rows *shape']:
   return x.reshape(-1, *x.shape[3:])
 
 
-def _repeat(x: Float[Array, 'B *shape'], count: int) -> Float[Array, 'rows *shape']:
+def _repeat(
+  x: Float[Array, 'B *shape'], count: int, branches: int
+) -> Float[Array, 'rows *shape']:
   """Repeats what all windows and branches of a clip share."""
-  shape = (len(x), count, guidance.BRANCHES, *x.shape[1:])
+  shape = (len(x), count, branches, *x.shape[1:])
   return _rows(jnp.broadcast_to(x[:, None, None], shape))
 
 

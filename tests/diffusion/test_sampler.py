@@ -249,6 +249,44 @@ def test_equals_the_order_of_the_reference_implementation(network, sample, confi
   )
 
 
+@pytest.mark.parametrize('config', [CONFIG, SONIC], ids=['emotion', 'sonic'])
+def test_an_image_weight_of_one_costs_two_branches(network, config):
+  """It skips the one that cancels out, and agrees with a weight that hardly differs."""
+  conditions, noise = inputs(2, config.padding_frames)
+  if not config.padding:
+    conditions = without_emotion(conditions)
+  lengths = jnp.array([12, 7])
+  one = dataclasses.replace(config, g_image=1.0)
+  almost = dataclasses.replace(config, g_image=(1.0, 1.0 + 1e-6))
+  programs = {}
+  results = {}
+  for rows, setting in ((2, one), (3, almost)):
+    sample = sampler.make_sampler(network[0], setting)
+    args = (network[1], noise, conditions, lengths)
+    programs[rows] = sample.lower(*args).as_text()
+    results[rows] = sample(*args)
+  windows = 4 if config.padding else 3
+  for rows, program in programs.items():
+    assert f'tensor<{2 * windows * rows}x5x{H}x{W}x{2 * C}xf32>' in program
+  spread = float(results[3].std())
+  np.testing.assert_allclose(results[2], results[3], atol=1e-4 * spread)
+
+
+def test_clips_are_joined_to_a_batch():
+  conditions, _ = inputs(3, CONFIG.frames)
+  constants = dict(
+    null_audio=conditions.null_audio, null_emotion=conditions.null_emotion
+  )
+  single = [
+    jax.tree.map(lambda x, i=i: x[i : i + 1], conditions).replace(**constants)
+    for i in range(3)
+  ]
+  joined = sampler.join_conditions(single)
+  jax.tree.map(np.testing.assert_array_equal, joined, conditions)
+  without = [without_emotion(clip) for clip in single]
+  assert sampler.join_conditions(without).emotion_tokens is None
+
+
 def test_lengths_are_data(network, sample):
   """Another length compiles nothing; a larger bucket gives the same result."""
   conditions, noise = inputs(1, CONFIG.frames)
