@@ -9,7 +9,6 @@ import dataclasses
 
 from data_pipelines.builders.synthetic_clips import SyntheticConfig, jobs
 from data_pipelines.synthetic.clip import Clip, make_clip, make_portrait
-from dicetalk_jax.data import clip_record
 
 SIZE = 64  # side of the frames in pixels
 SECONDS = 2.4  # of a test case
