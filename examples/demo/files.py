@@ -16,7 +16,7 @@ from examples.demo.clips import Clip, Person
 WIDTH = 256  # of the videos in pixels, at least
 COLUMNS = 9  # of a sheet
 # Of the moving picture: it is small, and what is left of it must be sharp.
-CELL = 160
+CELL = 144
 SHOWN_PEOPLE = 2
 LARGEST = 700_000  # bytes
 
@@ -87,7 +87,7 @@ def write_moving_picture(path: pathlib.Path, people: Sequence[Sequence[Clip]]) -
   frames = np.concatenate([_side_by_side(clips) for clips in people[:SHOWN_PEOPLE]])
   images = [Image.fromarray(frame) for frame in frames]
   duration = round(1000 / people[0][0].fps)
-  for quality in (75, 60, 45, 30, 15):
+  for quality in range(80, 0, -10):
     encoded = io.BytesIO()
     images[0].save(
       encoded,
