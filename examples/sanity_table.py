@@ -17,8 +17,8 @@ from dicetalk_jax.metrics.face_distance import FaceSpace
 from dicetalk_jax.metrics.judges import Judges
 from examples.sanity_rows import EVERY, LATE, ROWS, Sample, true_samples
 
-# Lowest and highest mean of each score (see `measure`) of true clips, and of spoilt
-# clips where that differs: there, and nowhere else, a score must break.
+# Lowest and highest mean of each score (see `measure`): of true clips, and of spoilt
+# clips where that differs. There, and nowhere else, a score may move.
 Limits = dict[str, tuple[float, float]]
 TRUE: Limits = {
   'emotion': (0.95, 1),
@@ -137,7 +137,7 @@ def main() -> None:
   judges = Judges.load()
   truth, gallery = true_samples(judges, flags.people)
   print(f'judges {judges.fingerprint}, {len(truth)} clips of {flags.people} people')
-  print('Bold scores must break; their limits follow.\n')
+  print('Bold scores have limits of their own, which follow.\n')
   print(f'| row | {" | ".join(TRUE)} |')
   print('| --- |' + ' --- |' * len(TRUE))
   cells = [f'{low:g} to {high:g}' for low, high in TRUE.values()]

@@ -12,7 +12,7 @@ TOOLS = ('benchmarks', 'configs', 'convert', 'data_pipelines', 'examples')
 FLOORS = {
   'models': ('errors',),
   'media': ('errors', 'files'),
-  'metrics': ('errors', 'media', 'models'),
+  'metrics': ('data', 'errors', 'media', 'models'),
   'diffusion': ('errors', 'models', 'parallel'),
   'detect': ('bundle', 'component', 'errors', 'media', 'models'),
 }

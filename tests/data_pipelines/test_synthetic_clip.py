@@ -51,6 +51,24 @@ def test_arrays_have_the_promised_shapes_types_and_ranges():
   assert clip.text == phonemes.text(phonemes.sentence(5))
 
 
+def test_every_second_frame_is_what_the_whole_clip_has_there():
+  settings = {'size': 24, 'max_seconds': 0.44}
+  whole = make_clip(4, 'sad', 2, 6, **settings)
+  half = make_clip(4, 'sad', 2, 6, every=2, **settings)
+  for field in dataclasses.fields(Clip):
+    expected = getattr(whole, field.name)
+    if field.name not in ('audio', 'text'):
+      expected = expected[::2]
+    np.testing.assert_array_equal(getattr(half, field.name), expected, field.name)
+
+
+def test_lips_touch_in_bilabials():
+  clip = make_clip(4, 'sad', 2, 6, render=False)
+  assert clip.lips_touch.any()
+  assert np.median(clip.opening[clip.lips_touch]) < 0.01
+  assert np.median(clip.opening[~clip.lips_touch]) > 0.02
+
+
 def test_without_rendering_the_truth_is_the_same():
   drawn, plain = (
     make_clip(1, 'sad', 3, 2, size=16, max_seconds=0.6, render=render)

@@ -1,5 +1,6 @@
 """The judges of rendered faces, on people whom they have not seen."""
 
+import json
 import os
 
 import numpy as np
@@ -107,6 +108,10 @@ def test_the_shipped_file_is_small_and_says_how_it_was_made(shipped):
   assert os.path.getsize(judges.WEIGHTS) <= 3_000_000
   assert set(shipped.metadata) == {'fingerprint', 'settings', 'held_out'}
   assert shipped.metadata['fingerprint'] == shipped.fingerprint
+  held_out = json.loads(shipped.metadata['held_out'])
+  assert held_out['emotion_strong'] >= 0.97
+  assert held_out['opening_r'] >= 0.96
+  assert held_out['nearest'] >= 0.98
 
 
 def test_damaged_and_missing_weights_are_refused(tmp_path, shipped):
