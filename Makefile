@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/d
 VENV   := .venv
 PY     := $(VENV)/bin/python
 DEMO   ?= demo
+TRAINED ?= runs/demo
 WORKERS ?= 3
 
 export JAX_PLATFORMS ?= cpu
@@ -11,10 +12,13 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Resolved for Python 3.11, the oldest supported; the same versions install on 3.12.
 LOCK := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux --no-annotate $(LOCK_FLAGS)
 
-.PHONY: demo test test-slow docs verify lint lock clean
+.PHONY: demo demo-train test test-slow docs verify lint lock clean
 
-demo: $(VENV)/.demo            ## data, training and video from nothing; under 20 minutes on two cores
+demo: $(VENV)/.demo            ## talking faces by the model in examples/demo_model, and a page with them; under two minutes on two cores
 	$(PY) -m examples.demo --folder=$(DEMO) $(DEMO_FLAGS)
+
+demo-train: $(VENV)/.train     ## trains such a model from nothing, in TRAINED; TODO-FIGURE hours on two cores, resumable
+	$(PY) -m examples.train_demo_model --folder=$(TRAINED) $(DEMO_FLAGS)
 
 test: $(VENV)/.test            ## the test suite, no GPU and no network needed; ten minutes on two cores
 	$(PY) -m pytest -q -n $(WORKERS) $(TEST_FLAGS)
@@ -43,7 +47,7 @@ lock: | $(PY)                  ## lock files for what setup.cfg says now; LOCK_F
 	$(LOCK) --constraint requirements/dev.lock --extra cuda12 --extra train --output-file requirements/cuda12.lock setup.cfg
 	$(LOCK) --output-file requirements/beam.lock requirements/beam.txt
 
-clean:
+clean:                         ## leaves what was trained
 	rm -rf $(VENV) $(DEMO)
 
 $(PY):
@@ -52,7 +56,7 @@ $(PY):
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: setup.cfg pyproject.toml requirements/dev.lock | $(PY)
+$(VENV)/.demo $(VENV)/.train $(VENV)/.test $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: setup.cfg pyproject.toml requirements/dev.lock | $(PY)
 	@echo "installing into $(VENV): a few minutes, once"
 	$(PY) -m pip install --quiet --constraint requirements/dev.lock --editable '.[$*]'
 	@touch $@

@@ -91,9 +91,7 @@ def training(task: str) -> ml_collections.ConfigDict:
 
 
 def tiny(config: ml_collections.ConfigDict) -> None:
-  """Changes a full-size configuration to the synthetic data set and the tiny frozen
-  models of `make demo`.
-  """
+  """Changes a full-size configuration to synthetic data and tiny frozen models."""
   config.dtype = 'float32'
   config.optim.name = 'muon'  # from scratch, in few steps
   config.optim.warmup = 50

@@ -5,7 +5,6 @@
 """
 
 import argparse
-import os
 import pathlib
 import tempfile
 from typing import Any
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from dicetalk_jax import cli, parallel
 from dicetalk_jax.bundle import ModelFolder
+from dicetalk_jax.compiled import keep_programs
 from dicetalk_jax.detect.choice import parse_face_index
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.job import Job
@@ -150,7 +150,7 @@ def main(argv: list[str]) -> None:
   _check_writable(flags.output)
 
   # 2. Generate.
-  _keep_compiled_programs()
+  keep_programs()
   progress = _progress_bars()
   dtype = None if jax.default_backend() == 'cpu' else jnp.bfloat16
   pipe = Pipeline.load(model, _mesh(), dtype, progress=progress, **sampling)
@@ -249,18 +249,6 @@ def _check_writable(output: str) -> None:
 def _mesh() -> jax.sharding.Mesh | None:
   """All devices share the windows of a clip; each has all parameters."""
   return parallel.make_mesh(data=-1, fsdp=1) if jax.device_count() > 1 else None
-
-
-def _keep_compiled_programs() -> None:
-  """Stores compiled programs, since compiling takes minutes at full size.
-
-  `JAX_COMPILATION_CACHE_DIR` moves the place.
-  """
-  # jax adds its options at run time.
-  if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    folder = pathlib.Path(cache, 'dicetalk_jax')
-    jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
 def _progress_bars() -> Progress:
