@@ -10,7 +10,6 @@ import argparse
 import ast
 import dataclasses
 import hashlib
-import os
 import pathlib
 import time
 from typing import Any
@@ -30,6 +29,7 @@ from dicetalk_jax.files import atomic_file, lock_folder
 from dicetalk_jax.metrics.judges import Judges
 from dicetalk_jax.pipeline import Pipeline
 from dicetalk_jax.settings import Settings
+from examples.cores import share_cores
 from examples.demo_data import SECONDS, SHARD, Case, cases
 
 PREFIX = 'sample.'  # of sampling settings, as in the configuration of training
@@ -126,13 +126,6 @@ def write(
   pictures.draw_confusion(table, folder / 'confusion.png')
   pictures.draw_lip_sync(table, folder / 'lip_sync.png')
   pictures.draw_sheets(listed, journal, folder / 'sheets')
-
-
-def share_cores() -> None:
-  """Gives JAX a device per core, four at most: each computes a part of a batch."""
-  cores = os.cpu_count() or 1
-  power_of_two = 1 << cores.bit_length() - 1
-  jax.config.update('jax_num_cpu_devices', min(4, power_of_two))
 
 
 def conditions_of(

@@ -1,6 +1,6 @@
 """Trains the demo model from nothing: `make demo-train`, or
 
-    python -m examples.train_demo_model --folder=demo-train
+    python -m examples.train_demo_model --folder=runs/demo
 
 Renders the training set and trains four networks, one after the other, on two CPU
 cores. Everything is resumable: stop it whenever you like, and run the same command
@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 
-import jax
 import ml_collections
 
 from data_pipelines.builders.synthetic import prepare_synthetic
@@ -26,6 +25,8 @@ from dicetalk_jax import cli, model_references
 from dicetalk_jax.main import task_class
 from dicetalk_jax.training import loop
 from examples import demo_data
+from examples.cores import share_cores
+from examples.stages import stage
 from examples.train_demo_model import settings
 from examples.train_demo_model.speech import SpeechTask
 
@@ -39,7 +40,7 @@ def _parser() -> cli.OptionParser:
   )
   parser.add_argument(
     '--folder',
-    default='demo-train',
+    default='runs/demo',
     type=pathlib.Path,
     metavar='DIR',
     help='data, runs and the finished model are written here',
@@ -131,16 +132,6 @@ def shorten(config: ml_collections.ConfigDict) -> None:
   config.optim.warmup = 2
 
 
-def share_cores() -> None:
-  """Gives JAX a device per core, four at most.
-
-  On CPUs, the diffusion step is faster with a part of the batch on each core.
-  """
-  cores = os.cpu_count() or 1
-  power_of_two = 1 << cores.bit_length() - 1
-  jax.config.update('jax_num_cpu_devices', min(4, power_of_two))
-
-
 @contextlib.contextmanager
 def stopped_at(deadline: float | None) -> Iterator[None]:
   """Asks a training run to save and stop at a time, as the system would."""
@@ -165,15 +156,6 @@ def _stop() -> None:
   """Ends the program between two parts."""
   print('stopped; run the same command again to continue')
   sys.exit(0)
-
-
-@contextlib.contextmanager
-def stage(name: str) -> Iterator[None]:
-  """Prints when a stage begins, and how long it took."""
-  print(f'\n== {name}', flush=True)
-  started = time.monotonic()
-  yield
-  print(f'== {name}: {time.monotonic() - started:.0f} s', flush=True)
 
 
 if __name__ == '__main__':
