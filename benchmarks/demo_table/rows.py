@@ -17,9 +17,9 @@ from dicetalk_jax.metrics import clip_scores
 from dicetalk_jax.metrics.clip_scores import ClipScores, Estimate
 from dicetalk_jax.metrics.face_distance import FaceDistance, FaceSpace
 from dicetalk_jax.metrics.judges import Judges, Reading
-from examples import sanity_rows
 from examples.demo_data import Case
-from examples.sanity_rows import Sample
+from examples.judges import sanity_rows
+from examples.judges.sanity_rows import Sample
 
 # True clips whose readings are at hand, held against something else.
 COMPARED: dict[str, sanity_rows.Spoil] = {

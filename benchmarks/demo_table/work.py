@@ -22,9 +22,9 @@ from dicetalk_jax.metrics import clip_scores
 from dicetalk_jax.metrics.judges import Judges, Reading
 from dicetalk_jax.pipeline import Pipeline
 from dicetalk_jax.settings import Settings
-from examples import sanity_rows
 from examples.demo_data import Case
-from examples.sanity_rows import Sample
+from examples.judges import sanity_rows
+from examples.judges.sanity_rows import Sample
 
 # Rows of the journal.
 RENDERING = 'rendering'  # the truth itself, not what judges read of it

@@ -1,7 +1,7 @@
 """Judges of rendered faces: emotion, mouth and identity of single frames.
 
 They measure the synthetic data set only, where the truth is known. Trained on rendered
-faces by `python -m examples.train_judges`, they share no code with the models that they
+faces by `python -m examples.judges.train`, they share no code with the models that they
 judge, and never see what these generate. The weights come with this package; their
 fingerprint belongs beside every score.
 """
@@ -80,7 +80,7 @@ class Judges:
   """
 
   def __init__(self, params: Params, metadata: Mapping[str, str] | None = None):
-    """Takes the arrays as `python -m examples.train_judges` stores them."""
+    """Takes the arrays as `python -m examples.judges.train` stores them."""
     self.fingerprint = fingerprint(params)
     self.metadata = dict(metadata or {})
     self._params = {name: jnp.asarray(x, jnp.float32) for name, x in params.items()}
@@ -92,7 +92,7 @@ class Judges:
     Raises:
       WeightsError: it is missing, or is not what was written.
     """
-    remedy = 'make it with python -m examples.train_judges'
+    remedy = 'make it with python -m examples.judges.train'
     try:
       with safetensors.safe_open(path, 'numpy') as file:
         metadata = file.metadata() or {}

@@ -12,7 +12,7 @@ from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.metrics import face_features, judges
 from dicetalk_jax.metrics.clip_scores import summarise
 from dicetalk_jax.metrics.judges import Judges
-from examples import judge_faces, judge_scores, sanity_rows, sanity_table, train_judges
+from examples.judges import held_out, rendered_faces, sanity_rows, sanity_table
 
 PEOPLE = 4
 SHOWN = ('angry', 'contempt', 'happy', 'surprised')
@@ -115,7 +115,7 @@ def test_the_shipped_file_is_small_and_says_how_it_was_made(shipped):
 
 
 def test_damaged_and_missing_weights_are_refused(tmp_path, shipped):
-  with pytest.raises(WeightsError, match='no judges at .*train_judges'):
+  with pytest.raises(WeightsError, match='no judges at .*judges.train'):
     Judges.load(tmp_path / 'missing.safetensors')
   (tmp_path / 'cut.safetensors').write_bytes(judges.WEIGHTS.read_bytes()[:10_000])
   with pytest.raises(WeightsError, match='cannot read'):
@@ -129,18 +129,18 @@ def test_damaged_and_missing_weights_are_refused(tmp_path, shipped):
 
 
 def test_training_learns_and_repeats_itself(capsys):
-  few = judge_faces.learned(2, workers=1)
+  few = rendered_faces.learned(2, workers=1)
   assert len(few.clip) == 2 * 24 * 7 * 4  # people, clips, frames, copies
 
-  def train():
+  def trained():
     params = {}
-    for name, loss in train_judges.LOSSES.items():
-      params |= train_judges.train(name, few, loss, epochs=3, seed=0)
+    for name, loss in train.LOSSES.items():
+      params |= train.train(name, few, loss, epochs=3, seed=0)
     return {name: np.asarray(x, np.float16) for name, x in params.items()}
 
-  params = train()
-  assert judges.fingerprint(params) == judges.fingerprint(train())
-  scores = judge_scores.held_out(Judges(params), few)
+  params = trained()
+  assert judges.fingerprint(params) == judges.fingerprint(trained())
+  scores = held_out.held_out(Judges(params), few)
   assert scores['emotion_strong'] > 0.7  # people whom it knows; chance is .125
   assert scores['opening_r'] > 0.8
   assert scores['nearest'] == 1

@@ -4,7 +4,7 @@ import numpy as np
 
 from dicetalk_jax.data.clip_record import EMOTIONS
 from dicetalk_jax.metrics.judges import Judges
-from examples.judge_faces import Faces
+from examples.judges.rendered_faces import Faces
 
 
 def held_out(judges: Judges, faces: Faces) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Trains the judges of rendered faces: `python -m examples.train_judges`.
+"""Trains the judges of rendered faces: `python -m examples.judges.train`.
 
 It renders people whom no other data set shows, trains both networks, prints what they
 achieve on further people, and writes the weights. The same flags give the same judges.
@@ -22,8 +22,8 @@ from dicetalk_jax.data.clip_record import EMOTIONS
 from dicetalk_jax.files import atomic_file
 from dicetalk_jax.metrics import judges
 from dicetalk_jax.metrics.judges import Judges
-from examples import judge_faces, judge_scores
-from examples.judge_faces import Faces
+from examples.judges import held_out, rendered_faces
+from examples.judges.rendered_faces import Faces
 
 SIZES = {
   'expression': (512, 128, len(EMOTIONS) + len(judges.MEASURES)),
@@ -45,7 +45,7 @@ Params = dict[str, jax.Array]
 def main() -> None:
   """Renders, trains, tests and writes."""
   parser = cli.OptionParser(
-    prog='python -m examples.train_judges',
+    prog='python -m examples.judges.train',
     description='Trains the judges of rendered faces and prints held-out scores.',
   )
   parser.add_argument(
@@ -65,7 +65,7 @@ def main() -> None:
   flags = parser.parse_args()
 
   started = time.monotonic()
-  faces = judge_faces.learned(flags.people, flags.workers)
+  faces = rendered_faces.learned(flags.people, flags.workers)
   print(f'{len(faces.clip)} faces: {time.monotonic() - started:.0f} s', flush=True)
   params: dict[str, np.ndarray] = {}
   for name, loss in LOSSES.items():
@@ -73,8 +73,8 @@ def main() -> None:
   stored = {name: np.asarray(x, np.float16) for name, x in params.items()}
   print(f'trained: {time.monotonic() - started:.0f} s', flush=True)
 
-  unseen = judge_faces.tested(flags.tested, flags.workers)
-  scores = judge_scores.held_out(Judges(stored), unseen)
+  unseen = rendered_faces.tested(flags.tested, flags.workers)
+  scores = held_out.held_out(Judges(stored), unseen)
   print(json.dumps(scores, indent=2))
   settings = {
     name: getattr(flags, name) for name in ('people', 'tested', 'epochs', 'seed')

@@ -1,4 +1,4 @@
-"""Do the judges notice what is wrong? `python -m examples.sanity_table`.
+"""Do the judges notice what is wrong? `python -m examples.judges.sanity_table`.
 
 Every score of true and spoilt clips has limits: what a spoiling breaks must fall, and
 what it leaves alone must stay. So the limits say what a score is worth.
@@ -15,7 +15,7 @@ from dicetalk_jax.errors import InputError
 from dicetalk_jax.metrics.clip_scores import ClipScores, score_clip, summarise
 from dicetalk_jax.metrics.face_distance import FaceSpace
 from dicetalk_jax.metrics.judges import Judges
-from examples.sanity_rows import EVERY, LATE, ROWS, Sample, true_samples
+from examples.judges.sanity_rows import EVERY, LATE, ROWS, Sample, true_samples
 
 # Lowest and highest mean of each score (see `measure`): of true clips, and of spoilt
 # clips where that differs. There, and nowhere else, a score may move.
@@ -125,7 +125,7 @@ def _features(samples: Sequence[Sample]) -> np.ndarray:
 def main() -> None:
   """Prints the table."""
   parser = cli.OptionParser(
-    prog='python -m examples.sanity_table',
+    prog='python -m examples.judges.sanity_table',
     description='Spoils true clips in one way each, and shows what every score makes '
     'of it.',
   )

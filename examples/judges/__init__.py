@@ -1,0 +1,1 @@
+"""The judges of rendered faces: their training, and whether they notice faults."""
