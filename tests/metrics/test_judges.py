@@ -12,7 +12,7 @@ from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.metrics import face_features, judges
 from dicetalk_jax.metrics.clip_scores import summarise
 from dicetalk_jax.metrics.judges import Judges
-from examples.judges import held_out, rendered_faces, sanity_rows, sanity_table
+from examples.judges import held_out, rendered_faces, sanity_rows, sanity_table, train
 
 PEOPLE = 4
 SHOWN = ('angry', 'contempt', 'happy', 'surprised')
