@@ -21,7 +21,7 @@ import time
 import ml_collections
 
 from data_pipelines.builders.synthetic import prepare_synthetic
-from dicetalk_jax import cli, model_references
+from dicetalk_jax import bundle, cli, model_references
 from dicetalk_jax.main import task_class
 from dicetalk_jax.training import loop
 from examples import demo_data
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
   folder = flags.folder
   folder.mkdir(parents=True, exist_ok=True)
   deadline = time.monotonic() + 60 * flags.minutes if flags.minutes else None
-  shards = 1 if flags.smallest else settings.SHARDS
+  shards = 1 if flags.smallest else max(settings.SHARDS.values())
   share_cores()
   if not flags.smallest:
     total = sum(settings.EXPECTED_MINUTES.values())
@@ -81,22 +81,42 @@ def main(argv: list[str]) -> None:
   # 2. Networks.
   model = ''
   for name, get_config in settings.CONFIGS.items():
-    _stop_if_late(deadline)
-    config = get_config()
-    if flags.smallest:
-      shorten(config)
-    config.data.dataset = ','.join(data)
-    config.model = model
-    task = SpeechTask if name == 'speech' else task_class(name)
-    with stage(f'{name}, {config.total_steps} steps'), stopped_at(deadline):
-      state = loop.train(task, config, folder / name)
-    if int(state.step) < config.total_steps:
-      _stop()
-    model = str(folder / name / 'model')
+    workdir = folder / name
+    if settings.COMPONENTS[name] not in bundle.components(workdir / 'model'):
+      _stop_if_late(deadline)
+      config = get_config()
+      if flags.smallest:
+        shorten(config)
+      config.data.dataset = ','.join(data[: settings.SHARDS[name]])
+      config.model = model
+      with stage(f'{name}, {config.total_steps} steps'):
+        train(name, config, workdir, deadline)
+    model = str(workdir / 'model')
 
   # 3. The model folder.
   pack(folder, model)
   print(f'finished: {folder / "model"}; python -m examples.demo --model={folder}/model')
+
+
+def train(
+  name: str,
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  deadline: float | None,
+) -> None:
+  """Begins or resumes a part; ends the program if there is no time left for all of it.
+
+  Args:
+    name: of the part.
+    config: its configuration.
+    workdir: of its run.
+    deadline: of `time.monotonic()`, or None.
+  """
+  task = SpeechTask if name == 'speech' else task_class(name)
+  with stopped_at(deadline):
+    state = loop.train(task, config, workdir)
+  if int(state.step) < config.total_steps:
+    _stop()
 
 
 def shard(seed: int, small: bool) -> demo_data.SyntheticConfig:

@@ -6,14 +6,17 @@ import ml_collections
 
 from configs import autoencoder, common, diffusion, embedder
 
-SHARDS = 8  # of the training set, see `demo_data.SHARD`
-# Of each part on two cores with nothing else running, its data or features included.
+# How many shards of the training set each part sees, see `demo_data.SHARD`. What the
+# last two read is computed first, which takes minutes per shard.
+SHARDS = {'autoencoder': 8, 'speech': 8, 'embedder': 6, 'diffusion': 6}
+# Of each part on two cores with nothing else running, the features that it reads
+# included.
 EXPECTED_MINUTES = {
   'data': 6,
-  'autoencoder': 16,
-  'speech': 6,
-  'embedder': 9,
-  'diffusion': 80,
+  'autoencoder': 15,
+  'speech': 7,
+  'embedder': 6,
+  'diffusion': 75,
 }
 SPEECH_WIDTH = 96
 SPEECH = dict(
@@ -83,6 +86,13 @@ def diffusion_config() -> ml_collections.ConfigDict:
   return config
 
 
+# What each part leaves in its model folder when it has finished.
+COMPONENTS = {
+  'autoencoder': 'vae',
+  'speech': 'whisper',
+  'embedder': 'embedder',
+  'diffusion': 'unet',
+}
 # In this order: each task reads the model of the one before.
 CONFIGS: dict[str, Callable[[], ml_collections.ConfigDict]] = {
   'autoencoder': autoencoder_config,
