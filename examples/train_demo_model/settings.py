@@ -74,7 +74,7 @@ def diffusion_config() -> ml_collections.ConfigDict:
   """Long enough that unseen people keep their faces."""
   config = diffusion.get_config('tiny')
   config.audio_linear.channels = SPEECH_WIDTH
-  config.total_steps = 7000
+  config.total_steps = 6000
   config.batch_size = 16
   config.optim.ema = 0.998
   config.noise.p_mean = 0.2
