@@ -17,7 +17,7 @@ LOCK := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platfo
 demo: $(VENV)/.demo            ## talking faces by the model in examples/demo_model, and a page with them; under two minutes on two cores
 	$(PY) -m examples.demo --folder=$(DEMO) $(DEMO_FLAGS)
 
-demo-train: $(VENV)/.train     ## trains such a model from nothing, in TRAINED; TODO-FIGURE hours on two cores, resumable
+demo-train: $(VENV)/.train     ## trains such a model from nothing, in TRAINED; two hours on two cores, resumable
 	$(PY) -m examples.train_demo_model --folder=$(TRAINED) $(DEMO_FLAGS)
 
 test: $(VENV)/.test            ## the test suite, no GPU and no network needed; ten minutes on two cores
