@@ -14,7 +14,7 @@ LOCK := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platfo
 
 .PHONY: demo demo-train test test-slow docs verify lint lock clean
 
-demo: $(VENV)/.demo            ## talking faces by the model in examples/demo_model, and a page with them; under two minutes on two cores
+demo: $(VENV)/.demo            ## talking faces by the model in examples/demo_model, and a page with them; a minute on two cores
 	$(PY) -m examples.demo --folder=$(DEMO) $(DEMO_FLAGS)
 
 demo-train: $(VENV)/.train     ## trains such a model from nothing, in TRAINED; two hours on two cores, resumable
