@@ -221,6 +221,8 @@ def _mel_filters() -> np.ndarray:
 
 
 def _audio_utils() -> types.ModuleType:
+  # Without PyTorch it would warn that it has no models; none are used.
+  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   with _importing:
     from transformers import audio_utils  # the import takes seconds
   return audio_utils
