@@ -156,6 +156,9 @@ def _in_pool(
         yield clip, outcome
   finally:
     pool.stop()
+    # One that is still starting would find nothing to start with, and say so at length.
+    for process in multiprocessing.active_children():
+      process.kill()
     pool.join()
 
 
