@@ -167,7 +167,7 @@ def pack(
   _check_apart(destination, [model.path, *(place for place, _ in holders.values())])
   refuse_existing(destination, overwrite, bundle.INDEX)
 
-  # 2. List what is to be copied, and what is to be written anew.
+  # 2. List what is to be copied, and what is written in half precision.
   cast = set(holders) - {'embedder'} if half else set()
   files = {}
   for name, (place, entry) in holders.items():

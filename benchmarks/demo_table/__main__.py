@@ -2,7 +2,7 @@
 
     python -m benchmarks.demo_table --model=examples/demo_model --output=runs/table
 
-Interrupted, the same command goes on where it stopped. Everything that was read stays
+After an interruption, the same command resumes where it stopped. Everything that was read stays
 in the folder, so a finished table is written again in seconds.
 """
 
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> None:
-  """Makes the table, or goes on with it."""
+  """Makes the table, or resumes it."""
   flags = _parser().parse_args(argv)
   started = time.monotonic()
 
