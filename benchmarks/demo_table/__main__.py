@@ -2,8 +2,8 @@
 
     python -m benchmarks.demo_table --model=examples/demo_model --output=runs/table
 
-After an interruption, the same command resumes where it stopped. Everything that was read stays
-in the folder, so a finished table is written again in seconds.
+After an interruption, the same command resumes where it stopped. Everything that was
+read stays in the folder, so a finished table is written again in seconds.
 """
 
 import argparse
