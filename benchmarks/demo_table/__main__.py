@@ -177,7 +177,7 @@ def parse_settings(given: list[str]) -> dict[str, Any]:
       changes[name] = ast.literal_eval(value)
     except (ValueError, SyntaxError) as error:
       raise ConfigError(
-        f'--set={text}: {value!r} is no value; give a number, True, None or a pair '
+        f'--set={text}: {value!r} cannot be read; give a number, True, None or a pair '
         'such as (1.0,2.0)'
       ) from error
     whole = type(defaults[name]) is int

@@ -1,4 +1,4 @@
-"""What has been read of which clip, on disk: an interrupted table goes on from there.
+"""What has been read of which clip, on disk: an interrupted table resumes from there.
 
     journal.jsonl          what all of it was made with, then one line for each clip
     arrays/ROW/CLIP.npz    what the judges read of the clip, and its frames
