@@ -236,7 +236,7 @@ def test_sampling_settings_are_read_and_checked():
   for text, words in {
     'sample.steps=25': 'sample.num_steps',
     'num_steps=25': 'names no sampling setting',
-    'sample.num_steps=many': 'is no value',
+    'sample.num_steps=many': 'cannot be read',
     'sample.num_steps=2.5': 'whole number',
   }.items():
     with pytest.raises(ConfigError, match=words):
