@@ -276,6 +276,7 @@ class Upsample(nnx.Module):
   def __call__(self, x: Float[Array, '*rows H W C']) -> Float[Array, '*rows 2*H 2*W C']:
     if upsampling_form(target.current().platform) == 'repeat':
       return self.conv(x.repeat(2, axis=-3).repeat(2, axis=-2))
+    assert self.conv.bias is not None
     x, kernel, bias = dtypes.promote_dtype(
       (x, self.conv.kernel[...], self.conv.bias[...]), dtype=self.conv.dtype
     )

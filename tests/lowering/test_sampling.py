@@ -5,6 +5,7 @@ import functools
 import jax
 import pytest
 
+from benchmarks import abstract_programs
 from dicetalk_jax import parallel
 from tests.lowering import programs
 from tests.lowering.programs import ACCELERATORS, CUDNN
@@ -44,7 +45,7 @@ DICETALK = [('dicetalk', platform) for platform in ACCELERATORS]
 @functools.cache
 def pipeline(kind, spread):
   mesh = parallel.make_mesh(data=-1, fsdp=1) if spread else None
-  return programs.pipeline(kind, mesh)
+  return abstract_programs.pipeline(kind, mesh)
 
 
 @functools.cache
