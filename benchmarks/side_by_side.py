@@ -3,32 +3,41 @@
   python -m benchmarks.side_by_side
 
 The same random weights in both (converted by the naming rule), the same inputs,
-float32; the PyTorch side is the diffusers class without adapters. Prints the ratio of
-median times, PyTorch over JAX, and how far the outputs agree. Needs the test extra.
+float32; the PyTorch side is the diffusers class without adapters. PyTorch runs threads
+on all cores; JAX has a device for each core and splits the rows, as training does
+(`examples.cores`). Prints the ratio of median times, PyTorch over JAX, and how far the
+outputs agree. Needs the test extra.
 """
 
 import argparse
 from collections.abc import Callable
 import functools
+import json
+import pathlib
 from typing import Any, NamedTuple
 
 import diffusers
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
 import torch
 
-from benchmarks.timing import alternate, seconds
+from benchmarks.timing import alternate, timed
 from convert.naming import to_torch
+from dicetalk_jax import parallel
+from dicetalk_jax.diffusion import edm, schedule
 from dicetalk_jax.models import parameters
 from dicetalk_jax.models.unet import UNet, UNetConfig
+from examples.cores import share_cores
 
 ROWS = 2
 FRAMES = 8
 SIDE = 16
 TIMESTEP = 0.5
 LEARNING_RATE = 1e-4
+STEPS = 12  # of sampling, as in the preset `tiny`
 
 # Arguments that our UNet and that of diffusers share.
 SIZES: dict[str, Any] = dict(
@@ -70,19 +79,27 @@ class Inputs(NamedTuple):
     )
 
 
-def ours(inputs: Inputs) -> tuple[Callable[..., jax.Array], parameters.Params]:
-  """Our UNet as a function of its parameters, and random parameters."""
+def ours(
+  inputs: Inputs, mesh: Mesh
+) -> tuple[Callable[..., jax.Array], parameters.Params, jax.Array]:
+  """Our UNet, with its rows spread over the mesh.
+
+  Returns:
+    `forward(params, sample, timestep)`, random parameters, and the sample.
+  """
   config = UNetConfig(**SIZES, adapters=0)
   graphdef, target = parameters.abstract(functools.partial(UNet, config))
-  sample, image, time_ids = map(jnp.asarray, inputs)
+  sample, image, time_ids = jax.device_put(inputs, parallel.batch_sharding(mesh))
 
-  def forward(params):
+  def forward(params, sample, timestep):
     unet = parameters.merge(graphdef, params)
     kv = unet.context_kv(image[:, None])
-    prediction, *_ = unet(sample, jnp.float32(TIMESTEP), kv, time_ids)
+    prediction, *_ = unet(sample, timestep, kv, time_ids)
     return prediction
 
-  return forward, parameters.numpy_params(target)
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  params = jax.device_put(parameters.numpy_params(target), everywhere)
+  return forward, params, sample
 
 
 def theirs(inputs: Inputs, params: parameters.Params) -> tuple[Any, tuple[Any, ...]]:
@@ -100,77 +117,125 @@ def theirs(inputs: Inputs, params: parameters.Params) -> tuple[Any, tuple[Any, .
   )
 
 
-def compare_forward(
-  forward: Callable[..., jax.Array],
-  params: parameters.Params,
-  unet: Any,
-  unet_inputs: tuple[Any, ...],
-  repeats: int,
-) -> None:
-  """Times one evaluation of each, and compares the outputs."""
-  jitted = jax.jit(forward)
+class Pair(NamedTuple):
+  """The same network twice.
+
+  Attributes:
+    forward: ours, `forward(params, sample, timestep)`.
+    params: of ours.
+    sample: of ours, spread over the devices.
+    unet: that of PyTorch.
+    unet_inputs: its arguments.
+    repeats: timed calls of each.
+  """
+
+  forward: Callable[..., jax.Array]
+  params: parameters.Params
+  sample: jax.Array
+  unet: Any
+  unet_inputs: tuple[Any, ...]
+  repeats: int
+
+
+def compare_forward(pair: Pair) -> dict[str, float]:
+  """Times one evaluation of each."""
+  jitted = jax.jit(pair.forward)
 
   def jax_forward():
-    return jitted(params).block_until_ready()
+    return jitted(pair.params, pair.sample, TIMESTEP).block_until_ready()
 
   def torch_forward():
     with torch.no_grad():
-      return unet(*unet_inputs).sample
+      return pair.unet(*pair.unet_inputs).sample
 
-  print(
-    f'compiled in {seconds(jax_forward):.1f} s on {jax.default_backend()}, PyTorch on '
-    f'{torch.get_num_threads()} threads'
-  )
-  actual = np.moveaxis(np.asarray(jax_forward()), -1, 2)
-  error = np.abs(actual - torch_forward().numpy()).max()
-  times = alternate(jax_forward, torch_forward, repeats)
-  report('forward', *times, f'largest difference {error:.1e}')
+  return compare('forward', pair.repeats, jax_forward, torch_forward)
 
 
-def compare_training(
-  forward: Callable[..., jax.Array],
-  params: parameters.Params,
-  unet: Any,
-  unet_inputs: tuple[Any, ...],
-  repeats: int,
-) -> None:
+def compare_sampling(pair: Pair) -> dict[str, float]:
+  """Times all Euler steps of a short sampler: a compiled loop, and one in Python."""
+  sigmas = schedule.karras_sigmas(STEPS, sigma_max=5.0)
+  timesteps = schedule.timesteps(sigmas)
+
+  @jax.jit
+  def sample(params, start):
+    reference = start[..., 4:]
+
+    def step(i, z):
+      sigma, sigma_next = jnp.asarray(sigmas)[i], jnp.asarray(sigmas)[i + 1]
+      scaled = jnp.concatenate([z * edm.c_in(sigma), reference], axis=-1)
+      v = pair.forward(params, scaled, jnp.asarray(timesteps)[i])
+      return schedule.euler_step(z, v, sigma, sigma_next)
+
+    return jax.lax.fori_loop(0, STEPS, step, start[..., :4])
+
+  def jax_sample():
+    return sample(pair.params, pair.sample).block_until_ready()
+
+  def torch_sample():
+    start, _, image, time_ids = pair.unet_inputs
+    z, reference = start[:, :, :4], start[:, :, 4:]
+    with torch.no_grad():
+      for i, sigma in enumerate(map(float, sigmas[:-1])):
+        scale = (1 + sigma**2) ** -0.5
+        scaled = torch.cat([z * scale, reference], dim=2)
+        v = pair.unet(scaled, torch.tensor(timesteps[i]), image, time_ids).sample
+        denoised = z * scale**2 - v * sigma * scale
+        z = z + (z - denoised) / sigma * (float(sigmas[i + 1]) - sigma)
+    return z
+
+  repeats = max(3, pair.repeats // 5)
+  return compare(f'{STEPS} Euler steps', repeats, jax_sample, torch_sample)
+
+
+def compare_training(pair: Pair) -> dict[str, float]:
   """Times forward pass, backward pass and Adam of each."""
   tx = optax.adam(LEARNING_RATE)
 
   def loss(params):
-    return jnp.mean(jnp.square(forward(params)))
+    return jnp.mean(jnp.square(pair.forward(params, pair.sample, TIMESTEP)))
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def train_step(params, moments):
     updates, moments = tx.update(jax.grad(loss)(params), moments)
     return optax.apply_updates(params, updates), moments
 
-  state = (params, tx.init(params))
+  state = (jax.tree.map(jnp.copy, pair.params), tx.init(pair.params))
 
   def jax_step():
     nonlocal state
     state = jax.block_until_ready(train_step(*state))
 
-  adam = torch.optim.Adam(unet.parameters(), LEARNING_RATE)
+  adam = torch.optim.Adam(pair.unet.parameters(), LEARNING_RATE)
 
   def torch_step():
     adam.zero_grad()
-    unet(*unet_inputs).sample.square().mean().backward()
+    pair.unet(*pair.unet_inputs).sample.square().mean().backward()
     adam.step()
 
-  print(f'training step compiled in {seconds(jax_step):.1f} s')
-  torch_step()
-  times = alternate(jax_step, torch_step, repeats)
-  report('training step', *times, 'forward, backward, Adam')
+  return compare('training step', pair.repeats, jax_step, torch_step)
 
 
-def report(name: str, jax_seconds: float, torch_seconds: float, note: str) -> None:
-  """Prints both times and their ratio."""
-  print(
-    f'{name:14} JAX {1e3 * jax_seconds:7.1f} ms   '
-    f'PyTorch eager {1e3 * torch_seconds:7.1f} ms   '
-    f'ratio {torch_seconds / jax_seconds:.2f}   {note}'
-  )
+def compare(
+  name: str,
+  repeats: int,
+  ours: Callable[[], Any],
+  theirs: Callable[[], Any],
+) -> dict[str, float]:
+  """Warms both up, compares what they return, and times them in turn."""
+  result, compile_seconds = timed(ours)
+  expected = theirs()
+  facts = {'compile_seconds': compile_seconds}
+  if expected is not None:
+    actual = np.moveaxis(np.asarray(result), -1, 2)
+    facts['largest_difference'] = float(np.abs(actual - expected.numpy()).max())
+  jax_seconds, torch_seconds = alternate(ours, theirs, repeats)
+  facts |= {
+    'jax_ms': 1e3 * jax_seconds,
+    'torch_ms': 1e3 * torch_seconds,
+    'ratio': torch_seconds / jax_seconds,
+  }
+  print(f'{name:15}', *(f'{key} {value:.4g}  ' for key, value in facts.items()))
+  return facts
 
 
 def main() -> None:
@@ -180,13 +245,27 @@ def main() -> None:
   parser.add_argument(
     '--repeats', type=int, default=15, help='timed calls of each (default: %(default)s)'
   )
-  repeats = parser.parse_args().repeats
+  parser.add_argument(
+    '--out', type=pathlib.Path, metavar='FILE', help='write the figures as JSON'
+  )
+  args = parser.parse_args()
 
+  share_cores()
+  mesh = parallel.make_mesh(data=-1, fsdp=1)
   inputs = Inputs.draw()
-  forward, params = ours(inputs)
-  unet, unet_inputs = theirs(inputs, params)
-  compare_forward(forward, params, unet, unet_inputs, repeats)
-  compare_training(forward, params, unet, unet_inputs, repeats)
+  with jax.set_mesh(mesh):
+    forward, params, sample = ours(inputs, mesh)
+    unet, unet_inputs = theirs(inputs, params)
+    pair = Pair(forward, params, sample, unet, unet_inputs, args.repeats)
+    print(f'JAX on {mesh.size} devices, PyTorch on {torch.get_num_threads()} threads')
+    results = {
+      'forward': compare_forward(pair),
+      'sampling': compare_sampling(pair),
+      'training': compare_training(pair),
+    }
+  if args.out:
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(results, indent=1) + '\n')
 
 
 if __name__ == '__main__':
