@@ -59,6 +59,17 @@ def current() -> Target:
   return _target(device if isinstance(device, str) else device.platform)
 
 
+def shared_axes() -> dict[str, int]:
+  """The sizes of the mesh axes over which the visible arrays are spread.
+
+  Inside `shard_map` arrays are local.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return {
+    axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes
+  }
+
+
 def _target(platform: str) -> Target:
   """The target by JAX's name of a platform, in which 'gpu' may be of any vendor."""
   if platform not in ('gpu', 'cuda', 'rocm'):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from dicetalk_jax.models import fused_geglu
 from dicetalk_jax.models.attention import CrossAttention, KeyValue, SelfAttention
 from dicetalk_jax.models.layers import GroupNorm, LayerNorm, gelu, sinusoid
 from dicetalk_jax.models.resnet import Blend
@@ -44,6 +45,11 @@ class GEGLU(nnx.Module):
     self.proj = nnx.Linear(cin, 2 * cout, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, '*rows cin']) -> Float[Array, '*rows cout']:
+    x, kernel, bias = self.proj.promote_dtype(
+      (x, self.proj.kernel[...], self.proj.bias[...]), dtype=self.proj.dtype
+    )
+    if fused_geglu.fits(x.dtype, x.shape, kernel.shape[1] // 2):
+      return fused_geglu.geglu(x, kernel, bias)
     a, g = jnp.split(self.proj(x), 2, axis=-1)
     return a * gelu(g)
 

@@ -27,6 +27,7 @@ from dicetalk_jax.training.embedder import EmbedderTask
 
 CUDNN = '__cudnn$fmhaSoftmax'
 CUDNN_BACKWARD = '__cudnn$fmhaSoftmaxBackward'
+TRITON = '__gpu$xla.gpu.triton'
 ACCELERATORS = ('cuda', 'tpu')
 
 Shape = jax.ShapeDtypeStruct
