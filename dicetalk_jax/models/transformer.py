@@ -45,12 +45,14 @@ class GEGLU(nnx.Module):
     self.proj = nnx.Linear(cin, 2 * cout, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, '*rows cin']) -> Float[Array, '*rows cout']:
-    x, kernel, bias = self.proj.promote_dtype(
-      (x, self.proj.kernel[...], self.proj.bias[...]), dtype=self.proj.dtype
+    linear = self.proj
+    assert linear.bias is not None
+    x, kernel, bias = linear.promote_dtype(
+      (x, linear.kernel[...], linear.bias[...]), dtype=linear.dtype
     )
     if fused_geglu.fits(x.dtype, x.shape, kernel.shape[1] // 2):
       return fused_geglu.geglu(x, kernel, bias)
-    a, g = jnp.split(self.proj(x), 2, axis=-1)
+    a, g = jnp.split(linear(x), 2, axis=-1)
     return a * gelu(g)
 
 
