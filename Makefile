@@ -12,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Resolved for Python 3.11, the oldest supported; the same versions install on 3.12.
 LOCK := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux --no-annotate $(LOCK_FLAGS)
 
-.PHONY: demo demo-train test test-slow docs verify lint lock clean
+.PHONY: demo demo-train test test-slow docs verify compiler-gpu compiler-tpu lint lock clean
 
 demo: $(VENV)/.demo            ## talking faces by the model in examples/demo_model, and a page with them; a minute on two cores
 	$(PY) -m examples.demo --folder=$(DEMO) $(DEMO_FLAGS)
@@ -33,6 +33,8 @@ docs: $(VENV)/.docs            ## the documentation as a web site, in site/
 verify: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 verify: $(VENV)/.test          ## every golden, up to the whole program and full size; several minutes, 5 GB of memory
 	$(PY) -m convert verify tests/goldens
+
+compiler-gpu compiler-tpu: compiler-%: .compiler-%/.done  ## compilers for absent accelerators, in environments of their own; 3 GB for GPUs: see docs/compiled.md
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -59,4 +61,11 @@ $(PY):
 $(VENV)/.demo $(VENV)/.train $(VENV)/.test $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: setup.cfg pyproject.toml requirements/dev.lock | $(PY)
 	@echo "installing into $(VENV): a few minutes, once"
 	$(PY) -m pip install --quiet --constraint requirements/dev.lock --editable '.[$*]'
+	@touch $@
+
+# PyTorch's libraries are other versions of those that the compiler needs.
+.compiler-%/.done: requirements/compiler-%.txt setup.cfg requirements/dev.lock
+	$(PYTHON) -m venv .compiler-$*
+	grep -v '^nvidia' requirements/dev.lock > .compiler-$*/constraints.txt
+	.compiler-$*/bin/python -m pip install --quiet --constraint .compiler-$*/constraints.txt --editable . --requirement requirements/compiler-$*.txt
 	@touch $@

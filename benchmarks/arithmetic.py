@@ -6,6 +6,7 @@ compiler, which cannot see into the library calls of a GPU.
 """
 
 from collections.abc import Callable, Iterator
+import inspect
 import math
 from typing import Any
 
@@ -25,7 +26,8 @@ def tflop(function: Callable[..., Any], *args: Any) -> float:
   Raises:
     ValueError: there is a product in a loop of unknown length.
   """
-  return _count(jax.make_jaxpr(function)(*args).jaxpr) / 1e12
+  plain = inspect.unwrap(function)  # jitted functions with options cannot be traced
+  return _count(jax.make_jaxpr(plain)(*args).jaxpr) / 1e12
 
 
 def _count(program: Any) -> int:
@@ -69,7 +71,9 @@ def _count_convolution(equation: Any) -> int:
   kernel = equation.invars[1].aval.shape
   features = kernel[equation.params['dimension_numbers'].rhs_spec[0]]
   out = math.prod(equation.outvars[0].aval.shape)
-  return 2 * out * math.prod(kernel) // features
+  # Of a dilated input, as in a transposed convolution, most elements are zero.
+  dilation = math.prod(equation.params['lhs_dilation'])
+  return 2 * out * math.prod(kernel) // features // dilation
 
 
 def _count_attention_product(equation: Any) -> int:

@@ -28,7 +28,7 @@ import numpy as np
 from dicetalk_jax import parallel
 from dicetalk_jax.diffusion import edm, guidance, schedule, windows
 from dicetalk_jax.errors import ConfigError
-from dicetalk_jax.models import parameters
+from dicetalk_jax.models import parameters, target
 from dicetalk_jax.models.attention import KeyValue
 
 # Keys and values by layer. Their axis 1 counts unique tokens or, once gathered, the
@@ -231,7 +231,9 @@ def make_sampler(
   # Return latents replicated, as they came in, so the next call reuses the program.
   replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
-  @functools.partial(jax.jit, out_shardings=replicated)
+  @functools.partial(
+    jax.jit, out_shardings=replicated, compiler_options=target.compiler_options()
+  )
   def sample(
     params: parameters.Params,
     x: Float[Array, 'B T h w C'],

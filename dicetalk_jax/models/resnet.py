@@ -5,7 +5,7 @@ Shared by UNet and VAE.
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, Literal
 
 from flax import nnx
 from flax.nnx.nn import dtypes
@@ -44,11 +44,14 @@ class TemporalConv(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(cout))
     self.dtype = dtype
 
-  def __call__(self, x: Float[Array, 'B F H W cin']) -> Float[Array, 'B F H W cout']:
-    """Convolves along F."""
-    x, kernel, bias = dtypes.promote_dtype(
-      (x, self.kernel[...], self.bias[...]), dtype=self.dtype
-    )
+  def __call__(
+    self, x: Float[Array, 'B F *pixels cin'], scale: Float[Array, ' 1'] | None = None
+  ) -> Float[Array, 'B F *pixels cout']:
+    """Convolves along F, and multiplies the result by `scale`."""
+    kernel, bias = self.kernel[...], self.bias[...]
+    if scale is not None:
+      kernel, bias = kernel * scale, bias * scale
+    x, kernel, bias = dtypes.promote_dtype((x, kernel, bias), dtype=self.dtype)
     convolve = temporal_form(target.current().platform)
     y = convolve(x.reshape(*x.shape[:2], -1, x.shape[-1]), kernel[:, 0, 0])
     return y.reshape(*x.shape[:-1], -1) + bias
@@ -130,16 +133,36 @@ class ResnetBlock(nnx.Module):
       temb: each row serves N/B consecutive rows of x. Needed if and only if the block
         was made with `temb_channels`.
     """
+    residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
+    out: Array = self.branch(x, temb) + residual
+    return out
+
+  def branch(
+    self,
+    x: Float[Array, 'N *shape cin'],
+    temb: Float[Array, 'B temb_channels'] | None = None,
+    **last: Any,
+  ) -> Float[Array, 'N *shape cout']:
+    """Computes what the block adds to its residual; `last` is for the last layer."""
     h = self.conv1(nnx.silu(self.norm1(x)))
     if self.time_emb_proj is not None:
       assert temb is not None, 'the block was made with temb_channels'
       shift = self.time_emb_proj(nnx.silu(temb))
       shift = jnp.repeat(shift, len(h) // len(shift), axis=0)
-      h += jnp.expand_dims(shift, range(1, h.ndim - 1))
-    h = self.conv2(nnx.silu(self.norm2(h)))
-    residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
-    out: Array = h + residual
+      h = _add_shift(h, jnp.expand_dims(shift, range(1, h.ndim - 1)))
+    out: Array = self.conv2(nnx.silu(self.norm2(h)), **last)
     return out
+
+
+def _add_shift(
+  h: Float[Array, 'N *shape C'], shift: Float[Array, 'N *_ C']
+) -> Float[Array, 'N *shape C']:
+  """Adds a vector to all pixels of an image, after a convolution."""
+  if target.current().platform == 'cuda':
+    # Otherwise the compiler makes a whole image of the vector for cuDNN to add. The
+    # norm that follows adds it for free.
+    h = lax.optimization_barrier(h)
+  return h + shift
 
 
 class Blend(nnx.Module):
@@ -157,10 +180,13 @@ class Blend(nnx.Module):
   def __call__(
     self, spatial: Float[Array, '*shape'], temporal: Float[Array, '*shape']
   ) -> Float[Array, '*shape']:
-    s = nnx.sigmoid(self.mix_factor[...].astype(jnp.float32)).astype(spatial.dtype)
-    if self.switched:
-      spatial, temporal = temporal, spatial
-    return s * spatial + (1 - s) * temporal
+    weight = self.temporal_weight().astype(spatial.dtype)
+    return (1 - weight) * spatial + weight * temporal
+
+  def temporal_weight(self) -> Float[Array, ' 1']:
+    """The weight of the temporal path."""
+    s = nnx.sigmoid(self.mix_factor[...].astype(jnp.float32))
+    return s if self.switched else 1 - s
 
 
 class SpatioTemporalResBlock(nnx.Module):
@@ -211,8 +237,14 @@ class SpatioTemporalResBlock(nnx.Module):
   ) -> Float[Array, 'B F H W cout']:
     """See `ResnetBlock` for `temb`."""
     spatial = self.spatial_res_block(x.reshape(-1, *x.shape[2:]), temb)
-    spatial = spatial.reshape(*x.shape[:2], *spatial.shape[1:])
-    return self.time_mixer(spatial, self.temporal_res_block(spatial, temb))
+    # One axis for all pixels: a compiler joins the sum below to the convolution only if
+    # no reshape is between them.
+    spatial = spatial.reshape(*x.shape[:2], -1, spatial.shape[-1])
+    # The temporal block adds a branch to its input, so to blend it with that input is
+    # to scale the branch. Its last convolution does that for nothing.
+    weight = self.time_mixer.temporal_weight()
+    blended = self.temporal_res_block.branch(spatial, temb, scale=weight) + spatial
+    return blended.reshape(*x.shape[:-1], -1)
 
 
 class Downsample(nnx.Module):
@@ -242,4 +274,44 @@ class Upsample(nnx.Module):
     self.conv = Conv3x3(channels, channels, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, '*rows H W C']) -> Float[Array, '*rows 2*H 2*W C']:
-    return self.conv(x.repeat(2, axis=-3).repeat(2, axis=-2))
+    if upsampling_form(target.current().platform) == 'repeat':
+      return self.conv(x.repeat(2, axis=-3).repeat(2, axis=-2))
+    assert self.conv.bias is not None
+    x, kernel, bias = dtypes.promote_dtype(
+      (x, self.conv.kernel[...], self.conv.bias[...]), dtype=self.conv.dtype
+    )
+    y = upsample_transposed(x.reshape(-1, *x.shape[-3:]), kernel)
+    return y.reshape(*x.shape[:-3], *y.shape[1:]) + bias
+
+
+def upsampling_form(platform: str) -> Literal['repeat', 'transposed']:
+  """Chooses the form of `Upsample` for a platform (`target.PLATFORMS`)."""
+  # cuDNN runs a transposed convolution with 4/9 of the arithmetic. Elsewhere the
+  # compiler would multiply the zeros between pixels.
+  return 'transposed' if platform == 'cuda' else 'repeat'
+
+
+def upsample_transposed(
+  x: Float[Array, 'N H W cin'], kernel: Float[Array, '3 3 cin cout']
+) -> Float[Array, 'N 2*H 2*W cout']:
+  """Doubles height and width and convolves, in one transposed convolution.
+
+  Repeating pixels is a transposed convolution with ones(2, 2). Its product with the
+  3 x 3 kernel is a 4 x 4 kernel, of which every output pixel meets 2 x 2 weights.
+  """
+  # Turned around twice: that is how the compiler knows a transposed convolution.
+  turned = jnp.flip(kernel, (0, 1))
+  for axis in (0, 1):
+    before = [(0, 0)] * 4
+    after = [(0, 0)] * 4
+    before[axis] = (1, 0)
+    after[axis] = (0, 1)
+    turned = jnp.pad(turned, before) + jnp.pad(turned, after)
+  return lax.conv_general_dilated(
+    x,
+    jnp.flip(turned, (0, 1)),
+    window_strides=(1, 1),
+    padding=((2, 2), (2, 2)),
+    lhs_dilation=(2, 2),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )

@@ -70,6 +70,18 @@ def shared_axes() -> dict[str, int]:
   }
 
 
+def compiler_options() -> dict[str, bool] | None:
+  """Options of `jax.jit` for large programs on the current target, or None.
+
+  A function with options cannot be called inside another jitted one.
+  """
+  if current().platform == 'cuda':
+    # Leave products to cuBLAS: it adds biases and residuals on the way, which XLA's own
+    # products do not.
+    return {'xla_gpu_enable_triton_gemm': False}
+  return None
+
+
 def _target(platform: str) -> Target:
   """The target by JAX's name of a platform, in which 'gpu' may be of any vendor."""
   if platform not in ('gpu', 'cuda', 'rocm'):

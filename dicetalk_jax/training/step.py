@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import optax
 
+from dicetalk_jax.models import target
 from dicetalk_jax.models.parameters import Params
 from dicetalk_jax.parallel import BATCH_AXES
 from dicetalk_jax.training.optimizer import ema_decay
@@ -125,5 +126,8 @@ def make_train_step(
 
   replicated = state_shardings.step
   return jax.jit(
-    train_step, donate_argnums=0, out_shardings=(state_shardings, replicated)
+    train_step,
+    donate_argnums=0,
+    out_shardings=(state_shardings, replicated),
+    compiler_options=target.compiler_options(),
   )

@@ -5,6 +5,7 @@ import functools
 import jax
 import pytest
 
+from benchmarks import abstract_programs
 from dicetalk_jax import parallel
 from dicetalk_jax.models import fused
 from tests.lowering import programs
@@ -45,7 +46,7 @@ DICETALK = [('dicetalk', platform) for platform in ACCELERATORS]
 @functools.cache
 def pipeline(kind, spread):
   mesh = parallel.make_mesh(data=-1, fsdp=1) if spread else None
-  return programs.pipeline(kind, mesh)
+  return abstract_programs.pipeline(kind, mesh)
 
 
 @functools.cache

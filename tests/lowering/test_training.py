@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 import pytest
 
+from benchmarks import abstract_programs
 from configs import autoencoder, diffusion, embedder
 from dicetalk_jax import parallel
 from tests.lowering import programs
@@ -27,7 +28,9 @@ def diffusion_step(platform):
     mesh = AbstractMesh((1, 32, 2), AXES, (AxisType.Auto,) * 3)
   else:  # cuDNN's attention needs devices
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
-  return programs.training(programs.diffusion, diffusion.get_config(), mesh)
+  return abstract_programs.training(
+    abstract_programs.diffusion, diffusion.get_config(), mesh
+  )
 
 
 @functools.cache
@@ -86,13 +89,15 @@ def test_masters_are_float32_and_products_bfloat16(platform):
 @pytest.mark.parametrize(
   ('make', 'config'),
   [
-    (programs.autoencoder, autoencoder.get_config()),
-    (programs.embedder, embedder.get_config()),
+    (abstract_programs.autoencoder, autoencoder.get_config()),
+    (abstract_programs.embedder, embedder.get_config()),
   ],
 )
 def test_steps_of_the_other_tasks_lower(make, config, platform):
   mesh = parallel.make_mesh()
-  program, (state, metrics) = programs.training(make, config, mesh).lower(platform)
+  program, (state, metrics) = abstract_programs.training(make, config, mesh).lower(
+    platform
+  )
   assert CUDNN not in program  # heads are too wide, or masked
   assert set(programs.custom_calls(program)) <= {'Sharding'}
   assert state.params and metrics['loss'].dtype == jnp.float32

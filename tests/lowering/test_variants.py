@@ -9,6 +9,7 @@ import functools
 import jax
 import pytest
 
+from benchmarks import abstract_programs
 from configs import diffusion, embedder
 from dicetalk_jax import parallel
 from dicetalk_jax.models import attention, target
@@ -53,8 +54,8 @@ def lower(config, platform, **mesh):
   It is on a mesh of eight devices, or on one device.
   """
   devices = jax.devices() if mesh else jax.devices()[:1]
-  program = programs.training(
-    programs.diffusion, config, parallel.make_mesh(**mesh, devices=devices)
+  program = abstract_programs.training(
+    abstract_programs.diffusion, config, parallel.make_mesh(**mesh, devices=devices)
   )
   state, *_ = program.args
   return set(state.params), program.lower(platform)[0]
@@ -203,7 +204,7 @@ def lower_embedder(name, platform):
   config = embedder.get_config(f'tiny,{name}'.removesuffix(',default'))
   config.dtype = 'bfloat16'
   mesh = parallel.make_mesh(devices=jax.devices()[:1])
-  program = programs.training(programs.embedder, config, mesh)
+  program = abstract_programs.training(abstract_programs.embedder, config, mesh)
   text, (_, metrics) = program.lower(platform)
   return text, metrics
 

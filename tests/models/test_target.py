@@ -88,3 +88,12 @@ def test_one_function_is_traced_for_each_platform(wrap):
     True,
     False,
   ]
+
+
+def test_products_of_nvidia_gpus_are_left_to_cublas():
+  options = {}
+  for platform in target.PLATFORMS:
+    with target.compiling_for(platform):
+      options[platform] = target.compiler_options()
+  assert options.pop('cuda') == {'xla_gpu_enable_triton_gemm': False}
+  assert set(options.values()) == {None}

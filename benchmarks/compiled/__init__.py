@@ -1,0 +1,1 @@
+"""Programs as the compilers of absent accelerators make them, kernel by kernel."""
