@@ -182,6 +182,9 @@ def get_config(arg: str = 'default') -> ml_collections.ConfigDict:
   )
   # Recompute in the backward pass: nothing, every block, or all but matrix products.
   config.remat = 'block'  # 'none' | 'block' | 'dots'
+  # Kernels of this project in half precision on NVIDIA GPUs, Ampere or later. They have
+  # not been timed on a GPU yet.
+  config.fused_kernels = False
 
   # Emotion in training.
   config.emotion = dict(

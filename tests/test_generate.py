@@ -8,6 +8,7 @@ import sys
 
 import av
 import jax
+import jax.numpy as jnp
 import librosa
 import numpy as np
 from PIL import Image
@@ -20,6 +21,8 @@ from dicetalk_jax.bundle import ModelFolder
 from dicetalk_jax.diffusion.sampler import draw_noise
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media.video import read_video
+from dicetalk_jax.models import fused
+from dicetalk_jax.models.target import compiling_for
 from dicetalk_jax.pipeline import Pipeline
 from dicetalk_jax.settings import Settings
 from tests import tiny
@@ -129,15 +132,20 @@ def test_crop_image_size_and_the_settings_of_the_file(
   ramp = np.linspace(30, 220, 24).astype(np.uint8)
   frames = np.broadcast_to(ramp[:, None], (10, 24, 24, 3))
   jobs = []
+  fused_kernels = []
 
   def run(self, job, progress):
     jobs.append(job)
+    with compiling_for('cuda'):
+      fused_kernels.append(fused.can_run(jnp.bfloat16, 3))
     return frames, 12.5
 
   monkeypatch.setattr(Pipeline, 'run', run)
   output = tmp_path / 'out.mp4'
   flags = dict(crop=True, image_size=24, keep_resolution=True, crf=9)
   command(monkeypatch, **inputs, **flags, output=output)
+  command(monkeypatch, **inputs, **flags, output=output, fused_kernels=True)
+  assert fused_kernels == [False, True]
   np.testing.assert_array_equal(jobs[0].image, tiny.portrait()[:64])
   assert jobs[0].face_box == tiny.FACE_BOX  # in the square, which is at the top left
   assert jobs[0].image_size == 24

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dicetalk_jax.models.target import Target, current
+from dicetalk_jax.models import fused, fused_cross_attention
+from dicetalk_jax.models.target import Target, current, shared_axes
 
 # Bytes of float32 logits that may exist on a device at once. Beyond that, queries are
 # processed in chunks.
@@ -101,20 +102,9 @@ def attend(
   return _attend_with_own_training_kernel(inference_kernel, training_kernel, q, k, v)
 
 
-def _shared_axes() -> dict[str, int]:
-  """The sizes of the mesh axes over which the visible arrays are spread.
-
-  Inside `shard_map` arrays are local.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  return {
-    axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes
-  }
-
-
 def _device_count() -> int:
   """The number of devices over which the visible arrays are spread."""
-  return math.prod(_shared_axes().values())
+  return math.prod(shared_axes().values())
 
 
 def _image_rows_are_split() -> bool:
@@ -136,7 +126,7 @@ def _attend_with(kernel: Kernel, q: Array, k: Array, v: Array) -> Array:
   if kernel == 'cudnn' and _device_count() > 1:
     # cuDNN refuses tokens or heads that devices share, and keys laid out unlike
     # queries.
-    rows = jax.P(tuple(_shared_axes()))
+    rows = jax.P(tuple(shared_axes()))
     q, k, v = (lax.with_sharding_constraint(x, rows) for x in (q, k, v))
   return jax.nn.dot_product_attention(q, k, v, implementation=kernel)
 
@@ -313,38 +303,71 @@ class CrossAttention(nnx.Module):
     """
     image, *adapters = kv
     assert image is not None, 'only adapters can be turned off'
+    used = [context for context in adapters if context is not None]
     q = self.to_q(x)
-    if image.value.shape[2] == 1:
-      # Attention to a single token is its value, whatever the query.
-      u = image.value
+    if fused_cross_attention.fits(q, self.heads, image.value, used):
+      u = fused.with_plain_gradient(
+        functools.partial(_attend_in_one_kernel, self.heads),
+        functools.partial(_attend_to_each, self.heads),
+        q,
+        image,
+        used,
+        mask,
+      )
     else:
-      u = self._attend_to(image, q)
-    for context in adapters:
-      if context is None:
-        continue
-      y = self._attend_to(context, q)
-      if mask is not None:
-        y = y * mask[:, None, :, None].astype(y.dtype)
-      u = u + y
+      u = _attend_to_each(self.heads, q, image, used, mask)
     return self.to_out[0](u)
 
-  def _attend_to(self, context: KeyValue, q: Array) -> Array:
-    """Attends to one context.
 
-    Frames that share keys become more queries to the same keys: nothing is copied.
-    """
-    b, frames, _, c = context.key.shape
-    # Joining frames and tokens would gather tokens that devices share, unless the
-    # tokens come first.
-    tokens_first = frames == 1 and _image_rows_are_split()
-    if tokens_first:
-      q = q.swapaxes(1, 2)
+def _attend_in_one_kernel(
+  heads: int,
+  q: Array,
+  image: KeyValue,
+  adapters: Sequence[KeyValue],
+  mask: Array | None,
+) -> Array:
+  """Like `_attend_to_each`; see `fused_cross_attention`."""
+  return fused_cross_attention.attend_to_adapters(q, image.value, adapters, mask, heads)
 
-    def split_heads(y: Array) -> Array:
-      return y.reshape(b * frames, -1, self.heads, c // self.heads)
 
-    queries = split_heads(q)
-    keys = split_heads(context.key)
-    values = split_heads(context.value)
-    y = attend(queries, keys, values).reshape(q.shape)
-    return y.swapaxes(1, 2) if tokens_first else y
+def _attend_to_each(
+  heads: int,
+  q: Array,
+  image: KeyValue,
+  adapters: Sequence[KeyValue],
+  mask: Array | None,
+) -> Array:
+  """Attends to the image and to the adapters, one after the other."""
+  if image.value.shape[2] == 1:
+    # Attention to a single token is its value, whatever the query.
+    u = image.value
+  else:
+    u = _attend_to(heads, q, image)
+  for context in adapters:
+    y = _attend_to(heads, q, context)
+    if mask is not None:
+      y = y * mask[:, None, :, None].astype(y.dtype)
+    u = u + y
+  return u
+
+
+def _attend_to(heads: int, q: Array, context: KeyValue) -> Array:
+  """Attends to one context.
+
+  Frames that share keys become more queries to the same keys: nothing is copied.
+  """
+  b, frames, _, c = context.key.shape
+  # Joining frames and tokens would gather tokens that devices share, unless the tokens
+  # come first.
+  tokens_first = frames == 1 and _image_rows_are_split()
+  if tokens_first:
+    q = q.swapaxes(1, 2)
+
+  def split_heads(y: Array) -> Array:
+    return y.reshape(b * frames, -1, heads, c // heads)
+
+  queries = split_heads(q)
+  keys = split_heads(context.key)
+  values = split_heads(context.value)
+  y = attend(queries, keys, values).reshape(q.shape)
+  return y.swapaxes(1, 2) if tokens_first else y

@@ -59,6 +59,17 @@ def current() -> Target:
   return _target(device if isinstance(device, str) else device.platform)
 
 
+def shared_axes() -> dict[str, int]:
+  """The sizes of the mesh axes over which the visible arrays are spread.
+
+  Inside `shard_map` arrays are local.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return {
+    axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes
+  }
+
+
 def compiler_options() -> dict[str, bool] | None:
   """Options of `jax.jit` for large programs on the current target, or None.
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from dicetalk_jax.models import fused_geglu
 from dicetalk_jax.models.attention import CrossAttention, KeyValue, SelfAttention
 from dicetalk_jax.models.layers import GroupNorm, LayerNorm, gelu, sinusoid
 from dicetalk_jax.models.resnet import Blend
@@ -44,7 +45,14 @@ class GEGLU(nnx.Module):
     self.proj = nnx.Linear(cin, 2 * cout, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, '*rows cin']) -> Float[Array, '*rows cout']:
-    a, g = jnp.split(self.proj(x), 2, axis=-1)
+    linear = self.proj
+    assert linear.bias is not None
+    x, kernel, bias = linear.promote_dtype(
+      (x, linear.kernel[...], linear.bias[...]), dtype=linear.dtype
+    )
+    if fused_geglu.fits(x.dtype, x.shape, kernel.shape[1] // 2):
+      return fused_geglu.geglu(x, kernel, bias)
+    a, g = jnp.split(linear(x), 2, axis=-1)
     return a * gelu(g)
 
 

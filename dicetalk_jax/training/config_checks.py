@@ -102,6 +102,11 @@ def diffusion(config: Any) -> None:
     raise ConfigError(
       f'config.data.area={area} must be two positive numbers, the smaller one first'
     )
+  if config.fused_kernels and config.dtype == 'float32':
+    raise ConfigError(
+      'config.fused_kernels=True, but there is no such kernel for '
+      "config.dtype='float32'; set it to False, or the type to 'bfloat16' or 'float16'"
+    )
   _check_unet(config)
   if 'emo_model' in config:
     _check_emotion(config)

@@ -14,7 +14,7 @@ from dicetalk_jax.data import clip_record
 from dicetalk_jax.diffusion import edm, sampler
 from dicetalk_jax.diffusion.condition_dropout import Dropped, condition_dropout
 from dicetalk_jax.diffusion.face_mask import mask_pyramid
-from dicetalk_jax.models import parameters
+from dicetalk_jax.models import fused, parameters
 from dicetalk_jax.models.emotion import VQ
 from dicetalk_jax.models.parameters import Params
 from dicetalk_jax.training import metric_means
@@ -283,15 +283,16 @@ class DiffusionLoss:
 
     # 3. The network
     spatial = None if face.spatial is None else face.spatial[:, None]
-    return model['unet'](
-      parallel.split_pictures(sample),
-      timestep,
-      kv,
-      face.time_ids,
-      spatial_condition=spatial,
-      masks=face.masks,
-      remat=self.config.remat,
-    )
+    with fused.kernels(self.config.fused_kernels):
+      return model['unet'](
+        parallel.split_pictures(sample),
+        timestep,
+        kv,
+        face.time_ids,
+        spatial_condition=spatial,
+        masks=face.masks,
+        remat=self.config.remat,
+      )
 
   def _weight(self, mask: jax.Array, face: jax.Array) -> jax.Array:
     """Weighs each latent pixel in the denoising loss [B,1,h,w,1]: more in face and

@@ -32,6 +32,7 @@ FREE = (
   'mesh.fsdp',
   'mesh.sequence',
   'remat',
+  'fused_kernels',
 )
 
 # Sections of older versions. The data set itself records how it was made.

@@ -12,6 +12,7 @@ from dicetalk_jax.pipeline import Pipeline
 
 CUDNN = '__cudnn$fmhaSoftmax'
 CUDNN_BACKWARD = '__cudnn$fmhaSoftmaxBackward'
+TRITON = '__gpu$xla.gpu.triton'
 ACCELERATORS = ('cuda', 'tpu')
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from benchmarks import abstract_programs
 from dicetalk_jax import parallel
+from dicetalk_jax.models import fused
 from tests.lowering import programs
-from tests.lowering.programs import ACCELERATORS, CUDNN
+from tests.lowering.programs import ACCELERATORS, CUDNN, TRITON
 
 FRAMES = 25  # the smallest bucket
 TRANSFORMERS = 16
@@ -88,6 +89,17 @@ def test_attention_along_the_frames_is_fused_in_sampling():
 
 
 @pytest.mark.parametrize(('kind', 'platform'), DICETALK + SONIC)
+def test_fused_kernels_serve_all_sizes():
+  lower = programs.Lowered(pipeline('dicetalk', False), 'cuda')
+  with fused.kernels():
+    lower.sample(lowered('dicetalk', 'cuda')[1])
+  program = lower.text['sample']
+  # Both cross-attentions of each transformer; the three feed-forwards of those at the
+  # top level, two on the way down and three up.
+  assert program.count(TRITON) == TRANSFORMERS * 2 + 5 * 3
+  assert program.count(CUDNN) == TRANSFORMERS * 2
+
+
 def test_products_are_half_precision_in_the_sampler(kind, platform):
   text, _ = lowered(kind, platform)
   assert programs.share_of_products(text['sample'], {'bf16'}) > 0.9

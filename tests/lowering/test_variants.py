@@ -17,7 +17,7 @@ from dicetalk_jax.training import lora
 from dicetalk_jax.training.diffusion import TRAINED
 from tests import tiny
 from tests.lowering import programs
-from tests.lowering.programs import ACCELERATORS, CUDNN
+from tests.lowering.programs import ACCELERATORS, CUDNN, TRITON
 
 FRAMES = 5
 WIDTH = 16
@@ -140,6 +140,22 @@ def test_presets(name):
   _, program = lower(small(name), 'cuda')
   check(program, 'cuda')
   assert program != plain('cuda')[1]
+
+
+@pytest.mark.parametrize('mesh', [{}, dict(data=8, fsdp=1)])
+def test_fused_kernels(mesh):
+  """In both passes: blocks are computed again."""
+  wide = {
+    'unet.block_out_channels': (64,),
+    'emo_model.classifier_in': 64,
+    'pose_guider.conditioning_embedding_channels': 64,
+    'audio_linear.context_tokens': 16,
+    'emo_model.tokens': 16,
+  }
+  _, program = lower(small(fused_kernels=True, **wide), 'cuda', **mesh)
+  # The transformer of the middle: three feed-forwards and two cross-attentions.
+  assert program.count(TRITON) == 2 * 5
+  assert TRITON not in plain('cuda')[1]
 
 
 def test_the_whole_bank():

@@ -43,6 +43,11 @@ def changed(task, arg='default', **changes):
       {'remat': 'all'},
       "config.remat='all' is unknown; choose one of: none, block",
     ),
+    (
+      'default',
+      {'fused_kernels': True, 'dtype': 'float32'},
+      "no such kernel for config.dtype='float32'",
+    ),
     ('default', {'data.buckets': 'guessed'}, 'measured, fixed'),
     ('default', {'noise.ref_aug': 'some'}, 'none, lognormal'),
     ('default', {'loss.cls_pool': 'video'}, 'frame, clip'),
