@@ -41,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     'too long as a whole',
   )
   parser.add_argument(
+    '--fused', action='store_true', help='with the kernels of `models/fused.py`'
+  )
+  parser.add_argument(
     '--out', type=pathlib.Path, metavar='FILE', help='write the record as JSON'
   )
   parser.add_argument(
@@ -57,15 +60,19 @@ def main(argv: list[str]) -> None:
   device = devices.known()[args.target]
   devices.configure(device)
   from benchmarks.compiled import compile_part, report
+  from dicetalk_jax.models import fused
 
   record: dict[str, Any] = {
     'target': args.target,
     'part': args.part,
     'devices': args.devices,
     'mesh': args.mesh,
-  } | compile_part.compile_part(
-    device, args.part, args.devices, args.mesh, blocks=args.blocks, hlo_file=args.hlo
-  )
+    'fused': args.fused,
+  }
+  with fused.kernels(args.fused):
+    record |= compile_part.compile_part(
+      device, args.part, args.devices, args.mesh, blocks=args.blocks, hlo_file=args.hlo
+    )
   print(report.table(record))
   if args.compare:
     print(report.comparison(json.loads(args.compare.read_text()), record))

@@ -207,7 +207,7 @@ def _bytes(
   """Bytes read and written: parts of operands where only parts are used."""
   if instruction.opcode in SLICES:
     return 2 * instruction.nbytes
-  read = sum(operand.nbytes for operand in operands)
+  read = sum({operand.name: operand.nbytes for operand in operands}.values())
   if re.search('cublas|cudnn', instruction.target):
     # The last result is the library's workspace.
     results = [shape for shape in instruction.shapes if shape.dtype not in WORKSPACE]
@@ -262,6 +262,10 @@ def _flop(
   if instruction.opcode == 'convolution':
     return _convolution(instruction, operand(1))
   target = instruction.target
+  for name, count in HAND_WRITTEN.items():
+    if f'/{name}/' in instruction.attributes:
+      shapes = [operand(i) for i in range(len(instruction.operands))]
+      return count(instruction.shapes[0], shapes)
   if 'cudnn$conv' in target:
     return _cudnn_convolution(instruction, operand(0), operand(1))
   if 'fmha' in target:
@@ -275,6 +279,21 @@ def _flop(
     contracted = tuple(map(int, numbers.get('lhs_contracting_dimensions', ())))
     return _product(instruction, operand(0), contracted)
   return 0
+
+
+def _geglu(out: Shape, operands: list[Shape]) -> int:
+  """Two products, for values and gates. Operands: input, kernel, ..."""
+  return 2 * 2 * out.size * operands[1].dims[0]
+
+
+def _attend_to_adapters(out: Shape, operands: list[Shape]) -> int:
+  """Two products for each adapter. Operands: queries, image, keys, values, mask."""
+  keys = [shape for shape in operands[2::2] if len(shape.dims) == 4]
+  return sum(2 * 2 * out.size * shape.dims[2] for shape in keys)
+
+
+# Arithmetic of our own kernels (`models.fused`), by the name they are called by.
+HAND_WRITTEN = {'geglu': _geglu, 'attend_to_adapters': _attend_to_adapters}
 
 
 def _inner(module: Module, instruction: Instruction) -> Computation | None:
