@@ -55,16 +55,8 @@ def make_train_step(
     after_update: see `Task.after_update`.
   """
 
-  def gathered_loss(trained, frozen, *args):
-    # Gather the parameters here. Otherwise their layout would spread to activations,
-    # which would then be exchanged in every layer.
-    def gather(tree):
-      return jax.tree.map(lambda x: lax.with_sharding_constraint(x, P()), tree)
-
-    return loss_fn(gather(trained), gather(frozen), *args)
-
   def value_and_grad(trained, *args):
-    value, grads = jax.value_and_grad(gathered_loss, has_aux=True)(trained, *args)
+    value, grads = jax.value_and_grad(loss_fn, has_aux=True)(trained, *args)
     return value, lax.with_sharding_constraint(grads, state_shardings.params)
 
   def accumulated(trained, frozen, batch, key, step):
