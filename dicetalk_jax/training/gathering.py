@@ -1,10 +1,9 @@
 """Parameters that devices share, gathered where a layer reads them.
 
-Between steps every device holds a slice of each parameter (`parallel.param_spec`). A
-layer needs the whole. It is gathered when the layer reads it, in the type that the
-layer computes in, and its gradient returns to the slices at once. So a device never
-holds all parameters, or all gradients, whole: inside a rematerialised block the
-backward pass gathers again.
+Between steps every device holds a slice of each parameter (`parallel.param_spec`), but
+a layer needs the whole. It is gathered when the layer reads it, and its gradient goes
+back to slices at once, so a device never holds all parameters or all gradients. In a
+rematerialised block the backward pass gathers again.
 """
 
 from collections.abc import Mapping
@@ -22,35 +21,36 @@ from dicetalk_jax.models import parameters
 
 
 def merge(graphdef: nnx.GraphDef[Any], params: Mapping[str, Any]) -> Any:
-  """Builds the module of a structure and parameters whose layers gather what they read.
+  """Builds a module like `parameters.merge`; its layers gather what they read.
 
-  Like `parameters.merge`, for use inside `jax.jit` with the mesh set.
+  Kernels are sent in the type that their layer computes in, everything else as it is:
+  norms compute in float32.
   """
   model = parameters.merge(graphdef, params)
-  modules = [module for _, module in nnx.iter_modules(model)]
-  for module in modules:
-    own = {name: x for name, x in vars(module).items() if isinstance(x, nnx.Param)}
-    for name, param in own.items():
-      # Layers with a kernel cast it to their type; norms compute in float32.
+  for module in [module for _, module in nnx.iter_modules(model)]:
+    for name, param in list(vars(module).items()):
+      if not isinstance(param, nnx.Param):
+        continue
       dtype = getattr(module, 'dtype', None) if name == 'kernel' else None
       setattr(module, name, _Gathered(param.get_raw_value(), read_as=dtype))
   return model
 
 
-class _Gathered(nnx.Param):
-  """A parameter that is gathered each time it is read."""
+class _Gathered(nnx.Param[jax.Array]):
+  """A parameter that is gathered whenever it is read."""
 
-  def get_value(self, **kwargs: Any) -> Any:
-    return gather(super().get_value(**kwargs), self.get_metadata('read_as'))
+  def get_value(self, **index: Any) -> jax.Array:
+    return gather(super().get_value(**index), self.get_metadata('read_as'))
 
 
 def gather(x: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
-  """Returns the whole of a parameter on every device; its gradient is laid out like the
-  parameter.
+  """Gathers a parameter on every device; its gradient is laid out like itself.
+
+  Without a mesh, or where devices share no parameters, it changes nothing.
 
   Args:
     x: laid out by `parallel.param_spec`.
-    dtype: cast to this type first, so that less is sent; None keeps the type.
+    dtype: the type to send, and to return; None keeps that of x.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if all(mesh.shape.get(axis, 1) == 1 for axis in parallel.PARAM_AXES):
@@ -63,20 +63,20 @@ def gather(x: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gather(spec: P, x: jax.Array) -> jax.Array:
-  # The first constraint keeps the cast before the gathering.
+  # The first constraint keeps a cast in front of the gathering.
   x = lax.with_sharding_constraint(x, spec)
   return lax.with_sharding_constraint(x, P())
 
 
-def _forward(spec: P, x: jax.Array) -> tuple[jax.Array, None]:
+def _gather_forward(spec: P, x: jax.Array) -> tuple[jax.Array, None]:
   return _gather(spec, x), None
 
 
-def _backward(spec: P, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-  # Each device has a sum over its own rows. Summing them whole and cutting out the slice
-  # is one operation, a reduce-scatter, if nothing comes between.
-  gradient = lax.with_sharding_constraint(gradient, P())
+def _gather_backward(spec: P, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+  # The gradient of the constraint would be a whole array on every device. In this
+  # layout compilers sum over devices and cut the slice in one operation, a
+  # reduce-scatter.
   return (lax.with_sharding_constraint(gradient, spec),)
 
 
-_gather.defvjp(_forward, _backward)
+_gather.defvjp(_gather_forward, _gather_backward)
