@@ -1,14 +1,16 @@
 """Lists the memory of the full-size diffusion training step per device.
 
 Nothing is allocated or run: the figures are those of the compiler. On simulated CPU
-devices, and with the compiler for TPU:
+devices, and with the compilers for TPU and NVIDIA GPUs:
 
   python -m benchmarks.memory_table --devices 8 --mesh fsdp=8 --mesh fsdp=4,sequence=2
   python -m benchmarks.memory_table --tpu v5p:4x4x4 --mesh fsdp=64
+  python -m benchmarks.memory_table --gpu h200 --devices 8 --batch 8 --out FILE.json
 
 The step is that of `configs/diffusion.py` and the training loop: loss, optimizer, EMA,
 shardings, donation. Arguments are parameters, EMA, moments and the batch; temporaries
-are gathered parameters, gradients and activations.
+are gathered parameters, gradients and activations. `--out` also writes what the devices
+exchange.
 
 XLA for CPU keeps more of these than XLA for accelerators: bfloat16 becomes float32
 where the CPU has no instruction for it, less is fused, and nothing is scheduled for
@@ -19,10 +21,18 @@ The compiler for TPU needs libtpu, but no TPU (`pip install libtpu`; set
 TPU_SKIP_MDS_QUERY=1 outside of Google's cloud). For meshes of devices that it knows,
 its figures are those of a run, and it refuses what does not fit. At full size it takes
 an hour, and 30 GB of memory or swap.
+
+The compiler for GPUs needs no GPU either: jax-cuda13-plugin, jax-cuda13-pjrt and the
+libraries of `pip install nvidia-cuda-nvcc nvidia-nvjitlink nvidia-cudnn-cu13
+nvidia-cublas`, of CUDA 13. `benchmarks/targets/` describes the GPUs.
 """
 
 import argparse
 import functools
+import importlib.util
+import json
+import os
+import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +42,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import ml_collections
 
+from benchmarks import collectives
 from benchmarks.timing import timed
 from configs import diffusion
 from dicetalk_jax import parallel
@@ -46,6 +57,7 @@ from dicetalk_jax.training.step import make_train_step
 from dicetalk_jax.training.task import Task
 
 GIB = 2**30
+TARGETS = pathlib.Path(__file__).parent / 'targets'
 # Nothing is run, so the code need not be fast. Joining reductions takes this compiler
 # very long.
 CPU_OPTIONS = {
@@ -186,10 +198,11 @@ def diffusion_step(
 
 
 class Memory(NamedTuple):
-  """Bytes per device of a compiled step."""
+  """Bytes per device of a compiled step, and what the devices exchange."""
 
   arguments: int
   temporaries: int
+  exchanged: dict[str, dict[str, float]]
 
   @property
   def total(self) -> int:
@@ -207,7 +220,11 @@ def compiled_memory(
     compiled = lowered.compile(CPU_OPTIONS if on_cpu else None)
   stats = compiled.memory_analysis()
   outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
-  return Memory(stats.argument_size_in_bytes, stats.temp_size_in_bytes + outputs)
+  return Memory(
+    stats.argument_size_in_bytes,
+    stats.temp_size_in_bytes + outputs,
+    collectives.summary(compiled.as_text()),
+  )
 
 
 def line(*cells: object) -> str:
@@ -216,9 +233,12 @@ def line(*cells: object) -> str:
 
 
 def table_line(
-  mesh_name: str, mesh: jax.sharding.Mesh, config: ml_collections.ConfigDict
+  mesh_name: str,
+  mesh: jax.sharding.Mesh,
+  config: ml_collections.ConfigDict,
+  records: list[dict[str, Any]],
 ) -> str:
-  """Compiles one variant and describes it."""
+  """Compiles one variant and describes it; adds its record."""
   variant = (mesh_name, config.batch_size, config.remat, config.accum)
   try:
     memory, seconds = timed(lambda: compiled_memory(config, mesh))
@@ -226,6 +246,15 @@ def table_line(
     # The compiler for TPU refuses what does not fit.
     reason = str(error).splitlines()[0][:200]
     return line(*variant, reason)
+  records.append(
+    {
+      'devices': f'{mesh.size} {mesh.devices.flat[0].device_kind}',
+      **dict(zip(COLUMNS, variant)),
+      'arguments_gb': round(memory.arguments / 1e9, 2),
+      'temporaries_gb': round(memory.temporaries / 1e9, 2),
+      'collectives': memory.exchanged,
+    }
+  )
   fits = [name for name, size in MEMORY.items() if memory.total <= 1e9 * size]
   sizes = (memory.arguments, memory.temporaries, memory.total)
   return line(
@@ -245,6 +274,33 @@ def parse_mesh(text: str, devices: Any) -> jax.sharding.Mesh:
   return parallel.make_mesh(**sizes, devices=devices)
 
 
+def gpus(name: str, count: int) -> list[jax.Device]:
+  """NVIDIA GPUs to compile for, which need not be there.
+
+  Args:
+    name: of a file in `benchmarks/targets`, such as 'h200'.
+    count: how many, all of one machine.
+  """
+  from jax._src.cudnn import fused_attention_stablehlo
+
+  # The library is not loaded, so it cannot tell its version.
+  fused_attention_stablehlo.check_cudnn_version = lambda: 91000
+  (packages,) = importlib.util.find_spec('nvidia').submodule_search_locations
+  tools = pathlib.Path(packages) / 'cu13'
+  # Without a GPU nothing can be timed, so nothing is tuned.
+  flags = f'--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={tools}'
+  os.environ['XLA_FLAGS'] = f'{flags} {os.environ.get("XLA_FLAGS", "")}'
+  os.environ['PATH'] = f'{tools / "bin"}:{os.environ["PATH"]}'
+  jax.config.update('jax_platforms', 'cpu')
+  topology = topologies.get_topology_desc(
+    platform='cuda',
+    topology_name=name,
+    target_config=(TARGETS / f'{name}.txtpb').read_text(),
+    topology=f'1x1x{count}',
+  )
+  return list(topology.devices)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
     prog='python -m benchmarks.memory_table', description=__doc__.split('\n')[0]
@@ -253,7 +309,12 @@ def main() -> None:
     '--devices',
     type=int,
     default=8,
-    help='simulated CPU devices (default: %(default)s)',
+    help='GPUs, or simulated CPU devices (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--gpu',
+    default='',
+    help='a name in benchmarks/targets to compile for, such as h200',
   )
   parser.add_argument(
     '--tpu', default='', help='topology to compile for instead, such as v5p:2x2x2'
@@ -279,12 +340,17 @@ def main() -> None:
     default=0,
     help='clips per step (default: that of the configuration)',
   )
+  parser.add_argument(
+    '--out', type=pathlib.Path, help='write all figures as JSON, collectives too'
+  )
   args = parser.parse_args()
 
   devices: list[jax.Device]
   if args.tpu:
     topology = topologies.get_topology_desc(platform='tpu', topology_name=args.tpu)
     devices = list(topology.devices)
+  elif args.gpu:
+    devices = gpus(args.gpu, args.devices)
   else:
     jax.config.update('jax_num_cpu_devices', args.devices)
     devices = jax.devices()
@@ -292,6 +358,7 @@ def main() -> None:
   print(f'{len(devices)} devices, {devices[0].device_kind}; GiB per device\n')
   print(line(*COLUMNS))
   print('| --- ' * len(COLUMNS) + '|')
+  records: list[dict[str, Any]] = []
   for mesh_name in args.mesh or ['fsdp=-1']:
     mesh = parse_mesh(mesh_name, devices)
     for remat in args.remat.split(','):
@@ -300,7 +367,9 @@ def main() -> None:
         config.remat = remat
         config.accum = int(accum)
         config.batch_size = args.batch or config.batch_size
-        print(table_line(mesh_name, mesh, config), flush=True)
+        print(table_line(mesh_name, mesh, config, records), flush=True)
+  if args.out:
+    args.out.write_text(json.dumps(records, indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax import lax
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
@@ -154,7 +154,9 @@ def make_mesh(
   )
 
 
-def param_spec(shape: Sequence[int], mesh: Mesh, min_size: int = 2**12) -> P:
+def param_spec(
+  shape: Sequence[int], mesh: Mesh | AbstractMesh, min_size: int = 2**12
+) -> P:
   """Splits the largest dimension that divides over `PARAM_AXES`.
 
   Arrays of less than `min_size` elements are copied: gathering them would cost more

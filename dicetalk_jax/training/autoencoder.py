@@ -18,7 +18,7 @@ from dicetalk_jax.media.contact_sheet import grid
 from dicetalk_jax.models import parameters
 from dicetalk_jax.models.parameters import Params
 from dicetalk_jax.models.vae import VAEConfig
-from dicetalk_jax.training import config_checks, datasets, init_from
+from dicetalk_jax.training import config_checks, datasets, gathering, init_from
 from dicetalk_jax.training.run_log import Picture
 from dicetalk_jax.training.task import Task
 
@@ -131,7 +131,7 @@ class AutoencoderTask(Task):
     )
 
   def _vae(self, params: Params) -> Any:
-    return parameters.merge(self.graphdef, parameters.strip_prefix('vae', params))
+    return gathering.merge(self.graphdef, parameters.strip_prefix('vae', params))
 
   def _reconstruct(
     self, params: Params, video: jax.Array

@@ -17,7 +17,7 @@ from dicetalk_jax.diffusion.face_mask import mask_pyramid
 from dicetalk_jax.models import fused, parameters
 from dicetalk_jax.models.emotion import VQ
 from dicetalk_jax.models.parameters import Params
-from dicetalk_jax.training import metric_means
+from dicetalk_jax.training import gathering, metric_means
 
 # Logarithm of the strength of noise on reference latents, as common in training SVD.
 REF_NOISE_MEAN = -3.0
@@ -73,7 +73,7 @@ class DiffusionLoss:
   def models(self, params: Params) -> dict[str, Any]:
     """Returns the trained components by name."""
     return {
-      name: parameters.merge(graph, parameters.strip_prefix(name, params))
+      name: gathering.merge(graph, parameters.strip_prefix(name, params))
       for name, graph in self.graphs.items()
     }
 

@@ -25,7 +25,13 @@ from dicetalk_jax.models import parameters
 from dicetalk_jax.models.embedder import EmbedderConfig
 from dicetalk_jax.models.parameters import Params
 from dicetalk_jax.models.whisper import WhisperConfig
-from dicetalk_jax.training import config_checks, contrastive, datasets, init_from
+from dicetalk_jax.training import (
+  config_checks,
+  contrastive,
+  datasets,
+  gathering,
+  init_from,
+)
 from dicetalk_jax.training.mean_priors import mean_gaussians
 from dicetalk_jax.training.run_log import Picture
 from dicetalk_jax.training.task import Task
@@ -133,7 +139,7 @@ class EmbedderTask(Task):
     return feature_extraction.FeatureExtractor(networks, part.source, folder)
 
   def _model(self, params: Params) -> Any:
-    return parameters.merge(self.graphdef, parameters.strip_prefix('embedder', params))
+    return gathering.merge(self.graphdef, parameters.strip_prefix('embedder', params))
 
   def init(self, key: jax.Array) -> Params:
     """Returns parameters `embedder.*`: from `init_from`, or drawn."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.parameters import Params
+from dicetalk_jax.training.gathering import gather
 
 A = '.lora_a'
 B = '.lora_b'
@@ -93,7 +94,9 @@ def merged(params: Params, config: Any) -> Params:
     if not name.endswith(A):
       continue
     kernel = name.removesuffix(A)
-    product = params[kernel + A] @ params[kernel + B]
+    # Each device computes the slice of the product that it adds to its slice of the
+    # kernel.
+    product = gather(params[kernel + A]) @ gather(params[kernel + B])
     scaled = config.lora.alpha / config.lora.rank * product
     out[kernel] = out[kernel] + scaled.reshape(out[kernel].shape)
   return out

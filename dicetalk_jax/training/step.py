@@ -47,7 +47,8 @@ def make_train_step(
   Metrics are `loss`, the parts of the loss, and `grad_norm` before clipping.
 
   Args:
-    loss_fn: a mean over the rows of its batch.
+    loss_fn: a mean over the rows of its batch; gathers what it reads of the parameters
+      (`gathering`).
     tx: the optimizer.
     state_shardings: `parallel.shardings` of the state.
     accum: micro-batches per step; memory for activations falls by this factor.
@@ -55,16 +56,8 @@ def make_train_step(
     after_update: see `Task.after_update`.
   """
 
-  def gathered_loss(trained, frozen, *args):
-    # Gather the parameters here. Otherwise their layout would spread to activations,
-    # which would then be exchanged in every layer.
-    def gather(tree):
-      return jax.tree.map(lambda x: lax.with_sharding_constraint(x, P()), tree)
-
-    return loss_fn(gather(trained), gather(frozen), *args)
-
   def value_and_grad(trained, *args):
-    value, grads = jax.value_and_grad(gathered_loss, has_aux=True)(trained, *args)
+    value, grads = jax.value_and_grad(loss_fn, has_aux=True)(trained, *args)
     return value, lax.with_sharding_constraint(grads, state_shardings.params)
 
   def accumulated(trained, frozen, batch, key, step):
@@ -79,7 +72,10 @@ def make_train_step(
     def add_gradients(total, xs):
       i, micro_batch = xs
       own_key = jax.random.fold_in(key, i)
-      value, grads = value_and_grad(trained, frozen, micro_batch, own_key, step)
+      # Parameters wait for the micro-batch. Otherwise a compiler may gather all of them
+      # before the loop.
+      inputs = lax.optimization_barrier((trained, frozen, micro_batch))
+      value, grads = value_and_grad(*inputs, own_key, step)
       return jax.tree.map(jnp.add, total, grads), value
 
     zeros = jax.tree.map(jnp.zeros_like, trained)

@@ -115,7 +115,8 @@ class Task(abc.ABC):
     Pure; traced under `jax.jit`, with the mesh set.
 
     Args:
-      params: every name that `init` returned, trained or frozen.
+      params: every name that `init` returned, trained or frozen, as the devices share
+        them; `gathering.merge` makes a module of them.
       batch: a batch (one of `config.accum` micro-batches) as global arrays `[rows,
         ...]`.
       key: for this step and micro-batch alone.

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 from dicetalk_jax import parallel
+from dicetalk_jax.training import gathering
 from dicetalk_jax.training.state import init_state
 from dicetalk_jax.training.step import make_train_step
 
@@ -141,6 +142,7 @@ def attention_loss(params, frozen, batch, key, step):
   """Half a transformer: the sharded side of its weights is a head's, if nothing
   hinders it.
   """
+  params, frozen = jax.tree.map(gathering.gather, (params, frozen))
   x = batch['x'].reshape(-1, 4, 16)
   q, k, v = ((x @ params[name]).reshape(*x.shape[:2], 8, -1) for name in 'qkv')
   y = jax.nn.dot_product_attention(q, k, v)

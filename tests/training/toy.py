@@ -24,7 +24,7 @@ from dicetalk_jax import bundle, parallel
 from dicetalk_jax.data.process_shard import ProcessShard
 from dicetalk_jax.errors import one_sentence
 from dicetalk_jax.models import parameters
-from dicetalk_jax.training import lock
+from dicetalk_jax.training import gathering, lock
 from dicetalk_jax.training.loop import train
 from dicetalk_jax.training.task import Task
 
@@ -110,7 +110,7 @@ class ToyTask(Task):
     target = batch['x'] @ PROJECTION
     x = batch['x'] + 0.1 * jax.random.uniform(key, batch['x'].shape)
     out = (
-      parameters.merge(self.graphdef, parameters.strip_prefix('net', params))(x)
+      gathering.merge(self.graphdef, parameters.strip_prefix('net', params))(x)
       * params['scale']
     )
     error = jnp.mean((out - target) ** 2, -1) * batch['weight']
