@@ -30,6 +30,7 @@ OPTIONS = {
   'svd': 'vae, image_encoder',
   'whisper': 'whisper',
   'rife': 'flownet',
+  'taesdv': 'taesdv (no previews)',
   'priors': 'emotion priors',
   'face_detector': 'face_detector (MTCNN finds faces instead)',
 }

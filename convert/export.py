@@ -41,6 +41,7 @@ Writes what the model has of:
       diffusers folders; the UNet without adapters
   whisper-tiny                 a transformers folder
   RIFE/flownet.pkl             the frame interpolation
+  taesdv.pth                   the decoder of previews
   yoloface_v5m.pt              the face detector, as a state dict without code
   priors/*.npy                 emotion priors
   dicetalk.json or sonic.json  sizes and settings, which the way back needs
@@ -49,7 +50,7 @@ The way back, for Sonic without --priors:
   python -m convert dicetalk exported DST \\
       --svd exported/stable-video-diffusion-img2vid-xt \\
       --whisper exported/whisper-tiny --rife exported/RIFE --priors exported/priors \\
-      --face_detector exported/yoloface_v5m.pt"""
+      --taesdv exported/taesdv.pth --face_detector exported/yoloface_v5m.pt"""
 
 SVD_FOLDER = 'stable-video-diffusion-img2vid-xt'
 WHISPER_FOLDER = 'whisper-tiny'
@@ -132,7 +133,7 @@ def _own_config(
   settings: dict[str, Any],
 ) -> dict[str, Any]:
   """Makes the configuration that published folders lack: sizes, settings, embedder."""
-  without_config = (*release.files, 'flownet', face_detector.COMPONENT)
+  without_config = (*release.files, 'flownet', 'taesdv', face_detector.COMPONENT)
   own: dict[str, Any] = {
     'components': {
       name: entry['config'] for name, entry in known.items() if name in without_config
@@ -284,6 +285,16 @@ def _write_flownet(
   _save_pickled(prefixed, place / published_layouts.FLOWNET)
 
 
+def _write_taesdv(
+  folder: pathlib.Path,
+  name: str,
+  config: dict[str, Any],
+  tensors: torch_files.StateDict,
+) -> None:
+  """Writes the file of the tiny autoencoder."""
+  _save_pickled(tensors, folder / published_layouts.TAESDV)
+
+
 def _write_face_detector(
   folder: pathlib.Path,
   name: str,
@@ -317,6 +328,7 @@ WRITERS: dict[str, Writer] = {
   'image_encoder': _write_folder,
   'whisper': _write_whisper,
   'flownet': _write_flownet,
+  'taesdv': _write_taesdv,
   face_detector.COMPONENT: _write_face_detector,
 }
 

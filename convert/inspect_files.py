@@ -27,6 +27,7 @@ MARKS = {
   'emo_model': 'codebook.codebook.weight',
   'pose_guider': 'blocks.0.weight',
   'flownet': 'block0.conv0.0.0.weight',
+  'taesdv': 'decoder.3.conv.0.weight',
   'audio_linear': 'norm.weight',
   'audio2bucket': 'proj1.weight',
 }

@@ -79,6 +79,8 @@ def release_of(settings: Mapping[str, Any]) -> Release:
 FLOWNET = 'flownet.pkl'  # of the RIFE release
 FLOWNET_PREFIX = 'module.'
 
+TAESDV = 'taesdv.pth'
+
 WHISPER_PREFIX = 'model.'
 WHISPER_DECODER = 'whisper_decoder'  # carries what our encoder does not use
 WHISPER_UNUSED = r'(decoder|proj_out)\.'
@@ -102,6 +104,7 @@ LICENCES = dict(
   sonic='CC BY-NC-SA 4.0',
   whisper='MIT (see the model card)',
   rife='MIT (see the code it was published with)',
+  taesdv='MIT (see the code it was published with)',
   face_detector='GPL-3.0 (YOLOv5-face) and the terms of the DICE-Talk release',
 )
 

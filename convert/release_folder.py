@@ -77,12 +77,14 @@ def part(
 
 
 def companions(args: argparse.Namespace, own: Mapping[str, Any]) -> list[Part]:
-  """Reads Whisper, RIFE and the face detector, if they are given."""
+  """Reads Whisper, RIFE, TAESDV and the face detector, if they are given."""
   parts = []
   if args.whisper:
     parts += whisper.parts(args.whisper)
   if args.rife:
     parts.append(_flownet(args.rife, own))
+  if args.taesdv:
+    parts.append(_taesdv(args.taesdv, own))
   if args.face_detector:
     sizes = own['components'].get(COMPONENT)
     parts.append(face_detector.part(args.face_detector, sizes))
@@ -105,6 +107,14 @@ def _flownet(path: pathlib.Path, own: Mapping[str, Any]) -> Part:
     tensors=published_layouts.without_prefix(network, prefix),
     ignored=tuple(key for key in out.tensors if key not in network),
   )
+
+
+def _taesdv(path: pathlib.Path, own: Mapping[str, Any]) -> Part:
+  """Reads the tiny autoencoder."""
+  if path.is_dir():
+    path = path / published_layouts.TAESDV
+  sizes = own['components'].get('taesdv')
+  return published_layouts.file_part('taesdv', path, 'taesdv', sizes)
 
 
 def missing_options(args: argparse.Namespace, options: Mapping[str, str]) -> list[str]:
@@ -138,6 +148,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='PATH',
     type=pathlib.Path,
     help='flownet.pkl, or the folder that holds it',
+  )
+  parser.add_argument(
+    '--taesdv',
+    metavar='PATH',
+    type=pathlib.Path,
+    help='taesdv.pth or .safetensors, or the folder that holds taesdv.pth: the decoder '
+    'of previews',
   )
   parser.add_argument(
     '--face_detector',

@@ -22,6 +22,7 @@ OPTIONS = {
   'svd': 'vae, image_encoder',
   'whisper': 'whisper',
   'rife': 'flownet',
+  'taesdv': 'taesdv (no previews)',
   'face_detector': 'face_detector (MTCNN finds faces instead)',
 }
 

@@ -21,6 +21,7 @@ import pathlib
 import jax
 
 from dicetalk_jax import bundle, cli, parallel
+from dicetalk_jax.compiled import keep_programs
 from dicetalk_jax.component import Component
 from dicetalk_jax.data import face_crops, feature_extraction
 from dicetalk_jax.data.clip_source import ClipSource, data_sets
@@ -93,6 +94,7 @@ def main(argv: Sequence[str]) -> None:
   # 1. Refuse what cannot work, before hours of work
   args = _parser().parse_args(argv)
   _check(args)
+  keep_programs()
   if args.records:
     from data_pipelines.builders import tfds_writer
 

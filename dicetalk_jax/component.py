@@ -80,6 +80,26 @@ class Component(Generic[Config]):
     )
 
   @classmethod
+  def abstract(
+    cls,
+    folder: os.PathLike | str,
+    name: str,
+    dtype: jax.typing.DTypeLike | None = None,
+    param_dtype: jax.typing.DTypeLike = jnp.float32,
+  ) -> 'Component[Any]':
+    """A component of a model folder with shapes for parameters, to trace with.
+
+    Arguments and errors as of `load`. No parameter is read.
+    """
+    _, entry = bundle.holder(folder, name)
+    build = registry.builder(name, entry['config'], dtype)
+    graphdef, shapes = parameters.abstract(build)
+    params: Any = {
+      key: jax.ShapeDtypeStruct(x.shape, param_dtype) for key, x in shapes.items()
+    }
+    return Component(registry.config_of(name, entry['config']), graphdef, params)
+
+  @classmethod
   def load_frozen(
     cls, folder: os.PathLike | str, name: str, mesh: Mesh | None = None
   ) -> 'Component[Any]':
@@ -138,6 +158,14 @@ class Component(Generic[Config]):
 
       self._stages[function] = functools.partial(self._run, compiled)
     return self._stages[function]
+
+  def shapes(self, function: Callable[..., Any], *args: Any) -> Any:
+    """Shapes of what `function(model, *args)` returns for shapes of arguments."""
+
+    def call(params, *args):
+      return function(parameters.merge(self.graphdef, params), *args)
+
+    return jax.eval_shape(call, self.params, *args)
 
   def _run(self, compiled: Callable[..., Any], *args: Any) -> Any:
     with jax.set_mesh(self.mesh):

@@ -10,7 +10,7 @@ import numpy as np
 
 from dicetalk_jax.component import Component
 from dicetalk_jax.diffusion.face_mask import mask_pyramid
-from dicetalk_jax.diffusion.sampler import Conditions
+from dicetalk_jax.diffusion.sampler import Conditions, join_conditions
 from dicetalk_jax.job import Job
 from dicetalk_jax.media import audio
 from dicetalk_jax.media.image import prepare_portrait
@@ -40,7 +40,7 @@ class ConditionEncoder:
     """
     self.settings = settings
     self.networks = networks
-    functions: dict[str, Callable[..., Any]] = {
+    self._functions: dict[str, Callable[..., Any]] = {
       'vae': encode_image,
       'image_encoder': image_token,
       'whisper': speech_states,
@@ -51,7 +51,7 @@ class ConditionEncoder:
     }
     self.stages = {
       name: networks[name].stage(function)
-      for name, function in functions.items()
+      for name, function in self._functions.items()
       if name in networks
     }
 
@@ -111,6 +111,63 @@ class ConditionEncoder:
       added_time_ids=time_ids,
     )
     return conditions, length
+
+  def shapes(self, batch: int, length: int, size: tuple[int, int]) -> Conditions:
+    """Shapes of the conditions of a batch of clips. Computes nothing.
+
+    Args:
+      batch: number of clips.
+      length: frames of the longest.
+      size: (width, height) of the frames.
+    """
+    networks = self.networks
+
+    def stage(name: str, *args: Any) -> Any:
+      return networks[name].shapes(self._functions[name], *args)
+
+    # 1. The portrait.
+    image = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    width, height = size
+    side = networks['image_encoder'].config.image_size
+    latents = stage('vae', image((1, height, width, 3)))
+    token = stage('image_encoder', image((1, side, side, 3)))
+    mask = image((1, height, width))
+    levels = networks['unet'].config.levels
+    latent_size = latents.shape[1:3]
+    masks = jax.eval_shape(lambda mask: mask_pyramid(mask, latent_size, levels), mask)
+    spatial = stage('pose_guider', mask) if 'pose_guider' in networks else None
+
+    # 2. The audio.
+    frames = self.bucket(length)
+    whisper = networks['whisper'].config
+    mel = image((1, 2 * whisper.max_source_positions, whisper.num_mel_bins))
+    *_, layers, channels = stage('whisper', mel).shape
+    windows = image((1, frames, audio.CLIP, layers, channels))
+    tokens, null_audio = stage('audio_linear', windows)
+    time_ids: Any = image((1, 3))
+    if 'audio2bucket' in networks:
+      time_ids = image((1, frames, 3))
+
+    # 3. The emotion.
+    emotion = null_emotion = None
+    if 'emo_model' in networks:
+      prior = image((1, networks['emo_model'].config.prior_dim))
+      emotion, null_emotion = stage('emo_model', prior)
+
+    one = Conditions(
+      reference_latents=latents,
+      image_token=token,
+      audio_tokens=tokens,
+      null_audio=null_audio,
+      emotion_tokens=emotion,
+      null_emotion=null_emotion,
+      masks=masks,
+      spatial=spatial,
+      added_time_ids=time_ids,
+    )
+    clips = [one] * batch
+    batched: Conditions = jax.eval_shape(join_conditions, clips)
+    return batched
 
   def bucket(self, length: int) -> int:
     """The number of frames that a clip is padded to: 1, 2, 4, 8, ... windows.

@@ -12,6 +12,7 @@ import pathlib
 import numpy as np
 
 from dicetalk_jax import bundle, cli, published_priors
+from dicetalk_jax.compiled import keep_programs
 from dicetalk_jax.component import Component
 from dicetalk_jax.data import feature_extraction
 from dicetalk_jax.data.clip_record import UNKNOWN
@@ -73,6 +74,7 @@ def _comma_separated(text: str) -> list[str]:
 def main(argv: list[str]) -> None:
   """Embeds every clip that has not been embedded before, and averages per emotion."""
   flags = _parser().parse_args(argv)
+  keep_programs()
 
   # 1. Check everything that can be wrong.
   bundle.require(flags.model, 'embedder', 'whisper')

@@ -1,6 +1,6 @@
-"""Latents become frames: decoded in chunks, and doubled if asked."""
+"""Latents become frames: decoded in chunks, and doubled if asked; or previewed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from dicetalk_jax import parallel
 from dicetalk_jax.component import Component
 from dicetalk_jax.models import rife
+from dicetalk_jax.models.taesdv import TAESDV, blank_memory
 from dicetalk_jax.progress import Progress, silent
 from dicetalk_jax.settings import Settings
 
@@ -129,6 +130,49 @@ class VideoDecoder:
     if self.mesh is None or len(x) % parallel.batch_devices(self.mesh):
       return x
     return jax.lax.with_sharding_constraint(x, parallel.batch_sharding(self.mesh))
+
+
+class PreviewDecoder:
+  """Decodes the latents of one clip with TAESDV: quickly and roughly.
+
+  Attributes:
+    decode: compiled: latents `[1, frames, h, w, C]` and the memory of those before to
+      frames, uint8 `[frames, H, W, 3]`, and the memory for those after.
+  """
+
+  def __init__(self, taesdv: Component, settings: Settings):
+    self.settings = settings
+    self.config = taesdv.config
+    self.decode = taesdv.stage(_decode_preview)
+
+  def frames(
+    self, latents: jax.typing.ArrayLike, length: int, progress: Progress = silent
+  ) -> Iterator[np.ndarray]:
+    """Yields the frames of one clip, uint8 `[n, H, W, 3]`, a few at a time.
+
+    Each call remembers the frames of the call before, so that nothing is seen of where
+    one ends. Arguments as of `VideoDecoder.frames`.
+    """
+    z = np.asarray(latents)[:length]
+    _, height, width, _ = z.shape
+    memory = blank_memory(self.config, 1, height, width)
+    chunk = min(self.settings.decode_chunk, length)
+    starts = range(0, length, chunk)
+    for done, first in enumerate(starts):
+      progress('decoding', done, len(starts))
+      kept = z[first : first + chunk]
+      padding = ((0, chunk - len(kept)), (0, 0), (0, 0), (0, 0))
+      frames, memory = self.decode(np.pad(kept, padding)[None], memory)
+      yield np.asarray(frames)[: len(kept)]
+    progress('decoding', len(starts), len(starts))
+
+
+def _decode_preview(
+  taesdv: TAESDV, latents: jax.Array, memory: Sequence[jax.Array]
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  frames, memory = taesdv.decode(latents, memory)
+  levels = jnp.round(255 * jnp.clip(frames[0], 0, 1))
+  return levels.astype(jnp.uint8), memory
 
 
 class _Call(NamedTuple):

@@ -15,6 +15,7 @@ import numpy as np
 
 from dicetalk_jax import bundle, cli, published_priors
 from dicetalk_jax.bundle import ModelFolder
+from dicetalk_jax.compiled import keep_programs
 from dicetalk_jax.component import Component
 from dicetalk_jax.data import face_crops, feature_extraction
 from dicetalk_jax.data.clip_record import FPS, SAMPLES_PER_FRAME
@@ -141,6 +142,7 @@ def _flags(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
   """Embeds one clip."""
   flags = _flags(argv)
+  keep_programs()
 
   # 1. Check everything that can be wrong, before anything is written.
   model = ModelFolder.open(flags.model)

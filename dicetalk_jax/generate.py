@@ -10,7 +10,6 @@ import tempfile
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -26,7 +25,7 @@ from dicetalk_jax.media.image import load_image
 from dicetalk_jax.media.soundtrack import Soundtrack
 from dicetalk_jax.media.video import CRF, write_video
 from dicetalk_jax.models import fused
-from dicetalk_jax.pipeline import Pipeline
+from dicetalk_jax.pipeline import Pipeline, compute_dtype
 from dicetalk_jax.progress import Progress
 from dicetalk_jax.settings import INTERPOLATION, Settings
 
@@ -128,6 +127,20 @@ def _parser() -> argparse.ArgumentParser:
     "(default: the model's, 6 as published)",
   )
   add(
+    '--sampler',
+    action='append',
+    default=[],
+    metavar='FILE',
+    help='from python -m dicetalk_jax.export_sampler: clips of its shape start without '
+    'tracing, on one device; may be repeated',
+  )
+  add(
+    '--fill_memory',
+    action='store_true',
+    help='compute as many windows at once as the memory of the device holds, which is '
+    "faster for small models (default: the model's, one as published)",
+  )
+  add(
     '--interpolate',
     action=argparse.BooleanOptionalAction,
     help='double the frame rate, 12.5 per second as published '
@@ -139,12 +152,18 @@ def _parser() -> argparse.ArgumentParser:
     help='fewer passes over memory on NVIDIA GPUs, Ampere or later; the same video '
     'within rounding. Not timed on a GPU yet',
   )
+  add(
+    '--preview',
+    action='store_true',
+    help='decode quickly and roughly, with taesdv, if the model has it',
+  )
   return parser
 
 
 def main(argv: list[str]) -> None:
   """Generates one video."""
   flags = _parser().parse_args(argv)
+  keep_programs()
 
   # 1. Check everything that can be wrong, before weights are read.
   sampling = _sampling(flags)
@@ -157,10 +176,17 @@ def main(argv: list[str]) -> None:
   _check_writable(flags.output)
 
   # 2. Generate.
-  keep_programs()
   progress = _progress_bars()
-  dtype = None if jax.default_backend() == 'cpu' else jnp.bfloat16
-  pipe = Pipeline.load(model, _mesh(), dtype, progress=progress, **sampling)
+  pipe = Pipeline.load(
+    model,
+    # Exported samplers run on one device.
+    None if flags.sampler else _mesh(),
+    compute_dtype(jax.default_backend()),
+    progress=progress,
+    samplers=flags.sampler,
+    fill_memory=flags.fill_memory,
+    **sampling,
+  )
   with fused.kernels(flags.fused_kernels):
     frames, fps = pipe.run(job, progress)
 
@@ -173,7 +199,8 @@ def main(argv: list[str]) -> None:
     f'{flags.output}: {count / fps:.1f} s, {width}x{height}, {count} frames at {fps:g} '
     'per second'
   )
-  if flags.interpolate is None and INTERPOLATION not in model.components:
+  is_able = INTERPOLATION in model.components
+  if flags.interpolate is None and not is_able and not flags.preview:
     print(f'{model} has no {INTERPOLATION}, which would double the frame rate')
 
 
@@ -211,6 +238,7 @@ def _job(
     seed=flags.seed,
     noise=_load_noise(flags.noise) if flags.noise else None,
     interpolate=flags.interpolate,
+    preview=flags.preview,
     crop=flags.crop,
     image_size=flags.image_size,
     keep_resolution=flags.keep_resolution,

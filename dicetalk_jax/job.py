@@ -16,8 +16,9 @@ from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.media.image import Box, crop_around_face, target_size
 from dicetalk_jax.media.video import CRF, MAX_CRF
 from dicetalk_jax.models.emotion import EmotionConfig
+from dicetalk_jax.models.taesdv import TAESDVConfig
 from dicetalk_jax.models.vae import VAEConfig
-from dicetalk_jax.settings import INTERPOLATION, Settings
+from dicetalk_jax.settings import INTERPOLATION, PREVIEW, Settings
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +33,7 @@ class Job:
     seed: the same seed gives the same video.
     noise: start noise in place of the seed's, `[N + padding_frames, h, w, C]`.
     interpolate: whether to put a frame between every two.
+    preview: whether to decode with TAESDV, quickly and roughly.
     image_size: shorter side of the generated frames; None: as in the model's settings.
     video_size: (width, height) of the file, if frames are to be scaled for it.
     crf: H.264 quality of the file; see `write_video`.
@@ -44,6 +46,7 @@ class Job:
   seed: int = 0
   noise: np.ndarray | None = None
   interpolate: bool = False
+  preview: bool = False
   image_size: int | None = None
   video_size: tuple[int, int] | None = None
   crf: int = CRF
@@ -63,6 +66,7 @@ class Job:
     seed: int = 0,
     noise: np.ndarray | None = None,
     interpolate: bool | None = None,
+    preview: bool = False,
     crop: bool = False,
     image_size: int | None = None,
     keep_resolution: bool = False,
@@ -84,6 +88,7 @@ class Job:
       noise: standard normal, see `Job`. That of the reference implementation gives its
         video.
       interpolate: double the frame rate; None: if the model has what it takes.
+      preview: see `Job`; previews are not interpolated.
       crop: use only a square around the face, as the reference implementation may.
       image_size: see `Job`.
       keep_resolution: scale the video to the size of the portrait (of the crop, if
@@ -93,10 +98,10 @@ class Job:
     Raises:
       InputError: no face was found, or fewer than `face_index`; the crop or the image
         size is too small, the recording is shorter than one frame, the noise has
-        another shape, the quality is out of range, or the model needs an emotion or has
-        none.
+        another shape, the quality is out of range, a preview is to be interpolated, or
+        the model needs an emotion or has none.
       WeightsError: the model has no such emotion or cannot read it, or it cannot
-        interpolate.
+        interpolate or preview.
     """
     if emotion is not None and prior is not None:
       raise ValueError('give either the name of an emotion or a prior')
@@ -110,6 +115,9 @@ class Job:
       raise InputError(
         f'a quality of {crf} does not exist; give --crf from 0, the best, to {MAX_CRF}'
       )
+    if preview:
+      _check_preview(model, interpolate)
+      interpolate = False
     if interpolate is None:
       interpolate = INTERPOLATION in model.components
     elif interpolate:
@@ -132,6 +140,7 @@ class Job:
       seed=seed,
       noise=noise,
       interpolate=interpolate,
+      preview=preview,
       image_size=image_size,
       video_size=_even(width, height) if keep_resolution else None,
       crf=crf,
@@ -160,6 +169,23 @@ def _check_width(model: ModelFolder, prior: np.ndarray) -> None:
     raise WeightsError(
       f'the emotion prior has {np.size(prior)} numbers, the model wants '
       f'{config.prior_dim}; use priors made by the same embedder'
+    )
+
+
+def _check_preview(model: ModelFolder, interpolate: bool | None) -> None:
+  """Refuses a preview of a model that TAESDV cannot decode."""
+  if interpolate:
+    raise InputError('previews are not interpolated; leave out one of the two')
+  model.require(PREVIEW)
+  tiny = TAESDVConfig.from_json(model.components[PREVIEW]['config'])
+  vae = VAEConfig.from_json(model.components['vae']['config'])
+  ours = (vae.latent_channels, 2 ** (len(vae.block_out_channels) - 1))
+  theirs = (tiny.latent_channels, tiny.factor)
+  if ours != theirs:
+    raise WeightsError(
+      f'{PREVIEW} decodes latents of {theirs[0]} channels, {theirs[1]} pixels wide, '
+      f'those of {model} have {ours[0]} and are {ours[1]} pixels wide; generate '
+      'without --preview'
     )
 
 

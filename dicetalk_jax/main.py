@@ -10,8 +10,8 @@ configuration file lists its own. Any value can be overridden:
   --config.model=DIR          the model folder with the frozen components
   --config.multihost=True     one of several processes that train together
 
-Any option of jax is a flag, too: --jax_compilation_cache_dir=DIR keeps compiled
-programs for the next run.
+Any option of jax is a flag, too. Compiled programs are kept for the next run, in
+~/.cache/dicetalk_jax or --jax_compilation_cache_dir=DIR.
 """
 
 import importlib
@@ -27,6 +27,7 @@ import jax
 from ml_collections import config_flags
 
 from dicetalk_jax import cli, orbax_paths, parallel
+from dicetalk_jax.compiled import keep_programs
 from dicetalk_jax.errors import ConfigError, InputError
 from dicetalk_jax.training.profile import parse_span
 
@@ -175,6 +176,7 @@ def main(argv: list[str]) -> None:
     check_tensorboard()
   config = _CONFIG.value
   profile = parse_span(_PROFILE.value)
+  keep_programs()
   parallel.initialize(
     config.multihost, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
   )

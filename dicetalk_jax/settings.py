@@ -32,7 +32,10 @@ KINDS = {
     'audio2bucket',
   ),
 }
-INTERPOLATION = 'flownet'  # the one component that a model folder may lack
+# What a model folder may lack: the network that doubles the frame rate, and the decoder
+# of previews.
+INTERPOLATION = 'flownet'
+PREVIEW = 'taesdv'
 
 
 @dataclasses.dataclass(frozen=True)

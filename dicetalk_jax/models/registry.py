@@ -16,6 +16,7 @@ from dicetalk_jax.models.emotion import EmotionConfig, EmotionModel
 from dicetalk_jax.models.parameters import ModelConfig
 from dicetalk_jax.models.pose_guider import PoseGuider, PoseGuiderConfig
 from dicetalk_jax.models.rife import IFNet, RIFEConfig
+from dicetalk_jax.models.taesdv import TAESDV, TAESDVConfig
 from dicetalk_jax.models.unet import UNet, UNetConfig
 from dicetalk_jax.models.vae import VAE, VAEConfig
 from dicetalk_jax.models.whisper import WhisperConfig, WhisperEncoder
@@ -32,6 +33,7 @@ COMPONENTS: dict[str, tuple[type[ModelConfig], Callable[..., nnx.Module]]] = {
   'pose_guider': (PoseGuiderConfig, PoseGuider),
   'emo_model': (EmotionConfig, EmotionModel),
   'flownet': (RIFEConfig, IFNet),
+  'taesdv': (TAESDVConfig, TAESDV),
   'face_detector': (YoloFaceConfig, YoloFace),
   'embedder': (EmbedderConfig, Embedder),
 }
