@@ -88,7 +88,6 @@ def test_attention_along_the_frames_is_fused_in_sampling():
   assert lengths[4096, 4096] == 5  # two transformers on the way down, three up
 
 
-@pytest.mark.parametrize(('kind', 'platform'), DICETALK + SONIC)
 def test_fused_kernels_serve_all_sizes():
   lower = programs.Lowered(pipeline('dicetalk', False), 'cuda')
   with fused.kernels():
@@ -100,6 +99,7 @@ def test_fused_kernels_serve_all_sizes():
   assert program.count(CUDNN) == TRANSFORMERS * 2
 
 
+@pytest.mark.parametrize(('kind', 'platform'), DICETALK + SONIC)
 def test_products_are_half_precision_in_the_sampler(kind, platform):
   text, _ = lowered(kind, platform)
   assert programs.share_of_products(text['sample'], {'bf16'}) > 0.9
