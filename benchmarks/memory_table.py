@@ -22,16 +22,13 @@ TPU_SKIP_MDS_QUERY=1 outside of Google's cloud). For meshes of devices that it k
 its figures are those of a run, and it refuses what does not fit. At full size it takes
 an hour, and 30 GB of memory or swap.
 
-The compiler for GPUs needs no GPU either: jax-cuda13-plugin, jax-cuda13-pjrt and the
-libraries of `pip install nvidia-cuda-nvcc nvidia-nvjitlink nvidia-cudnn-cu13
-nvidia-cublas`, of CUDA 13. `benchmarks/targets/` describes the GPUs.
+The compiler for GPUs needs no GPU either: `make compiler-gpu`, then
+.compiler-gpu/bin/python.
 """
 
 import argparse
 import functools
-import importlib.util
 import json
-import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -43,6 +40,7 @@ from jax.sharding import PartitionSpec as P
 import ml_collections
 
 from benchmarks import collectives
+from benchmarks.compiled import devices
 from benchmarks.timing import timed
 from configs import diffusion
 from dicetalk_jax import parallel
@@ -57,7 +55,6 @@ from dicetalk_jax.training.step import make_train_step
 from dicetalk_jax.training.task import Task
 
 GIB = 2**30
-TARGETS = pathlib.Path(__file__).parent / 'targets'
 # Nothing is run, so the code need not be fast. Joining reductions takes this compiler
 # very long.
 CPU_OPTIONS = {
@@ -275,30 +272,11 @@ def parse_mesh(text: str, devices: Any) -> jax.sharding.Mesh:
 
 
 def gpus(name: str, count: int) -> list[jax.Device]:
-  """NVIDIA GPUs to compile for, which need not be there.
-
-  Args:
-    name: of a file in `benchmarks/targets`, such as 'h200'.
-    count: how many, all of one machine.
-  """
-  from jax._src.cudnn import fused_attention_stablehlo
-
-  # The library is not loaded, so it cannot tell its version.
-  fused_attention_stablehlo.check_cudnn_version = lambda: 91000
-  (packages,) = importlib.util.find_spec('nvidia').submodule_search_locations
-  tools = pathlib.Path(packages) / 'cu13'
-  # Without a GPU nothing can be timed, so nothing is tuned.
-  flags = f'--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={tools}'
-  os.environ['XLA_FLAGS'] = f'{flags} {os.environ.get("XLA_FLAGS", "")}'
-  os.environ['PATH'] = f'{tools / "bin"}:{os.environ["PATH"]}'
-  jax.config.update('jax_platforms', 'cpu')
-  topology = topologies.get_topology_desc(
-    platform='cuda',
-    topology_name=name,
-    target_config=(TARGETS / f'{name}.txtpb').read_text(),
-    topology=f'1x1x{count}',
-  )
-  return list(topology.devices)
+  """NVIDIA GPUs of one machine to compile for, which need not be there."""
+  device = devices.known()[name]
+  devices.configure(device)
+  jax.config.update('jax_platforms', 'cpu')  # JAX has read its environment before
+  return devices.topology(device, count)
 
 
 def main() -> None:
@@ -312,9 +290,7 @@ def main() -> None:
     help='GPUs, or simulated CPU devices (default: %(default)s)',
   )
   parser.add_argument(
-    '--gpu',
-    default='',
-    help='a name in benchmarks/targets to compile for, such as h200',
+    '--gpu', default='', help='GPU to compile for instead, such as h200'
   )
   parser.add_argument(
     '--tpu', default='', help='topology to compile for instead, such as v5p:2x2x2'
@@ -345,22 +321,22 @@ def main() -> None:
   )
   args = parser.parse_args()
 
-  devices: list[jax.Device]
+  mesh_devices: list[jax.Device]
   if args.tpu:
     topology = topologies.get_topology_desc(platform='tpu', topology_name=args.tpu)
-    devices = list(topology.devices)
+    mesh_devices = list(topology.devices)
   elif args.gpu:
-    devices = gpus(args.gpu, args.devices)
+    mesh_devices = gpus(args.gpu, args.devices)
   else:
     jax.config.update('jax_num_cpu_devices', args.devices)
-    devices = jax.devices()
+    mesh_devices = jax.devices()
 
-  print(f'{len(devices)} devices, {devices[0].device_kind}; GiB per device\n')
+  print(f'{len(mesh_devices)} devices, {mesh_devices[0].device_kind}; GiB per device\n')
   print(line(*COLUMNS))
   print('| --- ' * len(COLUMNS) + '|')
   records: list[dict[str, Any]] = []
   for mesh_name in args.mesh or ['fsdp=-1']:
-    mesh = parse_mesh(mesh_name, devices)
+    mesh = parse_mesh(mesh_name, mesh_devices)
     for remat in args.remat.split(','):
       for accum in args.accum.split(','):
         config = diffusion.get_config()
