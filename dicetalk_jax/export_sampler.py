@@ -136,7 +136,10 @@ def _settings(model: ModelFolder, changes: dict[str, Any]) -> Settings:
   try:
     return Settings.of(model, **changes)
   except TypeError as error:
-    raise ConfigError(f'--set: {error}; give numbers') from error
+    given = ', '.join(f'{name}={value!r}' for name, value in changes.items())
+    raise ConfigError(
+      f'--set: one of {given} is of the wrong type; give it as `SamplerConfig` has it'
+    ) from error
 
 
 def _frame_size(settings: Settings, size: tuple[int, int] | None) -> tuple[int, int]:

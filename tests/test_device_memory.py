@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dicetalk_jax import device_memory, parallel
+from dicetalk_jax import device_memory, parallel, pipeline
 from dicetalk_jax.diffusion.sampler import SamplerConfig
 from dicetalk_jax.errors import ConfigError
 from dicetalk_jax.models.unet import UNetConfig
@@ -56,17 +56,21 @@ def test_the_pipeline_asks_its_devices(folder, monkeypatch):
     sizes.append(size)
     return 5 if device.id else 3
 
-  alone = Pipeline.load(folder, fill_memory=True)
-  assert alone.settings.sampler.windows_per_call == 1
+  def windows(dtype=None, mesh=None):
+    pipe = Pipeline.abstract(folder, dtype)
+    filling = pipeline._filling_memory(pipe.settings, pipe.networks, mesh)
+    return filling.sampler.windows_per_call
+
+  assert windows() == 1
   monkeypatch.setattr(device_memory, 'windows_that_fit', fit)
-  alone = Pipeline.load(folder, fill_memory=True)
-  assert alone.settings.sampler.windows_per_call == 3
+  assert windows() == 3
   assert sizes == [of_tiny]
   mesh = parallel.make_mesh(data=-1, fsdp=1)
-  shared = Pipeline.load(folder, mesh, jnp.bfloat16, fill_memory=True)
-  assert shared.settings.sampler.windows_per_call == 3 * jax.device_count()
+  assert windows(jnp.bfloat16, mesh) == 3 * jax.device_count()
   assert sizes[1:] == [of_tiny // 2] * 8
-  assert Pipeline.load(folder).settings.sampler.windows_per_call == 1
+
+  pipe = Pipeline.load(folder, fill_memory=True)
+  assert pipe.settings.sampler.windows_per_call == 3
 
 
 def test_an_exported_sampler_has_its_windows_already(folder):

@@ -13,7 +13,6 @@ from dicetalk_jax.diffusion import sampler
 from dicetalk_jax.pipeline import Pipeline
 from tests import tiny
 
-DEVICES = 8
 FRAMES = 28  # seven windows of four frames, and the padding
 BYTES = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'pred': 1}
 COLLECTIVE = re.compile(
@@ -28,10 +27,10 @@ def quick_compilation():
     yield
 
 
-def compiled(folder, windows):
+def compiled(folder):
   """The sampler of one clip over eight devices, and the shape of its noise."""
   mesh = parallel.make_mesh(data=-1, fsdp=1)
-  pipe = Pipeline.abstract(folder, windows_per_call=windows)
+  pipe = Pipeline.abstract(folder)
   unet = pipe.networks['unet']
   conditions = pipe.encoder.shapes(1, FRAMES, (16, 20))
   everywhere = NamedSharding(mesh, PartitionSpec())
@@ -62,16 +61,13 @@ def sent(program):
   return calls
 
 
-@pytest.mark.parametrize('windows', [1, None])
-def test_devices_exchange_the_latents_of_the_clip_and_nothing_else(
-  windows, tmp_path_factory
-):
+def test_devices_exchange_the_latents_of_the_clip_and_nothing_else(tmp_path_factory):
   """Each call of the network is followed by one sum of the clip's latents and counts.
 
   Weights, tables of keys and values, and activations stay where they are.
   """
   folder = tiny.shared_model(tmp_path_factory)
-  program, noise = compiled(folder, windows)
+  program, noise = compiled(folder)
   calls = sent(program)
   frames = noise.shape[1]
   latents = 4 * math.prod(noise.shape)
