@@ -6,7 +6,6 @@ compiler, which cannot see into the library calls of a GPU.
 """
 
 from collections.abc import Callable, Iterator
-import inspect
 import math
 from typing import Any
 
@@ -26,8 +25,10 @@ def tflop(function: Callable[..., Any], *args: Any) -> float:
   Raises:
     ValueError: there is a product in a loop of unknown length.
   """
-  plain = inspect.unwrap(function)  # jitted functions with options cannot be traced
-  return _count(jax.make_jaxpr(plain)(*args).jaxpr) / 1e12
+  if isinstance(function, jax.stages.Wrapped):
+    # One with options for the compiler cannot be traced inside another function.
+    return _count(function.trace(*args).jaxpr.jaxpr) / 1e12
+  return _count(jax.make_jaxpr(function)(*args).jaxpr) / 1e12
 
 
 def _count(program: Any) -> int:

@@ -180,8 +180,10 @@ class Blend(nnx.Module):
   def __call__(
     self, spatial: Float[Array, '*shape'], temporal: Float[Array, '*shape']
   ) -> Float[Array, '*shape']:
-    weight = self.temporal_weight().astype(spatial.dtype)
-    return (1 - weight) * spatial + weight * temporal
+    # In float32: the gradient of the weight is a sum over all features.
+    weight = self.temporal_weight()
+    blended = (1 - weight) * spatial + weight * temporal
+    return blended.astype(spatial.dtype)
 
   def temporal_weight(self) -> Float[Array, ' 1']:
     """The weight of the temporal path."""

@@ -46,14 +46,15 @@ class GEGLU(nnx.Module):
 
   def __call__(self, x: Float[Array, '*rows cin']) -> Float[Array, '*rows cout']:
     linear = self.proj
+    dtype = linear.dtype or x.dtype
+    if not fused_geglu.fits(dtype, x.shape, linear.out_features // 2):
+      a, g = jnp.split(linear(x), 2, axis=-1)
+      return a * gelu(g)
     assert linear.bias is not None
     x, kernel, bias = linear.promote_dtype(
-      (x, linear.kernel[...], linear.bias[...]), dtype=linear.dtype
+      (x, linear.kernel[...], linear.bias[...]), dtype=dtype
     )
-    if fused_geglu.fits(x.dtype, x.shape, kernel.shape[1] // 2):
-      return fused_geglu.geglu(x, kernel, bias)
-    a, g = jnp.split(linear(x), 2, axis=-1)
-    return a * gelu(g)
+    return fused_geglu.geglu(x, kernel, bias)
 
 
 class FeedForward(nnx.Module):

@@ -27,7 +27,8 @@ def gpu():
     ('in_place', 'layout', 4 * 4 + 4 + 4 * 4, 0),
     ('means', 'reduction', 2 * 8 * 4 + 4 * 8, 0),
     ('conv', 'convolution', 2 * (216 + 135 + 360), 2 * 360 * 27),
-    ('attention', 'attention', 2 * (640 + 2 * 384 + 640), 2 * 2 * 640 * 6),
+    # Keys and values are the same array here.
+    ('attention', 'attention', 2 * (640 + 384 + 640), 2 * 2 * 640 * 6),
     ('cublas-lt-matmul.1', 'product', 2 * (32 + 64 + 128), 2 * 128 * 4),
     ('gemm_fusion_dot', 'product', 2 * (32 + 64 + 128), 2 * 128 * 4),
     ('all-reduce.1', 'collective', 2 * 4 * 8, 0),
