@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 from benchmarks.compiled import devices
+from dicetalk_jax import cli
 
 PARTS = ('denoise', 'sample', 'decode', 'encode', 'train')
 
@@ -82,4 +83,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  main(sys.argv[1:])
+  with cli.console():
+    main(sys.argv[1:])

@@ -16,7 +16,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.abstract_programs import Program, Shape
-from dicetalk_jax.models import target
+from dicetalk_jax.models import target, vae
+from dicetalk_jax.models.layers import GroupNorm
 from dicetalk_jax.models.resnet import Downsample, SpatioTemporalResBlock, Upsample
 from dicetalk_jax.models.transformer import SpatioTemporalTransformer
 
@@ -26,8 +27,9 @@ BLOCKS = (
   SpatioTemporalResBlock,
   Downsample,
   Upsample,
+  vae.Attention,
   nnx.Conv,
-  nnx.GroupNorm,
+  GroupNorm,
 )
 
 

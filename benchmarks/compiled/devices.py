@@ -9,8 +9,9 @@ import importlib.util
 import json
 import os
 import pathlib
-import sys
 from typing import Any
+
+from dicetalk_jax.errors import ConfigError
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'targets'
 
@@ -56,7 +57,7 @@ def configure(device: Device) -> None:
   """Sets the environment of this process for the compiler of a device.
 
   Raises:
-    SystemExit: the compiler is not installed.
+    ConfigError: the compiler is not installed.
   """
   os.environ['JAX_PLATFORMS'] = 'cpu'
   if device.platform == 'tpu':
@@ -81,8 +82,8 @@ def _require(module: str, device: Device) -> None:
     found = None
   if found is None:
     kind = {'cuda': 'gpu', 'tpu': 'tpu'}[device.platform]
-    sys.exit(
-      f'error: this environment has no compiler for {device.name}; run '
+    raise ConfigError(
+      f'this environment has no compiler for {device.name}; run '
       f'`make compiler-{kind}`, then use .compiler-{kind}/bin/python'
     )
 
@@ -91,7 +92,7 @@ def topology(device: Device, count: int) -> list[Any]:
   """Devices to compile for, `count` of them.
 
   Raises:
-    SystemExit: the compiler does not know so many.
+    ConfigError: the compiler does not know so many.
   """
   from jax.experimental import topologies
 
@@ -106,7 +107,7 @@ def topology(device: Device, count: int) -> list[Any]:
       ).devices
     )
   if str(count) not in device.grids:
-    sys.exit(f'error: --devices={count}: choose one of {", ".join(device.grids)}')
+    raise ConfigError(f'--devices={count}: choose one of {", ".join(device.grids)}')
   name = f'{device.topology}:{device.grids[str(count)]}'
   found = topologies.get_topology_desc(platform='tpu', topology_name=name).devices
   return list(found)[:count]

@@ -127,7 +127,7 @@ def test_a_missing_compiler_is_named():
     capture_output=True,
     text=True,
   )
-  assert run.returncode == 1
+  assert run.returncode == 2
   assert run.stderr.count('\n') == 1 and 'make compiler-gpu' in run.stderr
 
 
